@@ -1,0 +1,37 @@
+"""One root error; every message says what was wrong, with which value, and what to do."""
+
+
+class UPViTError(Exception):
+    """Root of every error that this project raises on purpose; `str(error)` is one clear sentence."""
+
+
+class CheckpointError(UPViTError):
+    """A checkpoint could not be read, or does not describe a model that is understood."""
+
+
+class UnsupportedModelError(UPViTError):
+    """A model's architecture has a part that no adapter understands; the part is named."""
+
+
+class DataError(UPViTError):
+    """An image set is missing, empty, unreadable, or does not fit the model."""
+
+
+class ScoresError(UPViTError):
+    """A scores record is malformed or belongs to another model."""
+
+
+class PlanError(UPViTError):
+    """A pruning plan is illegal for the model, or cannot be read."""
+
+
+class RunError(UPViTError):
+    """A run cannot be started, found, resumed, or cancelled."""
+
+
+class ExportError(UPViTError):
+    """A model could not be exported, or the export does not reproduce the model."""
+
+
+class Cancelled(UPViTError):
+    """The caller's progress callback asked to stop; work done so far is kept where a file was given."""
