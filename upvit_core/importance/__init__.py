@@ -1,0 +1,1 @@
+"""Scores: one criterion per file, all called the same way."""

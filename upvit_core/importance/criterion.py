@@ -1,0 +1,131 @@
+"""What every criterion has in common: how it is called, how it reports, how sums over images become a record."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.adapter import Adapter
+
+
+class Proxy(Protocol):
+    """The images on which channels are scored."""
+
+    name: str
+    digest: str
+    seed: int
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        """Normalised images (B, C, H, W) and labels (B,), always in the same order."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a long computation is: `done` of `total` in `unit`, and the seconds left (None before any is known)."""
+
+    done: float
+    total: float
+    unit: str
+    what: str
+    seconds_left: float | None = None
+
+    @property
+    def share(self) -> float:
+        return self.done / self.total if self.total else 1.0
+
+
+Report = Callable[[Progress], None]
+"""A callback that receives progress; it may raise `Cancelled` to stop the computation."""
+
+
+def silent(_: Progress) -> None:
+    """The default report."""
+
+
+class Clock:
+    """Turns work done into progress with time left; work resumed from disk does not count towards the speed."""
+
+    def __init__(self, total: float, unit: str, report: Report, already_done: float = 0.0):
+        self.total, self.unit, self.report, self.done = total, unit, report, already_done
+        self._first, self._start = already_done, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+    def advance(self, work: float, what: str) -> None:
+        self.done += work
+        fresh = self.done - self._first
+        left = self.seconds / fresh * (self.total - self.done) if fresh > 0 else None
+        self.report(Progress(self.done, self.total, self.unit, what, left))
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode without parameter gradients inside; both are restored on the way out, also after an error."""
+    was_training = model.training
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+        model.train(was_training)
+
+
+class ImageSums:
+    """Sum and standard error, over images, of a score that each image contributes to; kept in float64."""
+
+    def __init__(self) -> None:
+        self.total: dict[str, np.ndarray] = {}
+        self.squares: dict[str, np.ndarray] = {}
+        self.images = 0
+
+    def add(self, key: str, per_image: Tensor) -> None:
+        """per_image: (B, channels)."""
+        per_image = per_image.double()
+        self.add_sums(key, per_image.sum(0).cpu().numpy(), per_image.square().sum(0).cpu().numpy())
+
+    def add_sums(self, key: str, total: np.ndarray, squares: np.ndarray) -> None:
+        self.total[key] = self.total.get(key, 0.0) + total
+        self.squares[key] = self.squares.get(key, 0.0) + squares
+
+    def standard_errors(self, images: int) -> dict[str, np.ndarray]:
+        """Standard error of each sum over `images` independent images."""
+        if images < 2:
+            return {}
+        return {
+            key: np.sqrt(np.maximum(self.squares[key] - self.total[key] ** 2 / images, 0) * images / (images - 1))
+            for key in self.total
+        }
+
+
+class Criterion(Protocol):
+    """A way to score channels; every one is called the same way."""
+
+    name: str
+
+    def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores: ...
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities in float64 (float32 on devices without it), whatever the dtype of the forward pass."""
+    return logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).log_softmax(-1)
+
+
+def kl_divergence(log_q: Tensor, logits: Tensor) -> Tensor:
+    """KL(q || p) per row in nats; log_q: (B, classes) log-probabilities, logits of p: (..., B, classes)."""
+    return (log_q.exp() * (log_q - log_softmax(logits))).sum(-1)

@@ -1,0 +1,149 @@
+"""`fisher`: Eq. 1 to second order, for every channel of every component from one forward pass.
+
+Give image i a mask m (all ones) on every channel. To second order in the mask, KL(full || without c) is
+½ Σ_r (∂ (√λ_r u_r · z_i) / ∂ m_ic)², with z_i the logits and F_i = diag(q_i) - q_i q_iᵀ = Σ_r λ_r u_r u_rᵀ the Fisher
+information of the model's own output. One backward pass per eigenvector; the S leading ones carry nearly all of it.
+
+Gradients by masks need no masks in the graph: for a channel that multiplies an activation a it is Σ_tokens a ∂/∂a.
+For `residual`, removal is not a small change, so instead of the derivative of the weighted LayerNorm this takes its
+exact change when the channel leaves (`residual="removal"`), and only what follows to first order; `"derivative"`
+gives the plain Fisher information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, frozen, silent
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.adapter import Adapter
+
+Directions = Literal["eigenvectors", "all", "labels"]
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Settings of the estimate.
+
+    num_directions: backward passes per image (S); with directions="all" every class gives one.
+    num_classes: the likeliest classes to which the output Fisher is restricted before its eigenvectors are taken.
+    """
+
+    num_directions: int = 2
+    directions: Directions = "eigenvectors"
+    num_classes: int = 64
+    residual: Literal["removal", "derivative"] = "removal"
+    batch_size: int = 32
+    seed: int = 0
+    name: str = "fisher"
+
+    def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
+        """Scores of all channels; nats summed over the proxy images, standard error over images beside them."""
+        sums, kept, clock = ImageSums(), 0.0, Clock(len(proxy), "images", report)
+        generator = torch.Generator().manual_seed(self.seed)
+        device = next(adapter.model.parameters()).device
+        with frozen(adapter.model), torch.enable_grad():
+            for images, _ in proxy.batches(self.batch_size, device):
+                kept += self._add(adapter, images, sums, generator)
+                clock.advance(len(images), "all components")
+        share = kept / len(proxy)
+        return ImportanceScores(
+            values=sums.total,
+            stderr=sums.standard_errors(len(proxy)),
+            criterion=self.name,
+            unit="nats, summed over images",
+            shape=adapter.shape,
+            data=proxy.name,
+            data_digest=proxy.digest,
+            images=len(proxy),
+            seed=proxy.seed,
+            seconds=clock.seconds,
+            notes={
+                "directions": self.directions, "num_directions": self.num_directions, "trace_share": share,
+                "residual": self.residual,
+            },
+        )  # fmt: skip
+
+    def _add(self, adapter: Adapter, images: Tensor, sums: ImageSums, generator: torch.Generator) -> float:
+        state = adapter.sensitivities(images)
+        wanted = [out for _, out, *_ in state.norm_sites]
+        wanted += [a for group in state.activations.values() for a in group]
+        outputs, share = self._output_directions(state.logits.detach(), generator)  # (S, B, classes)
+        scores: dict[str, Tensor] = {}
+        with torch.no_grad():
+            sites = [_SiteRemoval(*site, exact=self.residual == "removal") for site in state.norm_sites]
+        for s, direction in enumerate(outputs):
+            gradients = torch.autograd.grad(state.logits, wanted, direction, retain_graph=s + 1 < len(outputs))
+            with torch.no_grad():
+                change = sum(site.change(g) for site, g in zip(sites, gradients, strict=False))
+                _accumulate(scores, "residual", change)
+                rest = iter(gradients[len(sites) :])
+                for key, group in state.activations.items():
+                    _accumulate(scores, key, sum((a * next(rest)).sum(1) for a in group))
+        for key, value in scores.items():
+            sums.add(key, value)
+        return share
+
+    def _output_directions(self, logits: Tensor, generator: torch.Generator) -> tuple[Sequence[Tensor], float]:
+        """Vectors w_r (B, classes) with Σ_r w_r w_rᵀ ≈ diag(q) - q qᵀ, and the trace share kept, summed over images."""
+        q = logits.double().softmax(-1)
+        B, classes = q.shape
+        if self.directions == "labels":
+            drawn = torch.multinomial(q.cpu(), self.num_directions, replacement=True, generator=generator).to(q.device)
+            onehot = torch.nn.functional.one_hot(drawn, classes).double() - q.unsqueeze(1)  # (B, S, classes)
+            return (onehot / self.num_directions**0.5).transpose(0, 1).to(logits.dtype), float(B)
+        width = classes if self.directions == "all" else min(self.num_classes, classes)
+        top, index = q.topk(width, dim=-1)
+        fisher = torch.diag_embed(top) - top.unsqueeze(-1) * top.unsqueeze(-2)  # (B, width, width)
+        values, vectors = torch.linalg.eigh(fisher)
+        count = width if self.directions == "all" else min(self.num_directions, width)
+        values, vectors = values[:, -count:].clamp_min(0), vectors[..., -count:]
+        small = vectors * values.sqrt().unsqueeze(1)  # (B, width, count)
+        full = q.new_zeros(B, classes, count).scatter(1, index.unsqueeze(-1).expand_as(small), small)
+        trace = (1 - q.square().sum(-1)).clamp_min(1e-300)
+        return full.permute(2, 0, 1).flip(0).to(logits.dtype), float((values.sum(-1) / trace).clamp_max(1).sum())
+
+
+def _accumulate(scores: dict[str, Tensor], key: str, change: Tensor) -> None:
+    half_square = change.double().square() / 2
+    scores[key] = scores[key] + half_square if key in scores else half_square
+
+
+class _SiteRemoval:
+    """Change of a LayerNorm's output when channel c leaves, contracted with a gradient of that output.
+
+    With x̂ = (x - μ)/σ and D channels, removal gives μ' = μ - (x_c - μ)/(D-1) and
+    σ'² = (D/(D-1)) (v - (x_c - μ)²/(D-1)) + ε, where σ² = v + ε; the output of c itself becomes 0.
+    """
+
+    def __init__(self, x: Tensor, out: Tensor, weight: Tensor, bias: Tensor, eps: float, *, exact: bool):
+        D = x.shape[-1]
+        mean = x.mean(-1, keepdim=True)
+        centred = x - mean
+        variance = centred.square().mean(-1, keepdim=True)
+        sigma = (variance + eps).sqrt()
+        self.normed = centred / sigma  # (B, T, D)
+        self.weight, self.out = weight, out.detach()
+        if exact:
+            left = (D / (D - 1)) * (variance - centred.square() / (D - 1)).clamp_min(0)
+            ratio = sigma * torch.rsqrt(left + eps)  # σ/σ'
+            self.gain = ratio - 1
+            self.shift = self.normed * ratio / (D - 1)
+            # Output that c would have had after the removal, which is subtracted since c is gone.
+            self.own = self.normed * ratio * (D / (D - 1)) * weight + bias
+        else:
+            self.gain = (self.normed.square() - variance / sigma.square()) / (2 * D)
+            self.shift = self.normed / D
+            self.own = self.out
+
+    def change(self, gradient: Tensor) -> Tensor:
+        """gradient by the output (B, T, D); result (B, D), summed over tokens."""
+        weighted = gradient * self.weight
+        total = weighted.sum(-1, keepdim=True)
+        aligned = (weighted * self.normed).sum(-1, keepdim=True)
+        return (aligned * self.gain + total * self.shift - gradient * self.own).sum(1)

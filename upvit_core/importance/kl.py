@@ -1,0 +1,248 @@
+"""`kl`: Eq. 1 exactly. s_c = Σ_i KL(q_i || p_i), p_i the output of the model without channel c.
+
+Nothing is computed twice: teacher logits once, the input of every block once; a channel of block b re-runs only what
+follows it; removing an FFN channel subtracts one outer product; removing an attention channel recomputes one head;
+in the last block only the tokens that the classifier reads are run. Channels are batched together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upvit_core.errors import ScoresError
+from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, frozen, kl_divergence, log_softmax, silent
+from upvit_core.importance.scores import ImportanceScores, expected_widths
+from upvit_core.models.adapter import Adapter, BlockTrace
+from upvit_core.models.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class KL:
+    """Settings of the exact score.
+
+    image_batch: images whose block inputs are held at once. memory_mb: bound on the working set of one batch of
+    (channel, image) pairs; a batch that still does not fit is halved and retried. journal: file to which every finished
+    piece is appended, so that a killed run goes on where it stopped.
+    """
+
+    image_batch: int = 128
+    memory_mb: int = 256
+    journal: Path | None = None
+    channels: dict[str, tuple[int, ...]] | None = None
+    name: str = "kl"
+
+    def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
+        """Scores of all channels, or of `channels` by key (the others get 0); nats summed over the proxy images."""
+        device = next(adapter.model.parameters()).device
+        pieces = list(self._pieces(adapter.shape, len(proxy)))
+        with _Journal(self.journal, self._fingerprint(adapter, proxy)) as journal:
+            done = sum(piece.cost for piece in pieces if piece.name in journal.found)
+            clock = Clock(sum(piece.cost for piece in pieces), "MACs", report, done)
+            sums = ImageSums()
+            with frozen(adapter.model), torch.inference_mode():
+                for number, (images, _) in enumerate(proxy.batches(self.image_batch, device)):
+                    mine = [piece for piece in pieces if piece.batch == number]
+                    work = _ImageBatch(adapter, images) if any(p.name not in journal.found for p in mine) else None
+                    for piece in mine:
+                        if piece.name in journal.found:
+                            total, squares = journal.found[piece.name]
+                        else:
+                            assert work is not None
+                            kl = self._score(work, piece)  # (C, B)
+                            total, squares = kl.sum(1).cpu().numpy(), kl.square().sum(1).cpu().numpy()
+                            journal.append(piece.name, total, squares)
+                            clock.advance(piece.cost, f"{piece.key} on images {number * self.image_batch}…")
+                        self._add(sums, piece, adapter.shape, total, squares)
+        return ImportanceScores(
+            values=sums.total,
+            stderr=sums.standard_errors(len(proxy)),
+            criterion=self.name,
+            unit="nats, summed over images",
+            shape=adapter.shape,
+            data=proxy.name,
+            data_digest=proxy.digest,
+            images=len(proxy),
+            seed=proxy.seed,
+            seconds=clock.seconds,
+        )
+
+    def _fingerprint(self, adapter: Adapter, proxy: Proxy) -> dict[str, object]:
+        weights = sum(float(p.detach().double().abs().sum()) for p in adapter.model.parameters())
+        return {
+            "weights": weights, "shape": adapter.shape.to_dict(), "data": proxy.digest, "seed": proxy.seed,
+            "images": len(proxy), "image_batch": self.image_batch,
+        }  # fmt: skip
+
+    def _pieces(self, shape: ModelShape, images: int) -> Iterator[_Piece]:
+        """Work in the order in which it is done; each piece takes seconds at most on a CPU at DeiT-B size."""
+        for batch, start in enumerate(range(0, images, self.image_batch)):
+            size = min(self.image_batch, images - start)
+            for key, width in expected_widths(shape).items():
+                chosen = np.arange(width) if self.channels is None else np.asarray(self.channels.get(key, ()), int)
+                cost = _suffix_macs(shape, key) * size
+                step = max(1, int(2e12 // max(cost, 1)))
+                for first in range(0, len(chosen), step):
+                    part = chosen[first : first + step]
+                    yield _Piece(batch, key, tuple(int(c) for c in part), cost * len(part))
+
+    def _score(self, work: _ImageBatch, piece: _Piece) -> Tensor:
+        """KL of each channel of the piece on each image, (C, B), float64 nats."""
+        shape, B = work.adapter.shape, len(work.inputs[0])
+        row_bytes = 4 * shape.num_tokens * (6 * shape.embed_dim + max(b.ffn + 4 * b.attention for b in shape.blocks))
+        row_bytes += 8 * shape.num_tokens**2 * max(b.num_heads for b in shape.blocks)
+        group = max(1, self.memory_mb * 2**20 // (row_bytes * B))
+        channels = torch.tensor(piece.channels, device=work.inputs[0].device)
+        return _halving(lambda part: work.removal_kl(piece.key, part), channels, group)
+
+    @staticmethod
+    def _add(sums: ImageSums, piece: _Piece, shape: ModelShape, total: np.ndarray, squares: np.ndarray) -> None:
+        width = expected_widths(shape)[piece.key]
+        placed = np.zeros((2, width))
+        placed[:, list(piece.channels)] = total, squares
+        sums.add_sums(piece.key, placed[0], placed[1])
+
+
+@dataclass(frozen=True)
+class _Piece:
+    batch: int
+    key: str
+    channels: tuple[int, ...]
+    cost: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.batch}/{self.key}/{self.channels[0]}-{self.channels[-1]}/{len(self.channels)}"
+
+
+def _suffix_macs(shape: ModelShape, key: str) -> float:
+    """MACs of re-running what follows the removal of one channel of `key`, per image."""
+    N = shape.num_tokens
+    blocks = [
+        N * (4 * shape.embed_dim * b.attention + 2 * shape.embed_dim * b.ffn) + 2 * N * N * b.attention
+        for b in shape.blocks
+    ]
+    if shape.head_tokens:
+        last = shape.blocks[-1]
+        blocks[-1] = 2 * N * shape.embed_dim * last.attention
+    if key == "residual":
+        return float(sum(blocks))
+    component, block = key.split(".")
+    own = shape.blocks[int(block)]
+    rows = shape.head_tokens or N if int(block) == shape.depth - 1 else N
+    cost = float(sum(blocks[int(block) + 1 :])) + rows * shape.embed_dim
+    if component == "attention":
+        cost += rows * (2 * shape.embed_dim * own.ffn + 3 * N * own.head_dim)
+    return cost
+
+
+class _ImageBatch:
+    """One batch of images: teacher log-probabilities and block inputs, computed once."""
+
+    def __init__(self, adapter: Adapter, images: Tensor):
+        self.adapter = adapter
+        x = adapter.embed(images)
+        self.inputs = [x]
+        for b in range(adapter.shape.depth - 1):
+            x = adapter.trace(b, x).output
+            self.inputs.append(x)
+        self.log_q = log_softmax(adapter.run_from(adapter.shape.depth - 1, x))
+        self._traced: tuple[int, BlockTrace] | None = None
+
+    def _trace(self, block: int) -> BlockTrace:
+        if self._traced is None or self._traced[0] != block:
+            self._traced = (block, self.adapter.trace(block, self.inputs[block]))
+        return self._traced[1]
+
+    def removal_kl(self, key: str, channels: Tensor) -> Tensor:
+        """(C, B) nats for C channels of one component."""
+        C, adapter = len(channels), self.adapter
+        if key == "residual":
+            weight = torch.ones(C, adapter.shape.embed_dim, dtype=self.inputs[0].dtype, device=channels.device)
+            weight[torch.arange(C, device=channels.device), channels] = 0
+            x = self.inputs[0]
+            stream = x.unsqueeze(0).expand(C, *x.shape).flatten(0, 1)
+            logits = adapter.run_from(0, stream, weight.repeat_interleave(len(x), 0))
+        else:
+            component, block = key.split(".")
+            b = int(block)
+            if component == "attention":
+                stream = adapter.without_attention(b, self.inputs[b], self._trace(b), channels)
+            else:
+                stream = adapter.without_ffn(b, self._trace(b), channels)
+            logits = adapter.run_from(b + 1, stream.flatten(0, 1))
+        return kl_divergence(self.log_q, logits.unflatten(0, (C, -1)))
+
+
+def _halving(compute: Callable[[Tensor], Tensor], channels: Tensor, group: int) -> Tensor:
+    """Compute in groups of channels; a group that does not fit into memory is halved and tried again."""
+    results, first = [], 0
+    while first < len(channels):
+        try:
+            results.append(compute(channels[first : first + group]))
+            first += group
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if group == 1:
+                raise ScoresError(
+                    "One channel on one batch of images does not fit into memory; lower image_batch."
+                ) from error
+            group = max(1, group // 2)
+    return torch.cat(results)
+
+
+class _Journal:
+    """Finished pieces, one JSON line each, appended and flushed; a torn last line is ignored."""
+
+    def __init__(self, path: Path | None, fingerprint: dict[str, object]):
+        self.path, self.fingerprint = path, json.loads(json.dumps(fingerprint))
+        self.found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> _Journal:
+        if self.path is None:
+            return self
+        whole = 0
+        if self.path.exists():
+            for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True)):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                if number == 0:
+                    if row != self.fingerprint:
+                        raise ScoresError(
+                            f"{self.path} holds scores of another model, image set or setting; "
+                            "delete it or choose another output file."
+                        )
+                    continue
+                self.found[row["piece"]] = (np.asarray(row["sum"]), np.asarray(row["squares"]))
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("ab")
+        self._file.truncate(whole)
+        if whole == 0:
+            self._write(self.fingerprint)
+        return self
+
+    def append(self, piece: str, total: np.ndarray, squares: np.ndarray) -> None:
+        if self._file is not None:
+            self._write({"piece": piece, "sum": total.tolist(), "squares": squares.tolist()})
+
+    def _write(self, row: dict[str, object]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(row).encode() + b"\n")
+        self._file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()

@@ -1,0 +1,168 @@
+"""timm's VisionTransformer and VisionTransformerDistilled, run part by part.
+
+The forward pass is written out as functions of the stream, so that a criterion can start in the middle, weigh the
+channels of every LayerNorm, or skip tokens that the classifier never reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upvit_core.models.adapter import BlockTrace, Sensitivities
+from upvit_core.models.shape import ModelShape
+
+
+def weighted_layer_norm(x: Tensor, norm: nn.LayerNorm, channel_weight: Tensor | None) -> Tensor:
+    """LayerNorm whose mean and variance weigh the channels; for weights in {0, 1} the same as removing channels.
+
+    x: (B, N, D); channel_weight: (B, D) or None for the stock LayerNorm. The output is multiplied by the weight.
+    """
+    if channel_weight is None:
+        return norm(x)
+    w = channel_weight.unsqueeze(1)  # (B, 1, D)
+    total = w.sum(-1, keepdim=True)
+    mean = (w * x).sum(-1, keepdim=True) / total
+    centred = x - mean
+    variance = (w * centred.square()).sum(-1, keepdim=True) / total
+    return (centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias) * w
+
+
+def _scaled(x: Tensor, layer_scale: nn.Module) -> Tensor:
+    return x if isinstance(layer_scale, nn.Identity) else x * layer_scale.gamma
+
+
+class ViTAdapter:
+    """Adapter of a timm ViT or DeiT; the model is neither changed nor copied."""
+
+    def __init__(self, model: nn.Module, shape: ModelShape):
+        self.model = model
+        self.shape = shape
+        self.head_tokens = shape.head_tokens or None  # None: the head averages over all patches
+
+    def embed(self, images: Tensor) -> Tensor:
+        m = self.model
+        return m.norm_pre(m._pos_embed(m.patch_embed(images)))  # (B, N, D)
+
+    def logits(self, images: Tensor) -> Tensor:
+        return self.model(images)
+
+    def _split_heads(self, block: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attn = self.model.blocks[block].attn
+        B, N, _ = normed.shape
+        qkv = attn.qkv(normed).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
+        return qkv[0], qkv[1], qkv[2]  # (B, h, N, d) each
+
+    def _is_cut_short(self, block: int) -> bool:
+        """In the last block only the tokens that the head reads matter."""
+        return block == self.shape.depth - 1 and self.head_tokens is not None
+
+    def _attend(self, block: int, x: Tensor, residual_weight: Tensor | None) -> Tensor:
+        """The stream after attention, (B, T, D)."""
+        blk = self.model.blocks[block]
+        q, k, v = self._split_heads(block, weighted_layer_norm(x, blk.norm1, residual_weight))
+        if self._is_cut_short(block):
+            q, x = q[:, :, : self.head_tokens], x[:, : self.head_tokens]
+        out = F.scaled_dot_product_attention(q, k, v, scale=blk.attn.scale)
+        out = out.transpose(1, 2).flatten(2)  # (B, T, A)
+        return x + _scaled(blk.attn.proj(out), blk.ls1)
+
+    def _feed_forward(self, block: int, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
+        blk = self.model.blocks[block]
+        hidden = blk.mlp.act(blk.mlp.fc1(weighted_layer_norm(x, blk.norm2, residual_weight)))
+        return x + _scaled(blk.mlp.fc2(hidden), blk.ls2)
+
+    def run_block(self, block: int, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
+        """Input to output of one block, (B, N, D) to (B, T, D)."""
+        return self._feed_forward(block, self._attend(block, x, residual_weight), residual_weight)
+
+    def head(self, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
+        """Stream after the last block to logits (B, classes)."""
+        m = self.model
+        if self.head_tokens is None:
+            x = x[:, m.num_prefix_tokens :]
+            if isinstance(m.norm, nn.LayerNorm):
+                x = weighted_layer_norm(x, m.norm, residual_weight)
+            x = x.mean(1, keepdim=True)
+            if isinstance(m.fc_norm, nn.LayerNorm):
+                x = weighted_layer_norm(x, m.fc_norm, residual_weight)
+            return m.head(x[:, 0])
+        x = x[:, : self.head_tokens]
+        for norm in (m.norm, m.fc_norm):
+            if isinstance(norm, nn.LayerNorm):
+                x = weighted_layer_norm(x, norm, residual_weight)
+        if self.shape.distilled:
+            return (m.head(x[:, 0]) + m.head_dist(x[:, 1])) / 2
+        return m.head(x[:, 0])
+
+    def run_from(self, block: int, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
+        for b in range(block, self.shape.depth):
+            x = self.run_block(b, x, residual_weight)
+        return self.head(x, residual_weight)
+
+    def trace(self, block: int, x: Tensor) -> BlockTrace:
+        blk = self.model.blocks[block]
+        q, k, v = self._split_heads(block, blk.norm1(x))
+        if self._is_cut_short(block):
+            q, x = q[:, :, : self.head_tokens], x[:, : self.head_tokens]
+        weights = (q @ k.transpose(-2, -1) * blk.attn.scale).softmax(-1)
+        out = (weights @ v).transpose(1, 2).flatten(2)  # (B, T, A)
+        after_attention = x + _scaled(blk.attn.proj(out), blk.ls1)
+        hidden = blk.mlp.act(blk.mlp.fc1(blk.norm2(after_attention)))
+        output = after_attention + _scaled(blk.mlp.fc2(hidden), blk.ls2)
+        return BlockTrace(q, k, v, weights, after_attention, hidden, output)
+
+    def without_attention(self, block: int, x: Tensor, trace: BlockTrace, channels: Tensor) -> Tensor:
+        blk = self.model.blocks[block]
+        d = blk.attn.head_dim
+        heads, inside = channels // d, channels % d
+        q, k, v = (t[:, heads].transpose(0, 1) for t in (trace.q, trace.k, trace.v))  # (C, B, T or N, d)
+        each = torch.arange(len(channels), device=channels.device)
+        scores = q @ k.transpose(-2, -1)  # (C, B, T, N)
+        scores = scores - q[each, :, :, inside].unsqueeze(-1) * k[each, :, :, inside].unsqueeze(-2)
+        before = trace.weights[:, heads].transpose(0, 1) @ v  # (C, B, T, d)
+        after = (scores * blk.attn.scale).softmax(-1) @ v
+        after[each, :, :, inside] = 0
+        projection = blk.attn.proj.weight.unflatten(1, (-1, d))[:, heads].permute(1, 2, 0)  # (C, d, D)
+        change = torch.einsum("cbtd,cdo->cbto", after - before, projection)
+        stream = trace.after_attention + _scaled(change, blk.ls1)
+        return self._feed_forward(block, stream.flatten(0, 1)).unflatten(0, (len(channels), -1))
+
+    def without_ffn(self, block: int, trace: BlockTrace, channels: Tensor) -> Tensor:
+        blk = self.model.blocks[block]
+        activation = trace.hidden[..., channels].permute(2, 0, 1).unsqueeze(-1)  # (C, B, T, 1)
+        column = _scaled(blk.mlp.fc2.weight[:, channels].T, blk.ls2)[:, None, None, :]  # (C, 1, 1, D)
+        return torch.addcmul(trace.output.unsqueeze(0), activation, column, value=-1)
+
+    def sensitivities(self, images: Tensor) -> Sensitivities:
+        m = self.model
+        sites: list[tuple[Tensor, Tensor, Tensor, Tensor, float]] = []
+        activations: dict[str, tuple[Tensor, ...]] = {}
+
+        def norm(x: Tensor, layer: nn.Module) -> Tensor:
+            if not isinstance(layer, nn.LayerNorm):
+                return x
+            out = layer(x)
+            sites.append((x.detach(), out, layer.weight, layer.bias, layer.eps))
+            return out
+
+        x = self.embed(images).detach().requires_grad_()
+        for b, blk in enumerate(m.blocks):
+            q, k, v = blk.attn.qkv(norm(x, blk.norm1)).chunk(3, dim=-1)  # (B, N, A) each
+            if self._is_cut_short(b):
+                q, x = q[:, : self.head_tokens], x[:, : self.head_tokens]
+            activations[f"attention.{b}"] = (q, v)
+            split = (t.unflatten(-1, (blk.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+            out = F.scaled_dot_product_attention(*split, scale=blk.attn.scale)
+            x = x + _scaled(blk.attn.proj(out.transpose(1, 2).flatten(2)), blk.ls1)
+            hidden = blk.mlp.act(blk.mlp.fc1(norm(x, blk.norm2)))
+            activations[f"ffn.{b}"] = (hidden,)
+            x = x + _scaled(blk.mlp.fc2(hidden), blk.ls2)
+        if self.head_tokens is None:
+            pooled = norm(x[:, m.num_prefix_tokens :], m.norm).mean(1, keepdim=True)
+            logits = m.head(norm(pooled, m.fc_norm)[:, 0])
+        else:
+            x = norm(norm(x[:, : self.head_tokens], m.norm), m.fc_norm)
+            logits = (m.head(x[:, 0]) + m.head_dist(x[:, 1])) / 2 if self.shape.distilled else m.head(x[:, 0])
+        return Sensitivities(logits, sites, activations)

@@ -1,0 +1,170 @@
+"""The pruning plan: which channels of which source block stay. A frozen record, validated whenever it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from upvit_core.errors import PlanError
+from upvit_core.models.shape import BlockShape, ModelShape
+
+Index = Annotated[int, Field(ge=0, strict=True)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _ascending(keep: tuple[int, ...], what: str) -> None:
+    if not keep:
+        raise ValueError(f"{what} keeps no channel; keep at least one")
+    if any(a >= b for a, b in zip(keep, keep[1:], strict=False)):
+        raise ValueError(f"{what} must list its kept channels once each, in ascending order")
+
+
+class Kept(_Record):
+    """Channels that stay, ascending, counted in the source model."""
+
+    keep: tuple[Index, ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Kept:
+        _ascending(self.keep, "a component")
+        return self
+
+
+class KeptAttention(Kept):
+    """Channels of one block's attention that stay, in `heads` heads.
+
+    Source heads are merged with their neighbours first, so the channels that stay must be spread evenly over the
+    merged heads.
+    """
+
+    heads: Annotated[int, Field(ge=1, strict=True)]
+
+
+class BlockPlan(_Record):
+    """One block of the thinner model: attention of block `source`, FFN of `ffn_source` (the same unless hybrid)."""
+
+    source: Index
+    attention: KeptAttention
+    ffn: Kept
+    ffn_source: Index | None = None
+
+    @property
+    def ffn_block(self) -> int:
+        return self.source if self.ffn_source is None else self.ffn_source
+
+
+class PruningPlan(_Record):
+    """What stays of a model, and what it was made from.
+
+    With basis "channels" (the letter's way) indices count channels; with "directions" they count the rotated basis's
+    directions in order, of the residual and inside each head (FFN channels stay channels).
+    """
+
+    version: Literal[1] = 1
+    model: str = ""
+    model_digest: str = ""
+    scores_digest: str = ""
+    criterion: str = ""
+    basis: Literal["channels", "directions"] = "channels"
+    source_shape: dict[str, Any]
+    residual: Kept
+    blocks: tuple[BlockPlan, ...]
+    requested: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> PruningPlan:
+        shape = self.shape_before
+        _inside(self.residual.keep, shape.embed_dim, "residual")
+        if not self.blocks:
+            raise ValueError("the plan keeps no block; keep at least one")
+        for number, block in enumerate(self.blocks):
+            for source in (block.source, block.ffn_block):
+                if source >= shape.depth:
+                    raise ValueError(f"block {number} comes from block {source}, but {shape.name} has {shape.depth}")
+            own = shape.blocks[block.source]
+            _inside(block.attention.keep, own.attention, f"attention of block {number}")
+            _inside(block.ffn.keep, shape.blocks[block.ffn_block].ffn, f"ffn of block {number}")
+            _check_heads(block.attention, own, number)
+        order = [(block.source, block.ffn_block) for block in self.blocks]
+        flat = [2 * a for a, _ in order], [2 * f + 1 for _, f in order]
+        sequence = [unit for pair in zip(*flat, strict=True) for unit in pair]
+        if any(a >= b for a, b in zip(sequence, sequence[1:], strict=False)):
+            raise ValueError("blocks must keep the order of the source model, each half-block used at most once")
+        return self
+
+    @property
+    def shape_before(self) -> ModelShape:
+        return ModelShape.from_dict(self.source_shape)
+
+    @property
+    def shape_after(self) -> ModelShape:
+        """Shape of the thinner model."""
+        before = self.shape_before.to_dict()
+        before["embed_dim"] = len(self.residual.keep)
+        before["blocks"] = [
+            {"num_heads": b.attention.heads, "attention": len(b.attention.keep), "ffn": len(b.ffn.keep)}
+            for b in self.blocks
+        ]
+        return ModelShape.from_dict(before)
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 over what stays."""
+        kept = self.model_dump(include={"basis", "residual", "blocks", "model_digest"})
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=1)
+
+    def save(self, path: str | Path) -> None:
+        """Write `plan.json`, atomically."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(self.to_json())
+        temporary.replace(path)
+
+    @classmethod
+    def from_json(cls, text: str | bytes, name: str = "the plan") -> PruningPlan:
+        """Raises PlanError with the first thing that is wrong."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "content"
+            message = first["msg"].removeprefix("Value error, ")
+            raise PlanError(f"{name} is not a valid plan: {where}: {message}; make it again with `plan`.") from error
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise PlanError(f"{name} has a malformed source_shape ({error}); make it again with `plan`.") from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        try:
+            text = Path(path).read_bytes()
+        except OSError as error:
+            raise PlanError(f"There is no readable plan at {path}; make one with `plan`.") from error
+        return cls.from_json(text, str(path))
+
+
+def _inside(keep: tuple[int, ...], width: int, what: str) -> None:
+    if keep[-1] >= width:
+        raise ValueError(f"{what} keeps channel {keep[-1]}, but the source has only {width}")
+
+
+def _check_heads(attention: KeptAttention, own: BlockShape, number: int) -> None:
+    if own.num_heads % attention.heads:
+        raise ValueError(f"block {number}: {own.num_heads} heads cannot be merged evenly into {attention.heads}")
+    width = own.attention // attention.heads
+    counts = [0] * attention.heads
+    for channel in attention.keep:
+        counts[channel // width] += 1
+    if len(set(counts)) > 1:
+        raise ValueError(f"block {number}: every head must keep the same number of channels, these keep {counts}")

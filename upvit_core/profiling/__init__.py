@@ -1,0 +1,1 @@
+"""What a shape costs: exact counts, measured throughput."""
