@@ -69,7 +69,10 @@ class ModelShape:
         return len(set(self.blocks)) == 1 and self.blocks[0].attention == self.embed_dim
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Lists and plain values only, equal to what JSON gives back."""
+        values = asdict(self)
+        values |= {name: list(values[name]) for name in ("blocks", "img_size", "patch_size")}
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelShape:
