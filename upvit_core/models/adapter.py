@@ -68,5 +68,8 @@ class Adapter(Protocol):
     def without_ffn(self, block: int, trace: BlockTrace, channels: Tensor) -> Tensor:
         """The block's output with each hidden channel removed, one at a time: (C, B, T, D)."""
 
+    def carriers(self, key: str) -> list[Tensor]:
+        """Weights that carry the channels of `key`, each viewed with the channel as its first axis."""
+
     def sensitivities(self, images: Tensor) -> Sensitivities:
         """One differentiable forward pass; no parameter needs a gradient."""

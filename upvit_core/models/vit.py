@@ -135,6 +135,30 @@ class ViTAdapter:
         column = _scaled(blk.mlp.fc2.weight[:, channels].T, blk.ls2)[:, None, None, :]  # (C, 1, 1, D)
         return torch.addcmul(trace.output.unsqueeze(0), activation, column, value=-1)
 
+    def carriers(self, key: str) -> list[Tensor]:
+        m = self.model
+        if key == "residual":
+            tensors = [m.patch_embed.proj.weight, m.patch_embed.proj.bias]
+            tensors += [t.flatten(0, -2).T for t in (m.cls_token, m.reg_token, m.pos_embed) if t is not None]
+            if self.shape.distilled:
+                tensors += [m.dist_token.flatten(0, -2).T, m.head_dist.weight.T]
+            for norm in (m.norm, m.fc_norm):
+                tensors += list(norm.parameters())
+            for blk in m.blocks:
+                tensors += [*blk.norm1.parameters(), *blk.norm2.parameters()]
+                tensors += [blk.attn.qkv.weight.T, blk.attn.proj.weight, blk.attn.proj.bias]
+                tensors += [blk.mlp.fc1.weight.T, blk.mlp.fc2.weight, blk.mlp.fc2.bias]
+            tensors.append(m.head.weight.T)
+        else:
+            component, block = key.split(".")
+            blk = m.blocks[int(block)]
+            if component == "attention":
+                A = self.shape.blocks[int(block)].attention
+                tensors = [part for p in blk.attn.qkv.parameters() for part in p.split(A)] + [blk.attn.proj.weight.T]
+            else:
+                tensors = [blk.mlp.fc1.weight, blk.mlp.fc1.bias, blk.mlp.fc2.weight.T]
+        return [t.unsqueeze(-1) for t in tensors if t is not None]
+
     def sensitivities(self, images: Tensor) -> Sensitivities:
         m = self.model
         sites: list[tuple[Tensor, Tensor, Tensor, Tensor, float]] = []

@@ -1,0 +1,63 @@
+"""`l1`, `l2`: the size of a channel's weights, the criterion of Li et al. (ICLR 2017). Needs no images.
+
+A channel's weights are those of the table of components: its rows of the layer that writes it and its columns of the
+layer that reads it, over all tensors that carry it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from upvit_core.importance.criterion import Proxy, Report, silent
+from upvit_core.importance.scores import ImportanceScores, expected_widths
+from upvit_core.models.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Sum of absolute weights (order 1) or root of the sum of squares (order 2) per channel."""
+
+    order: Literal[1, 2] = 1
+
+    @property
+    def name(self) -> str:
+        return f"l{self.order}"
+
+    def attribute(self, adapter: Adapter, proxy: Proxy | None = None, report: Report = silent) -> ImportanceScores:
+        """Scores of all channels; the unit is that of the weights."""
+        start = time.perf_counter()
+        power: Callable[[Tensor], Tensor] = torch.abs if self.order == 1 else torch.square
+        values = {}
+        with torch.no_grad():
+            for key in expected_widths(adapter.shape):
+                tensors = adapter.carriers(key)
+                total = sum(power(t.detach().double()).flatten(1).sum(1) for t in tensors)
+                assert isinstance(total, Tensor)
+                values[key] = (total if self.order == 1 else total.sqrt()).cpu().numpy()
+        return ImportanceScores(
+            values=values, criterion=self.name, unit="weight magnitude", shape=adapter.shape,
+            seconds=time.perf_counter() - start,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Random:
+    """Uniform random scores: what any criterion has to beat."""
+
+    seed: int = 0
+    name: str = "random"
+
+    def attribute(self, adapter: Adapter, proxy: Proxy | None = None, report: Report = silent) -> ImportanceScores:
+        """Scores in [0, 1), by seed."""
+        generator = torch.Generator().manual_seed(self.seed)
+        values = {
+            key: torch.rand(width, generator=generator, dtype=torch.float64).numpy()
+            for key, width in expected_widths(adapter.shape).items()
+        }
+        return ImportanceScores(values=values, criterion=self.name, unit="none", shape=adapter.shape, seed=self.seed)
