@@ -27,7 +27,7 @@ class ModelShape:
     """Shape of a Vision Transformer as timm builds it.
 
     `num_prefix_tokens` counts class, distillation and register tokens; `head_tokens` is how many of them the
-    classifier reads (0: it reads the average over patches).
+    classifier reads (0: it reads the average over patches). `fc_norm` says that the final norm comes after pooling.
     """
 
     name: str
@@ -44,6 +44,9 @@ class ModelShape:
     layer_scale: bool = False
     no_embed_class: bool = False
     final_norm: bool = True
+    class_token: bool = True
+    fc_norm: bool = False
+    norm_eps: float = 1e-6
 
     @property
     def depth(self) -> int:
@@ -56,6 +59,10 @@ class ModelShape:
     @property
     def num_tokens(self) -> int:
         return self.num_patches + self.num_prefix_tokens
+
+    @property
+    def num_reg_tokens(self) -> int:
+        return self.num_prefix_tokens - self.class_token - self.distilled
 
     @property
     def num_heads(self) -> int | None:

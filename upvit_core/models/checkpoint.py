@@ -1,0 +1,281 @@
+"""Read any accepted checkpoint into a timm Vision Transformer, and write folders that stock timm opens too."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.models.build import build_model, shape_of
+from upvit_core.models.config import (
+    HF_CFG,
+    TIMM_MODULES,
+    ModelConfig,
+    complete_cfg,
+    read_config,
+    read_json,
+    require_vit_name,
+    timm_config,
+)
+from upvit_core.models.files import SUFFIXES, load_state_dict_file
+from upvit_core.models.hub import fetch
+from upvit_core.models.keys import to_timm_names
+from upvit_core.models.shape import ModelShape
+from upvit_core.models.tensors import check_tensors, digest_of, heads_of, shape_of_tensors
+
+__all__ = ["LoadedModel", "build_model", "load_model", "load_state_dict_file", "save_model", "shape_of"]
+
+DEMO_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "demo"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+HeadCountSource = Literal["config", "assumed head width 64", "given"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode, float32, and where it came from.
+
+    `digest` covers the weights and what no tensor tells (head counts, eps); it is empty where weights are random.
+    """
+
+    model: nn.Module
+    shape: ModelShape
+    name: str
+    source: str
+    digest: str
+    has_weights: bool
+    head_count_source: HeadCountSource
+    pretrained_cfg: dict[str, Any]
+    class_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Tensors in timm's names (None: to be drawn by seed), the shape they should have, and what is known beside."""
+
+    tensors: dict[str, Tensor] | None
+    shape: ModelShape
+    head_count_source: HeadCountSource
+    cfg: Mapping[str, Any] | None
+    class_names: tuple[str, ...] | None
+    name: str
+
+
+def load_model(
+    source: str | Path,
+    *,
+    num_heads: int | None = None,
+    pretrained: bool = True,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> LoadedModel:
+    """Open `demo`, a folder, a file, `hf-hub:owner/name`, or a timm model name.
+
+    `num_heads` overrides the head count, which no tensor holds. With `pretrained=False` a timm name gets random weights
+    drawn by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence; no code from a file is run.
+    """
+    text = str(source).strip()
+    opened = _open(text, num_heads, pretrained)
+    shape = replace(opened.shape, name=opened.name)
+    head_count_source = opened.head_count_source
+    if num_heads is not None and head_count_source != "given":
+        blocks = tuple(
+            replace(block, num_heads=heads_of(block.attention, num_heads, f"{text}: block {index}"))
+            for index, block in enumerate(shape.blocks)
+        )
+        shape, head_count_source = replace(shape, blocks=blocks), "given"
+    cfg = complete_cfg(opened.cfg, shape)
+    if opened.tensors is None:
+        model, digest = build_model(shape, seed=seed), ""
+    else:
+        check_tensors(opened.tensors, shape, text)
+        # Copied, because safetensors maps the file itself into memory.
+        state = {key: tensor.to(torch.float32, copy=True) for key, tensor in opened.tensors.items()}
+        model, digest = build_model(shape, device="meta"), digest_of(state, shape)
+        model.load_state_dict(state, assign=True)
+    model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
+    return LoadedModel(
+        model=model.eval().to(device),
+        shape=shape,
+        name=opened.name,
+        source=text,
+        digest=digest,
+        has_weights=opened.tensors is not None,
+        head_count_source=head_count_source,
+        pretrained_cfg=cfg,
+        class_names=opened.class_names if opened.class_names and len(opened.class_names) == shape.num_classes else None,
+    )
+
+
+def _open(text: str, num_heads: int | None, pretrained: bool) -> _Opened:
+    if not text:
+        raise CheckpointError("No model was given; type demo, a timm name, a file, a folder, or hf-hub:owner/name.")
+    if text == "demo":
+        if not (DEMO_FOLDER / "config.json").is_file():
+            raise CheckpointError(
+                f"The demo model is missing ({DEMO_FOLDER} has no config.json); restore the folder from the "
+                "repository, or make it again with `python -m upvit_core demo train`."
+            )
+        return _open_folder(DEMO_FOLDER, num_heads)
+    prefix, _, rest = text.partition(":")
+    if prefix in ("hf-hub", "hf_hub"):
+        opened = _open_folder(fetch(rest), num_heads)
+        return replace(opened, name=_human_name(rest.partition("@")[0], opened.shape))
+    path = Path(rest if prefix == "local-dir" else text).expanduser()
+    if path.is_dir():
+        return _open_folder(path, num_heads)
+    if path.exists():
+        return _open_file(path, num_heads)
+    if prefix == "local-dir" or any(mark in text for mark in "/\\") or path.suffix in SUFFIXES:
+        hint = f", or hf-hub:{text} if it is on the hub" if text.count("/") == 1 and not path.suffix else ""
+        raise CheckpointError(f"{path} does not exist; give a file or folder that does{hint}.")
+    return _open_timm(text, num_heads, pretrained)
+
+
+def _open_folder(folder: Path, num_heads: int | None) -> _Opened:
+    weights = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    weights = weights[:1] or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if len(weights) != 1:
+        raise CheckpointError(
+            f"{folder} has {'no' if not weights else len(weights)} weights files ({' or '.join(WEIGHT_FILES)} "
+            "expected); give a folder with one, or the file itself."
+        )
+    if not (folder / "config.json").is_file():
+        return _open_file(weights[0], num_heads)
+    return _describe(weights[0], read_config(folder), num_heads, folder.name)
+
+
+def _open_file(path: Path, num_heads: int | None) -> _Opened:
+    """A file on its own; a `config.json` beside it counts where it describes these very tensors."""
+    if (path.parent / "config.json").is_file():
+        try:
+            config = read_config(path.parent)
+            opened = _describe(path, config, num_heads, path.stem)
+            if opened.tensors is not None:
+                check_tensors(opened.tensors, opened.shape, str(path))
+            return opened
+        except (CheckpointError, UnsupportedModelError):
+            read_json(path.parent / "config.json")  # malformed: say so; about another model: go on without
+    return _describe(path, ModelConfig(None), num_heads, path.stem)
+
+
+def _describe(path: Path, config: ModelConfig, num_heads: int | None, name: str) -> _Opened:
+    tensors, flavour = to_timm_names(load_state_dict_file(path), str(path))
+    shape = config.shape
+    head_count_source: HeadCountSource = "config"
+    cfg = config.pretrained_cfg
+    if shape is None:
+        if config.heads is None:
+            head_count_source = "assumed head width 64" if num_heads is None else "given"
+        elif num_heads is not None:
+            head_count_source = "given"
+        alone = 1e-6 if flavour == "timm" else 1e-12  # transformers' default
+        shape = shape_of_tensors(
+            tensors,
+            str(path),
+            heads=config.heads if num_heads is None else num_heads,
+            img_size=config.img_size,
+            norm_eps=alone if config.norm_eps is None else config.norm_eps,
+        )
+        cfg = cfg or HF_CFG[flavour]
+    return _Opened(tensors, shape, head_count_source, cfg, config.class_names, config.name or _human_name(name, shape))
+
+
+def _open_timm(name: str, num_heads: int | None, pretrained: bool) -> _Opened:
+    if not timm.is_model(name.split(".")[0]):
+        known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
+        near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+        raise CheckpointError(
+            f"{name!r} is neither a file nor a model that timm knows; "
+            + (f"did you mean {' or '.join(near)}?" if near else "give for example deit_small_patch16_224.")
+        )
+    require_vit_name(name)
+    try:
+        bare: Any = timm.create_model(name, pretrained=False, device="meta")
+    except RuntimeError as error:
+        raise CheckpointError(f"{name!r} cannot be opened by timm ({error}); check the tag after the dot.") from error
+    shape, cfg = shape_of(bare, name), bare.pretrained_cfg
+    tensors = None
+    if pretrained:
+        if not any(cfg.get(key) for key in ("hf_hub_id", "url", "file")):
+            raise CheckpointError(f"timm has no weights for {name!r}; open it without weights, for costs only.")
+        if cfg.get("hf_hub_id") and not cfg.get("hf_hub_filename") and not cfg.get("custom_load"):
+            try:
+                folder = fetch(cfg["hf_hub_id"])
+            except CheckpointError as error:
+                raise CheckpointError(f"{error} Without weights, {name} can still be opened for costs.") from error
+            return replace(_open_folder(folder, num_heads), name=_human_name(name, shape))
+        try:
+            with torch.random.fork_rng(devices=[]):
+                tensors = timm.create_model(name, pretrained=True).state_dict()
+        except Exception as error:  # timm raises whatever its download or its file gave
+            raise CheckpointError(
+                f"The weights of {name!r} cannot be fetched ({type(error).__name__}: {error}); connect, or open it "
+                "without weights, for costs only."
+            ) from error
+    names = cfg.get("label_names")
+    return _Opened(tensors, shape, "config", cfg, tuple(names) if names else None, _human_name(name, shape))
+
+
+def _human_name(name: str, shape: ModelShape) -> str:
+    """`DeiT-B` for a file or model called deit_base… of that width, else the name itself."""
+    last = name.rstrip("/").rsplit("/", 1)[-1]
+    if match := re.match(r"(?:deit|DeiT)[_-](?:distilled[_-])?(tiny|small|base)(?![a-z])", last):
+        letter, width = {"tiny": ("T", 192), "small": ("S", 384), "base": ("B", 768)}[match[1]]
+        if shape.is_uniform and (shape.embed_dim, shape.depth) == (width, 12):
+            pixels = f" {shape.img_size[0]}" if shape.img_size != (224, 224) else ""
+            return f"DeiT-{letter}{' distilled' if shape.distilled else ''}{pixels}"
+    return last
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    shape: ModelShape,
+    pretrained_cfg: Mapping[str, Any],
+    plan_json: str | None = None,
+    name: str,
+    class_names: tuple[str, ...] | None = None,
+) -> None:
+    """Write `config.json`, `model.safetensors` and, where given, `plan.json`; each is replaced whole, config last.
+
+    Stock timm opens the folder as `local-dir:FOLDER` where `shape.is_uniform`. Raises CheckpointError where the model's
+    tensors are not those of `shape`, or are not finite.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in model.state_dict().items()}
+    check_tensors(state, shape, name)
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file(state, temporary, metadata={"format": "pt"})
+    if plan_json is None:
+        (folder / "plan.json").unlink(missing_ok=True)
+    else:
+        with replacing(folder / "plan.json") as temporary:
+            temporary.write_text(plan_json, encoding="utf-8")
+    with replacing(folder / "config.json") as temporary:
+        config = timm_config(shape, pretrained_cfg, name, class_names)
+        temporary.write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place when the block ends well, and goes when it does not."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,236 @@
+"""`config.json` beside the weights: ours, timm's, or Hugging Face's; and the preprocessing that goes with a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+from timm.models import PretrainedCfg
+
+from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.models.build import INIT_VALUES, mlp_ratio, shape_of
+from upvit_core.models.keys import Flavour
+from upvit_core.models.shape import ModelShape, deit_shape
+
+TIMM_MODULES = ("vision_transformer", "deit")
+UNEVEN = "upvit_uneven"
+WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load")
+CFG_FIELDS = {field.name for field in dataclasses.fields(PretrainedCfg)}
+PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+DEIT_CFG: dict[str, Any] = {
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "crop_pct": 0.9,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+}
+HF_CFG: dict[Flavour, dict[str, Any]] = {
+    "timm": DEIT_CFG,
+    "deit": {**DEIT_CFG, "crop_pct": 0.875},
+    "vit": {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What a `config.json` says; `shape` is None where only the tensors tell it (Hugging Face)."""
+
+    shape: ModelShape | None
+    heads: int | None = None
+    img_size: tuple[int, int] | None = None
+    norm_eps: float | None = None
+    pretrained_cfg: Mapping[str, Any] | None = None
+    class_names: tuple[str, ...] | None = None
+    name: str | None = None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error}); restore it or remove it.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds a JSON {type(values).__name__}, expected an object; restore or remove it.")
+    return values
+
+
+def read_config(folder: Path) -> ModelConfig:
+    """Interpret `folder/config.json`.
+
+    Raises CheckpointError where it is malformed, UnsupportedModelError where it names another architecture.
+    """
+    path = folder / "config.json"
+    values = read_json(path)
+    try:
+        if "upvit_shape" in values:
+            return _ours(values)
+        if "architecture" in values:
+            return _timm(values, folder)
+        if "model_type" in values:
+            return _hugging_face(values, folder)
+    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"{path} is malformed ({type(error).__name__}: {error}); restore it, or give the weights file alone."
+        ) from error
+    raise CheckpointError(
+        f"{path} names no architecture (it has {', '.join(list(values)[:4]) or 'no entries'}; expected upvit_shape, "
+        "architecture or model_type); give the weights file alone, or a folder that timm or this project wrote."
+    )
+
+
+def _ours(values: dict[str, Any]) -> ModelConfig:
+    shape = ModelShape.from_dict(values["upvit_shape"])
+    if any(block.num_heads < 1 or block.attention % block.num_heads for block in shape.blocks):
+        raise ValueError("upvit_shape has a block whose heads do not divide its attention channels")
+    return ModelConfig(
+        shape, pretrained_cfg=values.get("pretrained_cfg"), class_names=_labels(values), name=values.get("upvit_name")
+    )
+
+
+def _timm(values: dict[str, Any], folder: Path) -> ModelConfig:
+    require_vit_name(values["architecture"])
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False, device="meta")
+    shape = shape_of(model, values["architecture"])
+    return ModelConfig(shape, pretrained_cfg=model.pretrained_cfg, class_names=_labels(model.pretrained_cfg))
+
+
+def _hugging_face(values: dict[str, Any], folder: Path) -> ModelConfig:
+    if values["model_type"] not in ("vit", "deit"):
+        raise UnsupportedModelError(
+            f"{folder} holds a model of type {values['model_type']!r}, which is no ViT that is understood; give one of "
+            "type 'vit' or 'deit'."
+        )
+    if values.get("hidden_act", "gelu") != "gelu":
+        raise UnsupportedModelError(
+            f"{folder} has the activation {values['hidden_act']!r}, which is not understood; only 'gelu' is."
+        )
+    size = values["image_size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    preprocessing = folder / "preprocessor_config.json"
+    cfg = dict(HF_CFG["deit" if values["model_type"] == "deit" else "vit"])
+    if preprocessing.exists():
+        cfg |= _hugging_face_preprocessing(read_json(preprocessing), size)
+    labels = {int(key): str(name) for key, name in (values.get("id2label") or {}).items()}
+    named = labels and any(name != f"LABEL_{key}" for key, name in labels.items())
+    return ModelConfig(
+        shape=None,
+        heads=int(values["num_attention_heads"]),
+        img_size=size,
+        norm_eps=float(values.get("layer_norm_eps", 1e-12)),
+        pretrained_cfg=cfg,
+        class_names=tuple(labels[key] for key in sorted(labels)) if named else None,
+        name=folder.name,
+    )
+
+
+def _hugging_face_preprocessing(values: dict[str, Any], img_size: tuple[int, int]) -> dict[str, Any]:
+    """timm's words for an image processor: resize to `size` (both sides, or the shortest edge), then crop."""
+    cfg: dict[str, Any] = {}
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        if values.get(theirs):
+            cfg[ours] = tuple(values[theirs])
+    if values.get("resample") in PIL_RESAMPLING:
+        cfg["interpolation"] = PIL_RESAMPLING[values["resample"]]
+    size = values.get("size")
+    if size:
+        edge = size if isinstance(size, int) else size.get("shortest_edge") or size.get("height")
+        cfg["crop_pct"] = img_size[0] / edge if values.get("do_center_crop", False) else 1.0
+        cfg["crop_mode"] = "center" if isinstance(size, dict) and "shortest_edge" in size else "squash"
+    return cfg
+
+
+def _labels(values: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names, words = values.get("label_names"), values.get("label_descriptions") or {}
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=int)]
+    return tuple(str(words.get(name, name)) for name in names) if names else None
+
+
+def require_vit_name(architecture: str) -> None:
+    """Raise unless timm knows `architecture` (a tag is ignored) as a Vision Transformer or DeiT."""
+    bare = str(architecture).split(".")[0]
+    if not timm.is_model(bare):
+        raise CheckpointError(f"timm knows no model {architecture!r}; check the name.")
+    module = timm.model_entrypoint(bare).__module__.rsplit(".", 1)[-1]
+    if module not in TIMM_MODULES:
+        raise UnsupportedModelError(
+            f"{architecture} is not a Vision Transformer that is understood (timm defines it in {module}); give a ViT "
+            "or DeiT, for example deit_small_patch16_224."
+        )
+
+
+def complete_cfg(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[str, Any]:
+    """timm's `pretrained_cfg` for this very shape; what is not said is DeiT's, and no source of weights is kept."""
+    cfg = {
+        **DEIT_CFG,
+        **{key: value for key, value in (values or {}).items() if key in CFG_FIELDS and value is not None},
+    }
+    for key in (*WEIGHT_SOURCES, "architecture", "tag", "test_input_size", "min_input_size", "label_offset"):
+        cfg.pop(key, None)
+    for key in ("mean", "std"):
+        channels = tuple(float(value) for value in cfg[key])
+        fits = len(channels) == shape.in_chans
+        cfg[key] = channels if fits else (sum(channels) / len(channels),) * shape.in_chans
+    return cfg | {
+        "input_size": (shape.in_chans, *shape.img_size),
+        "fixed_input_size": True,
+        "num_classes": shape.num_classes,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": ("head", "head_dist") if shape.distilled else "head",
+    }
+
+
+def timm_config(
+    shape: ModelShape, pretrained_cfg: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None
+) -> dict[str, Any]:
+    """The `config.json` of a folder: timm's own form, with our shape beside it.
+
+    Where no stock timm model has such widths, the architecture is one that timm says it does not know.
+    """
+    bases = [deit_shape(variant, distilled=shape.distilled) for variant in ("tiny", "small", "base")]
+    wanted = _timm_arguments(shape)
+    differences = [
+        {key: value for key, value in wanted.items() if value != _timm_arguments(base)[key]} for base in bases
+    ]
+    model_args, base = min(zip(differences, bases, strict=True), key=lambda pair: len(pair[0]))
+    cfg = complete_cfg(pretrained_cfg, shape)
+    values = {
+        "architecture": base.name if shape.is_uniform else UNEVEN,
+        "num_classes": shape.num_classes,
+        "num_features": shape.embed_dim,
+        "global_pool": wanted["global_pool"],
+        "label_names": list(class_names) if class_names else None,
+        "model_args": model_args if shape.is_uniform else None,
+        "pretrained_cfg": {key: value for key, value in cfg.items() if not key.startswith("label_")},
+        "upvit_name": name,
+        "upvit_shape": replace(shape, name=name).to_dict(),
+    }
+    return {key: value for key, value in values.items() if value not in (None, {})}
+
+
+def _timm_arguments(shape: ModelShape) -> dict[str, Any]:
+    block = shape.blocks[0]
+    average = not shape.head_tokens
+    return {
+        "img_size": list(shape.img_size),
+        "patch_size": shape.patch_size[0] if len(set(shape.patch_size)) == 1 else list(shape.patch_size),
+        "in_chans": shape.in_chans,
+        "embed_dim": shape.embed_dim,
+        "depth": shape.depth,
+        "num_heads": block.num_heads,
+        "mlp_ratio": mlp_ratio(block.ffn, shape.embed_dim),
+        "qkv_bias": shape.qkv_bias,
+        "init_values": INIT_VALUES if shape.layer_scale else None,
+        "global_pool": "avg" if average else "token",
+        "class_token": shape.class_token,
+        "reg_tokens": shape.num_reg_tokens,
+        "no_embed_class": shape.no_embed_class,
+        "final_norm": shape.final_norm,
+        "fc_norm": shape.fc_norm if average or shape.fc_norm else None,
+    }
