@@ -1,0 +1,15 @@
+"""Entry point of the studio: `streamlit run app.py`. Navigation and page settings; every page is a script of its own."""
+
+import streamlit as st
+
+st.set_page_config(page_title="UP-ViT studio", page_icon=":material/content_cut:", layout="wide")
+
+st.navigation(
+    [
+        st.Page("pages/explore/model.py", title="Model", icon=":material/memory:", url_path="model", default=True),
+        st.Page("pages/explore/importance.py", title="Importance", icon=":material/grid_on:", url_path="importance"),
+        st.Page("pages/explore/tradeoff.py", title="Trade-off", icon=":material/tune:", url_path="tradeoff"),
+        st.Page("pages/learn/method.py", title="Method", icon=":material/school:", url_path="method"),
+    ],
+    position="top",
+).run()

@@ -1,0 +1,46 @@
+"""A figure on a page: with its alternative text, without the tool bar, and with its table to download."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import streamlit as st
+
+from upvit_core.figures.theme import DARK, LIGHT, Chart, Theme
+
+CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
+
+
+def theme() -> Theme:
+    """Light or dark, as the browser shows the page."""
+    return DARK if st.context.theme.type == "dark" else LIGHT
+
+
+def show(chart: Chart, key: str, *, download: bool = True, on_select: str = "ignore", tools: bool = False) -> object:
+    """Draw a chart; returns its selection where it is clickable."""
+    config = {**CONFIG, "displayModeBar": tools}
+    result = st.plotly_chart(
+        chart.figure, width="stretch", theme=None, key=key, config=config, alt=chart.alt, on_select=on_select,  # type: ignore[call-overload]
+        selection_mode="points",
+    )  # fmt: skip
+    if download:
+        table_button(chart, key)
+    return result
+
+
+def table_button(chart: Chart, key: str, label: str = "Table (CSV)") -> None:
+    """A button that writes the chart's table when it is pressed, not before."""
+    st.download_button(
+        label, data=lambda: as_csv(chart), file_name=f"{key}.csv", mime="text/csv", key=f"{key}-csv", type="tertiary",
+        icon=":material/download:", on_click="ignore",
+    )  # fmt: skip
+
+
+def as_csv(chart: Chart) -> str:
+    table = chart.table()
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(table)
+    writer.writerows(zip(*(column.tolist() if hasattr(column, "tolist") else column for column in table.values()), strict=True))
+    return text.getvalue()

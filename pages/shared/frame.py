@@ -1,0 +1,63 @@
+"""What every page shares: style, title, the strip that says what is open, and one sentence where something failed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+
+import streamlit as st
+
+from pages.shared import opened, whatif, words
+from upvit_core.errors import UPViTError
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.profiling.macs import count_parameters
+
+STYLE = Path(__file__).with_name("style.css")
+
+
+@contextmanager
+def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
+    """The page's head; whatever fails inside is told in one sentence, never as a traceback."""
+    st.html(STYLE)
+    place = st.container(key="strip")
+    st.title(title, help=help_text or None, anchor=False)
+    st.markdown(f'<p class="lead">{escape(line)}</p>', unsafe_allow_html=True)
+    try:
+        yield
+    except UPViTError as error:
+        st.error(str(error), icon=":material/error:")
+        if st.session_state.get(opened.KEY, "demo") != "demo" or st.query_params.get(opened.KEY):
+            st.button("Open the demo", on_click=_open_demo, icon=":material/home:")
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s failed", title)
+        st.error(
+            f"Something unexpected happened ({type(error).__name__}); reload the page, and if it happens again, the server's "
+            "log has the details.",
+            icon=":material/error:",
+        )
+    with place:
+        _strip()
+
+
+def _open_demo() -> None:
+    st.session_state[opened.KEY] = "demo"
+
+
+def _strip() -> None:
+    now: tuple[opened.Opened, ImportanceScores | None] | None = st.session_state.get("shown")
+    if now is None:
+        st.html('<div class="strip">Nothing is open yet.</div>')
+        return
+    model, scores = now
+    what_if = whatif.current(model.shape)
+    plan = what_if.plan(scores or opened.no_scores(model.shape))
+    parts = [
+        f"<b>{escape(model.name)}</b>",
+        escape(words.scores_words(scores)),
+        f"{escape(what_if.words)} removed",
+        f"<b>{words.short(count_parameters(plan.shape_after))}</b> of {words.short(count_parameters(model.shape))} parameters",
+    ]
+    st.html('<div class="strip" role="status" aria-label="What is open">' + '<span class="dot">·</span>'.join(parts) + "</div>")

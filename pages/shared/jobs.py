@@ -1,0 +1,176 @@
+"""Long work beside the page: it runs in a thread of the server, says how far it is, and can be cancelled.
+
+Pages look a job up by its key; sessions that ask for the same thing share one job.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import streamlit as st
+
+from pages.shared import words
+from upvit_core.errors import Cancelled, UPViTError
+
+MOST_REMEMBERED = 200
+POLL_SECONDS = 0.5
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+class Report:
+    """What a job is given to say how far it is; raises Cancelled once someone has asked to stop.
+
+    Takes the library's own `Progress`, or a share between 0 and 1.
+    """
+
+    def __init__(self, job: Job):
+        self._job = job
+
+    def __call__(self, progress: Any) -> None:
+        if self._job.stop.is_set():
+            raise Cancelled("Cancelled.")
+        if isinstance(progress, (int, float)):
+            self._job.share = float(progress)
+            return
+        self._job.share, self._job.seconds_left = progress.share, progress.seconds_left
+        self._job.detail = f"{progress.done:,.0f} of {progress.total:,.0f} {progress.unit}" if progress.done < 1e6 else ""
+
+    def say(self, detail: str, share: float | None = None) -> None:
+        """Name the step that is being done."""
+        if self._job.stop.is_set():
+            raise Cancelled("Cancelled.")
+        self._job.detail = detail
+        if share is not None:
+            self._job.share = share
+
+
+@dataclass
+class Job:
+    """One piece of work and how far it is."""
+
+    key: str
+    title: str
+    state: State = "waiting"
+    share: float = 0.0
+    seconds_left: float | None = None
+    detail: str = ""
+    result: Any = None
+    error: str = ""
+    started: float = field(default_factory=time.monotonic)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("waiting", "running")
+
+
+class Workers:
+    """Two queues, so that a preview of a second does not wait behind a scoring of minutes."""
+
+    def __init__(self) -> None:
+        self.jobs: OrderedDict[str, Job] = OrderedDict()
+        self.lock = threading.Lock()
+        self.queues = {True: ThreadPoolExecutor(1, "long"), False: ThreadPoolExecutor(1, "short")}
+
+    def start(self, key: str, work: Callable[[Report], Any], title: str, *, long: bool, again: bool) -> Job:
+        with self.lock:
+            found = self.jobs.get(key)
+            if found is not None and (found.active or (found.state == "done" and not again)):
+                self.jobs.move_to_end(key)
+                return found
+            job = self.jobs[key] = Job(key, title)
+            self.jobs.move_to_end(key)
+            while len(self.jobs) > MOST_REMEMBERED:
+                oldest = next((k for k, j in self.jobs.items() if not j.active), None)
+                if oldest is None:
+                    break
+                del self.jobs[oldest]
+        self.queues[long].submit(_run, job, work)
+        return job
+
+
+def _run(job: Job, work: Callable[[Report], Any]) -> None:
+    if job.stop.is_set():
+        job.state = "cancelled"
+        return
+    job.state, job.started = "running", time.monotonic()
+    try:
+        job.result = work(Report(job))
+        job.share, job.state = 1.0, "done"
+    except Cancelled:
+        job.state = "cancelled"
+    except UPViTError as error:
+        job.error, job.state = str(error), "failed"
+    except Exception as error:
+        logging.getLogger(__name__).exception("%s failed", job.title)
+        job.error = f"{job.title} failed ({type(error).__name__}: {error}); the server's log has the details."
+        job.state = "failed"
+
+
+@st.cache_resource(show_spinner=False)
+def workers() -> Workers:
+    return Workers()
+
+
+def start(
+    key: str, work: Callable[[Report], Any], title: str, *, long: bool = False, again: bool = False
+) -> Job:
+    """The job of this key: the one that runs or is done, else a new one. A failed or cancelled one is started again."""
+    return workers().start(key, work, title, long=long, again=again)
+
+
+def find(key: str) -> Job | None:
+    return workers().jobs.get(key)
+
+
+def cancel(key: str) -> None:
+    job = find(key)
+    if job is not None and job.active:
+        job.stop.set()
+
+
+def forget(key: str) -> None:
+    """So that a job that failed or was cancelled is shown no longer."""
+    workers().jobs.pop(key, None)
+
+
+def progress(job: Job, *, cancellable: bool = True) -> None:
+    """Bar, time left and Cancel, brought up to date twice a second; the page is run again once the job has ended."""
+
+    @st.fragment(run_every=POLL_SECONDS)
+    def watch() -> None:
+        if not job.active:
+            st.rerun()
+        left = words.duration(job.seconds_left)
+        parts = [job.title, job.detail, f"{left} left" if left else ""]
+        text = " · ".join(part for part in parts if part)
+        if job.state == "waiting":
+            text = f"{job.title} · waiting for its turn"
+        bar, button = st.columns([5, 1], vertical_alignment="center")
+        bar.progress(min(max(job.share, 0.0), 1.0), text=text)
+        if cancellable and button.button("Cancel", key=f"cancel {job.key}", disabled=job.stop.is_set()):
+            job.stop.set()
+
+    watch()
+
+
+def wait(key: str, work: Callable[[Report], Any], title: str) -> Any:
+    """The result of a job; until it is there, show how far it is and end this script run.
+
+    Raises UPViTError with the job's own sentence where it failed.
+    """
+    job = find(key) or start(key, work, title)
+    if job.active:
+        progress(job)
+        st.stop()
+    if job.state == "done":
+        return job.result
+    forget(key)
+    raise UPViTError(job.error or f"{title} was cancelled; start it again when you need it.")

@@ -1,0 +1,177 @@
+"""The what-if: four numbers that say how much to remove, the same on every page and carried by the link."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import streamlit as st
+
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import ModelShape
+from upvit_core.planning.heads import common_head_counts
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.select import PRESETS, plan_uniform, presets_for
+
+MOST = 95
+KEYS = ("residual", "attention", "heads", "ffn")
+SAVED = "what_if"
+HELP = {
+    "residual": "Share of the model's D channels that every block reads and writes (component 1). Removing one narrows "
+    "everything: the embedding, every norm, every layer.",
+    "attention": "Share of the channels inside each attention head (component 2). Heads are merged first, then the least "
+    "important channels inside each merged head go.",
+    "heads": "Heads after merging: neighbouring heads are joined until this many are left. Nothing is lost by that alone.",
+    "ffn": "Share of the hidden channels of every block's feed-forward network (component 3).",
+}
+
+
+@dataclass(frozen=True)
+class WhatIf:
+    """Percent removed of each component, and the heads that stay (None: as they are, in every block)."""
+
+    residual: int
+    attention: int
+    heads: int | None
+    ffn: int
+
+    @property
+    def words(self) -> str:
+        heads = f", {self.heads} head{'s' if self.heads != 1 else ''}" if self.heads else ""
+        return f"{self.residual}/{self.attention}/{self.ffn} %{heads}"
+
+    @property
+    def query(self) -> dict[str, str]:
+        values = {key: getattr(self, key) for key in KEYS}
+        return {key: str(value) for key, value in values.items() if value is not None}
+
+    def plan(self, scores: ImportanceScores) -> PruningPlan:
+        """Widths are taken to the nearest that the heads divide."""
+        return plan_uniform(
+            scores,
+            residual=self.residual / 100,
+            attention=self.attention / 100,
+            ffn=self.ffn / 100,
+            heads=self.heads,
+            snap=True,
+        )
+
+
+def head_options(shape: ModelShape) -> tuple[int, ...]:
+    """Legal head counts, ascending; empty where the blocks have different numbers of heads."""
+    return tuple(sorted(common_head_counts(shape.blocks))) if shape.num_heads else ()
+
+
+def default(shape: ModelShape) -> WhatIf:
+    """Half of everything, and half of the heads where that divides."""
+    options = head_options(shape)
+    half = (shape.num_heads or 0) // 2
+    heads = half if half in options and shape.num_heads == 2 * half else shape.num_heads
+    return WhatIf(50, 50, heads if options else None, 50)
+
+
+def presets(shape: ModelShape) -> dict[str, WhatIf]:
+    """Named what-ifs that this model allows."""
+    found: dict[str, WhatIf] = {}
+    for name in presets_for(shape):
+        target = PRESETS[name]
+        block, own = target.blocks[0], shape.blocks[0]
+        label = {"deit_small": "DeiT-S", "deit_tiny": "DeiT-T"}.get(name, name)
+        found[label] = WhatIf(
+            round(100 * (1 - target.embed_dim / shape.embed_dim)),
+            round(100 * (1 - block.attention / own.attention)),
+            block.num_heads,
+            round(100 * (1 - block.ffn / own.ffn)),
+        )
+    heads = shape.num_heads
+    start = default(shape)
+    for share in (25, 50, 75):
+        kept = heads if share == 25 else start.heads
+        candidate = WhatIf(share, share, kept, share)
+        if candidate not in found.values():
+            found[f"{share} %"] = candidate
+    return found
+
+
+def current(shape: ModelShape) -> WhatIf:
+    """The what-if as it stands: the sliders', else the one left on another page, else the link's, else the default."""
+    start = default(shape)
+    saved: WhatIf | None = st.session_state.get(SAVED)
+    values = {}
+    for key in KEYS:
+        value = st.session_state.get(key)
+        if value is None and saved is not None:
+            value = getattr(saved, key)
+        if value is None:
+            value = st.query_params.get(key)
+        values[key] = _legal(key, value, shape, getattr(start, key))
+    return WhatIf(**values)
+
+
+def _legal(key: str, value: object, shape: ModelShape, otherwise: int | None) -> int | None:
+    try:
+        number = int(float(str(value)))
+    except ValueError:
+        return otherwise
+    if key == "heads":
+        return number if number in head_options(shape) else otherwise
+    return number if 0 <= number <= MOST else otherwise
+
+
+def set_to(what_if: WhatIf) -> None:
+    """Move the sliders; to be called before they are drawn, or in a callback."""
+    st.session_state[SAVED] = what_if
+    for key in KEYS:
+        value = getattr(what_if, key)
+        if value is not None:
+            st.session_state[key] = value
+
+
+def controls(shape: ModelShape, columns: Callable[[str], object] | None = None) -> WhatIf:
+    """Draw the four sliders, bound to the link; returns where they stand.
+
+    `columns` maps a key to the container its slider goes into (default: one under another).
+    """
+    now = current(shape)
+    start = default(shape)
+    names = {"residual": "Residual removed", "attention": "Attention removed", "heads": "Heads", "ffn": "FFN removed"}
+    for key in KEYS:
+        value = getattr(now, key)
+        if key not in st.session_state and value is not None and value != getattr(start, key):
+            st.session_state[key] = value
+    for key in KEYS:
+        place = columns(key) if columns else st.container(key=f"knob-{key}")
+        with place:  # type: ignore[attr-defined]
+            if key == "heads":
+                options = head_options(shape)
+                if len(options) > 1:
+                    st.select_slider(
+                        names[key], options, value=start.heads, key=key, bind="query-params", help=HELP[key]
+                    )
+                else:
+                    st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
+            else:
+                st.slider(
+                    names[key], 0, MOST, value=getattr(start, key), step=1, format="%d%%", key=key, bind="query-params",
+                    help=HELP[key],
+                )  # fmt: skip
+    result = current(shape)
+    st.session_state[SAVED] = result
+    return result
+
+
+def preset_picker(shape: ModelShape) -> None:
+    """Named settings as one row of buttons; the one that the sliders stand on is marked."""
+    named = presets(shape)
+    now = current(shape)
+    st.session_state["preset"] = next((name for name, value in named.items() if value == now), None)
+
+    def apply() -> None:
+        chosen = st.session_state["preset"]
+        if chosen:
+            set_to(named[chosen])
+
+    st.segmented_control(
+        "Preset", list(named), key="preset", on_change=apply,
+        help="DeiT-S and DeiT-T are the widths of those published models, so stock timm loads the result under their name.",
+    )  # fmt: skip

@@ -1,0 +1,119 @@
+"""Screenshots of every page, light and dark, at 1440 and 1024 pixels, from the real app on a free port.
+
+    python tests/browser/shots.py OUT [--open SOURCE] [--page tradeoff] [--width 1440] [--theme light] [--query "residual=75"]
+
+Writes OUT/<page>-<theme>-<width>.png; whole pages with --full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("model", "importance", "tradeoff", "runs", "method")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def server(environment: dict[str, str] | None = None, log: Path | None = None) -> Iterator[str]:
+    """The real app on a free port of the loopback; yields its address."""
+    port = free_port()
+    with (log or Path(os.devnull)).open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port), "--server.headless", "true"],
+            cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            address = f"http://localhost:{port}"
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
+                    break
+                except OSError:
+                    if process.poll() is not None:
+                        raise RuntimeError(f"the app ended with code {process.returncode}") from None
+                    time.sleep(0.1)
+            yield address
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def settle(page: Page, timeout: float = 60.0) -> None:
+    """Wait until the script has run, every chart is drawn, and nothing has changed for a moment."""
+    page.wait_for_selector('[data-testid="stApp"]', timeout=timeout * 1000)
+    page.wait_for_selector("h1", timeout=timeout * 1000)
+    end, last, since = time.monotonic() + timeout, "", time.monotonic()
+    while time.monotonic() < end:
+        busy = page.locator('[data-testid="stApp"][data-test-script-state="running"]').count()
+        progress = page.locator('[data-testid="stProgress"]').count()
+        now = str(page.evaluate("document.body.innerText.length + ':' + document.querySelectorAll('.main-svg').length"))
+        if busy or progress or now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > 0.8:
+            return
+        page.wait_for_timeout(100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--open", default="")
+    parser.add_argument("--page", action="append")
+    parser.add_argument("--width", action="append", type=int)
+    parser.add_argument("--theme", action="append", choices=["light", "dark"])
+    parser.add_argument("--query", default="")
+    parser.add_argument("--full", action="store_true")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    query = dict(urllib.parse.parse_qsl(arguments.query))
+    if arguments.open:
+        query["open"] = arguments.open
+    with server(log=arguments.out / "server.log") as address, chromium() as browser:
+        for theme in arguments.theme or ["light", "dark"]:
+            for width in arguments.width or [1440, 1024]:
+                context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+                page = context.new_page()
+                for name in arguments.page or PAGES:
+                    page.goto(f"{address}/{name}?{urllib.parse.urlencode(query)}")
+                    settle(page)
+                    if arguments.full:
+                        height = page.evaluate(
+                            "Math.max(...[...document.querySelectorAll('[data-testid=stMain], section')].map(e => e.scrollHeight))"
+                        )
+                        page.set_viewport_size({"width": width, "height": int(height) + 20})
+                        settle(page)
+                    page.screenshot(path=arguments.out / f"{name}-{theme}-{width}.png")
+                    page.set_viewport_size({"width": width, "height": 900})
+                context.close()
+
+
+if __name__ == "__main__":
+    main()

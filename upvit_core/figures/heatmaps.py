@@ -1,0 +1,261 @@
+"""Scores as pictures: a component's channels in columns, blocks in rows, log10 colour, what the plan removes veiled.
+
+`picture` arranges numbers; `heatmap` and `strips` draw them. Rows are sorted by importance (then the cut is a line that
+can be read off) or left in the model's order. More columns than a screen has pixels are averaged in log10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, log_ticks
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import COMPONENTS, Component
+from upvit_core.planning.plan import PruningPlan
+
+Order = Literal["importance", "position"]
+MOST_COLUMNS = 1200
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One component's scores, arranged to be drawn.
+
+    values: log10 of the score, (R, C) float32. removed: share of the cell's channels that the plan removes, (R, C).
+    channel: the cell's (first) channel in the source, (R, C). step: channels per cell. groups: heads that the columns
+    are divided into, each row. cuts: channels kept in each group, (R, groups), or None where they are no prefix.
+    blocks: source block of each row; the residual has one row for all.
+    """
+
+    component: Component
+    order: Order
+    values: np.ndarray
+    removed: np.ndarray
+    channel: np.ndarray
+    step: int
+    groups: int
+    kept: int
+    width: int
+    cuts: np.ndarray | None
+    blocks: tuple[int, ...]
+    heads_before: int
+    floor: float
+
+    @property
+    def uniform_kept(self) -> bool:
+        return self.kept >= 0
+
+
+def component_rows(scores: ImportanceScores, component: Component, blocks: Sequence[int] | None = None) -> np.ndarray:
+    """Scores of a component, (1, D) for the residual, (blocks, channels) for the others.
+
+    Blocks of unequal widths are filled up with NaN.
+    """
+    if component == "residual":
+        return scores.residual[None, :]
+    rows = [scores.values[f"{component}.{b}"] for b in (range(scores.shape.depth) if blocks is None else blocks)]
+    width = max(map(len, rows))
+    return np.stack([np.pad(row.astype(float), (0, width - len(row)), constant_values=np.nan) for row in rows])
+
+
+def kept_mask(plan: PruningPlan | None, scores: ImportanceScores, component: Component, block: int) -> np.ndarray:
+    """Which channels of a source block the plan keeps, (channels,); blocks that the plan drops keep none."""
+    width = len(scores.residual if component == "residual" else scores.values[f"{component}.{block}"])
+    if plan is None:
+        return np.ones(width, bool)
+    mask = np.zeros(width, bool)
+    if component == "residual":
+        mask[list(plan.residual.keep)] = True
+    for own in plan.blocks:
+        if component == "attention" and own.source == block:
+            mask[list(own.attention.keep)] = True
+        if component == "ffn" and own.ffn_block == block:
+            mask[list(own.ffn.keep)] = True
+    return mask
+
+
+def heads_after(plan: PruningPlan | None, scores: ImportanceScores, block: int) -> int:
+    """Heads into which a source block's attention is merged."""
+    own = [b.attention.heads for b in plan.blocks if b.source == block] if plan else []
+    return own[0] if own else scores.shape.blocks[block].num_heads
+
+
+def picture(
+    scores: ImportanceScores,
+    component: Component,
+    plan: PruningPlan | None = None,
+    order: Order = "importance",
+    *,
+    blocks: Sequence[int] | None = None,
+    columns: int = MOST_COLUMNS,
+) -> Picture:
+    """Arrange one component; `blocks` chooses rows (default: all)."""
+    chosen = (0,) if component == "residual" else tuple(range(scores.shape.depth) if blocks is None else blocks)
+    raw = component_rows(scores, component, chosen)  # (R, C)
+    R, C = raw.shape
+    positive = raw[raw > 0]
+    floor = float(positive.min()) if positive.size else 1e-12
+    logs = np.log10(np.maximum(raw, floor, where=~np.isnan(raw), out=np.full_like(raw, np.nan)))
+    removed = np.stack([np.pad(~kept_mask(plan, scores, component, b), (0, C), constant_values=True)[:C] for b in chosen])
+    groups = heads_after(plan, scores, chosen[0]) if component == "attention" else 1
+    if C % groups or any(component == "attention" and heads_after(plan, scores, b) != groups for b in chosen):
+        groups = 1
+    channel = np.broadcast_to(np.arange(C), (R, C))
+    if order == "importance":
+        ranking = np.argsort(-raw.reshape(R, groups, C // groups), axis=-1, kind="stable")
+        ranking = (ranking + (np.arange(groups) * (C // groups))[None, :, None]).reshape(R, C)
+        logs, removed, channel = (np.take_along_axis(a, ranking, axis=1) for a in (logs, removed, channel))
+    counts = (~removed).reshape(R, groups, -1).sum(-1)  # (R, groups)
+    prefix = bool((np.diff(removed.reshape(R, groups, -1).astype(np.int8), axis=-1) >= 0).all())
+    kept = counts.sum(1)
+    step = 1
+    while C // step > columns or (C // groups) % step:
+        step += 1
+    return Picture(
+        component=component,
+        order=order,
+        values=np.nanmean(logs.reshape(R, -1, step), axis=-1).astype(np.float32) if step > 1 else logs.astype(np.float32),
+        removed=removed.reshape(R, -1, step).mean(-1).astype(np.float32),
+        channel=channel.reshape(R, -1, step)[..., 0],
+        step=step,
+        groups=groups,
+        kept=int(kept[0]) if len(set(kept.tolist())) == 1 else -1,
+        width=C,
+        cuts=counts if prefix and order == "importance" else None,
+        blocks=chosen,
+        heads_before=scores.shape.blocks[chosen[0]].num_heads if component == "attention" else 1,
+        floor=floor,
+    )
+
+
+def heading(p: Picture) -> str:
+    """One line that says what stays: `Residual: 384 of 768 kept in every block`."""
+    if p.component == "attention":
+        merged = f"{p.heads_before} heads merged to {p.groups}, " if p.groups != p.heads_before else f"{p.groups} heads, "
+        inside = f"{p.kept // p.groups} of {p.width // p.groups} channels kept in each" if p.kept >= 0 else "uneven cuts"
+        return f"{TITLES[p.component]}: {merged}{inside}"
+    where = "in every block" if len(p.blocks) > 1 or p.component == "residual" else f"in block {p.blocks[0]}"
+    return f"{TITLES[p.component]}: {p.kept:,} of {p.width:,} kept {where}" if p.kept >= 0 else f"{TITLES[p.component]}: uneven cuts"
+
+
+def colour_range(values: np.ndarray) -> tuple[float, float]:
+    """log10 limits of the colours: the 0.5th and 99.9th percentile, so that single outliers do not hide the rest."""
+    low, high = np.nanpercentile(values, [0.5, 99.9])
+    return float(low), float(max(high, low + 0.5))
+
+
+def _table(scores: ImportanceScores, component: Component, plan: PruningPlan | None, blocks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Every channel of the component: block, channel, score, its standard error, rank in its block, kept."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("block", "channel", "score", "stderr", "rank", "kept")}
+    for block in blocks:
+        key = "residual" if component == "residual" else f"{component}.{block}"
+        values = scores.values[key]
+        rank = np.empty(len(values), int)
+        rank[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
+        columns["block"].append(np.full(len(values), -1 if component == "residual" else block))
+        columns["channel"].append(np.arange(len(values)))
+        columns["score"].append(values)
+        columns["stderr"].append(scores.stderr.get(key, np.full(len(values), np.nan)))
+        columns["rank"].append(rank)
+        columns["kept"].append(kept_mask(plan, scores, component, block))
+    return {name: np.concatenate(parts) for name, parts in columns.items()}
+
+
+def _alt(p: Picture, unit: str) -> str:
+    low, high = 10.0 ** np.nanmin(p.values), 10.0 ** np.nanmax(p.values)
+    rows = f"{len(p.blocks)} blocks" if len(p.blocks) > 1 else "one row"
+    sorted_as = "most important first" if p.order == "importance" else "in the model's order"
+    return f"{heading(p)}. Heatmap of {rows} by {p.width} channels, {sorted_as}; scores from {low:.2g} to {high:.2g} {unit}."
+
+
+def _hover(p: Picture) -> tuple[np.ndarray, str]:
+    """Per cell: channel and score, (R, C, 2) float32; and the template that reads them."""
+    data = np.stack([p.channel, 10.0**p.values], axis=-1).astype(np.float32)
+    where = "" if p.component == "residual" else "block %{y} · " if len(p.blocks) > 1 else f"block {p.blocks[0]} · "
+    cell = "channel %{customdata[0]:.0f}" if p.step == 1 else f"{p.step} channels, first %{{customdata[0]:.0f}}"
+    place = "place %{x:.0f} · " if p.order == "importance" else ""
+    return data, f"{where}{place}{cell}<br>score %{{customdata[1]:.3g}} nats<extra></extra>"
+
+
+def traces_of(p: Picture, theme: Theme, *, number: int, limits: tuple[float, float], colourbar: Spec) -> list[Spec]:
+    """Cells, veil over what is removed, head boundaries, firm line at the cut, on axes x<number> and y<number>."""
+    axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
+    data, template = _hover(p)
+    rows = len(p.blocks)
+    shared = {"type": "heatmap", "x0": (p.step - 1) / 2, "dx": p.step, "y0": 0, "dy": 1, **axes}
+    ticks, labels = log_ticks(*limits)
+    traces: list[Spec] = [
+        {**shared, "z": p.values, "zmin": limits[0], "zmax": limits[1], "colorscale": "Cividis", "customdata": data,
+         "hovertemplate": template, "colorbar": {**colourbar, "tickvals": ticks, "ticktext": labels}}
+    ]  # fmt: skip
+    if p.removed.any():
+        veil = np.round(100 * p.removed).astype(np.uint8)
+        scale = [[0, theme.veil_at(0)], [1, theme.veil_at(0.64)]]
+        traces.append(
+            {**shared, "z": veil, "zmin": 0, "zmax": 100, "colorscale": scale, "showscale": False, "hoverinfo": "skip"}
+        )
+    size = p.width // p.groups
+    edges = np.stack([np.arange(rows) - 0.5, np.arange(rows) + 0.5], 1).ravel()
+    line: Spec = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "y": edges, **axes}
+    for group in range(1, p.groups):
+        x = np.full(2 * rows, group * size - 0.5)
+        traces.append({**line, "x": x, "line": {"color": theme.surface, "width": 4}})
+    if p.cuts is not None and p.removed.any():
+        for group in range(p.groups):
+            x = np.repeat(group * size + p.cuts[:, group] - 0.5, 2)
+            traces.append({**line, "x": x, "line": {"color": COLOURS[p.component], "width": 4}})
+    return traces
+
+
+def axes_of(p: Picture, theme: Theme, title: str) -> tuple[Spec, Spec]:
+    """x and y axis of a picture."""
+    rows = len(p.blocks)
+    x = axis(theme, title, range=[-0.5, p.width - 0.5], showgrid=False, ticks="outside", ticklen=4, nticks=10)
+    ticks: Spec = {"tickvals": sorted({0, rows // 2, rows - 1})} if rows > 1 else {"showticklabels": False}
+    y = axis(theme, "block" if rows > 1 else "", range=[rows - 0.5, -0.5], showgrid=False, ticks="", **ticks)
+    return x, y
+
+
+def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, order: Order = "importance") -> Chart:
+    """The three components under one another, as the sliders leave them."""
+    pictures = [picture(scores, component, plan, order, columns=800) for component in COMPONENTS]
+    heights, gap, top, bottom = (54.0, 138.0, 138.0), 84.0, 34.0, 46.0
+    inner = sum(heights) + 2 * gap
+    words = "most important first" if order == "importance" else "in the model's order"
+    names = ("residual channels", "attention channels, head by head", "hidden channels")
+    traces: list[Spec] = []
+    layout: Spec = {"annotations": []}
+    start = inner
+    for number, (p, height, name) in enumerate(zip(pictures, heights, names, strict=True), start=1):
+        bar = {
+            "x": 1.012, "y": (start - height / 2) / inner, "yanchor": "middle", "len": max(height, 84) / inner,
+            "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 12, "color": theme.quiet},
+        }  # fmt: skip
+        traces += traces_of(p, theme, number=number, limits=colour_range(p.values), colourbar=bar)
+        x, y = axes_of(p, theme, f"{name}, {words}")
+        layout[f"xaxis{number}"] = {**x, "anchor": f"y{number}"}
+        layout[f"yaxis{number}"] = {**y, "anchor": f"x{number}", "domain": [(start - height) / inner, start / inner]}
+        layout["annotations"].append(
+            {
+                "x": 0, "xref": "paper", "xanchor": "left", "y": start / inner, "yref": "paper", "yanchor": "bottom",
+                "yshift": 6, "showarrow": False, "font": {"size": 15, "color": theme.text},
+                "text": f'<span style="color:{COLOURS[p.component]}">■</span> <b>{heading(p)}</b>',
+            }
+        )  # fmt: skip
+        start -= height + gap
+    figure = drawn(traces, layout, theme, height=int(inner + top + bottom), margin=(56, 64, int(top), int(bottom)))
+    alt = " ".join(_alt(p, scores.unit) for p in pictures)
+    return Chart(figure, "What stays and what goes", alt, lambda: score_table(scores, plan))
+
+
+def score_table(scores: ImportanceScores, plan: PruningPlan | None = None) -> dict[str, np.ndarray]:
+    """Every channel of every component as columns: component, block (-1: residual), channel, score, stderr, rank, kept."""
+    parts = []
+    for component in COMPONENTS:
+        part = _table(scores, component, plan, (0,) if component == "residual" else range(scores.shape.depth))
+        parts.append({"component": np.full(len(part["block"]), component), **part})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

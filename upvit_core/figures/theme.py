@@ -1,0 +1,102 @@
+"""Colours and layout that every figure shares; safe for colour-blind eyes, in a light and a dark form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from upvit_core.models.shape import Component
+
+COLOURS: dict[Component, str] = {"residual": "#0072B2", "attention": "#D55E00", "ffn": "#009E73"}
+TITLES: dict[Component, str] = {"residual": "Residual", "attention": "Attention", "ffn": "FFN"}
+FONT = '"Source Sans", "Source Sans Pro", "Segoe UI", sans-serif'
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of text, surfaces and veil; a veil is the surface's own colour, drawn over what is removed."""
+
+    name: str
+    surface: str
+    panel: str
+    text: str
+    quiet: str
+    grid: str
+    veil: str
+
+    def veil_at(self, opacity: float) -> str:
+        return f"rgba({self.veil},{opacity:g})"
+
+
+LIGHT = Theme("light", "#ffffff", "#f4f5f7", "#1f2328", "#59616b", "#dfe3e8", "255,255,255")
+DARK = Theme("dark", "#14171c", "#20252c", "#e8eaed", "#a3acb8", "#343b45", "20,23,28")
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with what belongs beside it: a title, a sentence for those who cannot see it, and its table.
+
+    `table` computes columns by name only when someone asks for them.
+    """
+
+    figure: go.Figure
+    title: str
+    alt: str
+    table: Callable[[], dict[str, np.ndarray]] = field(default=dict)
+
+
+Spec = dict[str, Any]
+
+
+def axis(theme: Theme, title: str = "", **more: Any) -> Spec:
+    """Settings of one axis in the shared look."""
+    return {
+        "title": {"text": title, "font": {"size": 13, "color": theme.quiet}, "standoff": 8},
+        "tickfont": {"size": 12, "color": theme.quiet},
+        "gridcolor": theme.grid,
+        "linecolor": theme.grid,
+        "tickcolor": theme.grid,
+        "zeroline": False,
+        **more,
+    }
+
+
+def drawn(
+    traces: list[Spec], layout: Spec, theme: Theme, *, height: int, margin: tuple[int, int, int, int] = (60, 16, 24, 48)
+) -> go.Figure:
+    """A figure in the shared look from plain dictionaries; margin is (left, right, top, bottom) in pixels.
+
+    Validation is left out, since it costs more than drawing; the tests validate every figure.
+    """
+    left, right, top, bottom = margin
+    base: Spec = {
+        "height": height,
+        "margin": {"l": left, "r": right, "t": top, "b": bottom, "pad": 0},
+        "font": {"family": FONT, "size": 13, "color": theme.text},
+        "paper_bgcolor": theme.surface,
+        "plot_bgcolor": theme.surface,
+        "hoverlabel": {"bgcolor": theme.panel, "bordercolor": theme.grid, "font": {"color": theme.text, "size": 13}},
+        "showlegend": False,
+        "template": {},
+    }
+    return go.Figure({"data": traces, "layout": {**base, **layout}}, _validate=False)
+
+
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def power_of_ten(exponent: int) -> str:
+    """`10⁻³`, and plain `1` and `10` where those read better."""
+    return {0: "1", 1: "10"}.get(exponent, "10" + str(exponent).translate(SUPERSCRIPTS))
+
+
+def log_ticks(low: float, high: float, most: int = 4) -> tuple[list[int], list[str]]:
+    """Whole exponents inside [low, high], at most `most` of them, and their labels."""
+    exponents = list(range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1))
+    step = max(1, -(-len(exponents) // most))
+    chosen = exponents[::-1][::step][::-1]
+    return chosen, [power_of_ten(e) for e in chosen]
