@@ -37,8 +37,8 @@ def check_fits(shape: ModelShape, plan: PruningPlan) -> None:
     planned = plan.shape_before
     if (planned.embed_dim, planned.blocks) != (shape.embed_dim, shape.blocks):
         raise PlanError(
-            f"The plan was made for {planned.name} with {planned.embed_dim} residual channels in {planned.depth} blocks, "
-            f"the model {shape.name} has {shape.embed_dim} in {shape.depth}, or other widths; make a plan for this model."
+            f"The plan was made for {planned.name} ({planned.embed_dim} residual channels, {planned.depth} blocks), "
+            f"not for {shape.name} ({shape.embed_dim}, {shape.depth}) with its widths; make a plan for this model."
         )
 
 

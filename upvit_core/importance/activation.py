@@ -39,8 +39,7 @@ class Activation:
                     loss = torch.nn.functional.cross_entropy(state.logits, labels, reduction="sum")
                     gradients = iter(torch.autograd.grad(loss, [a for group in groups.values() for a in group]))
                     for key, group in groups.items():
-                        change = sum((a.detach() * next(gradients)).sum(1) for a in group)
-                        assert isinstance(change, Tensor)
+                        change = torch.stack([(a.detach() * next(gradients)).sum(1) for a in group]).sum(0)
                         sums.add(key, change.abs())
                 else:
                     for key, group in groups.items():

@@ -19,9 +19,14 @@ from upvit_core.models.adapter import Adapter
 class Proxy(Protocol):
     """The images on which channels are scored."""
 
-    name: str
-    digest: str
-    seed: int
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def seed(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -116,7 +121,8 @@ class ImageSums:
 class Criterion(Protocol):
     """A way to score channels; every one is called the same way."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores: ...
 

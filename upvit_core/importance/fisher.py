@@ -12,7 +12,6 @@ gives the plain Fisher information.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -80,16 +79,16 @@ class Fisher:
         for s, direction in enumerate(outputs):
             gradients = torch.autograd.grad(state.logits, wanted, direction, retain_graph=s + 1 < len(outputs))
             with torch.no_grad():
-                change = sum(site.change(g) for site, g in zip(sites, gradients, strict=False))
+                change = torch.stack([site.change(g) for site, g in zip(sites, gradients, strict=False)]).sum(0)
                 _accumulate(scores, "residual", change)
                 rest = iter(gradients[len(sites) :])
                 for key, group in state.activations.items():
-                    _accumulate(scores, key, sum((a * next(rest)).sum(1) for a in group))
+                    _accumulate(scores, key, torch.stack([(a * next(rest)).sum(1) for a in group]).sum(0))
         for key, value in scores.items():
             sums.add(key, value)
         return share
 
-    def _output_directions(self, logits: Tensor, generator: torch.Generator) -> tuple[Sequence[Tensor], float]:
+    def _output_directions(self, logits: Tensor, generator: torch.Generator) -> tuple[Tensor, float]:
         """Vectors w_r (B, classes) with Σ_r w_r w_rᵀ ≈ diag(q) - q qᵀ, and the trace share kept, summed over images."""
         q = logits.double().softmax(-1)
         B, classes = q.shape

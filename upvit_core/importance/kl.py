@@ -34,7 +34,7 @@ class KL:
     """
 
     image_batch: int = 128
-    memory_mb: int = 256
+    memory_mb: int = 64
     journal: Path | None = None
     channels: dict[str, tuple[int, ...]] | None = None
     name: str = "kl"
@@ -47,6 +47,8 @@ class KL:
             done = sum(piece.cost for piece in pieces if piece.name in journal.found)
             clock = Clock(sum(piece.cost for piece in pieces), "MACs", report, done)
             sums = ImageSums()
+            for key, width in expected_widths(adapter.shape).items():
+                sums.add_sums(key, np.zeros(width), np.zeros(width))
             with frozen(adapter.model), torch.inference_mode():
                 for number, (images, _) in enumerate(proxy.batches(self.image_batch, device)):
                     mine = [piece for piece in pieces if piece.batch == number]

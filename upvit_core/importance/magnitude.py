@@ -37,8 +37,7 @@ class Magnitude:
         with torch.no_grad():
             for key in expected_widths(adapter.shape):
                 tensors = adapter.carriers(key)
-                total = sum(power(t.detach().double()).flatten(1).sum(1) for t in tensors)
-                assert isinstance(total, Tensor)
+                total = torch.stack([power(t.detach().double()).flatten(1).sum(1) for t in tensors]).sum(0)
                 values[key] = (total if self.order == 1 else total.sqrt()).cpu().numpy()
         return ImportanceScores(
             values=values, criterion=self.name, unit="weight magnitude", shape=adapter.shape,

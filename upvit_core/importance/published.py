@@ -55,7 +55,7 @@ def import_scores(folder: str | Path) -> ImportanceScores:
     if not values:
         raise ScoresError(f"{folder} holds no published score file, such as Deit_base_12_neck_768_kl_2k.txt.")
     if len(depths) > 1 or len(images) > 1:
-        raise ScoresError(f"{folder} mixes models of depth {sorted(depths)} or image sets of {sorted(images)}; separate them.")
+        raise ScoresError(f"{folder} mixes depths {sorted(depths)} or image sets of {sorted(images)}; separate them.")
     depth = depths.pop()
     for key in ["residual", *(f"{c}.{b}" for b in range(depth) for c in ("attention", "ffn"))]:
         if key not in values:
@@ -137,7 +137,7 @@ def check_rank_lists(scores: ImportanceScores, folder: str | Path) -> list[RankC
         values = scores.values[key]
         listed = _numbers(path, len(path.read_text().split()))
         deleted = listed.astype(int)
-        if len(set(deleted)) != len(deleted) or (deleted != listed).any() or not (0 <= deleted).all():
+        if len(set(deleted)) != len(deleted) or (deleted != listed).any() or not (deleted >= 0).all():
             raise ScoresError(f"{path.name} must list channel numbers, each once.")
         if len(deleted) and deleted.max() >= len(values):
             raise ScoresError(f"{path.name} deletes channel {deleted.max()}, but {key} has {len(values)}.")

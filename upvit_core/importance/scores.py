@@ -50,9 +50,9 @@ class ImportanceScores:
     def __post_init__(self) -> None:
         for key, width in expected_widths(self.shape).items():
             if key not in self.values:
-                raise ScoresError(f"The scores lack {key!r}; a record for {self.shape.name} needs {width} values there.")
+                raise ScoresError(f"The scores lack {key!r}; a record for {self.shape.name} needs {width} there.")
             if self.values[key].shape != (width,):
-                raise ScoresError(f"The scores hold {self.values[key].shape} values for {key!r}, the model has {width}.")
+                raise ScoresError(f"The scores hold {self.values[key].shape} values for {key!r}, not {width}.")
             if not np.isfinite(self.values[key]).all():
                 raise ScoresError(f"The scores of {key!r} contain NaN or infinity; score the model again.")
 
@@ -108,7 +108,7 @@ class ImportanceScores:
         except FileNotFoundError as error:
             raise ScoresError(f"There is no scores file at {path}; run `score` first.") from error
         except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-            raise ScoresError(f"{path} is not a scores record of this project ({error}); score the model again.") from error
+            raise ScoresError(f"{path} is not a readable scores record ({error}); score the model again.") from error
         values = {key: value for key, value in tensors.items() if not key.startswith("stderr/")}
         stderr = {key.removeprefix("stderr/"): value for key, value in tensors.items() if key.startswith("stderr/")}
         return cls(values=values, stderr=stderr, shape=shape, **record)

@@ -6,6 +6,8 @@ channels of every LayerNorm, or skip tokens that the classifier never reads.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,7 +31,7 @@ def weighted_layer_norm(x: Tensor, norm: nn.LayerNorm, channel_weight: Tensor | 
     return (centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias) * w
 
 
-def _scaled(x: Tensor, layer_scale: nn.Module) -> Tensor:
+def _scaled(x: Tensor, layer_scale: Any) -> Tensor:
     return x if isinstance(layer_scale, nn.Identity) else x * layer_scale.gamma
 
 
@@ -38,18 +40,19 @@ class ViTAdapter:
 
     def __init__(self, model: nn.Module, shape: ModelShape):
         self.model = model
+        self._m: Any = model
         self.shape = shape
         self.head_tokens = shape.head_tokens or None  # None: the head averages over all patches
 
     def embed(self, images: Tensor) -> Tensor:
-        m = self.model
+        m = self._m
         return m.norm_pre(m._pos_embed(m.patch_embed(images)))  # (B, N, D)
 
     def logits(self, images: Tensor) -> Tensor:
         return self.model(images)
 
     def _split_heads(self, block: int, normed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attn = self.model.blocks[block].attn
+        attn = self._m.blocks[block].attn
         B, N, _ = normed.shape
         qkv = attn.qkv(normed).reshape(B, N, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4)
         return qkv[0], qkv[1], qkv[2]  # (B, h, N, d) each
@@ -60,7 +63,7 @@ class ViTAdapter:
 
     def _attend(self, block: int, x: Tensor, residual_weight: Tensor | None) -> Tensor:
         """The stream after attention, (B, T, D)."""
-        blk = self.model.blocks[block]
+        blk = self._m.blocks[block]
         q, k, v = self._split_heads(block, weighted_layer_norm(x, blk.norm1, residual_weight))
         if self._is_cut_short(block):
             q, x = q[:, :, : self.head_tokens], x[:, : self.head_tokens]
@@ -69,7 +72,7 @@ class ViTAdapter:
         return x + _scaled(blk.attn.proj(out), blk.ls1)
 
     def _feed_forward(self, block: int, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
-        blk = self.model.blocks[block]
+        blk = self._m.blocks[block]
         hidden = blk.mlp.act(blk.mlp.fc1(weighted_layer_norm(x, blk.norm2, residual_weight)))
         return x + _scaled(blk.mlp.fc2(hidden), blk.ls2)
 
@@ -79,7 +82,7 @@ class ViTAdapter:
 
     def head(self, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
         """Stream after the last block to logits (B, classes)."""
-        m = self.model
+        m = self._m
         if self.head_tokens is None:
             x = x[:, m.num_prefix_tokens :]
             if isinstance(m.norm, nn.LayerNorm):
@@ -102,7 +105,7 @@ class ViTAdapter:
         return self.head(x, residual_weight)
 
     def trace(self, block: int, x: Tensor) -> BlockTrace:
-        blk = self.model.blocks[block]
+        blk = self._m.blocks[block]
         q, k, v = self._split_heads(block, blk.norm1(x))
         if self._is_cut_short(block):
             q, x = q[:, :, : self.head_tokens], x[:, : self.head_tokens]
@@ -114,7 +117,7 @@ class ViTAdapter:
         return BlockTrace(q, k, v, weights, after_attention, hidden, output)
 
     def without_attention(self, block: int, x: Tensor, trace: BlockTrace, channels: Tensor) -> Tensor:
-        blk = self.model.blocks[block]
+        blk = self._m.blocks[block]
         d = blk.attn.head_dim
         heads, inside = channels // d, channels % d
         q, k, v = (t[:, heads].transpose(0, 1) for t in (trace.q, trace.k, trace.v))  # (C, B, T or N, d)
@@ -130,13 +133,13 @@ class ViTAdapter:
         return self._feed_forward(block, stream.flatten(0, 1)).unflatten(0, (len(channels), -1))
 
     def without_ffn(self, block: int, trace: BlockTrace, channels: Tensor) -> Tensor:
-        blk = self.model.blocks[block]
+        blk = self._m.blocks[block]
         activation = trace.hidden[..., channels].permute(2, 0, 1).unsqueeze(-1)  # (C, B, T, 1)
         column = _scaled(blk.mlp.fc2.weight[:, channels].T, blk.ls2)[:, None, None, :]  # (C, 1, 1, D)
         return torch.addcmul(trace.output.unsqueeze(0), activation, column, value=-1)
 
     def carriers(self, key: str) -> list[Tensor]:
-        m = self.model
+        m = self._m
         if key == "residual":
             tensors = [m.patch_embed.proj.weight, m.patch_embed.proj.bias]
             tensors += [t.flatten(0, -2).T for t in (m.cls_token, m.reg_token, m.pos_embed) if t is not None]
@@ -160,7 +163,7 @@ class ViTAdapter:
         return [t.unsqueeze(-1) for t in tensors if t is not None]
 
     def sensitivities(self, images: Tensor) -> Sensitivities:
-        m = self.model
+        m = self._m
         sites: list[tuple[Tensor, Tensor, Tensor, Tensor, float]] = []
         activations: dict[str, tuple[Tensor, ...]] = {}
 
@@ -177,8 +180,8 @@ class ViTAdapter:
             if self._is_cut_short(b):
                 q, x = q[:, : self.head_tokens], x[:, : self.head_tokens]
             activations[f"attention.{b}"] = (q, v)
-            split = (t.unflatten(-1, (blk.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
-            out = F.scaled_dot_product_attention(*split, scale=blk.attn.scale)
+            split = [t.unflatten(-1, (blk.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v)]
+            out = F.scaled_dot_product_attention(split[0], split[1], split[2], scale=blk.attn.scale)
             x = x + _scaled(blk.attn.proj(out.transpose(1, 2).flatten(2)), blk.ls1)
             hidden = blk.mlp.act(blk.mlp.fc1(norm(x, blk.norm2)))
             activations[f"ffn.{b}"] = (hidden,)

@@ -42,6 +42,4 @@ def legal_head_counts(num_heads: int) -> tuple[int, ...]:
 
 def common_head_counts(blocks: tuple[BlockShape, ...]) -> tuple[int, ...]:
     """Head counts that are legal in every block, descending."""
-    return tuple(
-        n for n in legal_head_counts(blocks[0].num_heads) if all(block.num_heads % n == 0 for block in blocks)
-    )
+    return tuple(n for n in legal_head_counts(blocks[0].num_heads) if all(block.num_heads % n == 0 for block in blocks))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ class _Record(BaseModel):
 def _ascending(keep: tuple[int, ...], what: str) -> None:
     if not keep:
         raise ValueError(f"{what} keeps no channel; keep at least one")
-    if any(a >= b for a, b in zip(keep, keep[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(keep)):
         raise ValueError(f"{what} must list its kept channels once each, in ascending order")
 
 
@@ -96,7 +97,7 @@ class PruningPlan(_Record):
         order = [(block.source, block.ffn_block) for block in self.blocks]
         flat = [2 * a for a, _ in order], [2 * f + 1 for _, f in order]
         sequence = [unit for pair in zip(*flat, strict=True) for unit in pair]
-        if any(a >= b for a, b in zip(sequence, sequence[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(sequence)):
             raise ValueError("blocks must keep the order of the source model, each half-block used at most once")
         return self
 

@@ -1,4 +1,4 @@
-"""From scores and ratios to a plan: rank each component, drop the lowest (the letter's way: the same ratio everywhere)."""
+"""From scores and ratios to a plan: rank each component, drop the lowest (the letter: the same ratio everywhere)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def kept_channels(width: int, pruning_ratio: float, multiple_of: int = 1, *, sna
     With `snap` the nearest legal multiple is taken; without it, a count that is no multiple is an error.
     """
     if not 0 <= pruning_ratio < 1:
-        raise PlanError(f"A pruning ratio is the share removed and lies in [0, 1), not {pruning_ratio}; 0.5 removes half.")
+        raise PlanError(f"A pruning ratio is the share removed, in [0, 1), not {pruning_ratio}; 0.5 removes half.")
     exact = width * (1 - pruning_ratio)
     if snap:
         return min(max(round(exact / multiple_of), 1) * multiple_of, width - width % multiple_of)
@@ -75,7 +75,7 @@ def plan_preset(scores: ImportanceScores, preset: str, *, basis: str = "channels
     if preset not in PRESETS:
         raise PlanError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
     if preset not in presets_for(scores.shape):
-        raise PlanError(f"{scores.shape.name} cannot be cut to {preset}: that needs wider blocks, or other heads or depth.")
+        raise PlanError(f"{scores.shape.name} cannot be cut to {preset}: its widths, heads or depth do not allow it.")
     target = PRESETS[preset]
     widths = [(block.num_heads, block.attention, block.ffn) for block in target.blocks]
     return plan_widths(scores, target.embed_dim, widths, requested={"preset": preset}, basis=basis)

@@ -1,0 +1,61 @@
+"""How far two scores of the same channels agree: Spearman's rank correlation and overlap of what they would keep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Per component: Spearman's correlation averaged over blocks, the lowest of any block, and the kept-set overlap.
+
+    `overlap` is the share of the channels that the first plan keeps which the second keeps too.
+    """
+
+    component: str
+    spearman: float
+    spearman_lowest: float
+    overlap: float
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 0, equals sharing their mean rank."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + last - 1) / 2)[inverse]
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation; 1 where either is constant and both are equal, else 0 there."""
+    x, y = ranks(a), ranks(b)
+    x, y = x - x.mean(), y - y.mean()
+    norm = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / norm if norm else float(np.array_equal(a, b))
+
+
+def compare(a: ImportanceScores, b: ImportanceScores, plan_a: PruningPlan, plan_b: PruningPlan) -> list[Agreement]:
+    """Agreement of two records of one model, and of the plans that they give for the same widths."""
+    result = []
+    for component in ("residual", "attention", "ffn"):
+        keys = [key for key in a.values if key.split(".")[0] == component]
+        correlations = [spearman(a.values[key], b.values[key]) for key in keys]
+        kept_a, kept_b = _kept(plan_a, component), _kept(plan_b, component)
+        result.append(
+            Agreement(
+                component, float(np.mean(correlations)), min(correlations), len(kept_a & kept_b) / max(len(kept_a), 1)
+            )
+        )
+    return result
+
+
+def _kept(plan: PruningPlan, component: str) -> set[tuple[int, int]]:
+    if component == "residual":
+        return {(0, c) for c in plan.residual.keep}
+    if component == "attention":
+        return {(b.source, c) for b in plan.blocks for c in b.attention.keep}
+    return {(b.ffn_block, c) for b in plan.blocks for c in b.ffn.keep}

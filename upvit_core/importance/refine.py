@@ -1,0 +1,142 @@
+"""`refine`: the fast estimate for every channel, the exact score only where the cut is in doubt.
+
+How far the estimate errs is learnt on the way: the log-ratio exact / estimate of the channels already scored exactly
+gives, per component and block, a bias and a spread; the channels whose estimate lies fewest spreads from a cut are
+scored next, until the allowance of exact passes is used up. The residual, for which the estimate is weakest and which
+has few channels, is scored exactly as a whole where the allowance permits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from upvit_core.importance.criterion import Clock, Progress, Proxy, Report, silent
+from upvit_core.importance.fisher import Fisher
+from upvit_core.importance.kl import KL
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut: per key, in how many equal groups (merged heads) the channels fall and how many of each group stay."""
+
+    groups: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Settings: the cuts that matter, and the share of all exact passes that may be spent on them.
+
+    `on_update` receives the record after every round, with what is exact so far, so that a view can fill in.
+    """
+
+    cuts: Sequence[Cut]
+    allowance: float = 0.25
+    rounds: int = 3
+    fisher: Fisher = field(default_factory=Fisher)
+    kl: KL = field(default_factory=KL)
+    on_update: Callable[[ImportanceScores], None] | None = None
+    name: str = "refine"
+
+    def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
+        """Scores of all channels; `notes` tell how many are `exact`, per key, and the `exact_share` of all."""
+        clock = Clock(1.0, "share", silent)
+        scores = self.fisher.attribute(adapter, proxy, report)
+        estimate = {key: value.copy() for key, value in scores.values.items()}
+        stderr = dict(scores.stderr)
+        exact = {key: np.zeros(len(value), bool) for key, value in estimate.items()}
+        total = sum(len(value) for value in estimate.values())
+        left = int(self.allowance * total)
+        values = {key: value.copy() for key, value in estimate.items()}
+        for number in range(self.rounds):
+            chosen: dict[str, tuple[int, ...]] = {}
+            if number == 0 and len(estimate["residual"]) <= left / 2:
+                chosen["residual"] = tuple(range(len(estimate["residual"])))
+                left -= len(estimate["residual"])
+            chosen |= self._doubtful(values, estimate, exact, left // (self.rounds - number))
+            if not chosen:
+                break
+            part = self._exactly(adapter, proxy, chosen, number, report)
+            for key, channels in chosen.items():
+                index = list(channels)
+                values[key][index] = part.values[key][index]
+                if key in stderr:
+                    stderr[key] = stderr[key].copy()
+                    stderr[key][index] = part.stderr[key][index]
+                exact[key][index] = True
+                left -= 0 if key == "residual" and number == 0 else len(index)
+            for key in values:
+                bias, _ = _log_ratio(values[key], estimate[key], exact[key])
+                values[key] = np.where(exact[key], values[key], estimate[key] * np.exp(bias))
+            record = self._record(scores, values, stderr, exact, clock.seconds)
+            if self.on_update is not None:
+                self.on_update(record)
+        return self._record(scores, values, stderr, exact, clock.seconds)
+
+    def _exactly(
+        self, adapter: Adapter, proxy: Proxy, chosen: dict[str, tuple[int, ...]], number: int, report: Report
+    ) -> ImportanceScores:
+        def relay(progress: Progress) -> None:
+            what = f"exact, round {number + 1} of {self.rounds}: {progress.what}"
+            report(Progress(progress.done, progress.total, progress.unit, what, progress.seconds_left))
+
+        journal = self.kl.journal and self.kl.journal.with_suffix(f".{number}{self.kl.journal.suffix}")
+        criterion = KL(self.kl.image_batch, self.kl.memory_mb, journal, channels=chosen)
+        return criterion.attribute(adapter, proxy, relay)
+
+    def _doubtful(
+        self,
+        values: dict[str, np.ndarray],
+        estimate: dict[str, np.ndarray],
+        exact: dict[str, np.ndarray],
+        count: int,
+    ) -> dict[str, tuple[int, ...]]:
+        """The `count` channels not yet exact that lie fewest spreads from a cut."""
+        distance = {key: np.full(len(value), np.inf) for key, value in values.items()}
+        for cut in self.cuts:
+            for key, (groups, kept) in cut.groups.items():
+                _, spread = _log_ratio(values[key], estimate[key], exact[key])
+                logs = np.log(np.maximum(values[key], np.finfo(float).tiny)).reshape(groups, -1)
+                if kept >= logs.shape[1]:
+                    continue
+                ordered = -np.sort(-logs, axis=1)
+                threshold = (ordered[:, kept - 1] + ordered[:, kept]) / 2
+                here = (np.abs(logs - threshold[:, None]) / spread).ravel()
+                distance[key] = np.minimum(distance[key], here)
+        candidates = [
+            (distance[key][c], key, int(c))
+            for key in values
+            for c in np.flatnonzero(~exact[key] & (distance[key] < np.inf))
+        ]
+        chosen: dict[str, list[int]] = {}
+        for _, key, channel in sorted(candidates)[: max(count, 0)]:
+            chosen.setdefault(key, []).append(channel)
+        return {key: tuple(sorted(channels)) for key, channels in chosen.items()}
+
+    def _record(
+        self,
+        scores: ImportanceScores,
+        values: dict[str, np.ndarray],
+        stderr: dict[str, np.ndarray],
+        exact: dict[str, np.ndarray],
+        seconds: float,
+    ) -> ImportanceScores:
+        share = sum(int(e.sum()) for e in exact.values()) / sum(len(e) for e in exact.values())
+        notes = {**scores.notes, "exact": {key: int(e.sum()) for key, e in exact.items()}, "exact_share": share}
+        return scores.with_values(
+            {key: value.copy() for key, value in values.items()},
+            stderr=dict(stderr), criterion=self.name, seconds=seconds, notes=notes,
+        )  # fmt: skip
+
+
+def _log_ratio(values: np.ndarray, estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """Median and spread of log(exact / estimate); a spread of 0.1 is assumed until eight channels are exact."""
+    good = exact & (values > 0) & (estimate > 0)
+    if good.sum() < 8:
+        return 0.0, 0.1
+    ratio = np.log(values[good] / estimate[good])
+    return float(np.median(ratio)), max(float(ratio.std()), 1e-3)

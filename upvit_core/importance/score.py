@@ -1,0 +1,74 @@
+"""Score a loaded model by name of the criterion: what pages and the command line call."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from upvit_core.data import ImageSet, draw_proxy
+from upvit_core.errors import ScoresError
+from upvit_core.importance.activation import Activation
+from upvit_core.importance.criterion import Criterion, Report, silent
+from upvit_core.importance.fisher import Fisher
+from upvit_core.importance.kl import KL
+from upvit_core.importance.magnitude import Magnitude, Random
+from upvit_core.importance.refine import Cut, Refine
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.adapt import adapt
+from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.models.shape import ModelShape
+
+CRITERIA = ("kl", "fisher", "refine", "l1", "l2", "taylor", "variance", "random")
+
+
+def default_cuts(shape: ModelShape) -> tuple[Cut, ...]:
+    """Cuts at 50 % and 75 % of every component, heads as they are."""
+    cuts = []
+    for share in (0.5, 0.25):
+        groups = {"residual": (1, max(1, round(shape.embed_dim * share)))}
+        for b, block in enumerate(shape.blocks):
+            groups[f"attention.{b}"] = (block.num_heads, max(1, round(block.head_dim * share)))
+            groups[f"ffn.{b}"] = (1, max(1, round(block.ffn * share)))
+        cuts.append(Cut(groups))
+    return tuple(cuts)
+
+
+def make_criterion(name: str, shape: ModelShape, *, seed: int = 0, journal: Path | None = None) -> Criterion:
+    """The criterion of that name with its default settings."""
+    if name == "kl":
+        return KL(journal=journal)
+    if name == "fisher":
+        return Fisher(seed=seed)
+    if name == "refine":
+        return Refine(default_cuts(shape), kl=KL(journal=journal), fisher=Fisher(seed=seed))
+    if name in ("l1", "l2"):
+        return Magnitude(1 if name == "l1" else 2)
+    if name == "taylor":
+        return Activation("taylor")
+    if name == "variance":
+        return Activation("variance")
+    if name == "random":
+        return Random(seed)
+    raise ScoresError(f"There is no criterion {name!r}; choose one of {', '.join(CRITERIA)}.")
+
+
+def score(
+    loaded: LoadedModel,
+    images: ImageSet,
+    criterion: str | Criterion = "fisher",
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    balanced: bool = False,
+    journal: Path | None = None,
+    report: Report = silent,
+) -> ImportanceScores:
+    """Score every channel of a model on `n` images drawn by `seed`.
+
+    `journal`: a file that keeps the finished part of an exact score, so that a killed one goes on.
+    """
+    if isinstance(criterion, str):
+        criterion = make_criterion(criterion, loaded.shape, seed=seed, journal=journal)
+    proxy = draw_proxy(images, n, seed, balanced=balanced)
+    record = criterion.attribute(adapt(loaded.model, loaded.shape), proxy, report)
+    return replace(record, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest, seed=seed)
