@@ -86,7 +86,7 @@ def open_archive(path: Path) -> ArchiveTree:
         with np.load(index_file, allow_pickle=False) as arrays:
             names = arrays["names"].tobytes().decode().split("\n")
             places = zip(arrays["offsets"].tolist(), arrays["sizes"].tolist(), strict=True)
-            index = dict(zip(names, places, strict=True)) if names != [""] else {}
+            index = dict(sorted(zip(names, places, strict=True))) if names != [""] else {}
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is a damaged or truncated archive ({error}); download or copy it again.") from error
     except (OSError, ValueError, KeyError) as error:
@@ -136,4 +136,4 @@ def _index(path: Path, out: BinaryIO | None) -> list[tuple[str, int, int]]:
                 out.write(source.read() if source else b"")
             rows.append((name, offset, member.size))
             tar.members = []  # type: ignore[attr-defined]  # or the list of headers grows with the archive
-    return sorted(rows)
+    return rows
