@@ -9,6 +9,7 @@ from upvit_core.data import ImageSet, draw_proxy
 from upvit_core.errors import ScoresError
 from upvit_core.importance.activation import Activation
 from upvit_core.importance.criterion import Criterion, Report, silent
+from upvit_core.importance.criterion_names import CriterionName
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude, Random
@@ -18,7 +19,7 @@ from upvit_core.models.adapt import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.shape import ModelShape
 
-CRITERIA = ("kl", "fisher", "refine", "l1", "l2", "taylor", "variance", "random")
+CRITERIA = tuple(name.value for name in CriterionName)
 
 
 def default_cuts(shape: ModelShape) -> tuple[Cut, ...]:

@@ -1,0 +1,92 @@
+"""`fisher` against the slow oracle and against finite differences of the KL itself."""
+
+import numpy as np
+import pytest
+import torch
+from oracle import reference
+from scipy.stats import spearmanr
+from tiny import VARIANTS, TensorProxy, images, tiny
+
+from upvit_core.importance.criterion import kl_divergence, log_softmax
+from upvit_core.importance.fisher import Fisher
+from upvit_core.importance.kl import KL
+from upvit_core.models.adapt import adapt
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("count", [None, 2])
+def test_equals_the_slow_oracle(variant: str, count: int | None) -> None:
+    model, shape = tiny(variant)
+    x = images(4)
+    settings = (
+        Fisher(directions="all", residual="derivative") if count is None else Fisher(count, residual="derivative")
+    )
+    record = settings.attribute(adapt(model, shape), TensorProxy(x))
+    for key, expected in reference.fisher_scores(model, x, count).items():
+        np.testing.assert_allclose(record.values[key], expected.numpy(), rtol=1e-7, atol=1e-12, err_msg=key)
+
+
+def test_is_half_the_curvature_of_the_kl() -> None:
+    model, shape = tiny()
+    adapter, x, step = adapt(model, shape), images(5), 1e-4
+    record = Fisher(directions="all", residual="derivative").attribute(adapter, TensorProxy(x))
+    log_q = log_softmax(model(x))
+    for channel in range(shape.embed_dim):
+        total = 0.0
+        for sign in (1, -1):
+            weight = torch.ones(len(x), shape.embed_dim, dtype=torch.float64)
+            weight[:, channel] += sign * step
+            total += kl_divergence(log_q, adapter.run_from(0, adapter.embed(x), weight)).sum().item()
+        assert record.residual[channel] == pytest.approx(total / 2 / step**2, rel=1e-5)
+
+
+def test_removal_form_takes_the_exact_change_of_one_layer_norm() -> None:
+    model, shape = tiny()
+    x = images(3)
+    state = adapt(model, shape).sensitivities(x)
+    stream, out, weight, bias, eps = state.norm_sites[2]
+    from upvit_core.importance.fisher import _SiteRemoval
+
+    gradient = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    got = _SiteRemoval(stream, out, weight, bias, eps, exact=True).change(gradient)
+    for c in range(shape.embed_dim):
+        rest = [i for i in range(shape.embed_dim) if i != c]
+        after = torch.zeros_like(out)
+        after[..., rest] = torch.nn.functional.layer_norm(
+            stream[..., rest], (len(rest),), weight[rest], bias[rest], eps
+        )
+        expected = (gradient * (after - out)).sum((1, 2))
+        torch.testing.assert_close(got[:, c], expected, rtol=1e-9, atol=1e-11)
+
+
+def test_all_directions_equal_the_expectation_over_labels() -> None:
+    model, shape = tiny()
+    x = images(4)
+    everything = Fisher(directions="all").attribute(adapt(model, shape), TensorProxy(x))
+    drawn = Fisher(4000, directions="labels", seed=3).attribute(adapt(model, shape), TensorProxy(x))
+    np.testing.assert_allclose(drawn.ffn(1), everything.ffn(1), rtol=0.2)
+
+
+def test_many_classes_by_their_likeliest_and_the_trace_share() -> None:
+    model, shape = tiny()
+    full = Fisher(5).attribute(adapt(model, shape), TensorProxy(images()))
+    few = Fisher(2, num_classes=3).attribute(adapt(model, shape), TensorProxy(images()))
+    assert full.notes["trace_share"] == pytest.approx(1, abs=1e-9)
+    assert 0.5 < few.notes["trace_share"] < 1
+    assert spearmanr(full.ffn(0), few.ffn(0))[0] > 0.8
+
+
+def test_ranks_like_the_exact_score() -> None:
+    model, shape = tiny("3 heads, 5 blocks")
+    proxy = TensorProxy(images(40))
+    exact, fast = KL().attribute(adapt(model, shape), proxy), Fisher().attribute(adapt(model, shape), proxy)
+    for b in range(shape.depth):
+        assert spearmanr(exact.ffn(b), fast.ffn(b))[0] > 0.95
+
+
+def test_does_not_depend_on_batching() -> None:
+    model, shape = tiny("distilled")
+    proxy = TensorProxy(images(7))
+    a, b = (Fisher(batch_size=size).attribute(adapt(model, shape), proxy) for size in (7, 2))
+    for key in a.values:
+        np.testing.assert_allclose(a.values[key], b.values[key], rtol=1e-9, atol=1e-14)

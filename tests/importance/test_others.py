@@ -1,0 +1,136 @@
+"""Magnitude, Taylor, variance, random, refine, agreement, and the record on disk."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from tiny import VARIANTS, TensorProxy, images, tiny
+
+from upvit_core.errors import ScoresError
+from upvit_core.importance.activation import Activation
+from upvit_core.importance.agreement import compare, spearman
+from upvit_core.importance.kl import KL
+from upvit_core.importance.magnitude import Magnitude, Random
+from upvit_core.importance.refine import Refine
+from upvit_core.importance.score import CRITERIA, default_cuts, make_criterion
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.adapt import adapt
+from upvit_core.planning.select import plan_uniform
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("order", [1, 2])
+def test_magnitude_is_what_zeroing_the_channel_takes_away(variant: str, order: int) -> None:
+    model, shape = tiny(variant)
+    got = Magnitude(order).attribute(adapt(model, shape))
+    state, D, A = model.state_dict(), shape.embed_dim, shape.blocks[1].attention
+    c = 3
+
+    def total(mask) -> float:
+        return sum(float((tensor.abs() ** order)[mask(name, tensor)].sum()) for name, tensor in state.items())
+
+    def ffn(name, tensor):
+        chosen = torch.zeros_like(tensor, dtype=torch.bool)
+        if name.startswith("blocks.1.mlp.fc1"):
+            chosen[c] = True
+        if name == "blocks.1.mlp.fc2.weight":
+            chosen[:, c] = True
+        return chosen
+
+    def attention(name, tensor):
+        chosen = torch.zeros_like(tensor, dtype=torch.bool)
+        if name.startswith("blocks.1.attn.qkv"):
+            chosen[[c, A + c, 2 * A + c]] = True
+        if name == "blocks.1.attn.proj.weight":
+            chosen[:, c] = True
+        return chosen
+
+    for key, mask in (("ffn.1", ffn), ("attention.1", attention)):
+        assert got.values[key][c] == pytest.approx(total(mask) ** (1 / order), rel=1e-9)
+    assert len(got.residual) == D
+    assert (got.residual > 0).all()
+
+
+def test_taylor_and_variance_against_a_slow_way() -> None:
+    model, shape = tiny()
+    x = images(6)
+    taylor, variance = (
+        Activation(name, 4).attribute(adapt(model, shape), TensorProxy(x)) for name in ("taylor", "variance")
+    )
+    hidden = []
+    handle = model.blocks[1].mlp.act.register_forward_hook(lambda m, i, out: hidden.append(out))
+    expected = torch.zeros(shape.blocks[1].ffn, dtype=torch.float64)
+    for i in range(6):
+        hidden.clear()
+        loss = torch.nn.functional.cross_entropy(model(x[i : i + 1]), torch.tensor([i % 4 % 5]))
+        gradient = torch.autograd.grad(loss, hidden[0])[0]
+        expected += (gradient * hidden[0])[0].sum(0).abs().detach()
+    hidden.clear()
+    model(x)
+    handle.remove()
+    np.testing.assert_allclose(taylor.ffn(1), expected.numpy(), rtol=1e-9)
+    np.testing.assert_allclose(
+        variance.ffn(1), hidden[0].detach().flatten(0, 1).var(0, correction=0).numpy(), rtol=1e-9
+    )
+
+
+def test_refine_is_exact_where_it_says_and_spends_no_more_than_allowed() -> None:
+    model, shape = tiny("3 heads, 5 blocks")
+    proxy, adapter = TensorProxy(images(12)), adapt(model, shape)
+    exact = KL().attribute(adapter, proxy)
+    updates = []
+    got = Refine(default_cuts(shape), allowance=0.3, on_update=updates.append).attribute(adapter, proxy)
+    assert 0.2 < got.notes["exact_share"] <= 0.3
+    assert [u.notes["exact_share"] for u in updates] == sorted(u.notes["exact_share"] for u in updates)
+    same = sum(
+        int((np.abs(got.values[k] - exact.values[k]) <= 1e-9 * np.abs(exact.values[k]) + 1e-13).sum())
+        for k in exact.values
+    )
+    assert same >= sum(got.notes["exact"].values())
+    np.testing.assert_allclose(got.residual, exact.residual, rtol=1e-9)
+    plans = [plan_uniform(s, ffn=0.5) for s in (exact, got)]
+    assert compare(exact, got, *plans)[2].overlap > 0.95
+
+
+def test_spearman_equals_scipy_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 9, 60).astype(float), rng.random(60)
+    assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b)[0])
+    assert spearman(a, a) == pytest.approx(1)
+
+
+def test_random_is_by_seed_and_leaves_the_global_generator_alone() -> None:
+    model, shape = tiny()
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    a, b, c = (Random(seed).attribute(adapt(model, shape)) for seed in (0, 0, 1))
+    assert a.digest == b.digest != c.digest
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_record_round_trip_and_refusals(tmp_path) -> None:
+    model, shape = tiny("distilled")
+    record = KL().attribute(adapt(model, shape), TensorProxy(images(3)))
+    path = tmp_path / "scores.safetensors"
+    record.save(path)
+    again = ImportanceScores.load(path)
+    assert again.digest == record.digest
+    assert again.shape == record.shape
+    assert again.unit == "nats, summed over images"
+    assert all(np.array_equal(again.stderr[key], record.stderr[key]) for key in record.stderr)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ScoresError, match="not a readable scores record"):
+        ImportanceScores.load(path)
+    with pytest.raises(ScoresError, match="no scores file"):
+        ImportanceScores.load(tmp_path / "none")
+    with pytest.raises(ScoresError, match="NaN"):
+        record.with_values({"residual": np.full(shape.embed_dim, np.nan)})
+    with pytest.raises(ScoresError, match="lack"):
+        ImportanceScores(values={}, criterion="kl", unit="", shape=shape)
+
+
+def test_every_criterion_has_a_name_and_an_unknown_one_is_refused() -> None:
+    _, shape = tiny()
+    assert [make_criterion(name, shape).name for name in CRITERIA] == list(CRITERIA)
+    with pytest.raises(ScoresError, match="choose one of"):
+        make_criterion("best", shape)
