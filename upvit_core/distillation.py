@@ -1,0 +1,236 @@
+"""Fine-tuning under the original model's eyes (Yu & Wu 2023, Eq. 2): L = CE(y, p) + α·T²·KL(q || p).
+
+q is the teacher's softmax at temperature T, p the student's; both terms are means over the batch, in nats, so the loss
+depends neither on the batch size nor on the number of processes. (The released code sums the KL over one GPU's batch
+and takes 0.2 of it: the preset `released_code`.) CE is against CutMix's soft targets and the teacher sees the mixed
+image. At T = 1 the factor T² (Hinton et al. 2015, which keeps the gradient's size) is 1, as in the letter.
+
+Optimiser, schedule, weight averaging, CutMix and stochastic depth are timm's; device, mixed precision and processes are
+Accelerate's. The random state of step s is a function of (seed, s), so a run resumed at step s is the run itself.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.data.mixup import Mixup, mixup_target
+from timm.loss.cross_entropy import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.scheduler.cosine_lr import CosineLRScheduler
+from timm.utils.model_ema import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upvit_core.errors import RunError
+from upvit_core.models.drop_path import set_drop_path
+from upvit_core.recipe import DistillSettings
+from upvit_core.training_batches import TrainingBatches, seed_everything
+
+Row = dict[str, Any]
+LOGGED_POINTS = 400
+_soft_cross_entropy = SoftTargetCrossEntropy()
+
+
+@dataclass(frozen=True)
+class LossParts:
+    """Scalars: the loss, its mean cross-entropy and its mean KL before weighting, in nats."""
+
+    loss: Tensor
+    ce: Tensor
+    kl: Tensor
+
+
+def distillation_loss(
+    logits: Tensor, targets: Tensor, teacher_logits: Tensor, *, alpha: float, temperature: float = 1.0
+) -> LossParts:
+    """Eq. 2 on logits (B, classes), soft targets (B, classes) and the teacher's logits (B, classes); means over B."""
+    ce = _soft_cross_entropy(logits, targets)
+    p, q = (F.log_softmax(t / temperature, dim=-1) for t in (logits, teacher_logits))
+    kl = F.kl_div(p, q, reduction="batchmean", log_target=True)
+    return LossParts(ce + alpha * temperature**2 * kl, ce, kl)
+
+
+@contextmanager
+def isolated_rng() -> Iterator[None]:
+    """Whatever is drawn or seeded inside, the random states of torch, NumPy and Python come back as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def make_accelerator(device: str, amp: str) -> Accelerator:
+    """Accelerate on `device` (`cpu` or `cuda`); `amp` is `auto` (bf16, else fp16, on a GPU), `no`, `bf16` or `fp16`."""
+    cpu = device == "cpu"
+    if amp == "auto":
+        amp = "no" if cpu else ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
+    if cpu and amp == "fp16":
+        raise RunError("The CPU has no fp16 training; set amp to 'no' or 'bf16'.")
+    return Accelerator(cpu=cpu, mixed_precision=amp)
+
+
+class Distillation:
+    """One run's moving parts; `state_dict` holds all of what a later step depends on.
+
+    The student is trained in place; `result` is its averaged copy where weights are averaged, else the student.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        batches: TrainingBatches,
+        settings: DistillSettings,
+        *,
+        epochs: int,
+        num_classes: int,
+        accelerator: Accelerator,
+    ):
+        self.settings, self.batches, self.accelerator = settings, batches, accelerator
+        self.epochs, self.num_classes = epochs, num_classes
+        self.total_steps = epochs * batches.steps_per_epoch
+        self.step, self.seconds = 0, 0.0
+        set_drop_path(student, settings.drop_path)
+        self.student = student.to(accelerator.device)
+        self.teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
+        self.ema = ModelEmaV3(student, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+        optimizer = create_optimizer_v2(student, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay)
+        self.model = accelerator.prepare_model(student)
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        warmup = min(round(settings.warmup_epochs * batches.steps_per_epoch), self.total_steps // 4)
+        self.schedule = CosineLRScheduler(
+            optimizer, t_initial=self.total_steps - warmup, lr_min=min(settings.min_lr, settings.lr), t_in_epochs=False,
+            warmup_t=warmup, warmup_lr_init=min(1e-6, settings.lr), warmup_prefix=True,
+        )  # fmt: skip
+        self.mixup = None
+        if settings.cutmix or settings.mixup:
+            self.mixup = Mixup(
+                mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix, prob=settings.mix_probability,
+                label_smoothing=settings.label_smoothing, num_classes=num_classes,
+            )  # fmt: skip
+        self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, ce, kl since the last row
+        self.summed = 0
+
+    @property
+    def result(self) -> nn.Module:
+        return self.student if self.ema is None else self.ema.module
+
+    @property
+    def log_every(self) -> int:
+        return max(1, self.total_steps // LOGGED_POINTS)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that it can be read back without running code."""
+        scaler = self.accelerator.scaler
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "total_steps": self.total_steps,
+            "student": self.student.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "sums": self.sums,
+            "summed": self.summed,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises RunError where the state belongs to a run of another length or another student."""
+        if state["total_steps"] != self.total_steps:
+            raise RunError(
+                f"The checkpoint belongs to a run of {state['total_steps']} steps, this one has {self.total_steps}; "
+                "resume it with the data and the number of processes it was started with."
+            )
+        try:
+            self.student.load_state_dict(state["student"])
+            if self.ema is not None:
+                self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise RunError(f"The checkpoint does not fit this run's student ({error}); start a new run.") from error
+        if self.accelerator.scaler is not None and state["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step, self.seconds, self.summed = state["step"], state["seconds"], state["summed"]
+        self.sums.copy_(state["sums"])
+
+    def train_step(self, images: Tensor, labels: Tensor) -> None:
+        """One update on this process's images (b, C, H, W) and labels (b,)."""
+        settings, device = self.settings, self.accelerator.device
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        seed_everything(settings.seed, self.step)
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+        else:
+            targets = mixup_target(labels, self.num_classes, smoothing=settings.label_smoothing)
+        if self.accelerator.num_processes > 1:
+            seed_everything(settings.seed, self.step, self.accelerator.process_index)
+        self.model.train()
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                teacher_logits = self.teacher(images)
+            logits = self.model(images)
+        parts = distillation_loss(
+            logits.float(), targets, teacher_logits.float(), alpha=settings.alpha, temperature=settings.temperature
+        )
+        self.optimizer.zero_grad()
+        self.accelerator.backward(parts.loss)
+        if settings.clip_grad is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
+        self.optimizer.step()
+        self.step += 1
+        self.schedule.step_update(self.step)
+        if self.ema is not None:
+            self.ema.update(self.student, step=self.step)
+        self.sums += torch.stack([parts.loss.detach(), parts.ce.detach(), parts.kl.detach()]).double()
+        self.summed += 1
+
+    def take_row(self) -> Row:
+        """Means since the last row, over all processes. Raises RunError where the loss is no longer a number."""
+        lr = self.optimizer.param_groups[0]["lr"]
+        means = self.accelerator.reduce(self.sums / max(self.summed, 1), reduction="mean")
+        loss, ce, kl = means.tolist()
+        if not np.isfinite(loss):
+            raise RunError(
+                f"The loss became {loss} at step {self.step} with a learning rate of {lr:.2g}; "
+                "start again with a lower lr."
+            )
+        self.sums.zero_()
+        self.summed = 0
+        return {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "phase": "train", "loss": loss,
+                "ce": ce, "kl": kl, "lr": lr, "seconds": round(self.seconds, 3)}  # fmt: skip
+
+
+def distill(
+    run: Distillation, *, report: Callable[[Row], None], after_step: Callable[[Distillation], None]
+) -> nn.Module:
+    """Train from where `run` stands to its last step; returns `run.result`, without stochastic depth, in eval mode.
+
+    `report` receives a row of means every `log_every` steps; `after_step` is called after every step, and may evaluate,
+    save, or raise to stop. Neither counts in `run.seconds`, and neither may leave the student in another state.
+    """
+    with isolated_rng():
+        while run.step < run.total_steps:
+            epoch, first = divmod(run.step, run.batches.steps_per_epoch)
+            started = time.perf_counter()
+            for images, labels in run.batches.epoch(epoch, first):
+                run.train_step(images, labels)
+                run.seconds += time.perf_counter() - started
+                if run.step % run.log_every == 0 or run.step == run.total_steps:
+                    report(run.take_row())
+                after_step(run)
+                started = time.perf_counter()
+    run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
+    for model in (run.student, run.result):
+        set_drop_path(model, 0.0)
+    return run.result.eval()

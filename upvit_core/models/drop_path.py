@@ -1,0 +1,25 @@
+"""Stochastic depth (Huang et al., ECCV 2016) set on a model that exists, with timm's own module and rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from timm.layers.drop import DropPath, calculate_drop_path_rates
+from torch import nn
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Give block b of n the rate b / (n - 1) · `rate`, timm's linear rule; 0 takes stochastic depth away."""
+    owners = [
+        [
+            (owner, name)
+            for owner in block.modules()
+            for name, _ in owner.named_children()
+            if name.startswith("drop_path")
+        ]
+        for block in model.get_submodule("blocks").children()
+    ]
+    rates: Any = calculate_drop_path_rates(rate, len(owners))
+    for slots, block_rate in zip(owners, rates, strict=True):
+        for owner, name in slots:
+            setattr(owner, name, DropPath(block_rate) if block_rate > 0 else nn.Identity())

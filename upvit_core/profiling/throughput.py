@@ -1,0 +1,146 @@
+"""Images per second, measured: warm-up, synchronised, several repeats; models to compare take turns in one run."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median, quantiles
+
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Median of images per second over `repeats` timed passes, with the quartiles as spread.
+
+    `samples` holds every repeat; with `dtype` other than float32 the pass runs under autocast. `threads` is the number
+    of CPU threads within an operation.
+    """
+
+    images_per_s: float
+    low: float
+    high: float
+    samples: tuple[float, ...]
+    batch_size: int
+    dtype: str
+    device: str
+    threads: int
+
+    @property
+    def repeats(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times faster the second model is: median and quartiles of the ratios of neighbouring passes."""
+
+    first: Throughput
+    second: Throughput
+    ratio: float
+    low: float
+    high: float
+
+
+def device_name(device: torch.device | str) -> str:
+    """What the device calls itself."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def measure(
+    models: Sequence[nn.Module],
+    images: Tensor,
+    *,
+    dtype: str = "float32",
+    warmup: int = 2,
+    repeats: int = 10,
+    seconds: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Throughput]:
+    """Throughput of each model on the same batch (B, C, H, W), on the batch's device; the models take turns.
+
+    At least three and at most `repeats` rounds, fewer where `seconds` are over. Modes of the models are restored.
+    `progress` receives rounds done and rounds at most; raise `Cancelled` in it to stop.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    if repeats < 1 or warmup < 0:
+        raise ValueError(f"repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}.")
+    device = images.device
+    autocast = nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
+    modes = [model.training for model in models]
+    samples: list[list[float]] = [[] for _ in models]
+    try:
+        for model in models:
+            model.eval()
+        with torch.inference_mode(), autocast:
+            for _ in range(warmup):
+                for model in models:
+                    _timed(model, images)
+            began = time.perf_counter()
+            for done in range(repeats):
+                if seconds is not None and done >= 3 and time.perf_counter() - began > seconds:
+                    break
+                for model, rates in zip(models, samples, strict=True):
+                    rates.append(len(images) / _timed(model, images))
+                if progress is not None:
+                    progress(done + 1, repeats)
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+    name, threads = device_name(device), torch.get_num_threads()
+    return [Throughput(*_spread(r), tuple(r), len(images), dtype, name, threads) for r in samples]
+
+
+def compare(
+    first: nn.Module,
+    second: nn.Module,
+    images: Tensor,
+    *,
+    dtype: str = "float32",
+    warmup: int = 2,
+    repeats: int = 10,
+    seconds: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> SpeedUp:
+    """Measure two models in turns, so that both see the same load of the machine."""
+    a, b = measure(
+        [first, second], images, dtype=dtype, warmup=warmup, repeats=repeats, seconds=seconds, progress=progress
+    )
+    ratio, low, high = _spread([y / x for x, y in zip(a.samples, b.samples, strict=True)])
+    return SpeedUp(a, b, ratio, low, high)
+
+
+def _timed(model: nn.Module, images: Tensor) -> float:
+    _synchronise(images.device)
+    start = time.perf_counter()
+    model(images)
+    _synchronise(images.device)
+    return time.perf_counter() - start
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, first and third quartile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return median(values), low, high

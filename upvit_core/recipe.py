@@ -1,0 +1,74 @@
+"""Settings of a distillation run (Eq. 2 and the recipe around it), and presets by name. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+RELEASED_KL_WEIGHT, RELEASED_BATCH_PER_GPU = 0.2, 32
+
+
+class DistillSettings(BaseModel):
+    """Everything that decides what a run computes, beside its model, data and epochs.
+
+    alpha weighs the KL term, whose reduction is the mean over the batch, in nats, times temperature². The defaults are
+    the recipe of the letter's released script; `cutmix` and `mixup` are the alphas of their Beta distributions (0:
+    off). `batch_size` is the global one, over all processes; the warm-up takes at most a quarter of the run.
+    `eval_every` is a share of an epoch (0.25: four times an epoch; None: spread over the run); `eval_images` limits
+    evaluations before the last one. `checkpoint_minutes` bounds the work that a kill can lose. `from_scratch` keeps the
+    student's shape and draws fresh weights, for the baseline.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alpha: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)] = 1.0
+    temperature: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
+    lr: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1e-3
+    min_lr: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1e-5
+    weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1e-3
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)] = 2.0
+    batch_size: Annotated[int, Field(ge=2, le=65536)] = 256
+    cutmix: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    mixup: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    mix_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9998
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    clip_grad: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    augmentation: Literal["auto", "none"] = "auto"
+    amp: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    threads: Annotated[int | None, Field(ge=1, le=1024)] = None
+    workers: Annotated[int | None, Field(ge=0, le=256)] = None
+    eval_every: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    eval_images: Annotated[int | None, Field(ge=1)] = None
+    checkpoint_minutes: Annotated[float, Field(gt=0, le=24 * 60, allow_inf_nan=False)] = 5.0
+    from_scratch: bool = False
+
+
+PRESETS: dict[str, DistillSettings] = {
+    "letter": DistillSettings(),
+    # KL summed over a GPU's batch, times 0.2, beside a mean CE: at 32 images a GPU 6.4 times the mean KL.
+    "released_code": DistillSettings(alpha=RELEASED_KL_WEIGHT * RELEASED_BATCH_PER_GPU),
+    # Minutes on two CPU cores: small batches, a short warm-up, no stochastic depth for so short a run.
+    "demo": DistillSettings(
+        batch_size=64, warmup_epochs=0.25, drop_path=0.0, ema_decay=0.998, weight_decay=0.02, checkpoint_minutes=0.5
+    ),
+}
+
+
+def evaluation_steps(total_steps: int, steps_per_epoch: int, eval_every: float | None) -> tuple[int, ...]:
+    """After which steps to evaluate, ascending, the last step not included (it gets the final evaluation).
+
+    Without `eval_every` (a share of an epoch), eight times in a short run and once an epoch in a long one.
+    """
+    if total_steps < 2:
+        return ()
+    if eval_every is None:
+        count = max(8, min(round(total_steps / steps_per_epoch), 300))
+        interval = total_steps / count
+    else:
+        interval = max(steps_per_epoch * eval_every, 1.0)
+    count = int((total_steps - 1) / interval)
+    return tuple(sorted({min(max(round(interval * i), 1), total_steps - 1) for i in range(1, count + 1)}))

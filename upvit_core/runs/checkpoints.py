@@ -1,0 +1,57 @@
+"""Checkpoints of a run: written beside the last ones and renamed, read without running code, the newest two kept."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2
+_NAME = re.compile(r"step-(\d{9})\.pt")
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write `state` (tensors and plain values, with its `step`), then drop all but the newest two."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{state['step']:09d}.pt"
+    temporary = folder / f".{path.name}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    for old in list_checkpoints(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=lambda p: p.name, reverse=True)
+
+
+def load_newest(folder: Path, warn: Callable[[str], None] = lambda message: None) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; `warn` is told of those that cannot. None where there is none."""
+    for path in list_checkpoints(folder):
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(state, dict) and "step" in state:
+                return state
+            warn(f"{path.name} is not a checkpoint of a run; trying the one before.")
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+            warn(f"{path.name} cannot be read ({str(error).splitlines()[0]}); trying the one before.")
+    return None

@@ -1,0 +1,24 @@
+"""Where a run's worker process is started: one Protocol, one module an executor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from upvit_core.runs.spec import RunSpec
+
+if TYPE_CHECKING:
+    from upvit_core.runs.store import Run, RunStore
+
+
+class Executor(Protocol):
+    """Starts workers; what becomes of them is read from the run folder."""
+
+    def submit(self, run: Run) -> None:
+        """Queue a run and start its worker. Raises RunError where it has one already, or none can be started."""
+
+
+def executor_for(store: RunStore, spec: RunSpec) -> Executor:
+    """The executor that a run asks for."""
+    from upvit_core.runs.executors.local import LocalExecutor
+
+    return LocalExecutor(store)

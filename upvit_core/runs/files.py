@@ -1,0 +1,80 @@
+"""Files that a kill cannot spoil: replaced atomically, appended line by line, locked by the kernel."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file as a whole; after a crash it holds the old content or the new."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Append one JSON line in one write; a torn line that a kill left behind is closed first."""
+    line = json.dumps(record).encode() + b"\n"
+    with path.open("ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                line = b"\n" + line
+        file.write(line)
+
+
+def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Whole JSON lines from byte `offset` on, and the offset to go on from; lines that are no record are skipped."""
+    try:
+        with path.open("rb") as file:
+            if offset > file.seek(0, os.SEEK_END):
+                offset = 0
+            file.seek(offset)
+            content = file.read()
+    except FileNotFoundError:
+        return [], 0
+    whole = content[: content.rfind(b"\n") + 1]
+    rows = []
+    for line in whole.splitlines():
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows, offset + len(whole)
+
+
+@contextmanager
+def locked(path: Path, timeout: float | None = 0.0, poll: float = 0.05) -> Iterator[bool]:
+    """Hold the kernel's lock on a file while inside; yields whether it was got within `timeout` seconds (None: wait).
+
+    The kernel releases it when the process ends, however it ends.
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        held = False
+        while True:
+            with suppress(BlockingIOError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            if held or (deadline is not None and time.monotonic() >= deadline):
+                break
+            time.sleep(poll)
+        yield held
+    finally:
+        os.close(descriptor)

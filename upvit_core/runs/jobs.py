@@ -1,0 +1,274 @@
+"""What a worker does for one run: prepare the student, measure, distil, evaluate, save. Imports torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from upvit_core.cut import cut
+from upvit_core.data import ImageSet, open_images, proxy_indices
+from upvit_core.distillation import Distillation, distill, make_accelerator
+from upvit_core.errors import RunError
+from upvit_core.evaluation import Evaluation, predict, score_logits
+from upvit_core.importance.criterion import Report, silent
+from upvit_core.models.checkpoint import LoadedModel, build_model, load_model, save_model
+from upvit_core.models.shape import ModelShape
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.throughput import Throughput, compare
+from upvit_core.recipe import evaluation_steps
+from upvit_core.runs.checkpoints import load_newest, save_checkpoint
+from upvit_core.runs.spec import RunSpec
+from upvit_core.runs.store import Run
+from upvit_core.runs.worker import Control
+from upvit_core.training_batches import TrainingBatches, batch_source
+
+EVAL_BATCH = {"cpu": 250, "cuda": 500}
+SPEED_BATCH = {"cpu": 32, "cuda": 128}
+SPEED_SECONDS = 4.0
+
+
+@dataclass(frozen=True)
+class Student:
+    """A thinner model with what is saved beside it."""
+
+    model: nn.Module
+    shape: ModelShape
+    plan_json: str | None
+
+
+class Examiner:
+    """Evaluates on a fixed, seeded choice of test images, with the teacher's logits kept."""
+
+    def __init__(self, teacher: nn.Module, images: ImageSet, count: int | None, seed: int, control: Control):
+        self.teacher, self.images, self.control = teacher, images, control
+        self.device = next(teacher.parameters()).device
+        self.indices: np.ndarray | None = None
+        if count is not None and count < len(images):
+            self.indices = proxy_indices(images, count, seed)
+        self._teacher_logits: dict[bool, tuple[Tensor, Tensor]] = {}
+
+    def teacher_logits(self, everything: bool = False) -> tuple[Tensor, Tensor]:
+        """Logits and labels of the teacher, computed once."""
+        everything = everything or self.indices is None
+        if everything not in self._teacher_logits:
+            self._teacher_logits[everything] = self._predict(self.teacher, everything)
+        return self._teacher_logits[everything]
+
+    def teacher_result(self, everything: bool = False) -> Evaluation:
+        logits, labels = self.teacher_logits(everything)
+        return score_logits(logits, labels)
+
+    def evaluate(self, model: nn.Module, everything: bool = False) -> Evaluation:
+        """`everything` takes all test images in place of the choice."""
+        reference, _ = self.teacher_logits(everything)
+        logits, labels = self._predict(model, everything)
+        return score_logits(logits, labels, reference)
+
+    def _predict(self, model: nn.Module, everything: bool) -> tuple[Tensor, Tensor]:
+        indices = None if everything else self.indices
+        batches = self.images.batches(EVAL_BATCH[self.device.type], indices=indices, device=self.device)
+        return predict(model, batches, progress=lambda done: self.control.check())
+
+
+def prepare_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: Report = silent) -> Student:
+    """Open the student's folder, or cut the teacher by the plan."""
+    if spec.student is not None:
+        opened = load_model(spec.student)
+        if opened.shape.num_classes != teacher.shape.num_classes:
+            raise RunError(
+                f"The student has {opened.shape.num_classes} classes and the teacher {teacher.shape.num_classes}; "
+                "choose a student cut from this teacher."
+            )
+        return Student(opened.model, opened.shape, _plan_beside(spec.student))
+    plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run")
+    model = cut(
+        teacher, plan, repair=spec.repair, data=train, images=min(spec.calibration_images, len(train)),
+        seed=spec.settings.seed, report=report,
+    )  # fmt: skip
+    return Student(model, plan.shape_after, plan.to_json())
+
+
+def distill_run(run: Run, control: Control) -> None:
+    """Everything from the order to `model/`; goes on from the newest checkpoint where there is one."""
+    spec, settings = run.spec, run.spec.settings
+    saved = load_newest(run.checkpoints, control.log)
+    threads = (saved or {}).get("threads") or settings.threads
+    if threads is not None:
+        torch.set_num_threads(threads)
+    accelerator = make_accelerator(_device_of(spec), settings.amp)
+    device = accelerator.device
+
+    control.stage("loading the teacher")
+    teacher = load_model(spec.teacher, device=device)
+    if not teacher.has_weights:
+        raise RunError(f"{spec.teacher} has no trained weights to learn from; choose a trained model as teacher.")
+    control.stage("opening the images")
+    classes = teacher.shape.num_classes
+    train, test = (
+        open_images(spec.data, split, pretrained_cfg=teacher.pretrained_cfg, num_classes=classes, root=spec.data_root)
+        for split in ("train", "val")
+    )
+    if saved is None:
+        control.stage("cutting the student")
+        student = prepare_student(spec, teacher, train, lambda progress: control.check())
+        if settings.from_scratch:
+            student = Student(
+                build_model(student.shape, seed=settings.seed, weight_init="jax"), student.shape, student.plan_json
+            )
+    else:
+        shape = ModelShape.from_dict(saved["shape"])
+        student = Student(build_model(shape), shape, saved["plan_json"])
+    student.model.to(device)
+
+    source = batch_source(
+        train,
+        teacher.pretrained_cfg,
+        seed=settings.seed,
+        augment=settings.augmentation != "none",
+        workers=settings.workers,
+    )
+    batches = TrainingBatches(source, batch_size=settings.batch_size, seed=settings.seed)
+    job = Distillation(
+        student.model,
+        teacher.model,
+        batches,
+        settings,
+        epochs=spec.epochs,
+        num_classes=classes,
+        accelerator=accelerator,
+    )
+    examiner = Examiner(teacher.model, test, settings.eval_images, settings.seed, control)
+    control.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
+    if saved is None:
+        _first_rows(job, examiner, control)
+    else:
+        job.load_state_dict(saved)
+        control.log(f"going on from step {job.step} of {job.total_steps}")
+
+    def save() -> None:
+        extra = {"shape": student.shape.to_dict(), "plan_json": student.plan_json, "threads": torch.get_num_threads()}
+        save_checkpoint(run.checkpoints, job.state_dict() | extra)
+
+    if saved is None:
+        save()
+    control.stage("training")
+    _train(job, examiner, control, save)
+
+    control.stage("evaluating")
+    result = job.result.eval()
+    if not control.has_row("final", job.step):
+        _final_row(job, examiner, control)
+    control.stage("saving the model")
+    _save_result(run, result, student, teacher)
+    shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _train(job: Distillation, examiner: Examiner, control: Control, save: Any) -> None:
+    settings = job.settings
+    steps = frozenset(evaluation_steps(job.total_steps, job.batches.steps_per_epoch, settings.eval_every))
+    began, first = time.monotonic(), job.step
+    last_saved = began
+
+    def after_step(job: Distillation) -> None:
+        nonlocal last_saved
+        try:
+            if job.step in steps and not control.has_row("eval", job.step):
+                _eval_row(job, examiner, control)
+            control.check()
+        except Exception:
+            if control.terminated or control.run.cancel_asked:
+                save()
+            raise
+        if time.monotonic() - last_saved > 60 * settings.checkpoint_minutes:
+            save()
+            last_saved = time.monotonic()
+        per_step = (time.monotonic() - began) / (job.step - first)
+        control.update(
+            step=job.step, epoch=job.step / job.batches.steps_per_epoch, seconds=round(job.seconds, 1),
+            seconds_left=round(per_step * (job.total_steps - job.step), 1),
+        )  # fmt: skip
+
+    distill(job, report=control.row, after_step=after_step)
+
+
+def _first_rows(job: Distillation, examiner: Examiner, control: Control) -> None:
+    """The teacher's point and the student's right after surgery, speeds measured in turns."""
+    control.stage("measuring the speed")
+    device = job.accelerator.device
+    batch = next(iter(examiner.images.batches(SPEED_BATCH[device.type], indices=None, device=device)))[0]
+    dtype = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[job.accelerator.mixed_precision]
+    speeds = compare(job.teacher, job.student, batch, dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
+    control.stage("evaluating the teacher")
+    teacher = examiner.teacher_result()
+    control.row(_row("teacher", job, teacher) | _speed(speeds.first))
+    control.update(teacher_top1=teacher.top1, images_per_s=speeds.second.images_per_s)
+    control.stage("evaluating the student after surgery")
+    _note(control, "surgery", job, examiner.evaluate(job.student), _speed(speeds.second) | {"speedup": speeds.ratio})
+
+
+def _eval_row(job: Distillation, examiner: Examiner, control: Control) -> None:
+    _note(control, "eval", job, examiner.evaluate(job.result), {"images_per_s": control.state.images_per_s})
+
+
+def _final_row(job: Distillation, examiner: Examiner, control: Control) -> None:
+    result = examiner.evaluate(job.result, everything=True)
+    teacher = examiner.teacher_result(everything=True)
+    control.update(teacher_top1=teacher.top1)
+    _note(control, "final", job, result, {"images_per_s": control.state.images_per_s, "teacher_top1": teacher.top1})
+
+
+def _note(control: Control, phase: str, job: Distillation, result: Evaluation, extra: dict[str, Any]) -> None:
+    control.row(_row(phase, job, result) | extra)
+    control.log(
+        f"{phase} at step {job.step}: top-1 {result.top1:.2f} % of {result.images} images, KL {result.kl:.4f} nats"
+    )
+    control.update(now=True, top1=result.top1, top1_images=result.images)
+
+
+def _row(phase: str, job: Distillation, result: Evaluation) -> dict[str, Any]:
+    row = {
+        "step": job.step, "epoch": job.step / job.batches.steps_per_epoch, "phase": phase, "top1": result.top1,
+        "top5": result.top5, "ce": result.loss, "images": result.images, "seconds": round(job.seconds, 3),
+    }  # fmt: skip
+    return row if result.kl is None else row | {"kl_teacher": result.kl}
+
+
+def _speed(speed: Throughput) -> dict[str, Any]:
+    return {
+        "images_per_s": speed.images_per_s, "images_per_s_low": speed.low, "images_per_s_high": speed.high,
+        "repeats": speed.repeats, "batch_size": speed.batch_size, "dtype": speed.dtype, "device": speed.device,
+        "threads": speed.threads,
+    }  # fmt: skip
+
+
+def _save_result(run: Run, model: nn.Module, student: Student, teacher: LoadedModel) -> None:
+    temporary = run.folder / ".model"
+    for leftover in (temporary, run.model):
+        shutil.rmtree(leftover, ignore_errors=True)
+    save_model(
+        model, temporary, shape=student.shape, pretrained_cfg=teacher.pretrained_cfg, plan_json=student.plan_json,
+        name=run.spec.name, class_names=teacher.class_names,
+    )  # fmt: skip
+    temporary.rename(run.model)
+
+
+def _device_of(spec: RunSpec) -> str:
+    wanted = spec.device.partition(":")[0]
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise RunError(f"The run asks for {spec.device}, and torch finds no GPU here; start it with device cpu.")
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return wanted
+
+
+def _plan_beside(folder: str) -> str | None:
+    plan = Path(folder) / "plan.json"
+    return PruningPlan.load(plan).to_json() if plan.is_file() else None

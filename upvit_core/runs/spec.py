@@ -1,0 +1,110 @@
+"""What a run is asked to do, and where it stands: the two records of a run folder that pages read. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from upvit_core.errors import RunError
+from upvit_core.recipe import DistillSettings
+
+StateName = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+ACTIVE: tuple[StateName, ...] = ("queued", "running")
+RESUMABLE: tuple[StateName, ...] = ("interrupted", "failed", "cancelled")
+
+Text = Annotated[str, Field(max_length=4096)]
+Short = Annotated[str, Field(max_length=200)]
+
+
+class RunSpec(BaseModel):
+    """The order for one run, written once. The student is a folder, or a plan that the worker cuts the teacher by.
+
+    `plan` is the content of a plan.json; `repair` asks for least-squares repair after the cut (`calibration_images` of
+    the training set are used by it, and by a plan that keeps directions). `teacher` and `data` are what `load_model`
+    and `open_images` take. `device` is `auto`, `cpu` or `cuda:N`; runs that name one device wait for each other.
+    `group` joins the runs of a sweep, `owner` is whoever started it, `created` is in nanoseconds since 1970.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    kind: Literal["distill"] = "distill"
+    name: Short
+    teacher: Text
+    student: Text | None = None
+    plan: dict[str, Any] | None = None
+    repair: bool = False
+    calibration_images: Annotated[int, Field(ge=1)] = 2000
+    data: Text
+    data_root: Text | None = None
+    epochs: int = Field(ge=1, le=100_000)
+    settings: DistillSettings = DistillSettings()
+    group: Short = ""
+    owner: Short = ""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$")] = "auto"
+    executor: Literal["local"] = "local"
+    created: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _one_student(self) -> RunSpec:
+        if (self.student is None) == (self.plan is None):
+            raise ValueError(
+                "give either student (a folder) or plan (what to cut the teacher by), not both and not neither"
+            )
+        return self
+
+    @classmethod
+    def from_json(cls, text: str | bytes, name: str = "the spec") -> RunSpec:
+        """Raises RunError with the first thing that is wrong."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "content"
+            message = first["msg"].removeprefix("Value error, ")
+            raise RunError(f"{name} is not a valid run: {where}: {message}; start the run again.") from error
+        except RecursionError as error:
+            raise RunError(f"{name} is nested too deeply to be a run; start the run again.") from error
+
+
+class RunState(BaseModel):
+    """Where a run stands; `error` is one sentence. Steps and epochs are done ones, seconds are of training alone.
+
+    `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
+    boot, so that a reused pid is not mistaken for it. `position` counts from 1 in the queue of its device and is filled
+    on reading. top1 in percent of the latest evaluation, with its images; images_per_s as measured in this run.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    state: StateName
+    pid: int | None = None
+    started: int | None = None
+    boot: str = ""
+    host: str = ""
+    attempt: int = 0
+    stage: str = ""
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    epochs: int = 0
+    seconds: float = 0.0
+    seconds_left: float | None = None
+    top1: float | None = None
+    top1_images: int | None = None
+    teacher_top1: float | None = None
+    images_per_s: float | None = None
+    error: str = ""
+    position: int | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the steps done, in [0, 1]."""
+        if self.state == "done":
+            return 1.0
+        return self.step / self.total_steps if self.total_steps else 0.0
+
+    @property
+    def is_active(self) -> bool:
+        return self.state in ACTIVE
