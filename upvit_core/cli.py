@@ -111,16 +111,19 @@ def score(
     """Score every channel by the KL-divergence that its removal causes."""
     from upvit_core.data import open_images
     from upvit_core.importance.score import score as run
+    from upvit_core.importance.sharding import rank
 
     loaded = _open(model, num_heads, pretrained=pretrained, device=_device(device))
     train = open_images(
         data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
     )
-    journal = out.with_name(out.name + ".partial.jsonl")
+    journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     record = run(loaded, train, criterion.value, n=images, seed=seed, balanced=balanced, journal=journal, report=Bar())
-    record.save(out)
-    for leftover in out.parent.glob(f"{out.name}.partial*.jsonl"):
+    for leftover in out.parent.glob(f"{out.name}.partial{rank()}*.jsonl"):
         leftover.unlink()
+    if rank():
+        return
+    record.save(out)
     emit(
         {
             "out": str(out), "model": record.model, "criterion": record.criterion, "unit": record.unit,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from upvit_core.data import ImageSet, draw_proxy
 from upvit_core.errors import ScoresError
+from upvit_core.importance import sharding
 from upvit_core.importance.activation import Activation
 from upvit_core.importance.criterion import Criterion, Report, silent
 from upvit_core.importance.criterion_names import CriterionName
@@ -66,10 +67,15 @@ def score(
 ) -> ImportanceScores:
     """Score every channel of a model on `n` images drawn by `seed`.
 
-    `journal`: a file that keeps the finished part of an exact score, so that a killed one goes on.
+    `journal`: a file that keeps the finished part of an exact score, so that a killed one goes on. Under a launcher
+    (`torchrun`, `accelerate launch`) each process scores its part of the images, and all get the whole record.
     """
     if isinstance(criterion, str):
         criterion = make_criterion(criterion, loaded.shape, seed=seed, journal=journal)
-    proxy = draw_proxy(images, n, seed, balanced=balanced)
+    whole = proxy = draw_proxy(images, n, seed, balanced=balanced)
+    if sharding.process_count() > 1:
+        proxy = sharding.own_shard(whole)
     record = criterion.attribute(adapt(loaded.model, loaded.shape), proxy, report)
+    if sharding.process_count() > 1:
+        record = sharding.gather(record, whole, next(loaded.model.parameters()).device.type)
     return replace(record, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest, seed=seed)
