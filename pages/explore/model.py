@@ -1,6 +1,78 @@
-"""Model: what is open, drawn and counted; and the way to open another."""
+"""Model: what is open, drawn and counted, with what it makes of a few images; and the way to open another."""
 
-from pages.shared import frame
+import streamlit as st
 
-with frame.page("Model", "What is open: its parts, its size, and what it says about a few images."):
-    pass
+from pages.shared import charts, frame, jobs, measured, opened, opening, words
+from pages.shared.cards import MEASURED, Card, cards
+from pages.shared.gallery import Tile, gallery
+from upvit_core.figures.drawing import drawing
+from upvit_core.profiling.macs import count_macs, count_parameters
+
+
+def accuracy(model: opened.Opened) -> jobs.Job | None:
+    """The evaluation of the open model, where there are weights and images."""
+    spec = measured.image_spec(model)
+    return measured.look(model, spec) if model.has_weights and spec else None
+
+
+def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
+    if job is not None and job.state == "done":
+        result = job.result.evaluation
+        low, high = result.top1_interval
+        note = f"on {result.images:,} images of {job.result.data}; 95 % sure of {low:.1f} – {high:.1f}"
+        top = Card("Top-1", f"{result.top1:.1f} %", note, MEASURED)
+    else:
+        why = "being measured" if job is not None and job.active else "needs images" if model.has_weights else "needs weights"
+        top = Card("Top-1", "—", why)
+    cards(
+        [
+            Card("Parameters", words.short(count_parameters(model.shape)), "numbers that the model has learnt"),
+            Card("MACs, one image", words.short(count_macs(model.shape)), "multiplications to classify it"),
+            top,
+        ]
+    )
+
+
+def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
+    st.subheader("What it makes of eight test images", anchor=False)
+    if job is None:
+        if model.has_weights:
+            st.caption("Its predictions will be here once it has images: a folder with one folder per class, or a data set name.")
+            with st.form("images", border=False):
+                spec = st.text_input("Images", placeholder="/data/imagenet, photos.tar.gz, torch/cifar10")
+                if st.form_submit_button("Use these images") and spec:
+                    measured.choose_images(model, spec.strip())
+                    st.rerun()
+        else:
+            st.caption("Predictions need weights; this shows shapes and scores alone.")
+        return
+    place = st.container(height=190, border=False)
+    with place:
+        if job.active:
+            jobs.progress(job)
+        elif job.state == "done":
+            gallery(
+                Tile(
+                    guess.picture,
+                    f"{guess.label}, taken for {guess.likeliest}",
+                    (f"{'✓' if guess.right else '✗'} {guess.likeliest} {guess.probability:.0%}", "" if guess.right else f"is {guess.label}"),
+                )
+                for guess in job.result.guesses
+            )
+        else:
+            st.error(job.error or "Cancelled.")
+            if st.button("Try again"):
+                jobs.forget(job.key)
+                st.rerun()
+
+
+with frame.page("Model", "What is open: its parts, its size, and what it makes of a few images."):
+    left, right = st.columns([0.68, 0.32], gap="medium")
+    with right:
+        opening.panel()
+    with left:
+        model = frame.current()
+        job = accuracy(model)
+        charts.show(drawing(model.shape, charts.theme()), "drawing", download=False)
+        numbers(model, job)
+    predictions(model, job)

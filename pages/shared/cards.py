@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 import streamlit as st
 
-MEASURED, ESTIMATED, PUBLISHED, COUNTED = "●", "○", "◇", ""
+MEASURED, ESTIMATED, PUBLISHED = "●", "○", "◇"
+MEANING = {MEASURED: "measured", ESTIMATED: "estimated", PUBLISHED: "published"}
 
 
-def card(name: str, value: str, note: str = "", *, mark: str = COUNTED, stale: bool = False, tip: str = "") -> None:
-    """One card; `note` may be empty, the height stays."""
-    label = f"{mark} {name}" if mark else name
-    st.html(
-        f'<div class="card{" stale" if stale else ""}" title="{escape(tip)}"><div class="name">{escape(label)}</div>'
-        f'<div class="value">{escape(value)}</div><div class="note">{escape(note) or "&nbsp;"}</div></div>'
+@dataclass(frozen=True)
+class Card:
+    """`mark` says where the number comes from; counted numbers have none. A stale one is pale until the new one is there."""
+
+    name: str
+    value: str
+    note: str = ""
+    mark: str = ""
+    stale: bool = False
+
+
+def cards(row: Sequence[Card]) -> None:
+    """Cards of one height beside one another; numbers change in place."""
+    cells = "".join(_cell(card) for card in row)
+    st.html(f'<div class="cards" style="--columns: {len(row)}">{cells}</div>')
+
+
+def _cell(card: Card) -> str:
+    mark = f'<span class="mark" aria-hidden="true">{card.mark}</span> ' if card.mark else ""
+    source = f'<span class="source">{MEANING[card.mark]}</span>' if card.mark else ""
+    return (
+        f'<div class="card{" stale" if card.stale else ""}"><div class="name">{mark}{escape(card.name)}{source}</div>'
+        f'<div class="value">{escape(card.value)}</div><div class="note">{escape(card.note) or "&nbsp;"}</div></div>'
     )

@@ -10,18 +10,30 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import opened, whatif, words
+from pages.shared import opened, scoring, whatif, words
 from upvit_core.errors import UPViTError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.profiling.macs import count_parameters
 
 STYLE = Path(__file__).with_name("style.css")
+# A server that has just started looks into pages/ before it has run app.py, and so tells whoever comes first by a deep
+# link "Page not found", over the right page (Streamlit 1.67). That one dialog is closed.
+CLOSE_NOT_FOUND = """<script>
+const close = () => { for (const dialog of document.querySelectorAll('[role="dialog"]'))
+  if (dialog.innerText.startsWith("Page not found")) dialog.querySelector('button').click(); };
+for (const wait of [0, 100, 300, 1000, 3000]) setTimeout(close, wait);
+</script>"""
+_first_run = True
 
 
 @contextmanager
 def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
     """The page's head; whatever fails inside is told in one sentence, never as a traceback."""
+    global _first_run
     st.html(STYLE)
+    if _first_run:
+        _first_run = False
+        st.html(CLOSE_NOT_FOUND, unsafe_allow_javascript=True)
     place = st.container(key="strip")
     st.title(title, help=help_text or None, anchor=False)
     st.markdown(f'<p class="lead">{escape(line)}</p>', unsafe_allow_html=True)
@@ -40,6 +52,13 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
         )
     with place:
         _strip()
+
+
+def current() -> opened.Opened:
+    """What is open; also told to the strip."""
+    model = opened.current()
+    st.session_state["shown"] = (model, scoring.current(model))
+    return model
 
 
 def _open_demo() -> None:

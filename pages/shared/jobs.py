@@ -10,8 +10,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any, Literal
 
 import streamlit as st
@@ -21,6 +21,8 @@ from upvit_core.errors import Cancelled, UPViTError
 
 MOST_REMEMBERED = 200
 POLL_SECONDS = 0.5
+# The first job imports torch; the browser gets its first page before that.
+FIRST_PAINT_SECONDS = 1.0
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
@@ -77,7 +79,11 @@ class Workers:
     def __init__(self) -> None:
         self.jobs: OrderedDict[str, Job] = OrderedDict()
         self.lock = threading.Lock()
-        self.queues = {True: ThreadPoolExecutor(1, "long"), False: ThreadPoolExecutor(1, "short")}
+        self.queues: dict[bool, SimpleQueue[tuple[Job, Callable[[Report], Any]]]] = {}
+        for long in (True, False):
+            self.queues[long] = SimpleQueue()
+            # Daemons: Ctrl-C ends the server without waiting for them.
+            threading.Thread(target=_serve, args=(self.queues[long],), daemon=True).start()
 
     def start(self, key: str, work: Callable[[Report], Any], title: str, *, long: bool, again: bool) -> Job:
         with self.lock:
@@ -92,8 +98,14 @@ class Workers:
                 if oldest is None:
                     break
                 del self.jobs[oldest]
-        self.queues[long].submit(_run, job, work)
+        self.queues[long].put((job, work))
         return job
+
+
+def _serve(queue: SimpleQueue[tuple[Job, Callable[[Report], Any]]]) -> None:
+    time.sleep(FIRST_PAINT_SECONDS)
+    while True:
+        _run(*queue.get())
 
 
 def _run(job: Job, work: Callable[[Report], Any]) -> None:

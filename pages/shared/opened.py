@@ -119,21 +119,28 @@ def load(source: str) -> Opened:
     )
     _loaded()[source + (_stamp(place) if weights else "")] = opened
     if loaded.has_weights:
-        _models()[source + _stamp(place)] = loaded
+        _models().clear()
+        _models()[identity(opened)] = loaded
     return opened
 
 
 def live(opened: Opened) -> LoadedModel:
     """The model with its weights, read once; to be called from a background job."""
     path, heads = split_heads(opened.model)
-    key = opened.model + _stamp(Path(path).expanduser())
-    models = _models()
+    key, models = identity(opened), _models()
     if key not in models:
         from upvit_core.models.checkpoint import load_model
 
         models.clear()
         models[key] = load_model(path, num_heads=heads)
     return models[key]
+
+
+def identity(opened: Opened) -> str:
+    """Names the weights: changes with the source and with its files."""
+    path, _ = split_heads(opened.model)
+    place = DEMO / "model.safetensors" if opened.is_demo else Path(path).expanduser()
+    return opened.source + _stamp(place / "model.safetensors" if place.is_dir() else place)
 
 
 def split_heads(source: str) -> tuple[str, int | None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -12,6 +14,9 @@ from upvit_core.models.shape import ModelShape
 from upvit_core.planning.heads import common_head_counts
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.select import PRESETS, plan_uniform, presets_for
+
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
 
 MOST = 95
 KEYS = ("residual", "attention", "heads", "ffn")
@@ -127,10 +132,10 @@ def set_to(what_if: WhatIf) -> None:
             st.session_state[key] = value
 
 
-def controls(shape: ModelShape, columns: Callable[[str], object] | None = None) -> WhatIf:
+def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
     """Draw the four sliders, bound to the link; returns where they stand.
 
-    `columns` maps a key to the container its slider goes into (default: one under another).
+    `cells` holds the container of each slider (default: one under another).
     """
     now = current(shape)
     start = default(shape)
@@ -140,8 +145,7 @@ def controls(shape: ModelShape, columns: Callable[[str], object] | None = None) 
         if key not in st.session_state and value is not None and value != getattr(start, key):
             st.session_state[key] = value
     for key in KEYS:
-        place = columns(key) if columns else st.container(key=f"knob-{key}")
-        with place:  # type: ignore[attr-defined]
+        with cells[key] if cells else nullcontext(), st.container(key=f"knob-{key}"):
             if key == "heads":
                 options = head_options(shape)
                 if len(options) > 1:

@@ -53,7 +53,10 @@ def server(environment: dict[str, str] | None = None, log: Path | None = None) -
             yield address
         finally:
             process.terminate()
-            process.wait(10)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 @contextmanager
@@ -73,7 +76,7 @@ def settle(page: Page, timeout: float = 60.0) -> None:
     end, last, since = time.monotonic() + timeout, "", time.monotonic()
     while time.monotonic() < end:
         busy = page.locator('[data-testid="stApp"][data-test-script-state="running"]').count()
-        progress = page.locator('[data-testid="stProgress"]').count()
+        progress = page.locator('[data-testid="stProgress"], [data-testid="stSkeleton"]').count()
         now = str(page.evaluate("document.body.innerText.length + ':' + document.querySelectorAll('.main-svg').length"))
         if busy or progress or now != last:
             last, since = now, time.monotonic()

@@ -176,7 +176,7 @@ def _hover(p: Picture) -> tuple[np.ndarray, str]:
     """Per cell: channel and score, (R, C, 2) float32; and the template that reads them."""
     data = np.stack([p.channel, 10.0**p.values], axis=-1).astype(np.float32)
     where = "" if p.component == "residual" else "block %{y} · " if len(p.blocks) > 1 else f"block {p.blocks[0]} · "
-    cell = "channel %{customdata[0]:.0f}" if p.step == 1 else f"{p.step} channels, first %{{customdata[0]:.0f}}"
+    cell = "channel %{customdata[0]:.0f}" if p.step == 1 else f"{p.step} channels, the first %{{customdata[0]:.0f}}"
     place = "place %{x:.0f} · " if p.order == "importance" else ""
     return data, f"{where}{place}{cell}<br>score %{{customdata[1]:.3g}} nats<extra></extra>"
 
@@ -250,6 +250,114 @@ def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, ord
     figure = drawn(traces, layout, theme, height=int(inner + top + bottom), margin=(56, 64, int(top), int(bottom)))
     alt = " ".join(_alt(p, scores.unit) for p in pictures)
     return Chart(figure, "What stays and what goes", alt, lambda: score_table(scores, plan))
+
+
+def heatmap(
+    scores: ImportanceScores,
+    component: Component,
+    plan: PruningPlan | None,
+    theme: Theme,
+    order: Order = "importance",
+    *,
+    block: int | None = None,
+    window: tuple[int, int] | None = None,
+    selected: tuple[int, int] | None = None,
+    height: int = 250,
+) -> tuple[Chart, Picture]:
+    """One component, large, every cell of it clickable; also the picture, which tells what a click was on.
+
+    block: draw this one alone. window: first and last column to draw, so that every channel gets pixels.
+    selected: (block, channel) to be ringed. One row comes with a curve of its scores above it.
+    """
+    p = picture(scores, component, plan, order, blocks=None if block is None else [block])
+    if window is not None:
+        whole = picture(scores, component, plan, order, blocks=None if block is None else [block], columns=10**6)
+        p = whole if window[1] - window[0] <= MOST_COLUMNS else p
+    limits = colour_range(picture(scores, component, columns=10**6).values)
+    single = len(p.blocks) == 1
+    top, bottom, strip = 10.0, 46.0, 44.0
+    inner = height - top - bottom
+    share = strip / inner if single else 1.0
+    bar = {"x": 1.008, "y": 0.5, "yanchor": "middle", "len": 1.0, "thickness": 11, "outlinewidth": 0,
+           "tickfont": {"size": 12, "color": theme.quiet},
+           "title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}}}  # fmt: skip
+    traces = traces_of(p, theme, number=1, limits=limits, colourbar=bar)
+    words = "most important first" if order == "importance" else "in the model's order"
+    name = {"residual": "residual channels", "attention": "attention channels, head by head", "ffn": "hidden channels"}[component]
+    x, y = axes_of(p, theme, f"{name}, {words}")
+    if window is not None:
+        x["range"] = [window[0] - 0.5, window[1] + 0.5]
+    layout: Spec = {"xaxis": {**x, "anchor": "y"}, "yaxis": {**y, "domain": [0, share]}, "hovermode": "closest"}
+    for trace in traces:
+        trace.update(xaxis="x", yaxis="y")
+    if single:
+        layout["yaxis2"] = axis(theme, "score, nats", domain=[share + 0.04, 1], type="log", exponentformat="power", nticks=4)
+        layout["xaxis2"] = axis(theme, matches="x", anchor="y2", showticklabels=False, range=x["range"], showgrid=False)
+        traces += _profile(scores, p, theme)
+    traces[0]["hoverinfo"] = "skip"
+    template, data = traces[0].pop("hovertemplate"), traces[0].pop("customdata")
+    R, C = p.values.shape
+    columns = np.arange(C, dtype=np.float32) * p.step + (p.step - 1) / 2
+    traces.append(
+        {"type": "scattergl", "mode": "markers", "x": np.tile(columns, R), "y": np.repeat(np.arange(R, dtype=np.float32), C),
+         "customdata": data.reshape(-1, 2), "hovertemplate": template, "xaxis": "x", "yaxis": "y",
+         "marker": {"size": 7, "color": "rgba(0,0,0,0)"}, "selected": {"marker": {"color": "rgba(0,0,0,0)"}},
+         "unselected": {"marker": {"color": "rgba(0,0,0,0)"}}}
+    )  # fmt: skip
+    place = None if selected is None else find(p, *selected)
+    if place is not None:
+        traces.append(
+            {"type": "scatter", "mode": "markers", "x": [place[0]], "y": [place[1]], "hoverinfo": "skip", "xaxis": "x", "yaxis": "y",
+             "marker": {"symbol": "square-open", "size": 15, "line": {"width": 3, "color": theme.text}, "color": theme.text}}
+        )  # fmt: skip
+    figure = drawn(traces, layout, theme, height=height, margin=(60, 78, int(top), int(bottom)))
+    blocks = (0,) if component == "residual" else p.blocks
+    chart = Chart(figure, heading(p), _alt(p, scores.unit), lambda: _table(scores, component, plan, blocks))
+    return chart, p
+
+
+def _profile(scores: ImportanceScores, p: Picture, theme: Theme) -> list[Spec]:
+    """Scores of one row as a curve with its standard error, and the cut through it, on axes x2 and y2."""
+    key = "residual" if p.component == "residual" else f"{p.component}.{p.blocks[0]}"
+    x = (np.arange(p.values.shape[1]) * p.step + (p.step - 1) / 2).astype(np.float32)
+    y = (10.0 ** p.values[0]).astype(np.float32)
+    axes = {"xaxis": "x2", "yaxis": "y2", "hoverinfo": "skip", "type": "scatter", "mode": "lines"}
+    traces: list[Spec] = []
+    if key in scores.stderr and p.step == 1:
+        error = scores.stderr[key][p.channel[0]]
+        band = np.concatenate([y + error, np.maximum(y - error, p.floor)[::-1]]).astype(np.float32)
+        traces.append(
+            {**axes, "x": np.concatenate([x, x[::-1]]), "y": band, "fill": "toself", "fillcolor": COLOURS[p.component],
+             "opacity": 0.25, "line": {"width": 0}}
+        )  # fmt: skip
+    traces.append({**axes, "x": x, "y": y, "line": {"color": COLOURS[p.component], "width": 2}})
+    if p.cuts is not None and p.removed.any():
+        size = p.width // p.groups
+        for group in range(p.groups):
+            at = group * size + p.cuts[0, group] - 0.5
+            ends = [float(np.nanmin(y)), float(np.nanmax(y))]
+            traces.append({**axes, "x": [at, at], "y": ends, "line": {"color": theme.text, "width": 2, "dash": "dash"}})
+    return traces
+
+
+def find(p: Picture, block: int, channel: int) -> tuple[float, int] | None:
+    """Column (x) and row (y) at which a channel is drawn; None where it is not."""
+    row = 0 if p.component == "residual" else p.blocks.index(block) if block in p.blocks else None
+    if row is None:
+        return None
+    if p.step == 1:
+        at = np.flatnonzero(p.channel[row] == channel)
+        return (float(at[0]), row) if at.size else None
+    if p.order == "position":
+        return (float(channel), row)
+    return None
+
+
+def channel_at(p: Picture, x: float, y: float) -> tuple[int, int]:
+    """(block, channel) of the cell at a point of the picture; of several channels in a cell, the first."""
+    row = int(np.clip(round(y), 0, len(p.blocks) - 1))
+    column = int(np.clip(x // p.step, 0, p.values.shape[1] - 1))
+    return p.blocks[row], int(p.channel[row, column])
 
 
 def score_table(scores: ImportanceScores, plan: PruningPlan | None = None) -> dict[str, np.ndarray]:

@@ -1,0 +1,215 @@
+"""One channel under the glass: score, place and error; and, with weights, what its removal does to real images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from pages.shared import charts, jobs, measured, opened
+from pages.shared.cards import Card, cards
+from pages.shared.gallery import Tile, gallery
+from pages.shared.opened import Opened
+from upvit_core.figures.channel import before_after, kl_by_image, place
+from upvit_core.figures.heatmaps import heads_after, kept_mask
+from upvit_core.figures.theme import TITLES
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import COMPONENTS, Component
+from upvit_core.planning.plan import PruningPlan
+
+KEY = "channel"
+IMAGES = 500
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What removing one channel does: KL (N,) and probabilities (N, classes) before and after, and some images."""
+
+    kl: np.ndarray
+    before: np.ndarray
+    after: np.ndarray
+    labels: np.ndarray
+    names: tuple[str, ...]
+    indices: np.ndarray
+    data: str
+    norms: dict[str, float]
+
+    @property
+    def changed(self) -> np.ndarray:
+        return self.before.argmax(1) != self.after.argmax(1)
+
+
+def choose(component: Component, block: int, number: int) -> None:
+    """Put a channel under the glass; to be called before the inspector is drawn."""
+    st.session_state[KEY] = (component, block, number)
+    st.session_state["glass-component"], st.session_state["glass-block"] = component, block
+    st.session_state["glass-channel"] = number
+
+
+def score_key(component: Component, block: int) -> str:
+    return "residual" if component == "residual" else f"{component}.{block}"
+
+
+def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
+    """Three fields that name a channel; first the least important residual channel that is still kept, so to speak any."""
+    shape = scores.shape
+    a, b, c = st.columns(3)
+    if "glass-component" not in st.session_state:
+        st.session_state["glass-component"] = "residual"
+    component: Component = a.selectbox("Component", COMPONENTS, format_func=TITLES.__getitem__, key="glass-component")
+    if st.session_state.get("glass-block", 0) >= shape.depth:
+        st.session_state["glass-block"] = 0
+    block = b.number_input(
+        "Block", 0, shape.depth - 1, step=1, key="glass-block", disabled=component == "residual",
+        help="The residual is one for all blocks." if component == "residual" else None,
+    )  # fmt: skip
+    width = len(scores.values[score_key(component, int(block))])
+    if st.session_state.get("glass-channel", 0) >= width:
+        st.session_state["glass-channel"] = 0
+    number = c.number_input(f"Channel (0 to {width - 1})", 0, width - 1, step=1, key="glass-channel")
+    st.session_state[KEY] = (component, int(block), int(number))
+    return component, int(block), int(number)
+
+
+def rivals(scores: ImportanceScores, plan: PruningPlan, component: Component, block: int, number: int) -> np.ndarray:
+    """Channels that compete for the same places: all of the component, or those of the same merged head."""
+    width = len(scores.values[score_key(component, block)])
+    if component != "attention":
+        return np.arange(width)
+    size = width // heads_after(plan, scores, block)
+    return np.arange(number // size * size, (number // size + 1) * size)
+
+
+def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> None:
+    st.subheader("One channel under the glass", anchor=False, divider="gray")
+    st.html('<p class="quiet">Click a cell of a picture above, or name a channel here.</p>')
+    left, right = st.columns([0.5, 0.5], gap="medium")
+    with left:
+        component, block, number = picker(scores)
+        key = score_key(component, block)
+        group = rivals(scores, plan, component, block, number)
+        kept = kept_mask(plan, scores, component, block)
+        value = float(scores.values[key][number])
+        error = scores.stderr.get(key)
+        rank = int((scores.values[key][group] > value).sum()) + 1
+        where = "of its merged head" if component == "attention" else "in its block" if component == "ffn" else "of all"
+        cards(
+            [
+                Card("Score", f"{value:.3g} nats", f"± {error[number]:.2g} standard error" if error is not None else "no error given"),
+                Card("Place", f"{rank} of {len(group)}", where),
+                Card("In this plan", "kept" if kept[number] else "removed", _margin(scores, key, group, kept, number)),
+            ]
+        )
+        charts.show(place(scores, component, block, number, group, kept[group], charts.theme()), "place")
+    with right:
+        _removal(model, component, block, number)
+
+
+def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndarray, number: int) -> str:
+    """How far the channel's score is from the cut."""
+    inside = group[kept[group]]
+    outside = group[~kept[group]]
+    if not len(inside) or not len(outside):
+        return "nothing is cut here"
+    values = scores.values[key]
+    edge = (values[inside].min() + values[outside].max()) / 2
+    distance = abs(values[number] - edge)
+    if key in scores.stderr and scores.stderr[key][number] > 0:
+        count = distance / scores.stderr[key][number]
+        return f"{count:.1f} standard errors from the cut" + (": not certain" if count < 2 else "")
+    return f"{distance:.2g} nats from the cut"
+
+
+def removal_job(model: Opened, component: Component, block: int, number: int, spec: str, count: int = IMAGES) -> jobs.Job:
+    """The job that removes one channel and looks at every image."""
+    key = score_key(component, block)
+
+    def work(report: jobs.Report) -> Effect:
+        report.say("reading the weights")
+        from upvit_core.importance.removal import remove_one
+        from upvit_core.models.adapt import adapt
+
+        live, data = opened.live(model), measured.images(model, spec, "val")
+        indices = measured.evaluation_indices(data, count)
+        report.say(f"{len(indices):,} images with and without it")
+        batches = data.batches(100 if model.shape.img_size[0] < 100 else 8, indices=indices)
+        result = remove_one(adapt(live.model, live.shape), batches, key, number, lambda done: report(done / len(indices)))
+        return Effect(
+            kl=result.kl.numpy(),
+            before=result.before.double().softmax(-1).numpy(),
+            after=result.after.double().softmax(-1).numpy(),
+            labels=data.labels()[indices],
+            names=tuple(live.class_names or data.class_names),
+            indices=np.asarray(indices),
+            data=data.name,
+            norms=weight_norms(live.model, key, number),
+        )
+
+    return jobs.start(f"remove {opened.identity(model)} {spec} {key} {number} {count}", work, f"Removing channel {number}")
+
+
+def weight_norms(network: Any, key: str, number: int) -> dict[str, float]:
+    """L2 norms of the weights that carry the channel, by layer."""
+    if key == "residual":
+        return {
+            "written by the patch embedding": float(network.patch_embed.proj.weight[number].norm()),
+            "read by the classifier": float(network.head.weight[:, number].norm()),
+        }
+    component, block = key.split(".")
+    own = network.blocks[int(block)]
+    if component == "ffn":
+        return {"fc1 row": float(own.mlp.fc1.weight[number].norm()), "fc2 column": float(own.mlp.fc2.weight[:, number].norm())}
+    width = own.attn.proj.weight.shape[1]
+    rows = {name: float(own.attn.qkv.weight[i * width + number].norm()) for i, name in enumerate(("q row", "k row", "v row"))}
+    return {**rows, "proj column": float(own.attn.proj.weight[:, number].norm())}
+
+
+def _removal(model: Opened, component: Component, block: int, number: int) -> None:
+    spec = measured.image_spec(model)
+    if not model.has_weights or not spec:
+        needs = "images; give them on the Model page" if model.has_weights else "a model with weights"
+        st.info(f"Here you will see which images change when only this channel is removed. That needs {needs}.", icon=":material/visibility:")
+        return
+    name = (component, block, number)
+    if st.session_state.get("removed") != name and not st.button("Remove only this channel", icon=":material/content_cut:"):
+        st.html('<p class="quiet">Shows which of 500 test images change, and how: before → after.</p>')
+        return
+    st.session_state["removed"] = name
+    job = removal_job(model, component, block, number, spec)
+    if job.active:
+        jobs.progress(job)
+        return
+    if job.state != "done":
+        st.error(job.error or "Cancelled.")
+        jobs.forget(job.key)
+        st.session_state.pop("removed", None)
+        return
+    show_effect(model, job.result, component, spec)
+
+
+def show_effect(model: Opened, effect: Effect, component: Component, spec: str) -> None:
+    charts.show(kl_by_image(effect.kl, effect.changed, component, charts.theme()), "kl-by-image")
+    norms = " · ".join(f"{where} {norm:.3g}" for where, norm in effect.norms.items())
+    st.html(f'<p class="quiet">Norm of its weights: {norms}. Images: {len(effect.kl):,} of {effect.data}.</p>')
+    gallery(tiles(model, effect, spec), columns=4)
+
+
+def tiles(model: Opened, effect: Effect, spec: str, count: int = SHOWN) -> list[Tile]:
+    """The most affected images, before → after."""
+    data = measured.images(model, spec, "val")
+    found = []
+    for i in np.argsort(-effect.kl, kind="stable")[:count]:
+        was, now = int(effect.before[i].argmax()), int(effect.after[i].argmax())
+        first = f"{effect.names[was]} {effect.before[i, was]:.0%}"
+        then = f"→ {effect.names[now]} {effect.after[i, now]:.0%}"
+        picture = measured.data_uri(data.image(int(effect.indices[i])))
+        found.append(Tile(picture, f"{effect.names[effect.labels[i]]}: {first} {then}", (first, then, f"KL {effect.kl[i]:.2g}")))
+    return found
+
+
+def before_and_after(effect: Effect, image: int, component: Component) -> None:
+    chart = before_after(effect.names, effect.before[image], effect.after[image], component, charts.theme())
+    charts.show(chart, "before-after")

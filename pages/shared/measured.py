@@ -1,0 +1,219 @@
+"""What has to be computed with the weights: predictions, accuracy of a plan, throughput. All of it in background jobs.
+
+torch is imported inside the functions, so that a page is there before it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+
+from pages.shared import jobs, opened
+from pages.shared.opened import Opened
+from upvit_core.errors import DataError
+from upvit_core.planning.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from upvit_core.data import ImageSet
+    from upvit_core.evaluation import Evaluation
+    from upvit_core.profiling.throughput import SpeedUp
+
+IMAGES = "images"
+MOST_IMAGES = 2000
+PREVIEW_IMAGES = 1000
+SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Guess:
+    """One image with what the model makes of it; `picture` is a data URI."""
+
+    index: int
+    picture: str
+    label: str
+    likeliest: str
+    probability: float
+
+    @property
+    def right(self) -> bool:
+        return self.label == self.likeliest
+
+
+@dataclass(frozen=True)
+class Look:
+    """Accuracy on the evaluation images and a few of them with predictions."""
+
+    evaluation: Evaluation
+    guesses: tuple[Guess, ...]
+    data: str
+
+
+def image_spec(model: Opened) -> str:
+    """Which images belong to what is open: those that a person chose, the demo's own, or none."""
+    chosen: dict[str, str] = st.session_state.setdefault(IMAGES, {})
+    if model.source in chosen:
+        return chosen[model.source]
+    shape = model.shape
+    fits = (shape.img_size, shape.in_chans, shape.num_classes) == ((28, 28), 1, 10)
+    return "demo" if model.is_demo or fits else ""
+
+
+def choose_images(model: Opened, spec: str) -> None:
+    st.session_state.setdefault(IMAGES, {})[model.source] = spec
+
+
+def images(model: Opened, spec: str, split: str) -> ImageSet:
+    """The image set that fits the model; opened once. Raises DataError."""
+    if not spec:
+        raise DataError("No images were chosen; give a folder of class folders, an archive of one, or a timm data set name.")
+    key = (opened.identity(model), spec, split)
+    kept = _image_sets()
+    if key not in kept:
+        from upvit_core.data import open_images
+
+        live = opened.live(model)
+        kept[key] = open_images(
+            spec, split, pretrained_cfg=live.pretrained_cfg, num_classes=model.shape.num_classes  # type: ignore[arg-type]
+        )  # fmt: skip
+        while len(kept) > 6:
+            kept.popitem(last=False)
+    return kept[key]
+
+
+@st.cache_resource(show_spinner=False)
+def _image_sets() -> OrderedDict[Any, ImageSet]:
+    return OrderedDict()
+
+
+@st.cache_resource(show_spinner=False)
+def _teacher_logits() -> OrderedDict[Any, Any]:
+    return OrderedDict()
+
+
+def evaluation_indices(data: ImageSet, count: int) -> Any:
+    from upvit_core.data import proxy_indices
+
+    return proxy_indices(data, min(count, len(data)), seed=0)
+
+
+def teacher_logits(model: Opened, spec: str, report: jobs.Report, count: int) -> tuple[Any, Any]:
+    """Logits (N, classes) and labels (N,) of the open model on the evaluation images, computed once."""
+    key = (opened.identity(model), spec, count)
+    kept = _teacher_logits()
+    if key not in kept:
+        from upvit_core.evaluation import predict
+
+        live, data = opened.live(model), images(model, spec, "val")
+        indices = evaluation_indices(data, count)
+        batches = data.batches(_batch_size(model), indices=indices)
+        kept[key] = predict(live.model, batches, progress=lambda done: report(done / len(indices)))
+        while len(kept) > 4:
+            kept.popitem(last=False)
+    return kept[key]
+
+
+def look(model: Opened, spec: str) -> jobs.Job:
+    """The job that evaluates the open model and shows what it makes of a few images."""
+
+    def work(report: jobs.Report) -> Look:
+        from upvit_core.evaluation import score_logits
+
+        report.say("reading the weights")
+        live, data = opened.live(model), images(model, spec, "val")
+        report.say(f"{min(MOST_IMAGES, len(data)):,} images of {data.name}")
+        logits, labels = teacher_logits(model, spec, report, MOST_IMAGES)
+        indices = evaluation_indices(data, MOST_IMAGES)
+        probabilities = logits.softmax(-1)
+        names = live.class_names or data.class_names
+        guesses, seen = [], set()
+        for position, index in enumerate(indices):
+            label = int(labels[position])
+            if label in seen and len(seen) < min(SHOWN, len(names)):
+                continue
+            seen.add(label)
+            best = int(probabilities[position].argmax())
+            picture = data_uri(data.image(int(index)))
+            guesses.append(
+                Guess(int(index), picture, names[label], names[best], float(probabilities[position, best]))
+            )
+            if len(guesses) == SHOWN:
+                break
+        return Look(score_logits(logits, labels), tuple(guesses), data.name)
+
+    return jobs.start(f"look {opened.identity(model)} {spec}", work, "Looking at test images")
+
+
+def preview(model: Opened, plan: PruningPlan, spec: str) -> jobs.Job:
+    """The job that prunes, and measures top-1 and KL to the open model, without any training."""
+
+    def work(report: jobs.Report) -> Evaluation:
+        from upvit_core.evaluation import evaluate
+        from upvit_core.surgery import prune
+
+        report.say("reading the weights")
+        live, data = opened.live(model), images(model, spec, "val")
+        count = min(PREVIEW_IMAGES, len(data))
+        logits, _ = teacher_logits(model, spec, report, PREVIEW_IMAGES)
+        report.say("pruning")
+        thin = prune(live.model, live.shape, plan)
+        batches = data.batches(_batch_size(model), indices=evaluation_indices(data, count))
+        report.say(f"evaluating {count:,} images")
+        return evaluate(thin, batches, teacher_logits=logits, progress=lambda done: report(done / count))
+
+    return jobs.start(preview_key(model, plan, spec), work, "Measuring this plan")
+
+
+def preview_key(model: Opened, plan: PruningPlan, spec: str) -> str:
+    return f"preview {opened.identity(model)} {spec} {plan.digest}"
+
+
+def throughput(model: Opened, plan: PruningPlan, *, again: bool = False) -> jobs.Job:
+    """The job that measures images per second of the open model's shape and of the plan's, in turns.
+
+    Weights do not matter for speed, so shapes alone are enough.
+    """
+
+    def work(report: jobs.Report) -> SpeedUp:
+        import torch
+
+        from upvit_core.models.checkpoint import build_model
+        from upvit_core.profiling.throughput import compare
+
+        report.say("building both models")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        first, second = (build_model(shape).to(device) for shape in (plan.shape_before, plan.shape_after))
+        shape = plan.shape_before
+        batch = throughput_batch(plan)
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(batch, shape.in_chans, *shape.img_size, generator=generator).to(device)
+        report.say(f"batches of {batch}, the models take turns")
+        return compare(first, second, pixels, seconds=20, progress=lambda done, total: report(done / total))
+
+    return jobs.start(throughput_key(plan), work, "Measuring throughput", again=again)
+
+
+def throughput_key(plan: PruningPlan) -> str:
+    return f"throughput {plan.shape_before} {plan.shape_after}"
+
+
+def throughput_batch(plan: PruningPlan) -> int:
+    return 32 if plan.shape_before.img_size[0] < 100 else 8
+
+
+def data_uri(image: Any) -> str:
+    """A PIL image as PNG, to be shown inline."""
+    if max(image.size) > 224:
+        image = image.copy()
+        image.thumbnail((224, 224))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _batch_size(model: Opened) -> int:
+    return 250 if model.shape.img_size[0] < 100 else 16

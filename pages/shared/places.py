@@ -1,0 +1,28 @@
+"""Folders that the app writes to: under $UPVIT_HOME, else the user's cache."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def home() -> Path:
+    return Path(os.environ.get("UPVIT_HOME") or Path.home() / ".cache" / "upvit-studio").expanduser()
+
+
+def _made(name: str) -> Path:
+    folder = home() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def uploads() -> Path:
+    return _made("uploads")
+
+
+def scores() -> Path:
+    return _made("scores")
+
+
+def pruned() -> Path:
+    return _made("pruned")

@@ -1,0 +1,143 @@
+"""Which scores are used: those that came with the model, and those made here, kept as records in a folder per model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import streamlit as st
+
+from pages.shared import jobs, measured, opened, places, words
+from pages.shared.opened import Opened
+from upvit_core.importance.criterion_names import CriterionName
+from upvit_core.importance.scores import ImportanceScores
+
+CHOSEN = "scores"
+BUNDLED = "bundled"
+LABELS = {
+    CriterionName.FISHER: "fisher · fast, all channels from a few passes",
+    CriterionName.KL: "kl · exact, channel by channel",
+    CriterionName.REFINE: "refine · fast, then exact near the cut",
+    CriterionName.L1: "l1 · size of the weights",
+    CriterionName.L2: "l2 · size of the weights, squared",
+    CriterionName.TAYLOR: "taylor · first order",
+    CriterionName.VARIANCE: "variance · of the activations",
+    CriterionName.RANDOM: "random · for comparison",
+}
+
+
+def folder(model: Opened) -> Path:
+    return places.scores() / hashlib.sha256(opened.identity(model).encode()).hexdigest()[:16]
+
+
+def records(model: Opened) -> dict[str, ImportanceScores]:
+    """Scores by name: those that came with the model first, then those made here, newest first."""
+    found: dict[str, ImportanceScores] = {}
+    if model.bundled is not None:
+        found[BUNDLED] = model.bundled
+    if model.has_weights and folder(model).is_dir():
+        made = sorted(folder(model).glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
+        for path in made:
+            record = _read(str(path), path.stat().st_mtime_ns)
+            if record.shape.blocks == model.shape.blocks and record.shape.embed_dim == model.shape.embed_dim:
+                found[path.stem] = record
+    return found
+
+
+@st.cache_resource(max_entries=32, show_spinner=False)
+def _read(path: str, stamp: int) -> ImportanceScores:
+    return ImportanceScores.load(path)
+
+
+def current(model: Opened) -> ImportanceScores | None:
+    """The scores that were chosen, else the first; None where there are none."""
+    available = records(model)
+    name = st.session_state.setdefault(CHOSEN, {}).get(model.source)
+    return available.get(name) or next(iter(available.values()), None)
+
+
+def choose(model: Opened, name: str) -> None:
+    st.session_state.setdefault(CHOSEN, {})[model.source] = name
+
+
+def name_of(criterion: str, images: int, seed: int, spec: str) -> str:
+    data = hashlib.sha256(spec.encode()).hexdigest()[:6]
+    return f"{criterion}-{images}-{seed}-{data}"
+
+
+def label(name: str, record: ImportanceScores) -> str:
+    where = f" of {record.data}" if record.data else ""
+    came = " · came with it" if name == BUNDLED else f" · seed {record.seed}"
+    return f"{words.scores_words(record)}{where}{came}"
+
+
+def job_key(model: Opened, name: str) -> str:
+    return f"score {opened.identity(model)} {name}"
+
+
+def start(model: Opened, criterion: str, images: int, seed: int, spec: str) -> jobs.Job:
+    """Score in the background, through the same function as the command line; the record is kept."""
+    name = name_of(criterion, images, seed, spec)
+    path = folder(model) / f"{name}.safetensors"
+
+    def work(report: jobs.Report) -> str:
+        report.say("reading the weights")
+        from upvit_core.importance.score import score
+
+        live, data = opened.live(model), measured.images(model, spec, "train")
+        journal = path.with_suffix(".partial.jsonl")
+        record = score(live, data, criterion, n=min(images, len(data)), seed=seed, journal=journal, report=report)
+        record.save(path)
+        for leftover in path.parent.glob(f"{name}.partial*.jsonl"):
+            leftover.unlink()
+        return name
+
+    return jobs.start(job_key(model, name), work, f"Scoring with {criterion}", long=True, again=not path.exists())
+
+
+def panel(model: Opened) -> None:
+    """Choose scores, make new ones, follow those that are being made."""
+    available = records(model)
+    left, right = st.columns([0.72, 0.28], vertical_alignment="bottom")
+    with left:
+        if available:
+            names = list(available)
+            chosen = st.session_state.setdefault(CHOSEN, {}).get(model.source)
+            st.selectbox(
+                "Scores", names, index=names.index(chosen) if chosen in names else 0,
+                format_func=lambda name: label(name, available[name]), key="which-scores",
+                on_change=lambda: choose(model, st.session_state["which-scores"]),
+                help="Score of a channel: the sum over images of KL(q ‖ p) in nats, q what the whole model says and p what it "
+                "says without that channel (Eq. 1 of the letter).",
+            )  # fmt: skip
+    with right:
+        if model.has_weights:
+            with st.popover("Score…", icon=":material/calculate:", width="stretch"):
+                _form(model)
+    running: list[str] = st.session_state.setdefault("scoring", [])
+    for key in list(running):
+        job = jobs.find(key)
+        if job is None or not job.active:
+            running.remove(key)
+            if job is not None and job.state == "done":
+                choose(model, job.result)
+                st.toast("The new scores are in use.")
+                st.rerun()
+            if job is not None and job.state == "failed":
+                st.error(job.error)
+            continue
+        jobs.progress(job)
+
+
+def _form(model: Opened) -> None:
+    with st.form("score", border=False):
+        criterion = st.selectbox("Criterion", list(LABELS), format_func=LABELS.__getitem__)
+        spec = st.text_input("Images", value=measured.image_spec(model), help="A folder of class folders, or a timm data set.")
+        one, two = st.columns(2)
+        images = one.number_input("Number of images", 8, 100_000, 500, step=100)
+        seed = two.number_input("Seed", 0, 10_000, 0, help="Which images are drawn.")
+        if st.form_submit_button("Score", type="primary"):
+            measured.choose_images(model, spec.strip())
+            job = start(model, str(criterion.value), int(images), int(seed), spec.strip())
+            st.session_state.setdefault("scoring", []).append(job.key)
+            st.rerun()

@@ -1,0 +1,92 @@
+"""How much of the total score stays when only the best channels are kept, block by block, with the current cut."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from upvit_core.figures.heatmaps import kept_mask
+from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import Component
+from upvit_core.planning.plan import PruningPlan
+
+POINTS = 120
+
+
+def share_kept(values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """Share of channels kept and share of their total score, both in [0, 1], best channels first.
+
+    Scores below 0, which differences of rounding can give, count as 0.
+    """
+    ranked = np.sort(np.maximum(values, 0))[::-1]
+    total = np.concatenate([[0.0], np.cumsum(ranked)])
+    at = np.unique(np.linspace(0, len(values), min(points, len(values) + 1)).round().astype(int))
+    return at / len(values), total[at] / total[-1] if total[-1] > 0 else at / len(values)
+
+
+def plan_share(scores: ImportanceScores, plan: PruningPlan, component: Component, block: int) -> tuple[float, float]:
+    """Share of channels that a plan keeps of one block, and share of the score with them."""
+    values = np.maximum(scores.residual if component == "residual" else scores.values[f"{component}.{block}"], 0)
+    kept = kept_mask(plan, scores, component, block)
+    return float(kept.mean()), float(values[kept].sum() / values.sum()) if values.sum() else float(kept.mean())
+
+
+def kept_curve(
+    scores: ImportanceScores, component: Component, plan: PruningPlan | None, theme: Theme, *, block: int | None = None,
+    height: int = 250,
+) -> Chart:  # fmt: skip
+    """Curves of every block (or of one, the others pale), the cut, and where the plan's own choice lies."""
+    blocks = [0] if component == "residual" else list(range(scores.shape.depth))
+    colour = COLOURS[component]
+    traces: list[Spec] = []
+    shown = []
+    for b in blocks:
+        values = scores.residual if component == "residual" else scores.values[f"{component}.{b}"]
+        x, y = share_kept(values)
+        shown.append(y)
+        chosen = block is None or b == block
+        name = "all blocks" if component == "residual" else f"block {b}"
+        traces.append(
+            {"type": "scatter", "mode": "lines", "x": (100 * x).astype(np.float32), "y": (100 * y).astype(np.float32),
+             "line": {"color": colour, "width": 2.5 if block == b or len(blocks) == 1 else 1.3},
+             "opacity": 1.0 if chosen and (block is not None or len(blocks) == 1) else 0.55 if chosen else 0.15,
+             "hovertemplate": f"{name}: the best %{{x:.0f}} % of channels hold %{{y:.1f}} % of the score<extra></extra>"}
+        )  # fmt: skip
+    alt = f"{TITLES[component]}: share of the total score kept against share of channels kept, {len(blocks)} curves."
+    layout: Spec = {"annotations": []}
+    if plan is not None:
+        inside = [b for b in blocks if block is None or b == block]
+        points = [plan_share(scores, plan, component, b) for b in inside]
+        at = 100 * float(np.mean([x for x, _ in points]))
+        held = [100 * y for _, y in points]
+        traces.append(
+            {"type": "scatter", "mode": "lines", "x": [at, at], "y": [0, 100], "line": {"color": theme.text, "width": 2, "dash": "dash"},
+             "hoverinfo": "skip"}
+        )  # fmt: skip
+        traces.append(
+            {"type": "scatter", "mode": "markers", "x": [100 * x for x, _ in points], "y": held,
+             "marker": {"size": 8, "color": theme.surface, "line": {"color": colour, "width": 2}}, "text": [f"block {b}" for b in inside],
+             "hovertemplate": "this plan, %{text}: %{x:.0f} % of channels, %{y:.1f} % of the score<extra></extra>"}
+        )  # fmt: skip
+        low, high = min(held), max(held)
+        words = f"{low:.0f} %" if high - low < 1 else f"{low:.0f} – {high:.0f} %"
+        right = at < 62
+        layout["annotations"].append(
+            {"x": at + (2 if right else -2), "y": 12, "xanchor": "left" if right else "right", "showarrow": False, "align": "left",
+             "text": f"cut: {at:.0f} % of channels<br>keep <b>{words}</b> of the score", "font": {"size": 13, "color": theme.text}}
+        )  # fmt: skip
+        alt += f" At the cut, {at:.0f} % of channels hold {words} of the score."
+    layout["xaxis"] = axis(theme, "channels kept, %", range=[0, 101], dtick=25)
+    layout["yaxis"] = axis(theme, "score kept, %", range=[0, 103], dtick=25)
+    figure = drawn(traces, layout, theme, height=height, margin=(52, 12, 10, 46))
+    return Chart(figure, f"{TITLES[component]}: what the best channels hold", alt, lambda: _table(scores, component, blocks))
+
+
+def _table(scores: ImportanceScores, component: Component, blocks: list[int]) -> dict[str, np.ndarray]:
+    rows = []
+    for b in blocks:
+        values = scores.residual if component == "residual" else scores.values[f"{component}.{b}"]
+        x, y = share_kept(values, len(values) + 1)
+        rows.append(np.stack([np.full(len(x), -1 if component == "residual" else b), x, y]))
+    block, x, y = np.concatenate(rows, axis=1)
+    return {"block": block.astype(int), "share_of_channels": x, "share_of_score": y}
