@@ -8,7 +8,7 @@ has few channels, is scored exactly as a whole where the allowance permits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,7 +57,9 @@ class Refine:
             if number == 0 and len(estimate["residual"]) <= left / 2:
                 chosen["residual"] = tuple(range(len(estimate["residual"])))
                 left -= len(estimate["residual"])
-            chosen |= self._doubtful(values, estimate, exact, left // (self.rounds - number))
+            doubtful = self._doubtful(values, estimate, exact, left // (self.rounds - number), without=chosen)
+            left -= sum(len(channels) for channels in doubtful.values())
+            chosen |= doubtful
             if not chosen:
                 break
             part = self._exactly(adapter, proxy, chosen, number, report)
@@ -68,7 +70,6 @@ class Refine:
                     stderr[key] = stderr[key].copy()
                     stderr[key][index] = part.stderr[key][index]
                 exact[key][index] = True
-                left -= 0 if key == "residual" and number == 0 else len(index)
             for key in values:
                 bias, _ = _log_ratio(values[key], estimate[key], exact[key])
                 values[key] = np.where(exact[key], values[key], estimate[key] * np.exp(bias))
@@ -94,8 +95,9 @@ class Refine:
         estimate: dict[str, np.ndarray],
         exact: dict[str, np.ndarray],
         count: int,
+        without: Collection[str],
     ) -> dict[str, tuple[int, ...]]:
-        """The `count` channels not yet exact that lie fewest spreads from a cut."""
+        """The `count` channels not yet exact, of keys other than `without`, that lie fewest spreads from a cut."""
         distance = {key: np.full(len(value), np.inf) for key, value in values.items()}
         for cut in self.cuts:
             for key, (groups, kept) in cut.groups.items():
@@ -109,7 +111,7 @@ class Refine:
                 distance[key] = np.minimum(distance[key], here)
         candidates = [
             (distance[key][c], key, int(c))
-            for key in values
+            for key in values.keys() - without
             for c in np.flatnonzero(~exact[key] & (distance[key] < np.inf))
         ]
         chosen: dict[str, list[int]] = {}
