@@ -64,7 +64,7 @@ class ArchiveTree:
 
     def read(self, name: str) -> bytes:
         offset, size = self.index[name]
-        with self.blob.open("rb") as file:
+        with self.blob.open("rb", buffering=0) as file:
             file.seek(offset)
             return file.read(size)
 

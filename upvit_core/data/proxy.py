@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,6 +54,10 @@ class ProxySet:
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def part(self, start: int, end: int) -> ProxySet:
+        """Images [start, end) in that order."""
+        return replace(self, indices=self.indices[start:end])
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images (B, C, H, W) and labels (B,), always in the same order."""

@@ -175,7 +175,7 @@ def shape_of(model: nn.Module, name: str = "model") -> ModelShape:
             epsilons.add(getattr(block, part).eps)
         for part in ("q_norm", "k_norm", "norm"):
             check(f"{stem}.attn.{part}", getattr(block.attn, part), nn.Identity)
-        check(f"{stem}.attn.gate", block.attn.gate, type(None))
+        check(f"{stem}.attn.gate", getattr(block.attn, "gate", None), type(None))
         check(f"{stem}.mlp.norm", block.mlp.norm, nn.Identity)
         check(f"{stem}.mlp.act", block.mlp.act, nn.GELU, GELU)
         if getattr(block.mlp.act, "approximate", "none") != "none":

@@ -29,7 +29,7 @@ from upvit_core.models.config import (
     require_vit_name,
     timm_config,
 )
-from upvit_core.models.files import SUFFIXES, load_state_dict_file
+from upvit_core.models.files import SUFFIXES, load_state_dict_file, reason
 from upvit_core.models.hub import fetch
 from upvit_core.models.keys import to_timm_names
 from upvit_core.models.shape import ModelShape
@@ -204,7 +204,9 @@ def _open_timm(name: str, num_heads: int | None, pretrained: bool) -> _Opened:
     try:
         bare: Any = timm.create_model(name, pretrained=False, device="meta")
     except RuntimeError as error:
-        raise CheckpointError(f"{name!r} cannot be opened by timm ({error}); check the tag after the dot.") from error
+        raise CheckpointError(
+            f"{name!r} cannot be opened by timm ({reason(error)}); check the tag after the dot."
+        ) from error
     shape, cfg = shape_of(bare, name), bare.pretrained_cfg
     tensors = None
     if pretrained:
@@ -214,14 +216,14 @@ def _open_timm(name: str, num_heads: int | None, pretrained: bool) -> _Opened:
             try:
                 folder = fetch(cfg["hf_hub_id"])
             except CheckpointError as error:
-                raise CheckpointError(f"{error} Without weights, {name} can still be opened for costs.") from error
+                raise CheckpointError(f"{str(error)[:-1]}; or open {name} without weights, for costs only.") from error
             return replace(_open_folder(folder, num_heads), name=_human_name(name, shape))
         try:
             with torch.random.fork_rng(devices=[]):
                 tensors = timm.create_model(name, pretrained=True).state_dict()
         except Exception as error:  # timm raises whatever its download or its file gave
             raise CheckpointError(
-                f"The weights of {name!r} cannot be fetched ({type(error).__name__}: {error}); connect, or open it "
+                f"The weights of {name!r} cannot be fetched ({reason(error)}); connect, or open it "
                 "without weights, for costs only."
             ) from error
     names = cfg.get("label_names")

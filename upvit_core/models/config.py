@@ -14,6 +14,7 @@ from timm.models import PretrainedCfg
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.models.build import INIT_VALUES, mlp_ratio, shape_of
+from upvit_core.models.files import reason
 from upvit_core.models.keys import Flavour
 from upvit_core.models.shape import ModelShape, deit_shape
 
@@ -53,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON ({error}); restore it or remove it.") from error
+        raise CheckpointError(f"{path} is not readable JSON ({reason(error)}); restore it or remove it.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path} holds a JSON {type(values).__name__}, expected an object; restore or remove it.")
     return values
@@ -75,7 +76,7 @@ def read_config(folder: Path) -> ModelConfig:
             return _hugging_face(values, folder)
     except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(
-            f"{path} is malformed ({type(error).__name__}: {error}); restore it, or give the weights file alone."
+            f"{path} is malformed ({reason(error)}); restore it, or give the weights file alone."
         ) from error
     raise CheckpointError(
         f"{path} names no architecture (it has {', '.join(list(values)[:4]) or 'no entries'}; expected upvit_shape, "
@@ -85,8 +86,14 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _ours(values: dict[str, Any]) -> ModelConfig:
     shape = ModelShape.from_dict(values["upvit_shape"])
-    if any(block.num_heads < 1 or block.attention % block.num_heads for block in shape.blocks):
+    widths = [number for block in shape.blocks for number in (block.num_heads, block.attention, block.ffn)]
+    numbers = [*widths, *shape.img_size, *shape.patch_size, shape.embed_dim, shape.in_chans, shape.num_classes]
+    if not shape.blocks or not all(type(number) is int and number > 0 for number in numbers):
+        raise ValueError("upvit_shape has a width that is no positive number")
+    if any(block.attention % block.num_heads for block in shape.blocks):
         raise ValueError("upvit_shape has a block whose heads do not divide its attention channels")
+    if not isinstance(values.get("pretrained_cfg", {}), dict):
+        raise TypeError("pretrained_cfg is no object")
     return ModelConfig(
         shape, pretrained_cfg=values.get("pretrained_cfg"), class_names=_labels(values), name=values.get("upvit_name")
     )
@@ -172,10 +179,16 @@ def complete_cfg(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[st
     }
     for key in (*WEIGHT_SOURCES, "architecture", "tag", "test_input_size", "min_input_size", "label_offset"):
         cfg.pop(key, None)
-    for key in ("mean", "std"):
-        channels = tuple(float(value) for value in cfg[key])
-        fits = len(channels) == shape.in_chans
-        cfg[key] = channels if fits else (sum(channels) / len(channels),) * shape.in_chans
+    try:
+        for key in ("mean", "std"):
+            channels = tuple(float(value) for value in cfg[key])
+            fits = len(channels) == shape.in_chans
+            cfg[key] = channels if fits else (sum(channels) / len(channels),) * shape.in_chans
+        cfg["crop_pct"] = float(cfg["crop_pct"])
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(
+            f"The preprocessing of {shape.name} is malformed ({key} is {cfg[key]!r}); restore its config.json."
+        ) from error
     return cfg | {
         "input_size": (shape.in_chans, *shape.img_size),
         "fixed_input_size": True,
@@ -193,12 +206,10 @@ def timm_config(
 
     Where no stock timm model has such widths, the architecture is one that timm says it does not know.
     """
-    bases = [deit_shape(variant, distilled=shape.distilled) for variant in ("tiny", "small", "base")]
     wanted = _timm_arguments(shape)
-    differences = [
-        {key: value for key, value in wanted.items() if value != _timm_arguments(base)[key]} for base in bases
-    ]
-    model_args, base = min(zip(differences, bases, strict=True), key=lambda pair: len(pair[0]))
+    bases = [deit_shape(variant, distilled=shape.distilled) for variant in ("tiny", "small", "base")]
+    base = next((base for base in bases if _timm_arguments(base) == wanted), bases[0])
+    model_args = {key: value for key, value in wanted.items() if value != _timm_arguments(base)[key]}
     cfg = complete_cfg(pretrained_cfg, shape)
     values = {
         "architecture": base.name if shape.is_uniform else UNEVEN,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from upvit_core.errors import CheckpointError
 from upvit_core.models.tensors import listed
 
 WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
+SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
@@ -36,15 +37,16 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is empty (0 bytes); download or copy the checkpoint again.")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights; fetch them with `git lfs pull`.")
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return unwrap(_load_pickle(path), path)
-    if start[8:9] == b"{":
+    # The header's length comes first in safetensors and may begin with a pickle's first byte, so this is asked first.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= SAFETENSORS_HEADER_LIMIT:
         try:
             return load_file(path)
         except SafetensorError as error:
             raise CheckpointError(
-                f"{path} is a damaged or truncated safetensors file ({error}); download or copy it again."
+                f"{path} is a damaged or truncated safetensors file ({reason(error)}); download or copy it again."
             ) from error
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return unwrap(_load_pickle(path), path)
     raise CheckpointError(
         f"{path} is neither a safetensors nor a PyTorch file (it begins with {start[:12]!r}); give one of "
         f"{', '.join(SUFFIXES)}."
@@ -54,26 +56,39 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
 def _load_pickle(path: Path) -> Any:
     try:
         # DeiT's own training checkpoints carry their command line as a Namespace of plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error) and "weights_only" not in str(error).lower():
-            raise _damaged(path, error) from error
-        try:
-            names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        except Exception:
-            names = []
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes can raise anything
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path} is a TorchScript program, not weights; save the state dict alone."
+            ) from error
+        if isinstance(error, pickle.UnpicklingError) and (names := _unsafe_names(path, str(error))):
+            raise CheckpointError(
+                f"{path} holds more than tensors ({listed(names)}), and nothing in a file is ever run; save its state "
+                "dict alone, best as .safetensors."
+            ) from error
         raise CheckpointError(
-            f"{path} holds more than tensors ({listed(sorted(names)) or 'code or foreign objects'}), and nothing in a "
-            "file is ever run; save its state dict alone, best as .safetensors."
+            f"{path} is a damaged or truncated PyTorch file ({reason(error)}); download or copy it again."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from error
 
 
-def _damaged(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-    return CheckpointError(f"{path} is a damaged or truncated PyTorch file ({reason}); download or copy it again.")
+def reason(error: Exception) -> str:
+    """The first sentence of another library's message, to stand in one of ours."""
+    text = re.split(r"[.!?]\s", str(error).strip() + " ")[0].split("\n")[0][:120].rstrip(". ")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _unsafe_names(path: Path, message: str) -> list[str]:
+    """Functions and classes that the pickle would have called."""
+    try:
+        allowed = "argparse.Namespace"
+        found = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - {allowed}
+    except Exception:  # only files of torch.save's newer format can be searched
+        found = set(re.findall(r"GLOBAL ([\w.]+)", message))
+        if "Unsupported operand" in message:
+            found = {"a pickle that torch.save did not write"}
+    return sorted(found)
 
 
 def unwrap(content: Any, path: Path) -> dict[str, Tensor]:

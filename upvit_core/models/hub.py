@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from upvit_core.errors import CheckpointError
+from upvit_core.models.files import reason
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 PROBE_SECONDS = 4.0
@@ -60,9 +61,7 @@ def fetch(repo: str) -> Path:
     except EntryNotFoundError as error:
         raise CheckpointError(f"hf-hub:{repo} has no config.json, so it is no model that can be opened.") from error
     except Exception as error:  # the hub's client raises its HTTP library's errors, and that library changes
-        raise CheckpointError(
-            f"hf-hub:{repo} cannot be fetched ({type(error).__name__}: {error}); try again."
-        ) from error
+        raise CheckpointError(f"hf-hub:{repo} cannot be fetched ({reason(error)}); try again.") from error
     if weights is None:
         where = "in the local cache, and there is no network to the hub" if cached else f"({' or '.join(WEIGHTS)})"
         raise CheckpointError(f"hf-hub:{repo} has no weights {where}; give a repository or file that has them.")

@@ -86,7 +86,7 @@ def shape_of_tensors(
     fc_norm = "fc_norm.weight" in tensors
     class_token = "cls_token" in tensors or distilled or not _is_square(positions - registers)
     prefix = class_token + distilled + registers
-    no_embed_class = prefix > 0 and not _fits(positions - prefix, patch, img_size)
+    no_embed_class = prefix > 0 and _fits(positions, patch, img_size)
     patches = positions if no_embed_class else positions - prefix
     if img_size is None:
         if not _is_square(patches):
@@ -179,9 +179,10 @@ def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str)
             raise CheckpointError(
                 f"{source}: {key} has the shape {dimensions(tensor)}, expected {'x'.join(map(str, wanted))}."
             )
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{source}: {key} holds {tensor.dtype}, expected floating-point weights.")
-        if not torch.isfinite(tensor).all():
+        if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
+            kind = "no data" if tensor.is_meta else f"{tensor.dtype} ({tensor.layout})"
+            raise CheckpointError(f"{source}: {key} holds {kind}, expected dense floating-point weights.")
+        if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{source}: {key} holds NaN or infinity; such weights cannot be used.")
 
 
