@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import timm
@@ -55,6 +55,9 @@ class TensorProxy:
 
     def __len__(self) -> int:
         return len(self.tensor)
+
+    def part(self, start: int, end: int) -> TensorProxy:
+        return replace(self, tensor=self.tensor[start:end], digest=f"noise[{start}:{end}]")
 
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         for part in self.tensor.split(batch_size):

@@ -99,7 +99,9 @@ def score(
     data: Data,
     out: Annotated[Path, typer.Option(help="scores record to write, .safetensors")],
     criterion: Annotated[CriterionName, typer.Option()] = CriterionName.FISHER,
-    images: Annotated[int, typer.Option(min=1, help="proxy images")] = 2000,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="proxy images; default: 2,000, fisher stops when the kept set is stable")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False,
     pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True,
@@ -128,7 +130,7 @@ def score(
         {
             "out": str(out), "model": record.model, "criterion": record.criterion, "unit": record.unit,
             "images": record.images, "seed": seed, "seconds": record.seconds, "digest": record.digest,
-            "skipped": len(train.skipped),
+            "skipped": len(train.skipped), **{key: record.notes[key] for key in ("stability",) if key in record.notes},
         },
         as_json,
     )  # fmt: skip

@@ -90,3 +90,19 @@ def test_does_not_depend_on_batching() -> None:
     a, b = (Fisher(batch_size=size).attribute(adapt(model, shape), proxy) for size in (7, 2))
     for key in a.values:
         np.testing.assert_allclose(a.values[key], b.values[key], rtol=1e-9, atol=1e-14)
+
+
+def test_stopping_rule_uses_no_more_images_than_a_stable_kept_set_needs() -> None:
+    from upvit_core.importance.stopping import StableFisher, kept_overlap
+
+    model, shape = tiny()
+    proxy = TensorProxy(images(200))
+    loose = StableFisher(tolerance=0.2, pilot=16).attribute(adapt(model, shape), proxy)
+    strict = StableFisher(tolerance=0.0, pilot=16).attribute(adapt(model, shape), proxy)
+    assert loose.images < strict.images <= 200
+    assert loose.notes["stable"]
+    assert loose.notes["stability"] >= 0.8
+    plain = Fisher(loose.notes["num_directions"]).attribute(adapt(model, shape), proxy.part(0, loose.images))
+    np.testing.assert_allclose(loose.residual, plain.residual, rtol=1e-9)
+    half = Fisher(loose.notes["num_directions"]).attribute(adapt(model, shape), proxy.part(0, loose.images // 2))
+    assert loose.notes["stability"] == kept_overlap(half, plain)

@@ -33,6 +33,9 @@ class Proxy(Protocol):
     def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images (B, C, H, W) and labels (B,), always in the same order."""
 
+    def part(self, start: int, end: int) -> Proxy:
+        """Images [start, end) in that order."""
+
 
 @dataclass(frozen=True)
 class Progress:

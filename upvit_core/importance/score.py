@@ -16,10 +16,12 @@ from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.importance.refine import Cut, Refine
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.importance.stopping import StableFisher
 from upvit_core.models.adapt import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.shape import ModelShape
 
+DEFAULT_IMAGES = 2000
 CRITERIA = tuple(name.value for name in CriterionName)
 
 
@@ -59,7 +61,7 @@ def score(
     images: ImageSet,
     criterion: str | Criterion = "fisher",
     *,
-    n: int = 2000,
+    n: int | None = None,
     seed: int = 0,
     balanced: bool = False,
     journal: Path | None = None,
@@ -67,12 +69,16 @@ def score(
 ) -> ImportanceScores:
     """Score every channel of a model on `n` images drawn by `seed`.
 
+    Without `n`, `fisher` takes as many as a stable kept set needs (`StableFisher`), up to 2,000; the others take 2,000.
     `journal`: a file that keeps the finished part of an exact score, so that a killed one goes on. Under a launcher
     (`torchrun`, `accelerate launch`) each process scores its part of the images, and all get the whole record.
     """
     if isinstance(criterion, str):
         criterion = make_criterion(criterion, loaded.shape, seed=seed, journal=journal)
-    whole = proxy = draw_proxy(images, n, seed, balanced=balanced)
+        if n is None and isinstance(criterion, Fisher):
+            criterion = StableFisher(fisher=criterion)
+    count = min(DEFAULT_IMAGES, len(images)) if n is None else n
+    whole = proxy = draw_proxy(images, count, seed, balanced=balanced)
     if sharding.process_count() > 1:
         proxy = sharding.own_shard(whole)
     record = criterion.attribute(adapt(loaded.model, loaded.shape), proxy, report)
