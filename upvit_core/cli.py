@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from upvit_core.errors import UPViTError
-from upvit_core.importance.criterion_names import CriterionName
+from upvit_core.importance.criterion_names import CriterionName, Precision
 
 if TYPE_CHECKING:
     from upvit_core.importance.criterion import Progress
@@ -105,6 +105,9 @@ def score(
     seed: Annotated[int, typer.Option()] = 0,
     balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False,
     pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True,
+    precision: Annotated[Precision, typer.Option(help="of the forward passes; the KL is float32 or better")] = (
+        Precision.FLOAT32
+    ),
     num_heads: Heads = None,
     root: Root = None,
     device: Device = "auto",
@@ -120,7 +123,10 @@ def score(
         data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
     )
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
-    record = run(loaded, train, criterion.value, n=images, seed=seed, balanced=balanced, journal=journal, report=Bar())
+    record = run(
+        loaded, train, criterion.value, n=images, seed=seed, balanced=balanced, precision=precision.value,
+        journal=journal, report=Bar(),
+    )  # fmt: skip
     for leftover in out.parent.glob(f"{out.name}.partial{rank()}*.jsonl"):
         leftover.unlink()
     if rank():
@@ -421,6 +427,53 @@ def import_scores(
     if checks:
         result["listed_but_not_chosen"] = checks
     emit(result, as_json)
+
+
+@app.command()
+def compare(
+    model: Model,
+    data: Data,
+    criteria: Annotated[
+        str, typer.Option(help="names, comma-separated; the first is what the others are compared with")
+    ] = ("kl,fisher,taylor,l1,l2,variance,random"),
+    residual: Annotated[float, typer.Option()] = 0.5,
+    attention: Annotated[float, typer.Option()] = 0.5,
+    ffn: Annotated[float, typer.Option()] = 0.5,
+    heads: Annotated[int | None, typer.Option()] = None,
+    images: Annotated[int, typer.Option(min=1, help="proxy images for every criterion")] = 128,
+    test_images: Annotated[int, typer.Option(min=1)] = 1000,
+    seed: Annotated[int, typer.Option()] = 0,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Criteria side by side at one plan: what each keeps, and top-1 and KL right after its cut."""
+    from dataclasses import asdict
+
+    from upvit_core.comparison import compare_criteria
+    from upvit_core.data import open_images
+    from upvit_core.planning.select import plan_uniform
+
+    loaded = _open(model, num_heads, device=_device(device))
+    train, test = (
+        open_images(data, split, pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root)
+        for split in ("train", "val")
+    )
+    results = compare_criteria(
+        loaded, train, test, [name.strip() for name in criteria.split(",")],
+        lambda record: plan_uniform(record, residual=residual, attention=attention, ffn=ffn, heads=heads),
+        score_images=images, test_images=test_images, seed=seed, report=Bar(),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({"criteria": [asdict(result) for result in results]}))
+        return
+    typer.echo(
+        f"{'criterion':<12}{'top-1 %':>9}{'KL, nats':>10}{'seconds':>9}   kept as {results[0].criterion}, by component"
+    )
+    for r in results:
+        overlap = "  ".join(f"{component} {share:.0%}" for component, share in r.overlap.items())
+        typer.echo(f"{r.criterion:<12}{r.top1:>9.2f}{r.kl:>10.4f}{r.seconds:>9.1f}   {overlap}")
 
 
 class Format(StrEnum):

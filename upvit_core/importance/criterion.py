@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -92,6 +92,13 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for p in wanted:
             p.requires_grad_(True)
         model.train(was_training)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Forward passes inside run in that precision: float32, bf16 or fp16."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
 class ImageSums:

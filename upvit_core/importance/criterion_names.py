@@ -14,3 +14,11 @@ class CriterionName(StrEnum):
     TAYLOR = "taylor"
     VARIANCE = "variance"
     RANDOM = "random"
+
+
+class Precision(StrEnum):
+    """Of the forward passes of `kl` and `fisher`; KL-divergences are computed in float32 or better always."""
+
+    FLOAT32 = "float32"
+    BF16 = "bf16"
+    FP16 = "fp16"

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, frozen, silent
+from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, autocast, frozen, silent
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.adapter import Adapter
 
@@ -39,6 +39,7 @@ class Fisher:
     residual: Literal["removal", "derivative"] = "removal"
     batch_size: int = 32
     seed: int = 0
+    precision: str = "float32"
     name: str = "fisher"
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
@@ -69,7 +70,8 @@ class Fisher:
         )  # fmt: skip
 
     def _add(self, adapter: Adapter, images: Tensor, sums: ImageSums, generator: torch.Generator) -> float:
-        state = adapter.sensitivities(images)
+        with autocast(images.device, self.precision):
+            state = adapter.sensitivities(images)
         wanted = [out for _, out, *_ in state.norm_sites]
         wanted += [a for group in state.activations.values() for a in group]
         outputs, share = self._output_directions(state.logits.detach(), generator)  # (S, B, classes)

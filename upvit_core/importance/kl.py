@@ -18,7 +18,17 @@ import torch
 from torch import Tensor
 
 from upvit_core.errors import ScoresError
-from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, frozen, kl_divergence, log_softmax, silent
+from upvit_core.importance.criterion import (
+    Clock,
+    ImageSums,
+    Proxy,
+    Report,
+    autocast,
+    frozen,
+    kl_divergence,
+    log_softmax,
+    silent,
+)
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.adapter import Adapter, BlockTrace
 from upvit_core.models.shape import ModelShape
@@ -37,6 +47,7 @@ class KL:
     memory_mb: int = 64
     journal: Path | None = None
     channels: dict[str, tuple[int, ...]] | None = None
+    precision: str = "float32"
     name: str = "kl"
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
@@ -49,7 +60,7 @@ class KL:
             sums = ImageSums()
             for key, width in expected_widths(adapter.shape).items():
                 sums.add_sums(key, np.zeros(width), np.zeros(width))
-            with frozen(adapter.model), torch.inference_mode():
+            with frozen(adapter.model), torch.inference_mode(), autocast(device, self.precision):
                 for number, (images, _) in enumerate(proxy.batches(self.image_batch, device)):
                     mine = [piece for piece in pieces if piece.batch == number]
                     work = _ImageBatch(adapter, images) if any(p.name not in journal.found for p in mine) else None
@@ -80,7 +91,7 @@ class KL:
         weights = sum(float(p.detach().double().abs().sum()) for p in adapter.model.parameters())
         return {
             "weights": weights, "shape": adapter.shape.to_dict(), "data": proxy.digest, "seed": proxy.seed,
-            "images": len(proxy), "image_batch": self.image_batch,
+            "images": len(proxy), "image_batch": self.image_batch, "precision": self.precision,
         }  # fmt: skip
 
     def _pieces(self, shape: ModelShape, images: int) -> Iterator[_Piece]:

@@ -9,7 +9,7 @@ has few channels, is scored exactly as a whole where the allowance permits.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -86,7 +86,7 @@ class Refine:
             report(Progress(progress.done, progress.total, progress.unit, what, progress.seconds_left))
 
         journal = self.kl.journal and self.kl.journal.with_suffix(f".{number}{self.kl.journal.suffix}")
-        criterion = KL(self.kl.image_batch, self.kl.memory_mb, journal, channels=chosen)
+        criterion = replace(self.kl, journal=journal, channels=chosen)
         return criterion.attribute(adapter, proxy, relay)
 
     def _doubtful(

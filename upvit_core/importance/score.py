@@ -37,14 +37,17 @@ def default_cuts(shape: ModelShape) -> tuple[Cut, ...]:
     return tuple(cuts)
 
 
-def make_criterion(name: str, shape: ModelShape, *, seed: int = 0, journal: Path | None = None) -> Criterion:
-    """The criterion of that name with its default settings."""
+def make_criterion(
+    name: str, shape: ModelShape, *, seed: int = 0, precision: str = "float32", journal: Path | None = None
+) -> Criterion:
+    """The criterion of that name with its default settings; `precision` is that of the forward passes."""
+    exact, fast = KL(journal=journal, precision=precision), Fisher(seed=seed, precision=precision)
     if name == "kl":
-        return KL(journal=journal)
+        return exact
     if name == "fisher":
-        return Fisher(seed=seed)
+        return fast
     if name == "refine":
-        return Refine(default_cuts(shape), kl=KL(journal=journal), fisher=Fisher(seed=seed))
+        return Refine(default_cuts(shape), kl=exact, fisher=fast)
     if name in ("l1", "l2"):
         return Magnitude(1 if name == "l1" else 2)
     if name == "taylor":
@@ -64,6 +67,7 @@ def score(
     n: int | None = None,
     seed: int = 0,
     balanced: bool = False,
+    precision: str = "float32",
     journal: Path | None = None,
     report: Report = silent,
 ) -> ImportanceScores:
@@ -74,7 +78,7 @@ def score(
     (`torchrun`, `accelerate launch`) each process scores its part of the images, and all get the whole record.
     """
     if isinstance(criterion, str):
-        criterion = make_criterion(criterion, loaded.shape, seed=seed, journal=journal)
+        criterion = make_criterion(criterion, loaded.shape, seed=seed, precision=precision, journal=journal)
         if n is None and isinstance(criterion, Fisher):
             criterion = StableFisher(fisher=criterion)
     count = min(DEFAULT_IMAGES, len(images)) if n is None else n

@@ -1,0 +1,74 @@
+"""Criteria side by side at the same plan: what each keeps, what its cut does to the model, how long it took."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from upvit_core.data import ImageSet, proxy_indices
+from upvit_core.evaluation import evaluate, predict
+from upvit_core.importance.agreement import compare
+from upvit_core.importance.criterion import Report, silent
+from upvit_core.importance.score import score
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.surgery import prune
+
+
+@dataclass(frozen=True)
+class CriterionResult:
+    """One criterion at one plan, without any training.
+
+    `overlap`: share of the first criterion's kept channels that this one keeps too, by component. top1 in percent and
+    kl (mean nats an image, KL(teacher || pruned)) on `images` held-out images; `seconds` to score.
+    """
+
+    criterion: str
+    seconds: float
+    overlap: dict[str, float]
+    top1: float
+    top1_interval: tuple[float, float]
+    kl: float
+    images: int
+
+
+def compare_criteria(
+    loaded: LoadedModel,
+    train: ImageSet,
+    test: ImageSet,
+    criteria: Sequence[str],
+    make_plan: Callable[[ImportanceScores], PruningPlan],
+    *,
+    score_images: int = 256,
+    test_images: int = 1000,
+    seed: int = 0,
+    known: Sequence[ImportanceScores] = (),
+    report: Report = silent,
+) -> list[CriterionResult]:
+    """Score by each criterion (records in `known` are not computed again), plan, cut, and measure.
+
+    The first criterion is the one whose kept channels the others are compared with.
+    """
+    chosen = proxy_indices(test, min(test_images, len(test)), seed)
+    device = next(loaded.model.parameters()).device
+    teacher_logits, _ = predict(loaded.model, test.batches(100, indices=chosen, device=device))
+    ready = {record.criterion: record for record in known}
+    results: list[CriterionResult] = []
+    first: tuple[ImportanceScores, PruningPlan] | None = None
+    for name in criteria:
+        record = ready.get(name) or score(
+            loaded, train, name, n=min(score_images, len(train)), seed=seed, report=report
+        )
+        plan = make_plan(record)
+        first = first or (record, plan)
+        student = prune(loaded.model, loaded.shape, plan)
+        measured = evaluate(student, test.batches(100, indices=chosen, device=device), teacher_logits=teacher_logits)
+        assert measured.kl is not None
+        overlap = {part.component: part.overlap for part in compare(first[0], record, first[1], plan)}
+        results.append(
+            CriterionResult(
+                name, record.seconds, overlap, measured.top1, measured.top1_interval, measured.kl, measured.images
+            )
+        )
+    return results
