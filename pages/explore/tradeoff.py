@@ -2,31 +2,209 @@
 
 import streamlit as st
 
-from pages.shared import charts, frame, opened, scoring, whatif, words
-from pages.shared.cards import ESTIMATED, Card, cards
+from pages.shared import actions, charts, frame, jobs, measured, plans, scoring, whatif, words
+from pages.shared.cards import ESTIMATED, MEASURED, Card, cards
+from pages.shared.opened import Opened, no_scores
+from pages.shared.whatif import WhatIf
+from upvit_core.figures.front import front
 from upvit_core.figures.heatmaps import strips
+from upvit_core.figures.merging import merging
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.budget import removed_score
+from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.macs import count_macs, count_parameters
 
-with frame.page("Trade-off", "Choose how much to remove; everything on this page follows at once."):
+AUTOMATIC_MACS = 2e8  # previews of models up to this size run by themselves
+
+
+def best_under(model: Opened, scores: ImportanceScores | None, now: WhatIf) -> None:
+    """The plan that removes least score within a budget, at the heads that are set."""
+    with st.popover("Best under…", icon=":material/target:", width="stretch", help="Let the scores choose the three ratios."):
+        if scores is None or now.heads is None:
+            st.caption("Needs scores, and blocks of one width.")
+            return
+        table = plans.table(scores, scores.digest, now.heads)
+        what = st.segmented_control("Budget", ["Parameters", "MACs"], default="Parameters", required=True, key="budget-of")
+        costs, unit = (table.params, 1e6) if what == "Parameters" else (table.macs, 1e6 if table.macs.max() < 1e9 else 1e9)
+        suffix = "M" if unit == 1e6 else "G"
+        low, high = float(costs.min()) / unit, float(costs.max()) / unit
+        limit = st.number_input(
+            f"At most ({suffix})", low, high, value=float(min(max(costs[50, 50, 50] / unit, low), high)), format="%.3f",
+            key=f"budget-{what}-{model.source}",
+        )  # fmt: skip
+        bound = (limit + 1e-9) * unit
+        choice = table.best(**{"params" if what == "Parameters" else "macs": bound})
+        if choice is None:
+            st.caption(f"No plan is that small; the smallest has {words.short(float(costs.min()))}.")
+            return
+        best = WhatIf(choice.residual, choice.attention, now.heads, choice.ffn)
+        st.markdown(
+            f"**{best.words}** → {words.short(choice.params)} parameters, {words.short(choice.macs)} MACs.  \n"
+            f"Removes {choice.removed:.3g} nats of score an image; the least of {table.removed.size:,} uniform plans."
+        )
+        st.caption("Scores add up single removals and say nothing of merging heads, so the head count stays as set.")
+        st.button("Set the sliders", on_click=whatif.set_to, args=(best,), type="primary", key="set-best")
+
+
+def speed_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
+    if job is not None and job.state == "done":
+        result = job.result
+        first, second = result.first, result.second
+        note = (
+            f"{second.images_per_s:,.0f} against {first.images_per_s:,.0f} images/s, ± {(result.high - result.low) / 2:.2f}×; "
+            f"{second.device}, batch {second.batch_size}, {second.dtype}"
+        )
+        return Card("Speed-up", words.times(result.ratio), note, MEASURED)
+    ratio = count_macs(plan.shape_before) / count_macs(plan.shape_after)
+    return Card("Speed-up", words.times(ratio), "from MACs alone, not calibrated on this device", ESTIMATED)
+
+
+def top1_card(model: Opened, spec: str, job: jobs.Job | None) -> Card:
+    if job is not None and job.state == "done":
+        result = job.result
+        low, high = result.top1_interval
+        note = f"{result.images:,} images, {low:.1f} – {high:.1f}; KL {result.kl:.2g} nats; no training"
+        st.session_state["last-top1"] = (model.source, f"{result.top1:.1f} %")
+        return Card("Top-1 now", f"{result.top1:.1f} %", note, MEASURED)
+    if not model.has_weights:
+        return Card("Top-1 now", "—", "needs weights")
+    if not spec:
+        return Card("Top-1 now", "—", "needs images; give them on Model")
+    source, value = st.session_state.get("last-top1", ("", "—"))
+    if job is not None and job.active:
+        return Card("Top-1 now", value if source == model.source else "—", "being measured…", stale=True)
+    return Card("Top-1 now", "—", "press Measure")
+
+
+def measure(model: Opened, plan: PruningPlan, spec: str) -> tuple[jobs.Job | None, jobs.Job | None]:
+    """The jobs of this plan: accuracy (by itself where the model is small), throughput (when asked for)."""
+    accuracy = None
+    if model.has_weights and spec:
+        key = measured.preview_key(model, plan, spec)
+        before = st.session_state.get("preview")
+        if before and before != key:
+            jobs.cancel(before)
+        st.session_state["preview"] = key
+        small = count_macs(model.shape) <= AUTOMATIC_MACS
+        found = jobs.find(key)
+        failed = found is not None and found.state == "failed"
+        accuracy = found if failed or not small else measured.preview(model, plan, spec)
+    return accuracy, jobs.find(measured.throughput_key(plan))
+
+
+def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, accuracy: jobs.Job | None, speed: jobs.Job | None) -> None:
+    """Put this plan on the front, with what has been measured of it."""
+    entry = plans.Tried(
+        now, count_parameters(plan.shape_after), count_macs(plan.shape_after), removed_score(scores, plan),
+        count_macs(model.shape) / count_macs(plan.shape_after),
+    )  # fmt: skip
+    values = dict(vars(entry))
+    if accuracy is not None and accuracy.state == "done":
+        result = accuracy.result
+        low, high = result.top1_interval
+        values |= {"top1": result.top1, "top1_low": low, "top1_high": high, "kl": result.kl, "images": result.images}
+    if speed is not None and speed.state == "done":
+        values |= {"speed_up": speed.result.ratio, "speed_measured": True}
+    plans.note(model, scores, plans.Tried(**values))
+
+
+def the_front(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str) -> None:
+    st.subheader("The front: what you pay, what you lose", anchor=False)
+    one, two = st.columns(2)
+    published_only = not model.has_weights
+    loss = one.segmented_control("Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, key="loss", bind="query-params")
+    cost = two.segmented_control("Cost", plans.COSTS, default=plans.COSTS[0], required=True, key="cost", bind="query-params")
+    look = jobs.find(f"look {measured.opened.identity(model)} {spec}")
+    teacher = look.result.evaluation.top1 if look is not None and look.state == "done" else None
+    drawn = plans.points(model, scores, now, cost, loss, teacher)
+    lines = []
+    if loss == plans.LOSSES[0] and now.heads is not None and len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1:
+        lines = plans.curves(scores, scores.digest, now.heads, cost)
+    if not drawn:
+        st.info("Measured plans will be here, beside the model itself." if not published_only else "Top-1 of a plan needs weights.")
+        return
+    titles = {"Parameters": "parameters", "MACs": "MACs of one image", "Speed-up": "speed-up against the original, ×"}
+    y = "KL to the original, nats an image" if loss == plans.LOSSES[0] else "top-1, %"
+    chart = front(drawn, lines, charts.theme(), x_title=titles[cost], y_title=y, log_y=loss == plans.LOSSES[0], height=430)
+    event = charts.show(chart, "front", on_select="rerun")
+    chosen = event["selection"]["points"] if event else []
+    if chosen and (data := (chosen[0].get("customdata") or [None, None, None])[2]):
+        target = WhatIf(data[0], data[1], data[2], data[3])
+        if st.session_state.get("front-click") != target:
+            st.session_state["front-click"] = target
+            if target != now:
+                st.session_state["move-to"] = target
+                st.rerun()
+    st.html(
+        '<p class="quiet">Click a plan to go back to it. Estimated KL adds up what each removed channel costs alone; channels '
+        "that go together cost more, which is what measuring shows.</p>"
+    )
+
+
+def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
+    st.subheader("Heads that flow together", anchor=False)
+    block = st.slider("Block", 0, scores.shape.depth - 1, 0, key="merge-block") if scores.shape.depth > 1 else 0
+    charts.show(merging(scores, plan, block, charts.theme(), height=430), "head-flow")
+
+
+with frame.page(
+    "Trade-off",
+    "Choose how much to remove; size, speed and what stays follow at once.",
+    "Parameters and MACs are counted exactly. MACs: multiply-accumulates of one image's forward pass, attention's QKᵀ and AV "
+    "included.",
+):
     model = frame.current()
     scores = scoring.current(model)
-    left, right = st.columns([0.27, 0.73], gap="medium")
+    spec = measured.image_spec(model)
+    if "move-to" in st.session_state:
+        whatif.set_to(st.session_state.pop("move-to"))
+    left, right = st.columns([0.25, 0.75], gap="medium")
     with left:
         whatif.preset_picker(model.shape)
-        what_if = whatif.controls(model.shape)
-    plan = what_if.plan(scores or opened.no_scores(model.shape))
-    after, before = plan.shape_after, model.shape
+        now = whatif.controls(model.shape)
+        plan = now.plan(scores or no_scores(model.shape))
+        accuracy, speed = measure(model, plan, spec)
+        best_under(model, scores, now)
+        if st.button(
+            "Measure", icon=":material/speed:", width="stretch", key="measure",
+            help="Throughput of the original and of this plan on this device, in turns: 20 s at most. Top-1 too, for a large model.",
+        ):  # fmt: skip
+            measured.throughput(model, plan, again=True)
+            if model.has_weights and spec:
+                measured.preview(model, plan, spec)
+            st.rerun()
+        actions.prune_button(model, plan)
+        actions.distil_button(model, scores, now)
+        actions.command_button(model, scores, now, plan)
     with right:
+        before, after = model.shape, plan.shape_after
         params, macs = count_parameters(after), count_macs(after)
+        stock = "; stock timm opens it" if after.is_uniform else ""
         cards(
             [
-                Card("Parameters", words.short(params), f"{words.times(count_parameters(before) / params)} smaller"),
+                Card("Parameters", words.short(params), f"{words.times(count_parameters(before) / params)} smaller{stock}"),
                 Card("MACs, one image", words.short(macs), f"{words.times(count_macs(before) / macs)} fewer"),
-                Card("Speed-up", words.times(count_macs(before) / macs), "from MACs alone", ESTIMATED),
-                Card("Top-1 now", "—", "needs weights"),
+                speed_card(plan, speed),
+                top1_card(model, spec, accuracy),
             ]
         )
+        for job in (accuracy, speed):
+            if job is not None and job.active:
+                jobs.progress(job)
+            elif job is not None and job.state == "failed":
+                st.error(job.error)
         if scores is None:
-            st.info("No scores yet: widths and costs follow the sliders, the pictures need scores.")
+            st.info(
+                "Widths and costs follow the sliders already. The pictures of what stays will be here once there are scores: "
+                "make them on Importance.",
+                icon=":material/grid_on:",
+            )
         else:
             charts.show(strips(scores, plan, charts.theme()), "strips")
+    if scores is not None:
+        remember(model, scores, now, plan, accuracy, speed)
+        wide, narrow = st.columns([0.56, 0.44], gap="large")
+        with wide:
+            the_front(model, scores, now, spec)
+        with narrow:
+            the_heads(scores, plan)

@@ -1,4 +1,4 @@
-"""Folders that the app writes to: under $UPVIT_HOME, else the user's cache."""
+"""Folders that the app writes to: under $UPVIT_HOME, else the user's cache; runs in `runs/` of where it was started."""
 
 from __future__ import annotations
 
@@ -26,3 +26,8 @@ def scores() -> Path:
 
 def pruned() -> Path:
     return _made("pruned")
+
+
+def runs() -> Path:
+    """Where runs are kept: $UPVIT_RUNS, else `runs`, as the command line does by default."""
+    return Path(os.environ.get("UPVIT_RUNS") or "runs").expanduser()

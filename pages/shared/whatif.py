@@ -26,7 +26,8 @@ HELP = {
     "everything: the embedding, every norm, every layer.",
     "attention": "Share of the channels inside each attention head (component 2). Heads are merged first, then the least "
     "important channels inside each merged head go.",
-    "heads": "Heads after merging: neighbouring heads are joined until this many are left. Nothing is lost by that alone.",
+    "heads": "Heads after merging: neighbouring heads are joined until this many are left. Joined heads share one softmax, so "
+    "this changes the model too, and no score foretells by how much.",
     "ffn": "Share of the hidden channels of every block's feed-forward network (component 3).",
 }
 

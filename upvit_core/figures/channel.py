@@ -47,7 +47,13 @@ def place(
         "hovertemplate": f"channel {channel}: place {at + 1} of {len(group)}, {own:.3g} nats<extra></extra>",
     }  # fmt: skip
     if errors is not None:
-        marker["error_y"] = {"type": "data", "array": [float(errors[channel])], "color": theme.text, "thickness": 2.5, "width": 6}
+        marker["error_y"] = {
+            "type": "data",
+            "array": [float(errors[channel])],
+            "color": theme.text,
+            "thickness": 2.5,
+            "width": 6,
+        }
     traces.append(marker)
     low, high = float(values.min()), float(values.max())
     if 0 < cut < len(group):
@@ -73,7 +79,13 @@ def place(
 
     def table() -> dict[str, np.ndarray]:
         stderr = errors[ranked] if errors is not None else np.full(len(ranked), np.nan)
-        return {"place": rank, "channel": ranked, "score": scores.values[key][ranked], "stderr": stderr, "kept": rank <= cut}
+        return {
+            "place": rank,
+            "channel": ranked,
+            "score": scores.values[key][ranked],
+            "stderr": stderr,
+            "kept": rank <= cut,
+        }
 
     return Chart(figure, name, alt, table)
 
@@ -110,7 +122,14 @@ def kl_by_image(kl: np.ndarray, changed: np.ndarray, component: Component, theme
 
 
 def before_after(
-    names: Sequence[str], before: np.ndarray, after: np.ndarray, component: Component, theme: Theme, *, height: int = 260, most: int = 10
+    names: Sequence[str],
+    before: np.ndarray,
+    after: np.ndarray,
+    component: Component,
+    theme: Theme,
+    *,
+    height: int = 260,
+    most: int = 10,
 ) -> Chart:
     """Two distributions over the likeliest classes of one image: of the whole model (hollow), and without a channel.
 
@@ -130,7 +149,13 @@ def before_after(
         "barmode": "group",
         "bargap": 0.25,
         "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": theme.text, "size": 13}},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.02,
+            "yanchor": "bottom",
+            "font": {"color": theme.text, "size": 13},
+        },
         "xaxis": axis(theme, "class"),
         "yaxis": axis(theme, "probability, %", range=[0, 103]),
     }

@@ -70,16 +70,18 @@ def kept_curve(
         )  # fmt: skip
         low, high = min(held), max(held)
         words = f"{low:.0f} %" if high - low < 1 else f"{low:.0f} – {high:.0f} %"
-        right = at < 62
+        right = at < 45
         layout["annotations"].append(
             {"x": at + (2 if right else -2), "y": 12, "xanchor": "left" if right else "right", "showarrow": False, "align": "left",
-             "text": f"cut: {at:.0f} % of channels<br>keep <b>{words}</b> of the score", "font": {"size": 13, "color": theme.text}}
+             "text": f"{at:.0f} % of channels<br>hold <b>{words}</b>", "font": {"size": 13, "color": theme.text}}
         )  # fmt: skip
         alt += f" At the cut, {at:.0f} % of channels hold {words} of the score."
     layout["xaxis"] = axis(theme, "channels kept, %", range=[0, 101], dtick=25)
     layout["yaxis"] = axis(theme, "score kept, %", range=[0, 103], dtick=25)
     figure = drawn(traces, layout, theme, height=height, margin=(52, 12, 10, 46))
-    return Chart(figure, f"{TITLES[component]}: what the best channels hold", alt, lambda: _table(scores, component, blocks))
+    return Chart(
+        figure, f"{TITLES[component]}: what the best channels hold", alt, lambda: _table(scores, component, blocks)
+    )
 
 
 def _table(scores: ImportanceScores, component: Component, blocks: list[int]) -> dict[str, np.ndarray]:

@@ -42,7 +42,9 @@ def drawing(shape: ModelShape, theme: Theme, after: ModelShape | None = None, *,
     pen.label(sum(ATTENTION_AT) / 2, base + TALLEST + 0.9, attention, COLOURS["attention"])
     pen.label(sum(FFN_AT) / 2, base + TALLEST + 0.9, f"<b>FFN</b> · {block.ffn:,} hidden", COLOURS["ffn"])
     of = f" of {shape.embed_dim}" if after else ""
-    pen.label(50, -stream - 1.5, f"<b>Residual</b> · {now.embed_dim}{of} channels, shared by all blocks", COLOURS["residual"])
+    pen.label(
+        50, -stream - 1.5, f"<b>Residual</b> · {now.embed_dim}{of} channels, shared by all blocks", COLOURS["residual"]
+    )
     layout: Spec = {
         "shapes": pen.shapes,
         "annotations": pen.annotations,
@@ -90,7 +92,9 @@ class _Pen:
         self.shapes: list[Spec] = []
         self.annotations: list[Spec] = []
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, colour: str, *, hollow: bool = False, width: float = 1.5) -> None:
+    def box(
+        self, x0: float, y0: float, x1: float, y1: float, colour: str, *, hollow: bool = False, width: float = 1.5
+    ) -> None:
         line: Spec = {"color": colour, "width": width, "dash": "dot" if hollow else "solid"}
         fill = "rgba(0,0,0,0)" if hollow else colour
         self.shapes.append({"type": "rect", "x0": x0, "y0": y0, "x1": x1, "y1": y1, "line": line, "fillcolor": fill})
@@ -181,7 +185,9 @@ class _Pen:
             centre = bottom + each * (head + 0.5)
             self.box(x0, centre - tall / 2 + gap / 2, x1, centre + tall / 2 - gap / 2, COLOURS["attention"], width=0)
 
-    def ffn(self, x0: float, x1: float, y: float, outer: float, outer_now: float, hidden: float, hidden_now: float) -> None:
+    def ffn(
+        self, x0: float, x1: float, y: float, outer: float, outer_now: float, hidden: float, hidden_now: float
+    ) -> None:
         """Widening to the hidden channels, then narrowing again."""
         if hidden_now < hidden or outer_now < outer:
             self.polygon(_hourglass(x0, x1, y, outer, hidden), COLOURS["ffn"], hollow=True)

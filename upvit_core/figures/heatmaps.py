@@ -100,7 +100,9 @@ def picture(
     positive = raw[raw > 0]
     floor = float(positive.min()) if positive.size else 1e-12
     logs = np.log10(np.maximum(raw, floor, where=~np.isnan(raw), out=np.full_like(raw, np.nan)))
-    removed = np.stack([np.pad(~kept_mask(plan, scores, component, b), (0, C), constant_values=True)[:C] for b in chosen])
+    removed = np.stack(
+        [np.pad(~kept_mask(plan, scores, component, b), (0, C), constant_values=True)[:C] for b in chosen]
+    )
     groups = heads_after(plan, scores, chosen[0]) if component == "attention" else 1
     if C % groups or any(component == "attention" and heads_after(plan, scores, b) != groups for b in chosen):
         groups = 1
@@ -118,7 +120,9 @@ def picture(
     return Picture(
         component=component,
         order=order,
-        values=np.nanmean(logs.reshape(R, -1, step), axis=-1).astype(np.float32) if step > 1 else logs.astype(np.float32),
+        values=np.nanmean(logs.reshape(R, -1, step), axis=-1).astype(np.float32)
+        if step > 1
+        else logs.astype(np.float32),
         removed=removed.reshape(R, -1, step).mean(-1).astype(np.float32),
         channel=channel.reshape(R, -1, step)[..., 0],
         step=step,
@@ -135,11 +139,19 @@ def picture(
 def heading(p: Picture) -> str:
     """One line that says what stays: `Residual: 384 of 768 kept in every block`."""
     if p.component == "attention":
-        merged = f"{p.heads_before} heads merged to {p.groups}, " if p.groups != p.heads_before else f"{p.groups} heads, "
-        inside = f"{p.kept // p.groups} of {p.width // p.groups} channels kept in each" if p.kept >= 0 else "uneven cuts"
+        merged = (
+            f"{p.heads_before} heads merged to {p.groups}, " if p.groups != p.heads_before else f"{p.groups} heads, "
+        )
+        inside = (
+            f"{p.kept // p.groups} of {p.width // p.groups} channels kept in each" if p.kept >= 0 else "uneven cuts"
+        )
         return f"{TITLES[p.component]}: {merged}{inside}"
     where = "in every block" if len(p.blocks) > 1 or p.component == "residual" else f"in block {p.blocks[0]}"
-    return f"{TITLES[p.component]}: {p.kept:,} of {p.width:,} kept {where}" if p.kept >= 0 else f"{TITLES[p.component]}: uneven cuts"
+    return (
+        f"{TITLES[p.component]}: {p.kept:,} of {p.width:,} kept {where}"
+        if p.kept >= 0
+        else f"{TITLES[p.component]}: uneven cuts"
+    )
 
 
 def colour_range(values: np.ndarray) -> tuple[float, float]:
@@ -148,9 +160,13 @@ def colour_range(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(max(high, low + 0.5))
 
 
-def _table(scores: ImportanceScores, component: Component, plan: PruningPlan | None, blocks: Sequence[int]) -> dict[str, np.ndarray]:
+def _table(
+    scores: ImportanceScores, component: Component, plan: PruningPlan | None, blocks: Sequence[int]
+) -> dict[str, np.ndarray]:
     """Every channel of the component: block, channel, score, its standard error, rank in its block, kept."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in ("block", "channel", "score", "stderr", "rank", "kept")}
+    columns: dict[str, list[np.ndarray]] = {
+        name: [] for name in ("block", "channel", "score", "stderr", "rank", "kept")
+    }
     for block in blocks:
         key = "residual" if component == "residual" else f"{component}.{block}"
         values = scores.values[key]
@@ -283,7 +299,9 @@ def heatmap(
            "title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}}}  # fmt: skip
     traces = traces_of(p, theme, number=1, limits=limits, colourbar=bar)
     words = "most important first" if order == "importance" else "in the model's order"
-    name = {"residual": "residual channels", "attention": "attention channels, head by head", "ffn": "hidden channels"}[component]
+    name = {"residual": "residual channels", "attention": "attention channels, head by head", "ffn": "hidden channels"}[
+        component
+    ]
     x, y = axes_of(p, theme, f"{name}, {words}")
     if window is not None:
         x["range"] = [window[0] - 0.5, window[1] + 0.5]
@@ -291,7 +309,9 @@ def heatmap(
     for trace in traces:
         trace.update(xaxis="x", yaxis="y")
     if single:
-        layout["yaxis2"] = axis(theme, "score, nats", domain=[share + 0.04, 1], type="log", exponentformat="power", nticks=4)
+        layout["yaxis2"] = axis(
+            theme, "score, nats", domain=[share + 0.04, 1], type="log", exponentformat="power", nticks=4
+        )
         layout["xaxis2"] = axis(theme, matches="x", anchor="y2", showticklabels=False, range=x["range"], showgrid=False)
         traces += _profile(scores, p, theme)
     traces[0]["hoverinfo"] = "skip"

@@ -21,7 +21,9 @@ def cividis(share: float) -> str:
     return f"rgb({mixed[0]},{mixed[1]},{mixed[2]})"
 
 
-def merging(scores: ImportanceScores, plan: PruningPlan, block: int, theme: Theme, *, height: int = 330, step: int = 3) -> Chart:
+def merging(
+    scores: ImportanceScores, plan: PruningPlan, block: int, theme: Theme, *, height: int = 330, step: int = 3
+) -> Chart:
     """Heads of one block before (left), merged (middle), and after the least important channels are gone (right).
 
     `step` shows the picture up to a moment: 1 heads as they are, 2 merged, 3 cut.
@@ -49,7 +51,9 @@ def merging(scores: ImportanceScores, plan: PruningPlan, block: int, theme: Them
     shapes: list[Spec] = []
     hover: dict[str, list[object]] = {"x": [], "y": [], "text": []}
 
-    def band(x0: float, x1: float, left: tuple[float, float], right: tuple[float, float], fill: str, opacity: float) -> None:
+    def band(
+        x0: float, x1: float, left: tuple[float, float], right: tuple[float, float], fill: str, opacity: float
+    ) -> None:
         bend = (x0 + x1) / 2
         path = (
             f"M {x0},{left[0]:.5f} C {bend},{left[0]:.5f} {bend},{right[0]:.5f} {x1},{right[0]:.5f} L {x1},{right[1]:.5f} "
@@ -65,7 +69,14 @@ def merging(scores: ImportanceScores, plan: PruningPlan, block: int, theme: Them
 
     def label(x: float, y: float, text: str, anchor: str = "center", size: int = 13) -> None:
         annotations.append(
-            {"x": x, "y": y, "text": text, "showarrow": False, "xanchor": anchor, "font": {"size": size, "color": theme.text}}
+            {
+                "x": x,
+                "y": y,
+                "text": text,
+                "showarrow": False,
+                "xanchor": anchor,
+                "font": {"size": size, "color": theme.text},
+            }
         )
 
     for head in range(before):
@@ -121,7 +132,9 @@ def merging(scores: ImportanceScores, plan: PruningPlan, block: int, theme: Them
         f"Attention of block {block}: {before} heads of {per} channels flow into {now} merged heads of {width // now}, of which "
         f"each keeps {int(kept.sum()) // now}; together they hold {held:.0%} of the block's score."
     )
-    return Chart(figure, f"Heads of block {block}", alt, lambda: _table(head_score, before, now, kept, merged_kept, merged_score))
+    return Chart(
+        figure, f"Heads of block {block}", alt, lambda: _table(head_score, before, now, kept, merged_kept, merged_score)
+    )
 
 
 def _point(hover: dict[str, list[object]], x: float, y: float, text: str) -> None:

@@ -94,9 +94,14 @@ def power_of_ten(exponent: int) -> str:
     return {0: "1", 1: "10"}.get(exponent, "10" + str(exponent).translate(SUPERSCRIPTS))
 
 
-def log_ticks(low: float, high: float, most: int = 4) -> tuple[list[int], list[str]]:
-    """Whole exponents inside [low, high], at most `most` of them, and their labels."""
+def log_ticks(low: float, high: float, most: int = 4) -> tuple[list[float], list[str]]:
+    """Exponents inside [low, high], at most `most` of them, and their labels; a range of about a decade gets 2 and 5 too."""
     exponents = list(range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1))
+    if len(exponents) < 2:
+        around = range(int(np.floor(low)), int(np.ceil(high)) + 1)
+        fine = [(e + np.log10(m), m * 10.0**e) for e in around for m in (1, 2, 5)]
+        inside = [(float(at), f"{value:g}") for at, value in fine if low <= at <= high]
+        return [at for at, _ in inside], [text for _, text in inside]
     step = max(1, -(-len(exponents) // most))
     chosen = exponents[::-1][::step][::-1]
-    return chosen, [power_of_ten(e) for e in chosen]
+    return [float(e) for e in chosen], [power_of_ten(e) for e in chosen]

@@ -1,0 +1,193 @@
+"""What can be done with a plan: prune and download, distil, a sweep, the command line."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shlex
+import shutil
+import zipfile
+from pathlib import Path
+
+import streamlit as st
+
+from pages.shared import jobs, measured, opened, places, scoring, words
+from pages.shared.opened import Opened
+from pages.shared.whatif import MOST, WhatIf
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.macs import count_parameters
+from upvit_core.recipe import PRESETS
+from upvit_core.runs.executors import executor_for
+from upvit_core.runs.spec import RunSpec
+from upvit_core.runs.store import RunStore
+
+RUNS_PAGE = "pages/run/runs.py"
+
+
+def prune_job(model: Opened, plan: PruningPlan) -> jobs.Job:
+    """The job that cuts the model and packs the folder; its result is the path of a zip file."""
+
+    def work(report: jobs.Report) -> Path:
+        report.say("reading the weights")
+        from upvit_core.cut import cut
+        from upvit_core.models.checkpoint import save_model
+
+        live = opened.live(model)
+        report.say("pruning")
+        folder = places.pruned() / f"{_slug(model.name)}-{plan.digest}"
+        archive = folder.with_suffix(".zip")
+        save_model(
+            cut(live, plan), folder, shape=plan.shape_after, pretrained_cfg=live.pretrained_cfg, plan_json=plan.to_json(),
+            name=f"{live.name} pruned", class_names=live.class_names,
+        )  # fmt: skip
+        report.say("packing the folder")
+        temporary = archive.with_suffix(".part")
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as packed:
+            for path in sorted(folder.iterdir()):
+                packed.write(path, f"{folder.name}/{path.name}")
+        temporary.replace(archive)
+        shutil.rmtree(folder, ignore_errors=True)
+        return archive
+
+    return jobs.start(prune_key(model, plan), work, "Pruning")
+
+
+def prune_key(model: Opened, plan: PruningPlan) -> str:
+    return f"prune {opened.identity(model)} {plan.digest}"
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-") or "model"
+
+
+def prune_button(model: Opened, plan: PruningPlan) -> None:
+    """Prune; then the folder can be taken away as a zip file."""
+    key = prune_key(model, plan)
+    job = jobs.find(key)
+    if job is not None and job.active:
+        jobs.progress(job)
+        return
+    if job is not None and job.state == "done" and job.result.exists():
+        st.download_button(
+            "Download the pruned model", data=job.result.read_bytes, file_name=job.result.name, mime="application/zip",
+            icon=":material/download:", type="primary", width="stretch", on_click="ignore", key="download-pruned",
+            help="A folder with config.json, model.safetensors and plan.json; timm opens it as local-dir:FOLDER where all blocks "
+            "are alike, this studio opens every one.",
+        )  # fmt: skip
+        return
+    if job is not None and job.state == "failed":
+        st.error(job.error)
+    if st.button(
+        "Prune", icon=":material/content_cut:", width="stretch", disabled=not model.has_weights, key="prune",
+        help="Makes the thinner model." if model.has_weights else "Needs weights: open a checkpoint on the Model page.",
+    ):  # fmt: skip
+        jobs.forget(key)
+        prune_job(model, plan)
+        st.rerun()
+
+
+def sweep(what_if: WhatIf) -> list[WhatIf]:
+    """Three plans around one: a lighter cut, itself, a heavier cut."""
+
+    def moved(share: float) -> WhatIf:
+        ratios = (round(min(max(value * share, 0), MOST)) for value in (what_if.residual, what_if.attention, what_if.ffn))
+        residual, attention, ffn = ratios
+        return WhatIf(residual, attention, what_if.heads, ffn)
+
+    return [moved(0.6), what_if, moved(1.4)]
+
+
+def start_runs(model: Opened, scores: ImportanceScores, what_ifs: list[WhatIf], epochs: int, recipe: str, spec: str) -> None:
+    """Queue one run for each what-if and go to Runs."""
+    store = RunStore(places.runs())
+    owner = _owner()
+    group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 1 else ""
+    for what_if in what_ifs:
+        order = RunSpec(
+            name=f"{model.name} {what_if.words}"[:200], teacher=model.model, plan=json.loads(what_if.plan(scores).to_json()), data=spec,
+            epochs=epochs, settings=PRESETS[recipe], group=group[:200], owner=owner,
+        )  # fmt: skip
+        run = store.create(order)
+        executor_for(store, order).submit(run)
+        st.session_state.setdefault("started_runs", []).append(run.id)
+    st.switch_page(RUNS_PAGE)
+
+
+def _owner() -> str:
+    """A name for this browser session, so that its runs can be told from others'."""
+    if "owner" not in st.session_state:
+        st.session_state["owner"] = secrets.token_hex(4)
+    return str(st.session_state["owner"])
+
+
+def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatIf) -> None:
+    """"Distil this" and "Distil a sweep of 3": a small form, then Runs."""
+    spec = measured.image_spec(model)
+    ready = model.has_weights and scores is not None
+    why = "" if ready else "Needs weights and scores: open a checkpoint on the Model page, then score it on Importance."
+    with st.popover("Distil…", icon=":material/model_training:", width="stretch", disabled=not ready, help=why or None):
+        if not ready or scores is None:
+            return
+        st.markdown("The thinner model learns from the original. The run goes on by itself; this page may be closed.")
+        many = st.segmented_control("What", ["This plan", "A sweep of 3"], default="This plan", required=True, key="distil-what")
+        chosen = sweep(what_if) if many == "A sweep of 3" else [what_if]
+        sizes = [count_parameters(w.plan(scores).shape_after) for w in chosen]
+        st.markdown("\n".join(f"- {w.words} → {words.short(size)} parameters" for w, size in zip(chosen, sizes, strict=True)))
+        images = st.text_input("Images", value=spec, key=f"distil-images-{model.source}", help="Folder of classes, or a timm data set.")
+        small = model.shape.img_size[0] < 100
+        one, two = st.columns(2)
+        epochs = one.number_input("Epochs", 1, 1000, 4 if small else 30)
+        recipe = two.selectbox(
+            "Recipe", list(PRESETS), index=list(PRESETS).index("demo" if small else "letter"), format_func=_recipe_name,
+            help="letter: Eq. 2 as written; released_code: the KL weight of the authors' script; demo: small batches for a few CPU "
+            "minutes.",
+        )  # fmt: skip
+        if st.button("Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not images.strip()):
+            measured.choose_images(model, images.strip())
+            start_runs(model, scores, chosen, int(epochs), recipe, images.strip())
+
+
+def _recipe_name(name: str) -> str:
+    return {"letter": "the letter's", "released_code": "released code's", "demo": "minutes on a CPU"}.get(name, name)
+
+
+def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan) -> str:
+    """Command lines that do the same on a machine without a browser."""
+    source, heads = opened.split_heads(model.model) if model.has_weights else ("MODEL", None)
+    name = shlex.quote(source)
+    heads_option = f" --num-heads {heads}" if heads else ""
+    data = shlex.quote(measured.image_spec(model) or "IMAGES") if model.has_weights else "IMAGES"
+    before, after = plan.shape_before, plan.shape_after
+    first, last = before.blocks[0], after.blocks[0]
+    ratios = {
+        "residual": 1 - after.embed_dim / before.embed_dim,
+        "attention": 1 - last.attention / first.attention,
+        "ffn": 1 - last.ffn / first.ffn,
+    }
+    told = " ".join(f"--{key} {ratio:.6g}" for key, ratio in ratios.items())
+    merge = f" --heads {what_if.heads}" if what_if.heads else ""
+    run = "python -m upvit_core"
+    if model.source.startswith(opened.PUBLISHED):
+        folder = shlex.quote(model.source.removeprefix(opened.PUBLISHED))
+        lines = [f"{run} import-scores {folder} --out scores.safetensors"]
+    else:
+        criterion = scores.criterion if scores is not None and scores.criterion in {c.value for c in scoring.LABELS} else "fisher"
+        images, seed = (scores.images, scores.seed) if scores is not None and scores.images else (2000, 0)
+        lines = [
+            f"{run} score {name}{heads_option} --data {data} --criterion {criterion} --images {images} --seed {seed} "
+            "--out scores.safetensors"
+        ]
+    lines += [
+        f"{run} plan scores.safetensors {told}{merge} --out plan.json",
+        f"{run} prune {name}{heads_option} plan.json --out student",
+        f"{run} distill --teacher {name} --student student --data {data} --epochs 30 --out runs",
+    ]
+    return "\n".join(lines)
+
+
+def command_button(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan) -> None:
+    with st.popover("Copy command", icon=":material/terminal:", width="stretch", help="For a machine without a browser."):
+        st.code(commands(model, scores, what_if, plan), language="bash", wrap_lines=True, width=560)
+        if not model.has_weights:
+            st.caption("MODEL is a checkpoint of this shape, IMAGES a folder of classes: this app has only its scores open.")

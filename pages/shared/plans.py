@@ -1,0 +1,128 @@
+"""Plans tried in this session, and the points they make on the front."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import streamlit as st
+
+from pages.shared import words
+from pages.shared.opened import Opened
+from pages.shared.whatif import WhatIf
+from upvit_core.figures.front import Line, Point
+from upvit_core.figures.published import PUBLISHED
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import ModelShape, deit_shape
+from upvit_core.planning.budget import UniformTable, uniform_table
+from upvit_core.profiling.macs import count_macs, count_parameters
+
+COSTS = ("Parameters", "MACs", "Speed-up")
+LOSSES = ("KL to the original", "Top-1")
+MOST_TRIED = 60
+DRAWN = 60
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One plan that was under the sliders; measured values are None until measured."""
+
+    what_if: WhatIf
+    params: int
+    macs: int
+    removed: float
+    speed_up: float
+    speed_measured: bool = False
+    top1: float | None = None
+    top1_low: float | None = None
+    top1_high: float | None = None
+    kl: float | None = None
+    images: int = 0
+
+
+def tried(model: Opened, scores: ImportanceScores) -> dict[str, Tried]:
+    """Plans tried on this model with these scores, oldest first."""
+    every: dict[str, dict[str, Tried]] = st.session_state.setdefault("tried", {})
+    return every.setdefault(f"{model.source} {scores.digest}", {})
+
+
+def note(model: Opened, scores: ImportanceScores, entry: Tried) -> None:
+    """Remember a plan; values measured earlier stay."""
+    known = tried(model, scores)
+    key = entry.what_if.words
+    before = known.pop(key, None)
+    if before is not None:
+        new = asdict(entry)
+        kept = {k: getattr(before, k) for k, v in new.items() if v in (None, 0) and k not in ("removed", "speed_measured")}
+        entry = replace(entry, **kept)
+        if before.speed_measured and not entry.speed_measured:
+            entry = replace(entry, speed_up=before.speed_up, speed_measured=True)
+    known[key] = entry
+    while len(known) > MOST_TRIED:
+        known.pop(next(iter(known)))
+
+
+@st.cache_resource(max_entries=8, show_spinner=False)
+def table(_scores: ImportanceScores, digest: str, heads: int) -> UniformTable:
+    return uniform_table(_scores, heads)
+
+
+@st.cache_resource(max_entries=16, show_spinner=False)
+def curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) -> list[Line]:
+    """Estimated KL along equal ratios, and along the best uniform plans, against a cost."""
+    all_plans = table(_scores, digest, heads)
+    column = "params" if cost == "Parameters" else "macs"
+    full = all_plans.choice(0, 0, 0)
+    equal = [all_plans.choice(p, p, p) for p in range(1, 96)]
+    best = [choice for choice in all_plans.front(column) if choice.removed > 0]
+    best = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, DRAWN).astype(int))]
+
+    def along(choices: list) -> np.ndarray:  # type: ignore[type-arg]
+        if cost == "Speed-up":
+            return np.array([full.macs / c.macs for c in choices])
+        return np.array([getattr(c, column) for c in choices])
+
+    return [
+        Line("same ratio everywhere, estimated", along(equal), np.array([c.removed for c in equal]), "dot"),
+        Line("best uniform plan, estimated", along(best), np.array([c.removed for c in best])),
+    ]
+
+
+def points(model: Opened, scores: ImportanceScores, now: WhatIf, cost: str, loss: str, teacher: float | None) -> list[Point]:
+    """Every plan tried, the one under the sliders, the model itself, and published models."""
+    found = []
+    for entry in tried(model, scores).values():
+        x = {"Parameters": entry.params, "MACs": entry.macs, "Speed-up": entry.speed_up}[cost]
+        here = entry.what_if == now
+        about = f"{entry.what_if.words} removed: {words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
+        name = entry.what_if.words if here else ""
+        data = [entry.what_if.residual, entry.what_if.attention, entry.what_if.heads, entry.what_if.ffn]
+        if loss == LOSSES[0]:
+            detail = f"{about}<br>single removals add up to {entry.removed:.3g} nats an image (estimated)"
+            found.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=here and entry.kl is None, data=data))
+            if entry.kl is not None:
+                detail = f"{about}<br>KL {entry.kl:.3g} nats an image, measured on {entry.images:,} images, before any training"
+                found.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))
+        elif entry.top1 is not None:
+            detail = f"{about}<br>top-1 {entry.top1:.1f} %, measured on {entry.images:,} images, before any training"
+            found.append(Point(name, x, entry.top1, "measured", detail, entry.top1_low, entry.top1_high, here, data))
+    if loss == LOSSES[1]:
+        if teacher is not None:
+            x = {"Parameters": count_parameters(model.shape), "MACs": count_macs(model.shape), "Speed-up": 1.0}[cost]
+            found.append(Point(model.name, x, teacher, "teacher", f"{model.name}: top-1 {teacher:.1f} %, measured"))
+        if model.shape.num_classes == 1000:
+            found += published_points(cost)
+    return found
+
+
+def published_points(cost: str) -> list[Point]:
+    """Published ImageNet models that have a value on this axis."""
+    found = []
+    for row in PUBLISHED:
+        shape: ModelShape | None = deit_shape(row.widths) if row.widths else None
+        x = {"Parameters": row.params * 1e6, "MACs": count_macs(shape) if shape else None, "Speed-up": row.speed_up}[cost]
+        if x is None:
+            continue
+        detail = f"top-1 {row.top1} %, {row.params} M parameters, as published" + (f"; {row.note}" if row.note else "")
+        found.append(Point(row.name, float(x), row.top1, "published", detail))
+    return found
