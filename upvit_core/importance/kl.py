@@ -7,11 +7,9 @@ in the last block only the tokens that the classifier reads are run. Channels ar
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -29,6 +27,7 @@ from upvit_core.importance.criterion import (
     log_softmax,
     silent,
 )
+from upvit_core.importance.journal import Journal
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.adapter import Adapter, BlockTrace
 from upvit_core.models.shape import ModelShape
@@ -54,7 +53,7 @@ class KL:
         """Scores of all channels, or of `channels` by key (the others get 0); nats summed over the proxy images."""
         device = next(adapter.model.parameters()).device
         pieces = list(self._pieces(adapter.shape, len(proxy)))
-        with _Journal(self.journal, self._fingerprint(adapter, proxy)) as journal:
+        with Journal(self.journal, self._fingerprint(adapter, proxy)) as journal:
             done = sum(piece.cost for piece in pieces if piece.name in journal.found)
             clock = Clock(sum(piece.cost for piece in pieces), "MACs", report, done)
             sums = ImageSums()
@@ -208,54 +207,3 @@ def _halving(compute: Callable[[Tensor], Tensor], channels: Tensor, group: int) 
                 ) from error
             group = max(1, group // 2)
     return torch.cat(results)
-
-
-class _Journal:
-    """Finished pieces, one JSON line each, appended and flushed; a torn last line is ignored."""
-
-    def __init__(self, path: Path | None, fingerprint: dict[str, object]):
-        self.path, self.fingerprint = path, json.loads(json.dumps(fingerprint))
-        self.found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> _Journal:
-        if self.path is None:
-            return self
-        whole = 0
-        if self.path.exists():
-            for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True)):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    break
-                if not line.endswith(b"\n"):
-                    break
-                whole += len(line)
-                if number == 0:
-                    if row != self.fingerprint:
-                        raise ScoresError(
-                            f"{self.path} holds scores of another model, image set or setting; "
-                            "delete it or choose another output file."
-                        )
-                    continue
-                self.found[row["piece"]] = (np.asarray(row["sum"]), np.asarray(row["squares"]))
-        else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("ab")
-        self._file.truncate(whole)
-        if whole == 0:
-            self._write(self.fingerprint)
-        return self
-
-    def append(self, piece: str, total: np.ndarray, squares: np.ndarray) -> None:
-        if self._file is not None:
-            self._write({"piece": piece, "sum": total.tolist(), "squares": squares.tolist()})
-
-    def _write(self, row: dict[str, object]) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps(row).encode() + b"\n")
-        self._file.flush()
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()

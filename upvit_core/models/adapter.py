@@ -62,6 +62,12 @@ class Adapter(Protocol):
     def run_from(self, block: int, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
         """Logits (B, classes) from the input of `block`; `residual_weight` (B, D) goes into every LayerNorm."""
 
+    def run_half_block(self, half: int, x: Tensor, *, last: bool = False) -> Tensor:
+        """Attention of block b (half = 2b) or its FFN (2b + 1) on the stream (B, N, D), norm and shortcut included.
+
+        `last`: no other attention follows, so that the result may hold only the tokens that the head reads, (B, T, D).
+        """
+
     def without_attention(self, block: int, x: Tensor, trace: BlockTrace, channels: Tensor) -> Tensor:
         """The block's output with each channel masked to 0 in q, k and v, one at a time: (C, B, T, D)."""
 

@@ -61,11 +61,11 @@ class ViTAdapter:
         """In the last block only the tokens that the head reads matter."""
         return block == self.shape.depth - 1 and self.head_tokens is not None
 
-    def _attend(self, block: int, x: Tensor, residual_weight: Tensor | None) -> Tensor:
-        """The stream after attention, (B, T, D)."""
+    def _attend(self, block: int, x: Tensor, residual_weight: Tensor | None, *, cut_short: bool) -> Tensor:
+        """The stream after attention, (B, T, D); T is N, or the head's tokens where the rest is `cut_short`."""
         blk = self._m.blocks[block]
         q, k, v = self._split_heads(block, weighted_layer_norm(x, blk.norm1, residual_weight))
-        if self._is_cut_short(block):
+        if cut_short:
             q, x = q[:, :, : self.head_tokens], x[:, : self.head_tokens]
         out = F.scaled_dot_product_attention(q, k, v, scale=blk.attn.scale)
         out = out.transpose(1, 2).flatten(2)  # (B, T, A)
@@ -78,7 +78,14 @@ class ViTAdapter:
 
     def run_block(self, block: int, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
         """Input to output of one block, (B, N, D) to (B, T, D)."""
-        return self._feed_forward(block, self._attend(block, x, residual_weight), residual_weight)
+        x = self._attend(block, x, residual_weight, cut_short=self._is_cut_short(block))
+        return self._feed_forward(block, x, residual_weight)
+
+    def run_half_block(self, half: int, x: Tensor, *, last: bool = False) -> Tensor:
+        block, is_ffn = divmod(half, 2)
+        if is_ffn:
+            return self._feed_forward(block, x)
+        return self._attend(block, x, None, cut_short=last and self.head_tokens is not None)
 
     def head(self, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
         """Stream after the last block to logits (B, classes)."""

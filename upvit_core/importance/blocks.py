@@ -1,0 +1,224 @@
+"""Progressive block pruning (METHOD.md): remove the two neighbouring half-blocks whose absence costs least, again and
+again.
+
+The letter names the candidates: 2L - 1 pairs of neighbours in A0 F0 A1 F1 …, plain (A_k, F_k) or hybrid (F_k, A_k+1).
+The loop is our reading of "progressive": each candidate is scored by Eq. 1 against the ORIGINAL model's output, the
+least is removed, what is left is scored again, until the target depth.
+
+Nothing is computed twice while memory lasts: a candidate re-runs only what follows it, and a stream that passed the
+same half-blocks in an earlier step (all of the new model's own pass is such a one) is taken from there. What follows
+the last attention is run for the tokens that the head reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upvit_core.errors import ScoresError
+from upvit_core.importance.block_removals import (
+    BlockRemovals,
+    Candidate,
+    Halves,
+    Pair,
+    Step,
+    neighbours,
+    pair_name,
+    without,
+)
+from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, kl_divergence, log_softmax, silent
+from upvit_core.importance.journal import Journal
+from upvit_core.models.adapter import Adapter
+from upvit_core.models.shape import ModelShape
+
+
+def remove_blocks(
+    adapter: Adapter,
+    proxy: Proxy,
+    depth: int,
+    *,
+    teacher: Adapter | None = None,
+    image_batch: int | None = None,
+    memory_mb: int = 1024,
+    journal: Path | None = None,
+    report: Report = silent,
+    on_step: Callable[[BlockRemovals], None] | None = None,
+) -> BlockRemovals:
+    """Remove pairs of half-blocks until `depth` blocks are left; scores in nats, summed over the proxy images.
+
+    `teacher` is the original where the model was already changed (width first); None: the model itself. `image_batch`
+    images are run at once (None: up to 128, as the model's size allows); `memory_mb` bounds the streams kept from step
+    to step. `journal`: file to which every
+    finished candidate is appended; a killed run, or one to a lesser depth, goes on from it. `on_step` receives the
+    record after every removal.
+    """
+    shape = adapter.shape
+    if not 1 <= depth < shape.depth:
+        raise ScoresError(
+            f"{shape.name} has {shape.depth} blocks; a depth of 1 to {shape.depth - 1} can be reached, not {depth}."
+        )
+    if image_batch is None:
+        image_batch = _image_batch(shape)
+    device = next(adapter.model.parameters()).device
+    fingerprint = {
+        "half_blocks": shape.to_dict(), "weights": _weight_sum(adapter), "teacher": _weight_sum(teacher or adapter),
+        "data": proxy.digest, "seed": proxy.seed, "images": len(proxy), "image_batch": image_batch,
+    }  # fmt: skip
+    batches = -(-len(proxy) // image_batch)
+    plan = [_Piece(step, batch, place, 2 * (shape.depth - step)) for step in range(shape.depth - depth)
+            for batch in range(batches) for place in range(2 * (shape.depth - step) - 1)]  # fmt: skip
+    left: Halves = tuple(range(2 * shape.depth))
+    steps: list[Step] = []
+    with Journal(journal, fingerprint) as book:
+        done = sum(piece.cost for piece in plan if piece.name in book.found)
+        clock = Clock(sum(piece.cost for piece in plan), "half-blocks", report, done)
+        work = _Work(adapter, teacher, memory_mb * 2**20)
+        for number in range(shape.depth - depth):
+            pairs = neighbours(left)
+            mine = [piece for piece in plan if piece.step == number]
+            if any(piece.name not in book.found for piece in mine):
+                with frozen(adapter.model), torch.inference_mode():
+                    for batch, (images, _) in enumerate(proxy.batches(image_batch, device)):
+                        todo = [piece for piece in mine if piece.batch == batch and piece.name not in book.found]
+                        scored = work.scores(batch, images, left, [pairs[piece.place] for piece in todo])
+                        for piece, kl in zip(todo, scored, strict=True):
+                            sums = kl.sum().cpu().numpy(), kl.square().sum().cpu().numpy()
+                            book.append(piece.name, *sums)
+                            book.found[piece.name] = sums
+                            what = f"removal {number + 1} of {shape.depth - depth}: {pair_name(pairs[piece.place])}"
+                            clock.advance(piece.cost, f"{what} on images {batch * image_batch}…")
+            steps.append(_step(mine, book, pairs, len(proxy)))
+            left = without(left, steps[-1].removed)
+            work.forget(steps[-1].removed)
+            record = BlockRemovals(
+                source_shape=shape.to_dict(), data=proxy.name, data_digest=proxy.digest, images=len(proxy),
+                seed=proxy.seed, seconds=clock.seconds, steps=tuple(steps),
+            )  # fmt: skip
+            if on_step is not None:
+                on_step(record)
+    return record
+
+
+def preview(adapter: Adapter, proxy: Proxy, images: int = 32, report: Report = silent) -> BlockRemovals:
+    """The first removal only, exact, on the first few images of the proxy set, with standard errors."""
+    return remove_blocks(adapter, proxy.part(0, min(images, len(proxy))), adapter.shape.depth - 1, report=report)
+
+
+def _image_batch(shape: ModelShape) -> int:
+    """Images whose streams before every half-block take half a gigabyte, at most 128."""
+    return min(128, max(1, 2**29 // (2 * shape.depth * 4 * shape.num_tokens * shape.embed_dim)))
+
+
+def _weight_sum(adapter: Adapter) -> float:
+    return sum(float(p.detach().double().abs().sum()) for p in adapter.model.parameters())
+
+
+def _step(pieces: list[_Piece], book: Journal, pairs: tuple[Pair, ...], images: int) -> Step:
+    total, squares = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for piece in pieces:
+        found = book.found[piece.name]
+        total[piece.place] += found[0]
+        squares[piece.place] += found[1]
+    variance = np.maximum(squares - total**2 / images, 0) * images / max(images - 1, 1)
+    candidates = tuple(
+        Candidate(halves=pair, kl=float(kl), stderr=float(error) if images > 1 else None)
+        for pair, kl, error in zip(pairs, total, np.sqrt(variance), strict=True)
+    )
+    return Step(candidates=candidates, removed=candidates[int(total.argmin())].halves)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One candidate of one step on one batch of images; `place` is its number among the neighbours."""
+
+    step: int
+    batch: int
+    place: int
+    halves: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.step}/{self.batch}/{self.place}"
+
+    @property
+    def cost(self) -> int:
+        """Half-blocks to run: what follows the candidate, and one of the model's own pass."""
+        return self.halves - 1 - self.place
+
+
+class _Work:
+    """Runs half-blocks; remembers the original's output, and streams by batch and the half-blocks they passed."""
+
+    def __init__(self, adapter: Adapter, teacher: Adapter | None, memory: int):
+        self.adapter, self.teacher, self.memory_left = adapter, teacher, memory
+        self._log_q: dict[int, Tensor] = {}
+        self._streams: dict[tuple[int, Halves], Tensor] = {}
+
+    def scores(self, batch: int, images: Tensor, left: Halves, pairs: list[Pair]) -> Iterator[Tensor]:
+        """KL (B,) to the original, in float64 nats, of the model `left` without each of `pairs`."""
+        if not pairs:
+            return
+        try:
+            own = self._own_pass(batch, images, left)
+            if batch not in self._log_q:
+                self._log_q[batch] = self._original(batch, images, own)
+            for pair in pairs:
+                place = left.index(pair[0])
+                logits = self._logits(batch, without(left, pair), place, own[place])
+                yield kl_divergence(self._log_q[batch], logits)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ScoresError(
+                f"{len(images)} images at once do not fit into memory; lower image_batch or memory_mb."
+            ) from error
+
+    def forget(self, removed: Pair) -> None:
+        """Drop the streams that passed what no later model has."""
+        for key in [key for key in self._streams if set(removed) & set(key[1])]:
+            self.memory_left += self._streams.pop(key).nbytes
+
+    def _original(self, batch: int, images: Tensor, own: list[Tensor]) -> Tensor:
+        if self.teacher is not None:
+            with frozen(self.teacher.model):
+                return log_softmax(self.teacher.run_from(0, self.teacher.embed(images)))
+        whole = tuple(range(2 * self.adapter.shape.depth))
+        if len(own) < len(whole) - 1:
+            own = self._own_pass(batch, images, whole)
+        return log_softmax(self._logits(batch, whole, len(own) - 1, own[-1]))
+
+    def _own_pass(self, batch: int, images: Tensor, left: Halves) -> list[Tensor]:
+        """The streams before each half-block but the last, (B, N, D) each."""
+        x = self._streams.get((batch, ()))
+        if x is None:
+            x = self._keep(batch, (), self.adapter.embed(images))
+        streams = [x]
+        for place in range(len(left) - 2):
+            streams.append(self._next(batch, left[: place + 1], streams[-1]))
+        return streams
+
+    def _logits(self, batch: int, path: Halves, place: int, x: Tensor) -> Tensor:
+        """Logits (B, classes) at the end of `path`, from the stream before its half-block number `place`."""
+        for end in range(len(path) - 2, place, -1):
+            kept = self._streams.get((batch, path[:end]))
+            if kept is not None:
+                place, x = end, kept
+                break
+        for end in range(place, len(path) - 2):
+            x = self._next(batch, path[: end + 1], x)
+        for half in path[max(place, len(path) - 2) :]:
+            x = self.adapter.run_half_block(half, x, last=True)
+        return self.adapter.run_from(self.adapter.shape.depth, x)
+
+    def _next(self, batch: int, path: Halves, x: Tensor) -> Tensor:
+        kept = self._streams.get((batch, path))
+        return self._keep(batch, path, self.adapter.run_half_block(path[-1], x)) if kept is None else kept
+
+    def _keep(self, batch: int, path: Halves, x: Tensor) -> Tensor:
+        if x.nbytes <= self.memory_left:
+            self._streams[batch, path] = x
+            self.memory_left -= x.nbytes
+        return x
