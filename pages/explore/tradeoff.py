@@ -72,8 +72,48 @@ def top1_card(model: Opened, spec: str, job: jobs.Job | None) -> Card:
         return Card("Top-1 now", "—", "needs images; give them on Model")
     source, value = st.session_state.get("last-top1", ("", "—"))
     if job is not None and job.active:
-        return Card("Top-1 now", value if source == model.source else "—", "being measured…", stale=True)
+        far = job.detail or "waiting for its turn"
+        return Card("Top-1 now", value if source == model.source else "—", f"being measured: {far}", stale=True)
     return Card("Top-1 now", "—", "press Measure")
+
+
+def numbers(model: Opened, plan: PruningPlan, spec: str, accuracy: jobs.Job | None, speed: jobs.Job | None) -> None:
+    """Four cards; while one is being measured they are brought up to date by themselves, in place."""
+    before, after = model.shape, plan.shape_after
+    params, macs = count_parameters(after), count_macs(after)
+    stock = "; stock timm opens it" if after.is_uniform else ""
+
+    def draw() -> None:
+        cards(
+            [
+                Card("Parameters", words.short(params), f"{words.times(count_parameters(before) / params)} smaller{stock}"),
+                Card("MACs, one image", words.short(macs), f"{words.times(count_macs(before) / macs)} fewer"),
+                speed_card(plan, speed),
+                top1_card(model, spec, accuracy),
+            ]
+        )
+
+    jobs.follow([accuracy, speed], draw)
+
+
+def measure_button(model: Opened, plan: PruningPlan, spec: str) -> None:
+    """Measure on request; in its place the progress, so that nothing moves."""
+    small = count_macs(model.shape) <= AUTOMATIC_MACS
+    running = [jobs.find(measured.throughput_key(plan))]
+    if model.has_weights and spec and not small:
+        running.append(jobs.find(measured.preview_key(model, plan, spec)))
+    active = [job for job in running if job is not None and job.active]
+    with st.container(key="slot-measure"):
+        if active:
+            jobs.progress(active[0])
+        elif st.button(
+            "Measure", icon=":material/speed:", width="stretch", key="measure",
+            help="Throughput of the original and of this plan on this device, in turns: 20 s at most. Top-1 too, for a large model.",
+        ):  # fmt: skip
+            measured.throughput(model, plan, again=True)
+            if model.has_weights and spec:
+                measured.preview(model, plan, spec)
+            st.rerun()
 
 
 def measure(model: Opened, plan: PruningPlan, spec: str) -> tuple[jobs.Job | None, jobs.Job | None]:
@@ -165,33 +205,14 @@ with frame.page(
         plan = now.plan(scores or no_scores(model.shape))
         accuracy, speed = measure(model, plan, spec)
         best_under(model, scores, now)
-        if st.button(
-            "Measure", icon=":material/speed:", width="stretch", key="measure",
-            help="Throughput of the original and of this plan on this device, in turns: 20 s at most. Top-1 too, for a large model.",
-        ):  # fmt: skip
-            measured.throughput(model, plan, again=True)
-            if model.has_weights and spec:
-                measured.preview(model, plan, spec)
-            st.rerun()
+        measure_button(model, plan, spec)
         actions.prune_button(model, plan)
         actions.distil_button(model, scores, now)
         actions.command_button(model, scores, now, plan)
     with right:
-        before, after = model.shape, plan.shape_after
-        params, macs = count_parameters(after), count_macs(after)
-        stock = "; stock timm opens it" if after.is_uniform else ""
-        cards(
-            [
-                Card("Parameters", words.short(params), f"{words.times(count_parameters(before) / params)} smaller{stock}"),
-                Card("MACs, one image", words.short(macs), f"{words.times(count_macs(before) / macs)} fewer"),
-                speed_card(plan, speed),
-                top1_card(model, spec, accuracy),
-            ]
-        )
+        numbers(model, plan, spec, accuracy, speed)
         for job in (accuracy, speed):
-            if job is not None and job.active:
-                jobs.progress(job)
-            elif job is not None and job.state == "failed":
+            if job is not None and job.state == "failed":
                 st.error(job.error)
         if scores is None:
             st.info(

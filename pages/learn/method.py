@@ -1,6 +1,283 @@
-"""Model: what is open, drawn and counted; and the way to open another."""
+"""Method: a guided walk in six steps on the model that is open; every picture is made from its real numbers."""
 
-from pages.shared import frame
+import json
 
-with frame.page("Method", "What is open: its parts, its size, and what it says about a few images."):
-    pass
+import numpy as np
+import streamlit as st
+
+from pages.shared import actions, channel, charts, frame, jobs, measured, opened, places, scoring, whatif, words
+from pages.shared.gallery import gallery
+from pages.shared.opened import Opened
+from pages.shared.whatif import WhatIf
+from upvit_core.figures.channel import before_after, kl_by_image
+from upvit_core.figures.channel import place as placed
+from upvit_core.figures.curves import plan_share
+from upvit_core.figures.drawing import drawing
+from upvit_core.figures.heatmaps import heatmap
+from upvit_core.figures.lesson import learning
+from upvit_core.figures.merging import merging
+from upvit_core.figures.theme import TITLES, Chart
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import COMPONENTS, Component
+from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.recipe import PRESETS
+from upvit_core.runs.executors import executor_for
+from upvit_core.runs.spec import RunSpec
+from upvit_core.runs.store import RunStore
+
+STEPS = (
+    "1 · One block",
+    "2 · One channel less",
+    "3 · Ranking and the cut",
+    "4 · Merging heads",
+    "5 · A thinner model",
+    "6 · Learning again",
+)
+LESSON_IMAGES = 200
+TALL = 470
+
+
+def say(text: str) -> None:
+    st.html(f'<div class="lesson">{text}</div>')
+
+
+def show(chart: Chart, key: str) -> None:
+    charts.show(charts.enlarged(chart), f"lesson-{key}")
+
+
+def component_choice(key: str) -> Component:
+    chosen: Component = st.segmented_control(
+        "Component", COMPONENTS, default="residual", required=True, format_func=TITLES.__getitem__, key=f"lesson-{key}"
+    )  # fmt: skip
+    return chosen
+
+
+def one_block(model: Opened) -> None:
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    with text:
+        component = component_choice("component")
+        without = {"residual": WhatIf(50, 0, None, 0), "attention": WhatIf(0, 50, None, 0), "ffn": WhatIf(0, 0, None, 50)}
+        half = without[component].plan(opened.no_scores(model.shape)).shape_after
+        saved = 1 - count_parameters(half) / count_parameters(model.shape)
+        block = model.shape.blocks[0]
+        about = {
+            "residual": f"The <b class='residual'>residual</b> is the road through the model: {model.shape.embed_dim} channels that every "
+            f"one of the {model.shape.depth} blocks reads, and adds to. A channel less here is a channel less <i>everywhere</i>.",
+            "attention": f"<b class='attention'>Attention</b> lets patches look at each other: {block.num_heads} heads of "
+            f"{block.head_dim} channels. A channel here is one row of q, k and v, and one column on the way out.",
+            "ffn": f"The <b class='ffn'>FFN</b> thinks about each patch alone: it widens to {block.ffn:,} hidden channels and narrows "
+            "again. A channel here is one hidden unit.",
+        }[component]
+        say(f"<p>{about}</p><p>Half of these channels gone: <b>{saved:.0%}</b> fewer parameters.</p>")
+    with picture:
+        show(drawing(model.shape, charts.theme(), emphasis=component, height=TALL), "block")
+
+
+def one_channel(model: Opened, scores: ImportanceScores) -> None:
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    with text:
+        component = component_choice("remove")
+        block = 0 if component == "residual" else model.shape.depth // 2
+        key = channel.score_key(component, block)
+        values = scores.values[key]
+        ranked = np.argsort(-values, kind="stable")
+        place = st.slider(f"Which one? Place 1 is the most important of {len(values)}", 1, len(values), 1, key=f"lesson-place-{component}")
+        number = int(ranked[place - 1])
+        where = "" if component == "residual" else f" of block {block}"
+        say(
+            f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about every image "
+            "again. How far are its answers from before?</p>"
+            "<div class='equation'>s = Σ over images KL( q ‖ p )</div>"
+            f"<p>q: its answer before, p: without the channel. This one: <b>{values[number]:.3g} nats</b> over {scores.images:,} images.</p>"
+        )
+    with picture:
+        spec = measured.image_spec(model)
+        if not model.has_weights or not spec:
+            plan = WhatIf(0, 0, None, 0).plan(scores)
+            group = channel.rivals(scores, plan, component, block, number)
+            chart = placed(scores, component, block, number, group, np.ones(len(group), bool), charts.theme(), height=TALL)
+            show(chart, "place")
+            st.caption("With a model that has weights, and images, you see here which images change. The demo has both.")
+            return
+        job = channel.removal_job(model, component, block, number, spec, LESSON_IMAGES)
+        if job.active:
+            with st.container(height=TALL, border=False):
+                jobs.progress(job)
+            return
+        if job.state != "done":
+            st.error(job.error or "Cancelled.")
+            jobs.forget(job.key)
+            return
+        effect: channel.Effect = job.result
+        order = np.argsort(-effect.kl, kind="stable")
+        image = st.slider("Image, the most affected first", 1, len(order), 1, key="lesson-image")
+        chosen = int(order[image - 1])
+        one, two = st.columns([0.2, 0.8])
+        with one:
+            gallery(channel.tiles(model, effect, spec, only=[chosen]), columns=1)
+        with two:
+            chart = before_after(effect.names, effect.before[chosen], effect.after[chosen], component, charts.theme(), height=280)
+            show(chart, "before-after")
+        show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), height=230), "kl")
+
+
+def the_cut(model: Opened, scores: ImportanceScores) -> None:
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    with text:
+        component = component_choice("rank")
+        ratio = st.slider("Removed, %", 0, whatif.MOST, 50, key="lesson-ratio", format="%d%%")
+        what_if = WhatIf(**{**dict.fromkeys(("residual", "attention", "ffn"), 0), "heads": None, component: ratio})
+        plan = what_if.plan(scores)
+        block = None if component == "residual" else model.shape.depth // 2
+        kept, held = plan_share(scores, plan, component, block or 0)
+        where = "" if block is None else f" (block {block} is shown)"
+        say(
+            f"<p>Score every channel, line them up, and cut{where}. What is right of the line goes.</p>"
+            f"<p><b>{kept:.0%}</b> of the channels hold <b>{held:.0%}</b> of the score.</p>"
+            "<p>A flat tail means: many channels that hardly matter. That is what pruning lives on.</p>"
+        )
+    with picture:
+        chart, _ = heatmap(scores, component, plan, charts.theme(), block=block, height=TALL)
+        show(chart, "cut")
+
+
+def merging_heads(model: Opened, scores: ImportanceScores) -> None:
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    options = whatif.head_options(model.shape)
+    if len(options) < 2:
+        say("<p>This model has one head in each block, or uneven heads: there is nothing to merge.</p>")
+        return
+    with text:
+        heads = st.select_slider("Heads that stay", options, value=whatif.default(model.shape).heads, key="lesson-heads")
+        moment = st.segmented_control(
+            "Step", ["As they are", "Merged", "Cut"], default="Cut", required=True, key="lesson-moment"
+        )  # fmt: skip
+        now = model.shape.num_heads or 1
+        say(
+            f"<p>A thin model needs few heads, not {now} very narrow ones. So neighbours flow together, {now // heads} into one; then "
+            "the least important channels <i>inside each merged head</i> are cut.</p>"
+            "<p>Every merged head keeps equally many: all heads of a layer must be of one width.</p>"
+        )
+    with picture:
+        plan = WhatIf(0, 50, heads, 0).plan(scores)
+        step = ["As they are", "Merged", "Cut"].index(moment) + 1
+        show(merging(scores, plan, model.shape.depth // 2, charts.theme(), height=TALL, step=step), "merge")
+
+
+def thinner(model: Opened) -> None:
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    with text:
+        ratio = st.slider("Removed from everything, %", 0, whatif.MOST, 50, key="lesson-all", format="%d%%")
+        heads = whatif.default(model.shape).heads if ratio >= 50 else model.shape.num_heads
+        after = WhatIf(ratio, ratio, heads, ratio).plan(opened.no_scores(model.shape)).shape_after
+        before, now = count_parameters(model.shape), count_parameters(after)
+        say(
+            f"<p>What stays is an ordinary model of the same structure, only thinner: <b>{words.short(now)}</b> parameters in place of "
+            f"{words.short(before)}, <b>{words.times(count_macs(model.shape) / count_macs(after))}</b> fewer multiplications.</p>"
+            "<p>No masks and no special code: any program that runs the original runs this one.</p>"
+            "<p>Widths multiply: half as wide on both sides of a layer is a <i>quarter</i> of its weights.</p>"
+        )
+    with picture:
+        show(drawing(model.shape, charts.theme(), after, height=TALL), "thin")
+
+
+def teacher(model: Opened, scores: ImportanceScores | None) -> None:
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    spec = measured.image_spec(model)
+    now = whatif.current(model.shape)
+    ready = model.has_weights and scores is not None and bool(spec)
+    run_id = st.session_state.get(f"lesson-run {model.source}")
+    with text:
+        say(
+            "<p>Right after the cut the thin model is confused. So it goes back to school, and the original is the teacher:</p>"
+            "<div class='equation'>L = CE( y, p ) + α · KL( q ‖ p )</div>"
+            "<p>be right about the label y, <i>and</i> answer as the teacher does (q).</p>"
+        )
+        epochs = st.slider("Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed.")
+        if st.button("Teach it", type="primary", icon=":material/school:", disabled=not ready, key="lesson-start"):
+            st.session_state[f"lesson-run {model.source}"] = start_lesson(model, scores, now, int(epochs), spec)
+            st.rerun()
+        if not ready:
+            st.caption("Needs weights, scores and images. The demo has them all.")
+    with picture:
+        if run_id is None:
+            st.info("The curve of this lesson will be here: top-1 right after the cut, then climbing towards the teacher.")
+            return
+        watch(run_id)
+
+
+def start_lesson(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, epochs: int, spec: str) -> str:
+    """Start a small real run; returns its id."""
+    plan = what_if.plan(scores if scores is not None else opened.no_scores(model.shape))
+    order = RunSpec(
+        name=f"Lesson: {model.name} {what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=spec,
+        epochs=epochs, settings=PRESETS["demo"], owner=actions.owner(),
+    )  # fmt: skip
+    store = RunStore(places.runs())
+    run = store.create(order)
+    executor_for(store, order).submit(run)
+    return run.id
+
+
+def watch(run_id: str) -> None:
+    """The run's curve, live while it runs."""
+    store = RunStore(places.runs())
+    active = store.state(run_id).is_active
+
+    @st.fragment(run_every=2.0 if active else None)
+    def live() -> None:
+        state = store.state(run_id)
+        if active and not state.is_active:
+            st.rerun()
+        rows, _ = store.read_metrics(run_id)
+        seen = [row for row in rows if row.get("phase") in ("surgery", "eval", "final") and row.get("top1") is not None]
+        left = words.duration(state.seconds_left)
+        doing = state.stage or state.state
+        st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
+        chart = learning([row["step"] for row in seen], [row["top1"] for row in seen], state.teacher_top1, charts.theme(), height=TALL - 70)
+        charts.show(charts.enlarged(chart), f"lesson-learning-{len(seen)}")
+
+    live()
+
+
+SEE_ON = (
+    ("pages/explore/model.py", "Model"),
+    ("pages/explore/importance.py", "Importance"),
+    ("pages/explore/importance.py", "Importance"),
+    ("pages/explore/tradeoff.py", "Trade-off"),
+    ("pages/explore/tradeoff.py", "Trade-off"),
+    (actions.RUNS_PAGE, "Runs"),
+)
+
+
+def move(by: int) -> None:
+    st.session_state["step"] = STEPS[min(max(STEPS.index(st.session_state["step"]) + by, 0), len(STEPS) - 1)]
+
+
+with frame.page("Method", "How a Vision Transformer is made thinner, in six steps, on the model that is open."):
+    model = frame.current()
+    scores = scoring.current(model)
+    step = st.segmented_control(
+        "Step", STEPS, default=STEPS[0], required=True, key="step", bind="query-params", label_visibility="collapsed"
+    )  # fmt: skip
+    number = STEPS.index(step)
+    needs_scores = number in (1, 2, 3)
+    if needs_scores and scores is None:
+        st.info("This step shows the model's own scores. Make them on Importance, or open the demo.", icon=":material/grid_on:")
+    elif number == 0:
+        one_block(model)
+    elif number == 1 and scores is not None:
+        one_channel(model, scores)
+    elif number == 2 and scores is not None:
+        the_cut(model, scores)
+    elif number == 3 and scores is not None:
+        merging_heads(model, scores)
+    elif number == 4:
+        thinner(model)
+    else:
+        teacher(model, scores)
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.button("Back", icon=":material/arrow_back:", on_click=move, args=(-1,), disabled=number == 0, key="back")
+        st.button("Next", icon=":material/arrow_forward:", on_click=move, args=(1,), disabled=number == len(STEPS) - 1, key="next")
+        target, name = SEE_ON[number]
+        frame.link(target, f"See it on {name}")

@@ -101,12 +101,12 @@ def sweep(what_if: WhatIf) -> list[WhatIf]:
 def start_runs(model: Opened, scores: ImportanceScores, what_ifs: list[WhatIf], epochs: int, recipe: str, spec: str) -> None:
     """Queue one run for each what-if and go to Runs."""
     store = RunStore(places.runs())
-    owner = _owner()
+    started_by = owner()
     group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 1 else ""
     for what_if in what_ifs:
         order = RunSpec(
             name=f"{model.name} {what_if.words}"[:200], teacher=model.model, plan=json.loads(what_if.plan(scores).to_json()), data=spec,
-            epochs=epochs, settings=PRESETS[recipe], group=group[:200], owner=owner,
+            epochs=epochs, settings=PRESETS[recipe], group=group[:200], owner=started_by,
         )  # fmt: skip
         run = store.create(order)
         executor_for(store, order).submit(run)
@@ -114,7 +114,7 @@ def start_runs(model: Opened, scores: ImportanceScores, what_ifs: list[WhatIf], 
     st.switch_page(RUNS_PAGE)
 
 
-def _owner() -> str:
+def owner() -> str:
     """A name for this browser session, so that its runs can be told from others'."""
     if "owner" not in st.session_state:
         st.session_state["owner"] = secrets.token_hex(4)

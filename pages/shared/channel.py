@@ -12,7 +12,7 @@ from pages.shared import charts, jobs, measured, opened
 from pages.shared.cards import Card, cards
 from pages.shared.gallery import Tile, gallery
 from pages.shared.opened import Opened
-from upvit_core.figures.channel import before_after, kl_by_image, place
+from upvit_core.figures.channel import kl_by_image, place
 from upvit_core.figures.heatmaps import heads_after, kept_mask
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.scores import ImportanceScores
@@ -197,19 +197,14 @@ def show_effect(model: Opened, effect: Effect, component: Component, spec: str) 
     gallery(tiles(model, effect, spec), columns=4)
 
 
-def tiles(model: Opened, effect: Effect, spec: str, count: int = SHOWN) -> list[Tile]:
-    """The most affected images, before → after."""
+def tiles(model: Opened, effect: Effect, spec: str, count: int = SHOWN, only: list[int] | None = None) -> list[Tile]:
+    """The most affected images, or those in `only`, before → after."""
     data = measured.images(model, spec, "val")
     found = []
-    for i in np.argsort(-effect.kl, kind="stable")[:count]:
+    for i in only or np.argsort(-effect.kl, kind="stable")[:count]:
         was, now = int(effect.before[i].argmax()), int(effect.after[i].argmax())
         first = f"{effect.names[was]} {effect.before[i, was]:.0%}"
         then = f"→ {effect.names[now]} {effect.after[i, now]:.0%}"
         picture = measured.data_uri(data.image(int(effect.indices[i])))
         found.append(Tile(picture, f"{effect.names[effect.labels[i]]}: {first} {then}", (first, then, f"KL {effect.kl[i]:.2g}")))
     return found
-
-
-def before_and_after(effect: Effect, image: int, component: Component) -> None:
-    chart = before_after(effect.names, effect.before[image], effect.after[image], component, charts.theme())
-    charts.show(chart, "before-after")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 
 import streamlit as st
 
@@ -27,6 +28,24 @@ def show(chart: Chart, key: str, *, download: bool = True, on_select: str = "ign
     if download:
         table_button(chart, key)
     return result
+
+
+def enlarged(chart: Chart, factor: float = 1.3) -> Chart:
+    """The same chart with larger type, to be read from the back of a room."""
+    figure = chart.figure.to_dict()
+    _enlarge(figure, factor)
+    return replace(chart, figure=type(chart.figure)(figure, _validate=False))
+
+
+def _enlarge(node: object, factor: float) -> None:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("font", "tickfont", "textfont") and isinstance(value, dict) and "size" in value:
+                value["size"] = round(value["size"] * factor)
+            _enlarge(value, factor)
+    elif isinstance(node, (list, tuple)) and len(node) < 500:
+        for value in node:
+            _enlarge(value, factor)
 
 
 def table_button(chart: Chart, key: str, label: str = "Table (CSV)") -> None:

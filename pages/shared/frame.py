@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from pages.shared import opened, scoring, whatif, words
 from upvit_core.errors import UPViTError
@@ -59,6 +60,12 @@ def current() -> opened.Opened:
     model = opened.current()
     st.session_state["shown"] = (model, scoring.current(model))
     return model
+
+
+def link(page: str, label: str) -> None:
+    """A link to another page; left out where that page is not part of the app, as when a page runs on its own."""
+    with suppress(StreamlitAPIException):
+        st.page_link(page, label=label, icon=":material/arrow_forward:")
 
 
 def _open_demo() -> None:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -165,12 +165,25 @@ def progress(job: Job, *, cancellable: bool = True) -> None:
         text = " · ".join(part for part in parts if part)
         if job.state == "waiting":
             text = f"{job.title} · waiting for its turn"
-        bar, button = st.columns([5, 1], vertical_alignment="center")
-        bar.progress(min(max(job.share, 0.0), 1.0), text=text)
-        if cancellable and button.button("Cancel", key=f"cancel {job.key}", disabled=job.stop.is_set()):
-            job.stop.set()
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.progress(min(max(job.share, 0.0), 1.0), text=text)
+            if cancellable and st.button("Cancel", key=f"cancel {job.key}", disabled=job.stop.is_set()):
+                job.stop.set()
 
     watch()
+
+
+def follow(watched: Sequence[Job | None], draw: Callable[[], None]) -> None:
+    """Draw something that shows how jobs go on; once the last of them has ended, the page is run again."""
+    active = [job for job in watched if job is not None and job.active]
+
+    @st.fragment(run_every=POLL_SECONDS if active else None)
+    def live() -> None:
+        if active and not any(job.active for job in active):
+            st.rerun()
+        draw()
+
+    live()
 
 
 def wait(key: str, work: Callable[[Report], Any], title: str) -> Any:

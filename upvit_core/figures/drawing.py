@@ -9,14 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, drawn
-from upvit_core.models.shape import BlockShape, ModelShape
+from upvit_core.models.shape import BlockShape, Component, ModelShape
 
 TALLEST = 10.0
 ATTENTION_AT, FFN_AT = (27.5, 43.5), (54.5, 73.0)
 
 
-def drawing(shape: ModelShape, theme: Theme, after: ModelShape | None = None, *, height: int = 330) -> Chart:
-    """Draw `shape`, or `after` inside the outline of `shape`."""
+def drawing(
+    shape: ModelShape, theme: Theme, after: ModelShape | None = None, *, emphasis: Component | None = None, height: int = 330
+) -> Chart:
+    """Draw `shape`, or `after` inside the outline of `shape`; with `emphasis` the other components are pale."""
     now = after or shape
     block, first = now.blocks[0], shape.blocks[0]
     unit = TALLEST / max(shape.embed_dim, first.attention, first.ffn)
@@ -45,6 +47,10 @@ def drawing(shape: ModelShape, theme: Theme, after: ModelShape | None = None, *,
     pen.label(
         50, -stream - 1.5, f"<b>Residual</b> · {now.embed_dim}{of} channels, shared by all blocks", COLOURS["residual"]
     )
+    pale = [COLOURS[component] for component in COLOURS if emphasis is not None and component != emphasis]
+    for drawn_shape in pen.shapes:
+        if drawn_shape.get("fillcolor") in pale or drawn_shape["line"]["color"] in pale:
+            drawn_shape["opacity"] = 0.25
     layout: Spec = {
         "shapes": pen.shapes,
         "annotations": pen.annotations,

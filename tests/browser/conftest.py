@@ -1,0 +1,85 @@
+"""The real app in a real Chromium: one server and one browser for all tests, a fresh context for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page
+from shots import chromium, server, settle
+
+ARTEFACTS = Path(__file__).resolve().parents[1] / "artifacts"
+HAVE_CHROMIUM = Path("/usr/bin/chromium").exists()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in Path(item.fspath).parents:
+            item.add_marker(pytest.mark.browser)
+            if not HAVE_CHROMIUM and not os.environ.get("CI"):
+                item.add_marker(pytest.mark.skip(reason="/usr/bin/chromium is not installed: apt install chromium"))
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def address(home: Path) -> Iterator[str]:
+    environment = {"UPVIT_HOME": str(home / "home"), "UPVIT_RUNS": str(home / "runs"), "OMP_NUM_THREADS": "1"}
+    with server(environment, log=home / "server.log") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Score files of DeiT-B's shape with made-up numbers, in the form in which the real ones were released."""
+    folder, rng = tmp_path_factory.mktemp("published"), np.random.default_rng(0)
+
+    def write(name: str, width: int, scale: float) -> None:
+        numbers = rng.lognormal(np.log(scale), 1.5, width)
+        (folder / name).write_text("\n".join(map(repr, numbers.tolist())) + "\n")
+
+    write("Deit_base_12_neck_768_kl_2k.txt", 768, 1.0)
+    for block in range(12):
+        write(f"Deit_base_12_attn_768_kl_{block}_2k.txt", 768, 0.03)
+        write(f"Deit_base_12_ffn_3072_kl_{block}_2k.txt", 3072, 0.01)
+    return folder
+
+
+Visit = Callable[..., Page]
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iterator[Visit]:
+    """Open a page in a context of its own; what is on the screen at the end of the test is kept as a picture."""
+    opened: list[Page] = []
+
+    def go(name: str, *, theme: str = "light", width: int = 1440, height: int = 900, **query: object) -> Page:
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=theme, accept_downloads=True  # type: ignore[arg-type]
+        )  # fmt: skip
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        opened.append(page)
+        page.goto(f"{address}/{name}?{urlencode(query)}")
+        settle(page, 180)
+        return page
+
+    yield go
+    ARTEFACTS.mkdir(exist_ok=True)
+    for number, page in enumerate(opened):
+        page.screenshot(path=ARTEFACTS / f"{request.node.name.replace('/', '-')}-{number}.png")
+        page.context.close()

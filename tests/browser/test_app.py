@@ -1,0 +1,153 @@
+"""Every page in both themes, the sliders, the link, opening something else, and the promises that need real pixels."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
+import pytest
+from conftest import Visit
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect
+from shots import server, settle
+
+PAGES = ("model", "importance", "tradeoff", "method")
+NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
+
+
+def variance(element: Locator) -> float:
+    pixels = np.asarray(Image.open(io.BytesIO(element.screenshot())).convert("L"), float)
+    return float(pixels.var())
+
+
+def strip(page: Page) -> str:
+    return page.locator(".strip").first.inner_text()
+
+
+def press(page: Page, label: str, key: str, times: int = 1) -> None:
+    """Move a slider by keyboard."""
+    thumb = page.get_by_role("slider", name=label)
+    thumb.focus()
+    for _ in range(times):
+        thumb.press(key)
+    settle(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_page_renders(visit: Visit, name: str, theme: str) -> None:
+    errors: list[str] = []
+    page = visit(name, theme=theme)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    assert not NOT_A_SENTENCE.search(page.inner_text("body"))
+    assert page.locator('[data-testid="stException"], [data-testid="stAlertContentError"]').count() == 0
+    charts = page.locator(".js-plotly-plot")
+    assert charts.count() > 0
+    for i in range(charts.count()):
+        charts.nth(i).scroll_into_view_if_needed()
+        assert variance(charts.nth(i)) > 40, f"chart {i} of {name} is empty"
+    background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    assert background == ("rgb(255, 255, 255)" if theme == "light" else "rgb(20, 23, 28)")
+    assert not errors
+
+
+@pytest.mark.parametrize("width", [1024, 1440, 2560])
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_overflows(visit: Visit, name: str, width: int) -> None:
+    page = visit(name, width=width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wide = page.evaluate(
+        """() => { const main = document.querySelector('[data-testid=stMain]').getBoundingClientRect();
+        return [...document.querySelectorAll('[data-testid=stMain] .card, [data-testid=stMain] button, .js-plotly-plot')]
+        .filter(e => e.getBoundingClientRect().right > main.right + 1).map(e => e.innerText.slice(0, 40)); }"""
+    )
+    assert wide == []
+
+
+def test_every_chart_has_a_text_alternative(visit: Visit) -> None:
+    for name in PAGES:
+        page = visit(name)
+        charts = page.locator('[data-testid="stPlotlyChart"]')
+        for i in range(charts.count()):
+            html = charts.nth(i).evaluate("e => e.outerHTML.slice(0, 3000) + (e.parentElement?.outerHTML.slice(0, 500) ?? '')")
+            assert re.search(r'aria-label="[^"]{30,}', html), f"chart {i} of {name} says nothing"
+
+
+def test_sliders_change_numbers_and_link(visit: Visit, published: Path, browser: Browser) -> None:
+    page = visit("tradeoff", open=f"published:{published}")
+    assert "22.05 M" in page.inner_text(".cards")
+    press(page, "Residual removed", "ArrowRight", 10)
+    after = page.inner_text(".cards")
+    assert "22.05 M" not in after
+    assert parse_qs(urlsplit(page.url).query)["residual"] == ["60"]
+    other = browser.new_context(viewport={"width": 1440, "height": 900})
+    again = other.new_page()
+    again.goto(page.url)
+    settle(again, 180)
+    assert again.inner_text(".cards") == after
+    assert strip(again) == strip(page)
+    other.close()
+
+
+def test_what_if_follows_to_other_pages(visit: Visit, published: Path) -> None:
+    page = visit("tradeoff", open=f"published:{published}", residual=75, attention=75, heads=3, ffn=75)
+    assert "5.72 M" in strip(page)
+    page.get_by_role("link", name="Importance").first.click()
+    expect(page.get_by_text("192 of 768 kept").first).to_be_visible(timeout=120_000)
+    settle(page, 120)
+    assert "5.72 M" in strip(page)
+    assert "75/75/75 %" in strip(page)
+    page.get_by_role("link", name="Trade-off").first.click()
+    expect(page.get_by_role("slider", name="FFN removed")).to_have_attribute("aria-valuenow", "75", timeout=120_000)
+    assert "5.72 M" in page.inner_text(".cards")
+
+
+def test_published_scores_open_from_the_panel(visit: Visit, published: Path) -> None:
+    page = visit("model")
+    page.get_by_role("radio", name="Published").or_(page.get_by_role("button", name="Published")).first.click()
+    page.get_by_label("Folder with the published score files").fill(str(published))
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.locator(".strip")).to_contain_text("DeiT-B", timeout=120_000)
+    assert "86.57 M" in page.inner_text(".cards")
+    settle(page)
+    page.get_by_role("link", name="Trade-off").first.click()
+    expect(page.locator(".cards")).to_contain_text("22.05 M", timeout=120_000)
+
+
+def test_a_wrong_path_is_told_and_the_app_lives_on(visit: Visit) -> None:
+    page = visit("model")
+    before = strip(page)
+    page.get_by_role("radio", name="Published").or_(page.get_by_role("button", name="Published")).first.click()
+    page.get_by_label("Folder with the published score files").fill("/no/such/folder")
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.get_by_text("There is no folder /no/such/folder")).to_be_visible(timeout=60_000)
+    assert strip(page) == before
+    assert "Traceback" not in page.inner_text("body")
+
+
+def test_a_click_on_a_picture_puts_the_channel_under_the_glass(visit: Visit, published: Path) -> None:
+    page = visit("importance", open=f"published:{published}")
+    chart = page.locator(".js-plotly-plot").nth(2)
+    chart.scroll_into_view_if_needed()
+    box = chart.locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
+    page.wait_for_timeout(400)
+    page.mouse.click(box["x"] + box["width"] * 0.4, box["y"] + box["height"] * 0.5)
+    expect(page.get_by_text("of its merged head").first).to_be_attached(timeout=120_000)
+    expect(page.locator(".cards").last).to_contain_text("of 128")
+
+
+def test_the_first_deep_link_after_a_start_is_right(browser: Browser, tmp_path: Path, published: Path) -> None:
+    with server({"UPVIT_HOME": str(tmp_path)}) as url:
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        page = context.new_page()
+        page.goto(f"{url}/tradeoff?open=published:{published}")
+        settle(page, 180)
+        page.wait_for_timeout(1500)
+        assert page.locator('[role="dialog"]').count() == 0
+        assert page.locator("h1").inner_text().startswith("Trade-off")
+        context.close()

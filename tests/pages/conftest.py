@@ -1,0 +1,75 @@
+"""Pages run one by one with Streamlit's AppTest; folders of their own, and synthetic scores of DeiT-B's shape."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from pages.shared.jobs import _run as RUN  # noqa: E402, N812
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("UPVIT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("UPVIT_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def no_background(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are queued and not run: a page must say what is coming, and torch stays out of these tests."""
+    from pages.shared import jobs
+
+    monkeypatch.setattr(jobs, "_run", lambda job, work: None)
+
+
+@pytest.fixture
+def jobs_at_once(no_background: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs run to their end while the page waits."""
+    from pages.shared import jobs
+
+    def start(self: jobs.Workers, key: str, work: Callable, title: str, *, long: bool, again: bool) -> jobs.Job:
+        job = self.jobs.get(key)
+        if job is None or job.state != "done" or again:
+            job = self.jobs[key] = jobs.Job(key, title)
+            RUN(job, work)
+        return job
+
+    monkeypatch.setattr(jobs.Workers, "start", start)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Score files of DeiT-B's shape with made-up numbers, in the form in which the real ones were released."""
+    folder, rng = tmp_path_factory.mktemp("published"), np.random.default_rng(0)
+
+    def write(name: str, width: int, scale: float) -> None:
+        numbers = rng.lognormal(np.log(scale), 1.5, width)
+        (folder / name).write_text("\n".join(map(repr, numbers.tolist())) + "\n")
+
+    write("Deit_base_12_neck_768_kl_2k.txt", 768, 1.0)
+    for block in range(12):
+        write(f"Deit_base_12_attn_768_kl_{block}_2k.txt", 768, 0.03)
+        write(f"Deit_base_12_ffn_3072_kl_{block}_2k.txt", 3072, 0.01)
+    return folder
+
+
+@pytest.fixture
+def page() -> Callable[..., AppTest]:
+    """A page, run once with query parameters."""
+
+    def run(path: str, **query: str) -> AppTest:
+        test = AppTest.from_file(str(ROOT / path), default_timeout=60)
+        for key, value in query.items():
+            test.query_params[key] = value
+        return test.run()
+
+    return run
