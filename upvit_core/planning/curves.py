@@ -1,0 +1,122 @@
+"""What removing costs, width by width: the curves over which allocation and budgets decide.
+
+The loss of a set of channels is taken to be the sum of the scores of its members, in nats an image. Each score is a
+KL-divergence (Eq. 1) or its second-order form, so the sum is the diagonal of the quadratic form of the KL in the
+removed channels: it leaves out that removals interact. It orders plans well while little is removed; it is far too low
+once a large share of the residual goes (every LayerNorm then normalises another vector), and it knows nothing of what
+merging heads does by itself. It is a prediction to compare plans of one model by, not a forecast of accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from upvit_core.errors import PlanError
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import ModelShape
+from upvit_core.planning.heads import legal_head_counts
+from upvit_core.planning.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Score lost at every legal width; widths (n,) ascend, lost (n,) falls, and falls ever more slowly."""
+
+    widths: np.ndarray
+    lost: np.ndarray
+
+    def nearest(self, width: float) -> int:
+        """The legal width nearest to `width`; of two, the wider."""
+        return int(self.widths[::-1][np.argmin(np.abs(self.widths[::-1] - width))])
+
+    def at(self, width: int) -> float:
+        """Score lost at a legal width."""
+        return float(self.lost[np.searchsorted(self.widths, width)])
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The curves of one model for given heads and rounding; attention, ffn and heads hold one entry a block."""
+
+    residual: Curve
+    attention: tuple[Curve, ...]
+    ffn: tuple[Curve, ...]
+    heads: tuple[int, ...]
+    shape: ModelShape
+
+
+@dataclass(frozen=True)
+class Widths:
+    """Widths of a plan: residual channels and, block by block, (heads, attention channels, FFN channels)."""
+
+    embed_dim: int
+    blocks: tuple[tuple[int, int, int], ...]
+
+
+def legal_widths(width: int, multiple_of: int) -> np.ndarray:
+    """Multiples of `multiple_of` up to `width`, ascending; `width` alone where there is none."""
+    if multiple_of > width:
+        return np.array([width])
+    return np.arange(multiple_of, width + 1, multiple_of)
+
+
+def resolve_heads(shape: ModelShape, heads: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Heads of every block after merging, from one number, a number a block, or None (as they are).
+
+    Raises PlanError where a block's heads cannot be merged so.
+    """
+    if heads is None:
+        return tuple(block.num_heads for block in shape.blocks)
+    wanted = (heads,) * shape.depth if isinstance(heads, int) else tuple(heads)
+    if len(wanted) != shape.depth:
+        raise PlanError(f"{len(wanted)} head counts were given for the {shape.depth} blocks of {shape.name}.")
+    for number, (block, count) in enumerate(zip(shape.blocks, wanted, strict=True)):
+        if count not in legal_head_counts(block.num_heads):
+            options = ", ".join(map(str, legal_head_counts(block.num_heads)))
+            raise PlanError(
+                f"The {block.num_heads} heads of block {number} cannot be merged into {count}; choose one of {options}."
+            )
+    return wanted
+
+
+def removal_curves(scores: ImportanceScores, *, heads: int | Sequence[int] | None = None, round_to: int = 1) -> Curves:
+    """Curves of every component, in nats an image (in the record's unit a proxy image where that is not nats).
+
+    Widths are multiples of `round_to`; attention widths also of the block's heads, since every head keeps equally many
+    channels: a step removes the lowest channels left in each merged head. Scores below zero, which sampling noise
+    leaves, count as zero.
+    """
+    if round_to < 1:
+        raise PlanError(f"Widths can be rounded to multiples of 1, 8 or 16, not of {round_to}.")
+    shape = scores.shape
+    chosen = resolve_heads(shape, heads)
+    images = max(scores.images, 1)
+    return Curves(
+        residual=_curve(scores.residual / images, 1, round_to),
+        attention=tuple(_curve(scores.attention(b) / images, h, round_to) for b, h in enumerate(chosen)),
+        ffn=tuple(_curve(scores.ffn(b) / images, 1, round_to) for b in range(shape.depth)),
+        heads=chosen,
+        shape=shape,
+    )
+
+
+def _curve(scores: np.ndarray, heads: int, round_to: int) -> Curve:
+    ascending = np.sort(np.maximum(scores, 0).reshape(heads, -1), axis=1).sum(0)  # (channels / heads,)
+    lost = np.concatenate([[0.0], np.cumsum(ascending)])
+    widths = legal_widths(len(scores), math.lcm(heads, round_to))
+    return Curve(widths, lost[(len(scores) - widths) // heads])
+
+
+def predicted_loss(scores: ImportanceScores, plan: PruningPlan) -> float:
+    """Sum of the scores of all that a plan removes, in nats an image: the predicted KL, where scores are in nats."""
+    lost = {key: np.maximum(values, 0) for key, values in scores.values.items()}
+    total = sum(float(values.sum()) for values in lost.values())
+    total -= float(lost["residual"][list(plan.residual.keep)].sum())
+    for block in plan.blocks:
+        total -= float(lost[f"attention.{block.source}"][list(block.attention.keep)].sum())
+        total -= float(lost[f"ffn.{block.ffn_block}"][list(block.ffn.keep)].sum())
+    return max(total, 0.0) / max(scores.images, 1)
