@@ -16,6 +16,7 @@ from upvit_core.errors import UPViTError
 from upvit_core.importance.criterion_names import CriterionName, Precision
 
 if TYPE_CHECKING:
+    from upvit_core.importance.block_removals import BlockRemovals
     from upvit_core.importance.criterion import Progress
     from upvit_core.models.checkpoint import LoadedModel
 
@@ -33,6 +34,8 @@ Root = Annotated[str | None, typer.Option("--root", help="where a named data set
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Heads = Annotated[int | None, typer.Option("--num-heads", help="head count, which no tensor holds")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
+Depth = Annotated[int | None, typer.Option(min=1, help="blocks that stay; needs --depth-scores")]
+DepthScores = Annotated[Path | None, typer.Option(help="what score-blocks wrote")]
 
 
 class Preset(StrEnum):
@@ -108,17 +111,23 @@ def score(
     precision: Annotated[Precision, typer.Option(help="of the forward passes; the KL is float32 or better")] = (
         Precision.FLOAT32
     ),
+    depth: Depth = None,
+    depth_scores: DepthScores = None,
     num_heads: Heads = None,
     root: Root = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Score every channel by the KL-divergence that its removal causes."""
+    """Score every channel by the KL-divergence that its removal causes; with --depth, of the model cut to it first."""
     from upvit_core.data import open_images
     from upvit_core.importance.score import score as run
     from upvit_core.importance.sharding import rank
 
     loaded = _open(model, num_heads, pretrained=pretrained, device=_device(device))
+    if (removals := _removals(depth, depth_scores)) is not None:
+        from upvit_core.depth import at_depth
+
+        loaded = at_depth(loaded, *removals)
     train = open_images(
         data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
     )
@@ -142,6 +151,62 @@ def score(
     )  # fmt: skip
 
 
+def _removals(depth: int | None, path: Path | None) -> tuple[BlockRemovals, int] | None:
+    """The record and the depth, where both are given; None where neither is."""
+    from upvit_core.errors import PlanError
+    from upvit_core.importance.block_removals import BlockRemovals
+
+    if depth is None and path is None:
+        return None
+    if depth is None or path is None:
+        given, missing = ("--depth-scores", "--depth") if depth is None else ("--depth", "--depth-scores")
+        raise PlanError(f"{given} was given without {missing}; give both (score-blocks writes the depth scores).")
+    return BlockRemovals.load(path), depth
+
+
+@app.command("score-blocks")
+def score_blocks(
+    model: Model,
+    data: Data,
+    depth: Annotated[int, typer.Option(min=1, help="blocks that stay in the end; every depth above it is scored too")],
+    out: Annotated[Path, typer.Option(help="record to write, .json")],
+    images: Annotated[int | None, typer.Option(min=1, help="proxy images; default: 2,000")] = None,
+    after: Annotated[Path | None, typer.Option(help="plan.json of widths that are cut first")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False,
+    pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Remove half-blocks two by two, each time those whose absence costs least, and write all their scores."""
+    from upvit_core.data import open_images
+    from upvit_core.depth import score_blocks as run
+    from upvit_core.importance.block_removals import pair_name
+    from upvit_core.planning.plan import PruningPlan
+
+    loaded = _open(model, num_heads, pretrained=pretrained, device=_device(device))
+    train = open_images(
+        data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
+    )
+    journal = out.with_name(f"{out.name}.partial.jsonl")
+    record = run(
+        loaded, train, depth, n=images, seed=seed, balanced=balanced,
+        after=None if after is None else PruningPlan.load(after), journal=journal, report=Bar(),
+    )  # fmt: skip
+    record.save(out)
+    journal.unlink()
+    emit(
+        {
+            "out": str(out), "model": record.model, "images": record.images, "seed": seed, "seconds": record.seconds,
+            "removed": [pair_name(step.removed) for step in record.steps],
+            "kl": [step.kl / record.images for step in record.steps], "digest": record.digest,
+        },
+        as_json,
+    )  # fmt: skip
+
+
 @app.command()
 def plan(
     scores: Annotated[Path, typer.Argument(help="scores record")],
@@ -152,6 +217,8 @@ def plan(
     heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None,
     preset: Annotated[Preset | None, typer.Option(help="widths of a stock model")] = None,
     basis: Annotated[Basis, typer.Option(help="what is removed: channels (UP-ViT), or directions")] = Basis.CHANNELS,
+    depth: Depth = None,
+    depth_scores: DepthScores = None,
     as_json: Json = False,
 ) -> None:
     """Choose what stays, from scores and ratios or a preset."""
@@ -164,13 +231,17 @@ def plan(
         made = plan_preset(record, preset.value, basis=basis.value)
     else:
         made = plan_uniform(record, residual=residual, attention=attention, ffn=ffn, heads=heads, basis=basis.value)
+    if (removals := _removals(depth, depth_scores)) is not None:
+        from upvit_core.planning.blocks import plan_depth
+
+        made = plan_depth(made, *removals)
     made.save(out)
     before, after = made.shape_before, made.shape_after
     emit(
         {
             "out": str(out), "params": count_parameters(after), "macs": count_macs(after),
             "params_before": count_parameters(before), "macs_before": count_macs(before),
-            "stock_timm": after.is_uniform, "digest": made.digest,
+            "depth": after.depth, "stock_timm": after.is_uniform, "digest": made.digest,
         },
         as_json,
     )  # fmt: skip
