@@ -1,4 +1,4 @@
-"""Entry point of the studio: `streamlit run app.py`. Navigation and page settings; every page is a script of its own."""
+"""Entry point: `streamlit run app.py`. Navigation and page settings; every page is a script of its own."""
 
 import streamlit as st
 

@@ -11,8 +11,10 @@ from upvit_core.planning.plan import PruningPlan
 
 HEIGHTS: dict[Component, int] = {"residual": 250, "attention": 300, "ffn": 300}
 WHAT: dict[Component, str] = {
-    "residual": "Channels of the stream that every block reads from and writes to. Removing one narrows the whole model.",
-    "attention": "Channels inside the attention heads, block by block. Heads are merged first; then each merged head is cut.",
+    "residual": "Channels of the stream that every block reads from and writes to. Removing one narrows the whole "
+    "model.",
+    "attention": "Channels inside the attention heads, block by block. Heads are merged first; then each merged head "
+    "is cut.",
     "ffn": "Hidden channels of the feed-forward networks, block by block.",
 }
 
@@ -24,9 +26,15 @@ def picture(scores: ImportanceScores, component: Component, plan: PruningPlan, o
     with wide:
         ring = (selected[1], selected[2]) if selected and selected[0] == component else None
         chart, drawn = heatmap(
-            scores, component, plan, theme, "position" if order == "By position" else "importance",
-            block=alone, selected=ring, height=HEIGHTS[component] if alone is None else 250,
-        )  # fmt: skip
+            scores,
+            component,
+            plan,
+            theme,
+            "position" if order == "By position" else "importance",
+            block=alone,
+            selected=ring,
+            height=HEIGHTS[component] if alone is None else 250,
+        )
         st.html(f'<h3 class="part {component}">{chart.title}</h3><p class="quiet">{WHAT[component]}</p>')
         event = charts.show(chart, f"{component}-scores", on_select="rerun", tools=False)
         points = event["selection"]["points"] if event else []
@@ -39,22 +47,29 @@ def picture(scores: ImportanceScores, component: Component, plan: PruningPlan, o
                 st.rerun()
     with narrow:
         curve = kept_curve(scores, component, plan, theme, block=alone, height=HEIGHTS[component])
-        st.html(f'<h3 class="part">{curve.title}</h3><p class="quiet">Share of the score that the best channels hold.</p>')
+        st.html(
+            f'<h3 class="part">{curve.title}</h3><p class="quiet">Share of the score that the best channels hold.</p>'
+        )
         charts.show(curve, f"{component}-curve")
 
 
 with frame.page(
     "Importance",
     "How much the model's answers change when one channel is missing: bright is important, dark can go.",
-    "The score of a channel is Σᵢ KL(qᵢ ‖ pᵢ) in nats, summed over the proxy images: qᵢ is what the model says about image i, "
+    "The score of a channel is Σᵢ KL(qᵢ ‖ pᵢ) in nats, summed over the proxy images: qᵢ is what the model says about "
+    "image i, "
     "pᵢ what it says without that channel.",
 ):
     model = frame.current()
     scoring.panel(model)
     scores = scoring.current(model)
     if scores is None:
-        what = "Press **Score…** to make them." if model.has_weights else "Open a model with weights, or published scores."
-        st.info(f"Three pictures will be here, one per component, once there are scores. {what}", icon=":material/grid_on:")
+        what = (
+            "Press **Score…** to make them." if model.has_weights else "Open a model with weights, or published scores."
+        )
+        st.info(
+            f"Three pictures will be here, one per component, once there are scores. {what}", icon=":material/grid_on:"
+        )
     else:
         cells = dict(zip(whatif.KEYS, st.columns(4, gap="medium"), strict=True))
         what_if = whatif.controls(model.shape, cells)
@@ -62,10 +77,16 @@ with frame.page(
         one, two, _ = st.columns([0.3, 0.2, 0.5], vertical_alignment="bottom")
         with one:
             order = st.segmented_control(
-                "Order", ["By importance", "By position"], default="By importance", required=True, key="order", bind="query-params",
-                help="By importance: in every row the best channel comes first, so the cut is a line. By position: as they lie "
+                "Order",
+                ["By importance", "By position"],
+                default="By importance",
+                required=True,
+                key="order",
+                bind="query-params",
+                help="By importance: in every row the best channel comes first, so the cut is a line. By position: as "
+                "they lie "
                 "in the model.",
-            )  # fmt: skip
+            )
         with two:
             names = ["All blocks", *(f"Block {b}" for b in range(model.shape.depth))]
             row = st.selectbox("Blocks", names, key="row", bind="query-params")

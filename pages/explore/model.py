@@ -22,7 +22,13 @@ def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
         note = f"on {result.images:,} images of {job.result.data}; 95 % sure of {low:.1f} – {high:.1f}"
         top = Card("Top-1", f"{result.top1:.1f} %", note, MEASURED)
     else:
-        why = "being measured" if job is not None and job.active else "needs images" if model.has_weights else "needs weights"
+        why = (
+            "being measured"
+            if job is not None and job.active
+            else "needs images"
+            if model.has_weights
+            else "needs weights"
+        )
         top = Card("Top-1", "—", why)
     cards(
         [
@@ -37,7 +43,10 @@ def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
     st.subheader("What it makes of eight test images", anchor=False)
     if job is None:
         if model.has_weights:
-            st.caption("Its predictions will be here once it has images: a folder with one folder per class, or a data set name.")
+            st.caption(
+                "Its predictions will be here once it has images: a folder with one folder per class, or a data set "
+                "name."
+            )
             with st.form("images", border=False):
                 spec = st.text_input("Images", placeholder="/data/imagenet, photos.tar.gz, torch/cifar10")
                 if st.form_submit_button("Use these images") and spec:
@@ -55,7 +64,10 @@ def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
                 Tile(
                     guess.picture,
                     f"{guess.label}, taken for {guess.likeliest}",
-                    (f"{'✓' if guess.right else '✗'} {guess.likeliest} {guess.probability:.0%}", "" if guess.right else f"is {guess.label}"),
+                    (
+                        f"{'✓' if guess.right else '✗'} {guess.likeliest} {guess.probability:.0%}",
+                        "" if guess.right else f"is {guess.label}",
+                    ),
                 )
                 for guess in job.result.guesses
             )

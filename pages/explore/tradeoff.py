@@ -19,13 +19,19 @@ AUTOMATIC_MACS = 2e8  # previews of models up to this size run by themselves
 
 def best_under(model: Opened, scores: ImportanceScores | None, now: WhatIf) -> None:
     """The plan that removes least score within a budget, at the heads that are set."""
-    with st.popover("Best under…", icon=":material/target:", width="stretch", help="Let the scores choose the three ratios."):
+    with st.popover(
+        "Best under…", icon=":material/target:", width="stretch", help="Let the scores choose the three ratios."
+    ):
         if scores is None or now.heads is None:
             st.caption("Needs scores, and blocks of one width.")
             return
         table = plans.table(scores, scores.digest, now.heads)
-        what = st.segmented_control("Budget", ["Parameters", "MACs"], default="Parameters", required=True, key="budget-of")
-        costs, unit = (table.params, 1e6) if what == "Parameters" else (table.macs, 1e6 if table.macs.max() < 1e9 else 1e9)
+        what = st.segmented_control(
+            "Budget", ["Parameters", "MACs"], default="Parameters", required=True, key="budget-of"
+        )
+        costs, unit = (
+            (table.params, 1e6) if what == "Parameters" else (table.macs, 1e6 if table.macs.max() < 1e9 else 1e9)
+        )
         suffix = "M" if unit == 1e6 else "G"
         low, high = float(costs.min()) / unit, float(costs.max()) / unit
         limit = st.number_input(
@@ -51,7 +57,8 @@ def speed_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
         result = job.result
         first, second = result.first, result.second
         note = (
-            f"{second.images_per_s:,.0f} against {first.images_per_s:,.0f} images/s, ± {(result.high - result.low) / 2:.2f}×; "
+            f"{second.images_per_s:,.0f} against {first.images_per_s:,.0f} images/s, ± "
+            f"{(result.high - result.low) / 2:.2f}×; "
             f"{second.device}, batch {second.batch_size}, {second.dtype}"
         )
         return Card("Speed-up", words.times(result.ratio), note, MEASURED)
@@ -86,7 +93,11 @@ def numbers(model: Opened, plan: PruningPlan, spec: str, accuracy: jobs.Job | No
     def draw() -> None:
         cards(
             [
-                Card("Parameters", words.short(params), f"{words.times(count_parameters(before) / params)} smaller{stock}"),
+                Card(
+                    "Parameters",
+                    words.short(params),
+                    f"{words.times(count_parameters(before) / params)} smaller{stock}",
+                ),
                 Card("MACs, one image", words.short(macs), f"{words.times(count_macs(before) / macs)} fewer"),
                 speed_card(plan, speed),
                 top1_card(model, spec, accuracy),
@@ -108,7 +119,8 @@ def measure_button(model: Opened, plan: PruningPlan, spec: str) -> None:
             jobs.progress(active[0])
         elif st.button(
             "Measure", icon=":material/speed:", width="stretch", key="measure",
-            help="Throughput of the original and of this plan on this device, in turns: 20 s at most. Top-1 too, for a large model.",
+            help="Throughput of the original and of this plan on this device, in turns: 20 s at most. Top-1 too, for "
+                 "a large model.",
         ):  # fmt: skip
             measured.throughput(model, plan, again=True)
             if model.has_weights and spec:
@@ -132,7 +144,14 @@ def measure(model: Opened, plan: PruningPlan, spec: str) -> tuple[jobs.Job | Non
     return accuracy, jobs.find(measured.throughput_key(plan))
 
 
-def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, accuracy: jobs.Job | None, speed: jobs.Job | None) -> None:
+def remember(
+    model: Opened,
+    scores: ImportanceScores,
+    now: WhatIf,
+    plan: PruningPlan,
+    accuracy: jobs.Job | None,
+    speed: jobs.Job | None,
+) -> None:
     """Put this plan on the front, with what has been measured of it."""
     entry = plans.Tried(
         now, count_parameters(plan.shape_after), count_macs(plan.shape_after), removed_score(scores, plan),
@@ -152,20 +171,34 @@ def the_front(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str) -
     st.subheader("The front: what you pay, what you lose", anchor=False)
     one, two = st.columns(2)
     published_only = not model.has_weights
-    loss = one.segmented_control("Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, key="loss", bind="query-params")
-    cost = two.segmented_control("Cost", plans.COSTS, default=plans.COSTS[0], required=True, key="cost", bind="query-params")
+    loss = one.segmented_control(
+        "Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, key="loss", bind="query-params"
+    )
+    cost = two.segmented_control(
+        "Cost", plans.COSTS, default=plans.COSTS[0], required=True, key="cost", bind="query-params"
+    )
     look = jobs.find(f"look {measured.opened.identity(model)} {spec}")
     teacher = look.result.evaluation.top1 if look is not None and look.state == "done" else None
     drawn = plans.points(model, scores, now, cost, loss, teacher)
     lines = []
-    if loss == plans.LOSSES[0] and now.heads is not None and len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1:
+    if (
+        loss == plans.LOSSES[0]
+        and now.heads is not None
+        and len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1
+    ):
         lines = plans.curves(scores, scores.digest, now.heads, cost)
     if not drawn:
-        st.info("Measured plans will be here, beside the model itself." if not published_only else "Top-1 of a plan needs weights.")
+        st.info(
+            "Measured plans will be here, beside the model itself."
+            if not published_only
+            else "Top-1 of a plan needs weights."
+        )
         return
     titles = {"Parameters": "parameters", "MACs": "MACs of one image", "Speed-up": "speed-up against the original, ×"}
     y = "KL to the original, nats an image" if loss == plans.LOSSES[0] else "top-1, %"
-    chart = front(drawn, lines, charts.theme(), x_title=titles[cost], y_title=y, log_y=loss == plans.LOSSES[0], height=430)
+    chart = front(
+        drawn, lines, charts.theme(), x_title=titles[cost], y_title=y, log_y=loss == plans.LOSSES[0], height=430
+    )
     event = charts.show(chart, "front", on_select="rerun")
     chosen = event["selection"]["points"] if event else []
     if chosen and (data := (chosen[0].get("customdata") or [None, None, None])[2]):
@@ -176,7 +209,8 @@ def the_front(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str) -
                 st.session_state["move-to"] = target
                 st.rerun()
     st.html(
-        '<p class="quiet">Click a plan to go back to it. Estimated KL adds up what each removed channel costs alone; channels '
+        '<p class="quiet">Click a plan to go back to it. Estimated KL adds up what each removed channel costs alone; '
+        "channels "
         "that go together cost more, which is what measuring shows.</p>"
     )
 
@@ -190,7 +224,8 @@ def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
 with frame.page(
     "Trade-off",
     "Choose how much to remove; size, speed and what stays follow at once.",
-    "Parameters and MACs are counted exactly. MACs: multiply-accumulates of one image's forward pass, attention's QKᵀ and AV "
+    "Parameters and MACs are counted exactly. MACs: multiply-accumulates of one image's forward pass, attention's QKᵀ "
+    "and AV "
     "included.",
 ):
     model = frame.current()
@@ -216,7 +251,8 @@ with frame.page(
                 st.error(job.error)
         if scores is None:
             st.info(
-                "Widths and costs follow the sliders already. The pictures of what stays will be here once there are scores: "
+                "Widths and costs follow the sliders already. The pictures of what stays will be here once there are "
+                "scores: "
                 "make them on Importance.",
                 icon=":material/grid_on:",
             )

@@ -56,16 +56,24 @@ def one_block(model: Opened) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
     with text:
         component = component_choice("component")
-        without = {"residual": WhatIf(50, 0, None, 0), "attention": WhatIf(0, 50, None, 0), "ffn": WhatIf(0, 0, None, 50)}
+        without = {
+            "residual": WhatIf(50, 0, None, 0),
+            "attention": WhatIf(0, 50, None, 0),
+            "ffn": WhatIf(0, 0, None, 50),
+        }
         half = without[component].plan(opened.no_scores(model.shape)).shape_after
         saved = 1 - count_parameters(half) / count_parameters(model.shape)
         block = model.shape.blocks[0]
         about = {
-            "residual": f"The <b class='residual'>residual</b> is the road through the model: {model.shape.embed_dim} channels that every "
-            f"one of the {model.shape.depth} blocks reads, and adds to. A channel less here is a channel less <i>everywhere</i>.",
-            "attention": f"<b class='attention'>Attention</b> lets patches look at each other: {block.num_heads} heads of "
+            "residual": f"The <b class='residual'>residual</b> is the road through the model: {model.shape.embed_dim} "
+            "channels that every "
+            f"one of the {model.shape.depth} blocks reads, and adds to. A channel less here is a channel less "
+            "<i>everywhere</i>.",
+            "attention": f"<b class='attention'>Attention</b> lets patches look at each other: {block.num_heads} "
+            "heads of "
             f"{block.head_dim} channels. A channel here is one row of q, k and v, and one column on the way out.",
-            "ffn": f"The <b class='ffn'>FFN</b> thinks about each patch alone: it widens to {block.ffn:,} hidden channels and narrows "
+            "ffn": f"The <b class='ffn'>FFN</b> thinks about each patch alone: it widens to {block.ffn:,} hidden "
+            "channels and narrows "
             "again. A channel here is one hidden unit.",
         }[component]
         say(f"<p>{about}</p><p>Half of these channels gone: <b>{saved:.0%}</b> fewer parameters.</p>")
@@ -81,23 +89,35 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         key = channel.score_key(component, block)
         values = scores.values[key]
         ranked = np.argsort(-values, kind="stable")
-        place = st.slider(f"Which one? Place 1 is the most important of {len(values)}", 1, len(values), 1, key=f"lesson-place-{component}")
+        place = st.slider(
+            f"Which one? Place 1 is the most important of {len(values)}",
+            1,
+            len(values),
+            1,
+            key=f"lesson-place-{component}",
+        )
         number = int(ranked[place - 1])
         where = "" if component == "residual" else f" of block {block}"
         say(
-            f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about every image "
+            f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about "
+            "every image "
             "again. How far are its answers from before?</p>"
             "<div class='equation'>s = Σ over images KL( q ‖ p )</div>"
-            f"<p>q: its answer before, p: without the channel. This one: <b>{values[number]:.3g} nats</b> over {scores.images:,} images.</p>"
+            f"<p>q: its answer before, p: without the channel. This one: <b>{values[number]:.3g} nats</b> over "
+            f"{scores.images:,} images.</p>"
         )
     with picture:
         spec = measured.image_spec(model)
         if not model.has_weights or not spec:
             plan = WhatIf(0, 0, None, 0).plan(scores)
             group = channel.rivals(scores, plan, component, block, number)
-            chart = placed(scores, component, block, number, group, np.ones(len(group), bool), charts.theme(), height=TALL)
+            chart = placed(
+                scores, component, block, number, group, np.ones(len(group), bool), charts.theme(), height=TALL
+            )
             show(chart, "place")
-            st.caption("With a model that has weights, and images, you see here which images change. The demo has both.")
+            st.caption(
+                "With a model that has weights, and images, you see here which images change. The demo has both."
+            )
             return
         job = channel.removal_job(model, component, block, number, spec, LESSON_IMAGES)
         if job.active:
@@ -116,7 +136,9 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         with one:
             gallery(channel.tiles(model, effect, spec, only=[chosen]), columns=1)
         with two:
-            chart = before_after(effect.names, effect.before[chosen], effect.after[chosen], component, charts.theme(), height=280)
+            chart = before_after(
+                effect.names, effect.before[chosen], effect.after[chosen], component, charts.theme(), height=280
+            )
             show(chart, "before-after")
         show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), height=230), "kl")
 
@@ -148,13 +170,16 @@ def merging_heads(model: Opened, scores: ImportanceScores) -> None:
         say("<p>This model has one head in each block, or uneven heads: there is nothing to merge.</p>")
         return
     with text:
-        heads = st.select_slider("Heads that stay", options, value=whatif.default(model.shape).heads, key="lesson-heads")
+        heads = st.select_slider(
+            "Heads that stay", options, value=whatif.default(model.shape).heads, key="lesson-heads"
+        )
         moment = st.segmented_control(
             "Step", ["As they are", "Merged", "Cut"], default="Cut", required=True, key="lesson-moment"
         )  # fmt: skip
         now = model.shape.num_heads or 1
         say(
-            f"<p>A thin model needs few heads, not {now} very narrow ones. So neighbours flow together, {now // heads} into one; then "
+            f"<p>A thin model needs few heads, not {now} very narrow ones. So neighbours flow together, "
+            f"{now // heads} into one; then "
             "the least important channels <i>inside each merged head</i> are cut.</p>"
             "<p>Every merged head keeps equally many: all heads of a layer must be of one width.</p>"
         )
@@ -172,8 +197,10 @@ def thinner(model: Opened) -> None:
         after = WhatIf(ratio, ratio, heads, ratio).plan(opened.no_scores(model.shape)).shape_after
         before, now = count_parameters(model.shape), count_parameters(after)
         say(
-            f"<p>What stays is an ordinary model of the same structure, only thinner: <b>{words.short(now)}</b> parameters in place of "
-            f"{words.short(before)}, <b>{words.times(count_macs(model.shape) / count_macs(after))}</b> fewer multiplications.</p>"
+            f"<p>What stays is an ordinary model of the same structure, only thinner: <b>{words.short(now)}</b> "
+            "parameters in place of "
+            f"{words.short(before)}, <b>{words.times(count_macs(model.shape) / count_macs(after))}</b> fewer "
+            "multiplications.</p>"
             "<p>No masks and no special code: any program that runs the original runs this one.</p>"
             "<p>Widths multiply: half as wide on both sides of a layer is a <i>quarter</i> of its weights.</p>"
         )
@@ -189,11 +216,14 @@ def teacher(model: Opened, scores: ImportanceScores | None) -> None:
     run_id = st.session_state.get(f"lesson-run {model.source}")
     with text:
         say(
-            "<p>Right after the cut the thin model is confused. So it goes back to school, and the original is the teacher:</p>"
+            "<p>Right after the cut the thin model is confused. So it goes back to school, and the original is the "
+            "teacher:</p>"
             "<div class='equation'>L = CE( y, p ) + α · KL( q ‖ p )</div>"
             "<p>be right about the label y, <i>and</i> answer as the teacher does (q).</p>"
         )
-        epochs = st.slider("Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed.")
+        epochs = st.slider(
+            "Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed."
+        )
         if st.button("Teach it", type="primary", icon=":material/school:", disabled=not ready, key="lesson-start"):
             st.session_state[f"lesson-run {model.source}"] = start_lesson(model, scores, now, int(epochs), spec)
             st.rerun()
@@ -201,7 +231,9 @@ def teacher(model: Opened, scores: ImportanceScores | None) -> None:
             st.caption("Needs weights, scores and images. The demo has them all.")
     with picture:
         if run_id is None:
-            st.info("The curve of this lesson will be here: top-1 right after the cut, then climbing towards the teacher.")
+            st.info(
+                "The curve of this lesson will be here: top-1 right after the cut, then climbing towards the teacher."
+            )
             return
         watch(run_id)
 
@@ -210,7 +242,8 @@ def start_lesson(model: Opened, scores: ImportanceScores | None, what_if: WhatIf
     """Start a small real run; returns its id."""
     plan = what_if.plan(scores if scores is not None else opened.no_scores(model.shape))
     order = RunSpec(
-        name=f"Lesson: {model.name} {what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=spec,
+        name=f"Lesson: {model.name} "
+             f"{what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=spec,
         epochs=epochs, settings=PRESETS["demo"], owner=actions.owner(),
     )  # fmt: skip
     store = RunStore(places.runs())
@@ -234,7 +267,13 @@ def watch(run_id: str) -> None:
         left = words.duration(state.seconds_left)
         doing = state.stage or state.state
         st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
-        chart = learning([row["step"] for row in seen], [row["top1"] for row in seen], state.teacher_top1, charts.theme(), height=TALL - 70)
+        chart = learning(
+            [row["step"] for row in seen],
+            [row["top1"] for row in seen],
+            state.teacher_top1,
+            charts.theme(),
+            height=TALL - 70,
+        )
         charts.show(charts.enlarged(chart), f"lesson-learning-{len(seen)}")
 
     live()
@@ -263,7 +302,10 @@ with frame.page("Method", "How a Vision Transformer is made thinner, in six step
     number = STEPS.index(step)
     needs_scores = number in (1, 2, 3)
     if needs_scores and scores is None:
-        st.info("This step shows the model's own scores. Make them on Importance, or open the demo.", icon=":material/grid_on:")
+        st.info(
+            "This step shows the model's own scores. Make them on Importance, or open the demo.",
+            icon=":material/grid_on:",
+        )
     elif number == 0:
         one_block(model)
     elif number == 1 and scores is not None:
@@ -278,6 +320,13 @@ with frame.page("Method", "How a Vision Transformer is made thinner, in six step
         teacher(model, scores)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Back", icon=":material/arrow_back:", on_click=move, args=(-1,), disabled=number == 0, key="back")
-        st.button("Next", icon=":material/arrow_forward:", on_click=move, args=(1,), disabled=number == len(STEPS) - 1, key="next")
+        st.button(
+            "Next",
+            icon=":material/arrow_forward:",
+            on_click=move,
+            args=(1,),
+            disabled=number == len(STEPS) - 1,
+            key="next",
+        )
         target, name = SEE_ON[number]
         frame.link(target, f"See it on {name}")

@@ -38,9 +38,14 @@ def prune_job(model: Opened, plan: PruningPlan) -> jobs.Job:
         folder = places.pruned() / f"{_slug(model.name)}-{plan.digest}"
         archive = folder.with_suffix(".zip")
         save_model(
-            cut(live, plan), folder, shape=plan.shape_after, pretrained_cfg=live.pretrained_cfg, plan_json=plan.to_json(),
-            name=f"{live.name} pruned", class_names=live.class_names,
-        )  # fmt: skip
+            cut(live, plan),
+            folder,
+            shape=plan.shape_after,
+            pretrained_cfg=live.pretrained_cfg,
+            plan_json=plan.to_json(),
+            name=f"{live.name} pruned",
+            class_names=live.class_names,
+        )
         report.say("packing the folder")
         temporary = archive.with_suffix(".part")
         with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as packed:
@@ -70,18 +75,30 @@ def prune_button(model: Opened, plan: PruningPlan) -> None:
         return
     if job is not None and job.state == "done" and job.result.exists():
         st.download_button(
-            "Download the pruned model", data=job.result.read_bytes, file_name=job.result.name, mime="application/zip",
-            icon=":material/download:", type="primary", width="stretch", on_click="ignore", key="download-pruned",
-            help="A folder with config.json, model.safetensors and plan.json; timm opens it as local-dir:FOLDER where all blocks "
+            "Download the pruned model",
+            data=job.result.read_bytes,
+            file_name=job.result.name,
+            mime="application/zip",
+            icon=":material/download:",
+            type="primary",
+            width="stretch",
+            on_click="ignore",
+            key="download-pruned",
+            help="A folder with config.json, model.safetensors and plan.json; timm opens it as local-dir:FOLDER where "
+            "all blocks "
             "are alike, this studio opens every one.",
-        )  # fmt: skip
+        )
         return
     if job is not None and job.state == "failed":
         st.error(job.error)
     if st.button(
-        "Prune", icon=":material/content_cut:", width="stretch", disabled=not model.has_weights, key="prune",
+        "Prune",
+        icon=":material/content_cut:",
+        width="stretch",
+        disabled=not model.has_weights,
+        key="prune",
         help="Makes the thinner model." if model.has_weights else "Needs weights: open a checkpoint on the Model page.",
-    ):  # fmt: skip
+    ):
         jobs.forget(key)
         prune_job(model, plan)
         st.rerun()
@@ -91,23 +108,33 @@ def sweep(what_if: WhatIf) -> list[WhatIf]:
     """Three plans around one: a lighter cut, itself, a heavier cut."""
 
     def moved(share: float) -> WhatIf:
-        ratios = (round(min(max(value * share, 0), MOST)) for value in (what_if.residual, what_if.attention, what_if.ffn))
+        ratios = (
+            round(min(max(value * share, 0), MOST)) for value in (what_if.residual, what_if.attention, what_if.ffn)
+        )
         residual, attention, ffn = ratios
         return WhatIf(residual, attention, what_if.heads, ffn)
 
     return [moved(0.6), what_if, moved(1.4)]
 
 
-def start_runs(model: Opened, scores: ImportanceScores, what_ifs: list[WhatIf], epochs: int, recipe: str, spec: str) -> None:
+def start_runs(
+    model: Opened, scores: ImportanceScores, what_ifs: list[WhatIf], epochs: int, recipe: str, spec: str
+) -> None:
     """Queue one run for each what-if and go to Runs."""
     store = RunStore(places.runs())
     started_by = owner()
     group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 1 else ""
     for what_if in what_ifs:
         order = RunSpec(
-            name=f"{model.name} {what_if.words}"[:200], teacher=model.model, plan=json.loads(what_if.plan(scores).to_json()), data=spec,
-            epochs=epochs, settings=PRESETS[recipe], group=group[:200], owner=started_by,
-        )  # fmt: skip
+            name=f"{model.name} {what_if.words}"[:200],
+            teacher=model.model,
+            plan=json.loads(what_if.plan(scores).to_json()),
+            data=spec,
+            epochs=epochs,
+            settings=PRESETS[recipe],
+            group=group[:200],
+            owner=started_by,
+        )
         run = store.create(order)
         executor_for(store, order).submit(run)
         st.session_state.setdefault("started_runs", []).append(run.id)
@@ -122,7 +149,7 @@ def owner() -> str:
 
 
 def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatIf) -> None:
-    """"Distil this" and "Distil a sweep of 3": a small form, then Runs."""
+    """ "Distil this" and "Distil a sweep of 3": a small form, then Runs."""
     spec = measured.image_spec(model)
     ready = model.has_weights and scores is not None
     why = "" if ready else "Needs weights and scores: open a checkpoint on the Model page, then score it on Importance."
@@ -130,20 +157,32 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
         if not ready or scores is None:
             return
         st.markdown("The thinner model learns from the original. The run goes on by itself; this page may be closed.")
-        many = st.segmented_control("What", ["This plan", "A sweep of 3"], default="This plan", required=True, key="distil-what")
+        many = st.segmented_control(
+            "What", ["This plan", "A sweep of 3"], default="This plan", required=True, key="distil-what"
+        )
         chosen = sweep(what_if) if many == "A sweep of 3" else [what_if]
         sizes = [count_parameters(w.plan(scores).shape_after) for w in chosen]
-        st.markdown("\n".join(f"- {w.words} → {words.short(size)} parameters" for w, size in zip(chosen, sizes, strict=True)))
-        images = st.text_input("Images", value=spec, key=f"distil-images-{model.source}", help="Folder of classes, or a timm data set.")
+        st.markdown(
+            "\n".join(f"- {w.words} → {words.short(size)} parameters" for w, size in zip(chosen, sizes, strict=True))
+        )
+        images = st.text_input(
+            "Images", value=spec, key=f"distil-images-{model.source}", help="Folder of classes, or a timm data set."
+        )
         small = model.shape.img_size[0] < 100
         one, two = st.columns(2)
         epochs = one.number_input("Epochs", 1, 1000, 4 if small else 30)
         recipe = two.selectbox(
-            "Recipe", list(PRESETS), index=list(PRESETS).index("demo" if small else "letter"), format_func=_recipe_name,
-            help="letter: Eq. 2 as written; released_code: the KL weight of the authors' script; demo: small batches for a few CPU "
+            "Recipe",
+            list(PRESETS),
+            index=list(PRESETS).index("demo" if small else "letter"),
+            format_func=_recipe_name,
+            help="letter: Eq. 2 as written; released_code: the KL weight of the authors' script; demo: small batches "
+            "for a few CPU "
             "minutes.",
-        )  # fmt: skip
-        if st.button("Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not images.strip()):
+        )
+        if st.button(
+            "Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not images.strip()
+        ):
             measured.choose_images(model, images.strip())
             start_runs(model, scores, chosen, int(epochs), recipe, images.strip())
 
@@ -172,7 +211,11 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
         folder = shlex.quote(model.source.removeprefix(opened.PUBLISHED))
         lines = [f"{run} import-scores {folder} --out scores.safetensors"]
     else:
-        criterion = scores.criterion if scores is not None and scores.criterion in {c.value for c in scoring.LABELS} else "fisher"
+        criterion = (
+            scores.criterion
+            if scores is not None and scores.criterion in {c.value for c in scoring.LABELS}
+            else "fisher"
+        )
         images, seed = (scores.images, scores.seed) if scores is not None and scores.images else (2000, 0)
         lines = [
             f"{run} score {name}{heads_option} --data {data} --criterion {criterion} --images {images} --seed {seed} "
@@ -187,7 +230,11 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
 
 
 def command_button(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan) -> None:
-    with st.popover("Copy command", icon=":material/terminal:", width="stretch", help="For a machine without a browser."):
+    with st.popover(
+        "Copy command", icon=":material/terminal:", width="stretch", help="For a machine without a browser."
+    ):
         st.code(commands(model, scores, what_if, plan), language="bash", wrap_lines=True, width=560)
         if not model.has_weights:
-            st.caption("MODEL is a checkpoint of this shape, IMAGES a folder of classes: this app has only its scores open.")
+            st.caption(
+                "MODEL is a checkpoint of this shape, IMAGES a folder of classes: this app has only its scores open."
+            )

@@ -14,7 +14,7 @@ MEANING = {MEASURED: "measured", ESTIMATED: "estimated", PUBLISHED: "published"}
 
 @dataclass(frozen=True)
 class Card:
-    """`mark` says where the number comes from; counted numbers have none. A stale one is pale until the new one is there."""
+    """`mark` says where the number comes from; counted ones have none. A stale one is pale until the new is there."""
 
     name: str
     value: str

@@ -54,7 +54,7 @@ def score_key(component: Component, block: int) -> str:
 
 
 def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
-    """Three fields that name a channel; first the least important residual channel that is still kept, so to speak any."""
+    """Three fields that name a channel."""
     shape = scores.shape
     a, b, c = st.columns(3)
     if "glass-component" not in st.session_state:
@@ -98,7 +98,11 @@ def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> Non
         where = "of its merged head" if component == "attention" else "in its block" if component == "ffn" else "of all"
         cards(
             [
-                Card("Score", f"{value:.3g} nats", f"± {error[number]:.2g} standard error" if error is not None else "no error given"),
+                Card(
+                    "Score",
+                    f"{value:.3g} nats",
+                    f"± {error[number]:.2g} standard error" if error is not None else "no error given",
+                ),
                 Card("Place", f"{rank} of {len(group)}", where),
                 Card("In this plan", "kept" if kept[number] else "removed", _margin(scores, key, group, kept, number)),
             ]
@@ -123,7 +127,9 @@ def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndar
     return f"{distance:.2g} nats from the cut"
 
 
-def removal_job(model: Opened, component: Component, block: int, number: int, spec: str, count: int = IMAGES) -> jobs.Job:
+def removal_job(
+    model: Opened, component: Component, block: int, number: int, spec: str, count: int = IMAGES
+) -> jobs.Job:
     """The job that removes one channel and looks at every image."""
     key = score_key(component, block)
 
@@ -136,7 +142,9 @@ def removal_job(model: Opened, component: Component, block: int, number: int, sp
         indices = measured.evaluation_indices(data, count)
         report.say(f"{len(indices):,} images with and without it")
         batches = data.batches(100 if model.shape.img_size[0] < 100 else 8, indices=indices)
-        result = remove_one(adapt(live.model, live.shape), batches, key, number, lambda done: report(done / len(indices)))
+        result = remove_one(
+            adapt(live.model, live.shape), batches, key, number, lambda done: report(done / len(indices))
+        )
         return Effect(
             kl=result.kl.numpy(),
             before=result.before.double().softmax(-1).numpy(),
@@ -148,7 +156,9 @@ def removal_job(model: Opened, component: Component, block: int, number: int, sp
             norms=weight_norms(live.model, key, number),
         )
 
-    return jobs.start(f"remove {opened.identity(model)} {spec} {key} {number} {count}", work, f"Removing channel {number}")
+    return jobs.start(
+        f"remove {opened.identity(model)} {spec} {key} {number} {count}", work, f"Removing channel {number}"
+    )
 
 
 def weight_norms(network: Any, key: str, number: int) -> dict[str, float]:
@@ -161,9 +171,15 @@ def weight_norms(network: Any, key: str, number: int) -> dict[str, float]:
     component, block = key.split(".")
     own = network.blocks[int(block)]
     if component == "ffn":
-        return {"fc1 row": float(own.mlp.fc1.weight[number].norm()), "fc2 column": float(own.mlp.fc2.weight[:, number].norm())}
+        return {
+            "fc1 row": float(own.mlp.fc1.weight[number].norm()),
+            "fc2 column": float(own.mlp.fc2.weight[:, number].norm()),
+        }
     width = own.attn.proj.weight.shape[1]
-    rows = {name: float(own.attn.qkv.weight[i * width + number].norm()) for i, name in enumerate(("q row", "k row", "v row"))}
+    rows = {
+        name: float(own.attn.qkv.weight[i * width + number].norm())
+        for i, name in enumerate(("q row", "k row", "v row"))
+    }
     return {**rows, "proj column": float(own.attn.proj.weight[:, number].norm())}
 
 
@@ -171,10 +187,15 @@ def _removal(model: Opened, component: Component, block: int, number: int) -> No
     spec = measured.image_spec(model)
     if not model.has_weights or not spec:
         needs = "images; give them on the Model page" if model.has_weights else "a model with weights"
-        st.info(f"Here you will see which images change when only this channel is removed. That needs {needs}.", icon=":material/visibility:")
+        st.info(
+            f"Here you will see which images change when only this channel is removed. That needs {needs}.",
+            icon=":material/visibility:",
+        )
         return
     name = (component, block, number)
-    if st.session_state.get("removed") != name and not st.button("Remove only this channel", icon=":material/content_cut:"):
+    if st.session_state.get("removed") != name and not st.button(
+        "Remove only this channel", icon=":material/content_cut:"
+    ):
         st.html('<p class="quiet">Shows which of 500 test images change, and how: before → after.</p>')
         return
     st.session_state["removed"] = name
@@ -206,5 +227,7 @@ def tiles(model: Opened, effect: Effect, spec: str, count: int = SHOWN, only: li
         first = f"{effect.names[was]} {effect.before[i, was]:.0%}"
         then = f"→ {effect.names[now]} {effect.after[i, now]:.0%}"
         picture = measured.data_uri(data.image(int(effect.indices[i])))
-        found.append(Tile(picture, f"{effect.names[effect.labels[i]]}: {first} {then}", (first, then, f"KL {effect.kl[i]:.2g}")))
+        found.append(
+            Tile(picture, f"{effect.names[effect.labels[i]]}: {first} {then}", (first, then, f"KL {effect.kl[i]:.2g}"))
+        )
     return found

@@ -61,5 +61,7 @@ def as_csv(chart: Chart) -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(table)
-    writer.writerows(zip(*(column.tolist() if hasattr(column, "tolist") else column for column in table.values()), strict=True))
+    writer.writerows(
+        zip(*(column.tolist() if hasattr(column, "tolist") else column for column in table.values()), strict=True)
+    )
     return text.getvalue()

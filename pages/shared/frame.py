@@ -47,7 +47,8 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
     except Exception as error:
         logging.getLogger(__name__).exception("%s failed", title)
         st.error(
-            f"Something unexpected happened ({type(error).__name__}); reload the page, and if it happens again, the server's "
+            f"Something unexpected happened ({type(error).__name__}); reload the page, and if it happens again, the "
+            "server's "
             "log has the details.",
             icon=":material/error:",
         )
@@ -84,6 +85,11 @@ def _strip() -> None:
         f"<b>{escape(model.name)}</b>",
         escape(words.scores_words(scores)),
         f"{escape(what_if.words)} removed",
-        f"<b>{words.short(count_parameters(plan.shape_after))}</b> of {words.short(count_parameters(model.shape))} parameters",
+        f"<b>{words.short(count_parameters(plan.shape_after))}</b> of {words.short(count_parameters(model.shape))} "
+        "parameters",
     ]
-    st.html('<div class="strip" role="status" aria-label="What is open">' + '<span class="dot">·</span>'.join(parts) + "</div>")
+    st.html(
+        '<div class="strip" role="status" aria-label="What is open">'
+        + '<span class="dot">·</span>'.join(parts)
+        + "</div>"
+    )

@@ -42,7 +42,9 @@ class Report:
             self._job.share = float(progress)
             return
         self._job.share, self._job.seconds_left = progress.share, progress.seconds_left
-        self._job.detail = f"{progress.done:,.0f} of {progress.total:,.0f} {progress.unit}" if progress.done < 1e6 else ""
+        self._job.detail = (
+            f"{progress.done:,.0f} of {progress.total:,.0f} {progress.unit}" if progress.done < 1e6 else ""
+        )
 
     def say(self, detail: str, share: float | None = None) -> None:
         """Name the step that is being done."""
@@ -131,9 +133,7 @@ def workers() -> Workers:
     return Workers()
 
 
-def start(
-    key: str, work: Callable[[Report], Any], title: str, *, long: bool = False, again: bool = False
-) -> Job:
+def start(key: str, work: Callable[[Report], Any], title: str, *, long: bool = False, again: bool = False) -> Job:
     """The job of this key: the one that runs or is done, else a new one. A failed or cancelled one is started again."""
     return workers().start(key, work, title, long=long, again=again)
 

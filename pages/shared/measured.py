@@ -70,7 +70,9 @@ def choose_images(model: Opened, spec: str) -> None:
 def images(model: Opened, spec: str, split: str) -> ImageSet:
     """The image set that fits the model; opened once. Raises DataError."""
     if not spec:
-        raise DataError("No images were chosen; give a folder of class folders, an archive of one, or a timm data set name.")
+        raise DataError(
+            "No images were chosen; give a folder of class folders, an archive of one, or a timm data set name."
+        )
     key = (opened.identity(model), spec, split)
     kept = _image_sets()
     if key not in kept:
@@ -138,9 +140,7 @@ def look(model: Opened, spec: str) -> jobs.Job:
             seen.add(label)
             best = int(probabilities[position].argmax())
             picture = data_uri(data.image(int(index)))
-            guesses.append(
-                Guess(int(index), picture, names[label], names[best], float(probabilities[position, best]))
-            )
+            guesses.append(Guess(int(index), picture, names[label], names[best], float(probabilities[position, best])))
             if len(guesses) == SHOWN:
                 break
         return Look(score_logits(logits, labels), tuple(guesses), data.name)

@@ -224,5 +224,3 @@ def _loaded() -> dict[str, Opened]:
 @st.cache_resource(show_spinner=False)
 def _models() -> dict[str, LoadedModel]:
     return {}
-
-

@@ -18,7 +18,9 @@ def panel() -> None:
     """Draw the panel; what is chosen there is opened on the next run."""
     with st.container(border=True, key="open-another"):
         st.markdown("**Open another**")
-        way = st.segmented_control("From", WAYS, default=WAYS[0], key="way", label_visibility="collapsed", required=True)
+        way = st.segmented_control(
+            "From", WAYS, default=WAYS[0], key="way", label_visibility="collapsed", required=True
+        )
         {WAYS[0]: _timm, WAYS[1]: _path, WAYS[2]: _upload, WAYS[3]: _published}[way]()
         if st.session_state.get(opened.KEY, "demo") != "demo":
             st.button("Back to the demo", icon=":material/home:", on_click=_choose, args=("demo",), type="tertiary")
@@ -42,7 +44,9 @@ def _open(source: str) -> None:
 def _timm() -> None:
     with st.form("timm", border=False):
         name = st.text_input("Name", placeholder="deit_small_patch16_224", help="Any ViT or DeiT that timm knows.")
-        weights = st.checkbox("With pretrained weights", value=True, help="Without them only widths and costs can be shown.")
+        weights = st.checkbox(
+            "With pretrained weights", value=True, help="Without them only widths and costs can be shown."
+        )
         if st.form_submit_button("Open") and name.strip():
             _open(name.strip() if weights else opened.WITHOUT_WEIGHTS + name.strip())
 
@@ -51,7 +55,8 @@ def _path() -> None:
     with st.form("path", border=False):
         path = st.text_input(
             "Path on the machine that runs this app", placeholder="/models/deit_base.pth",
-            help="A checkpoint of DeiT, timm or Hugging Face; a folder of timm or of this studio; a scores file; hf-hub:owner/name.",
+            help="A checkpoint of DeiT, timm or Hugging Face; a folder of timm or of this studio; a scores file; "
+                 "hf-hub:owner/name.",
         )  # fmt: skip
         heads = st.number_input(
             "Heads (0: as the file says)", 0, 64, 0,
@@ -85,5 +90,7 @@ def _published() -> None:
         )  # fmt: skip
         if st.form_submit_button("Open") and folder.strip():
             if not Path(folder.strip()).expanduser().is_dir():
-                raise CheckpointError(f"There is no folder {folder.strip()}; give the folder that holds the score files.")
+                raise CheckpointError(
+                    f"There is no folder {folder.strip()}; give the folder that holds the score files."
+                )
             _open(opened.PUBLISHED + folder.strip())

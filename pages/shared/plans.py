@@ -53,7 +53,9 @@ def note(model: Opened, scores: ImportanceScores, entry: Tried) -> None:
     before = known.pop(key, None)
     if before is not None:
         new = asdict(entry)
-        kept = {k: getattr(before, k) for k, v in new.items() if v in (None, 0) and k not in ("removed", "speed_measured")}
+        kept = {
+            k: getattr(before, k) for k, v in new.items() if v in (None, 0) and k not in ("removed", "speed_measured")
+        }
         entry = replace(entry, **kept)
         if before.speed_measured and not entry.speed_measured:
             entry = replace(entry, speed_up=before.speed_up, speed_measured=True)
@@ -88,7 +90,9 @@ def curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) -> lis
     ]
 
 
-def points(model: Opened, scores: ImportanceScores, now: WhatIf, cost: str, loss: str, teacher: float | None) -> list[Point]:
+def points(
+    model: Opened, scores: ImportanceScores, now: WhatIf, cost: str, loss: str, teacher: float | None
+) -> list[Point]:
     """Every plan tried, the one under the sliders, the model itself, and published models."""
     found = []
     for entry in tried(model, scores).values():
@@ -99,9 +103,11 @@ def points(model: Opened, scores: ImportanceScores, now: WhatIf, cost: str, loss
         data = [entry.what_if.residual, entry.what_if.attention, entry.what_if.heads, entry.what_if.ffn]
         if loss == LOSSES[0]:
             detail = f"{about}<br>single removals add up to {entry.removed:.3g} nats an image (estimated)"
-            found.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=here and entry.kl is None, data=data))
+            found.append(
+                Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=here and entry.kl is None, data=data)
+            )
             if entry.kl is not None:
-                detail = f"{about}<br>KL {entry.kl:.3g} nats an image, measured on {entry.images:,} images, before any training"
+                detail = f"{about}<br>KL {entry.kl:.3g} nats an image on {entry.images:,} images, measured, no training"
                 found.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))
         elif entry.top1 is not None:
             detail = f"{about}<br>top-1 {entry.top1:.1f} %, measured on {entry.images:,} images, before any training"
@@ -120,7 +126,9 @@ def published_points(cost: str) -> list[Point]:
     found = []
     for row in PUBLISHED:
         shape: ModelShape | None = deit_shape(row.widths) if row.widths else None
-        x = {"Parameters": row.params * 1e6, "MACs": count_macs(shape) if shape else None, "Speed-up": row.speed_up}[cost]
+        x = {"Parameters": row.params * 1e6, "MACs": count_macs(shape) if shape else None, "Speed-up": row.speed_up}[
+            cost
+        ]
         if x is None:
             continue
         detail = f"top-1 {row.top1} %, {row.params} M parameters, as published" + (f"; {row.note}" if row.note else "")

@@ -107,7 +107,8 @@ def panel(model: Opened) -> None:
                 "Scores", names, index=names.index(chosen) if chosen in names else 0,
                 format_func=lambda name: label(name, available[name]), key="which-scores",
                 on_change=lambda: choose(model, st.session_state["which-scores"]),
-                help="Score of a channel: the sum over images of KL(q ‖ p) in nats, q what the whole model says and p what it "
+                help="Score of a channel: the sum over images of KL(q ‖ p) in nats, q what the whole model says and p "
+                     "what it "
                 "says without that channel (Eq. 1 of the letter).",
             )  # fmt: skip
     with right:
@@ -132,7 +133,9 @@ def panel(model: Opened) -> None:
 def _form(model: Opened) -> None:
     with st.form("score", border=False):
         criterion = st.selectbox("Criterion", list(LABELS), format_func=LABELS.__getitem__)
-        spec = st.text_input("Images", value=measured.image_spec(model), help="A folder of class folders, or a timm data set.")
+        spec = st.text_input(
+            "Images", value=measured.image_spec(model), help="A folder of class folders, or a timm data set."
+        )
         one, two = st.columns(2)
         images = one.number_input("Number of images", 8, 100_000, 500, step=100)
         seed = two.number_input("Seed", 0, 10_000, 0, help="Which images are drawn.")

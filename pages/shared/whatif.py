@@ -24,9 +24,11 @@ SAVED = "what_if"
 HELP = {
     "residual": "Share of the model's D channels that every block reads and writes (component 1). Removing one narrows "
     "everything: the embedding, every norm, every layer.",
-    "attention": "Share of the channels inside each attention head (component 2). Heads are merged first, then the least "
+    "attention": "Share of the channels inside each attention head (component 2). Heads are merged first, then the "
+    "least "
     "important channels inside each merged head go.",
-    "heads": "Heads after merging: neighbouring heads are joined until this many are left. Joined heads share one softmax, so "
+    "heads": "Heads after merging: neighbouring heads are joined until this many are left. Joined heads share one "
+    "softmax, so "
     "this changes the model too, and no score foretells by how much.",
     "ffn": "Share of the hidden channels of every block's feed-forward network (component 3).",
 }
@@ -178,5 +180,6 @@ def preset_picker(shape: ModelShape) -> None:
 
     st.segmented_control(
         "Preset", list(named), key="preset", on_change=apply,
-        help="DeiT-S and DeiT-T are the widths of those published models, so stock timm loads the result under their name.",
+        help="DeiT-S and DeiT-T are the widths of those published models, so stock timm loads the result under their "
+             "name.",
     )  # fmt: skip

@@ -1,6 +1,7 @@
 """Screenshots of every page, light and dark, at 1440 and 1024 pixels, from the real app on a free port.
 
-    python tests/browser/shots.py OUT [--open SOURCE] [--page tradeoff] [--width 1440] [--theme light] [--query "residual=75"]
+    python tests/browser/shots.py OUT [--open SOURCE] [--page tradeoff] [--width 1440] [--theme light]
+                                  [--query "residual=75"] [--full]
 
 Writes OUT/<page>-<theme>-<width>.png; whole pages with --full.
 """
@@ -37,9 +38,22 @@ def server(environment: dict[str, str] | None = None, log: Path | None = None) -
     port = free_port()
     with (log or Path(os.devnull)).open("wb") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port), "--server.headless", "true"],
-            cwd=ROOT, env={**os.environ, **(environment or {})}, stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "streamlit",
+                "run",
+                "app.py",
+                "--server.port",
+                str(port),
+                "--server.headless",
+                "true",
+            ],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
         try:
             address = f"http://localhost:{port}"
             for _ in range(300):
@@ -109,7 +123,8 @@ def main() -> None:
                     settle(page)
                     if arguments.full:
                         height = page.evaluate(
-                            "Math.max(...[...document.querySelectorAll('[data-testid=stMain], section')].map(e => e.scrollHeight))"
+                            "Math.max(...[...document.querySelectorAll('[data-testid=stMain], section')].map(e => "
+                            "e.scrollHeight))"
                         )
                         page.set_viewport_size({"width": width, "height": int(height) + 20})
                         settle(page)

@@ -61,7 +61,7 @@ def test_nothing_overflows(visit: Visit, name: str, width: int) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     wide = page.evaluate(
         """() => { const main = document.querySelector('[data-testid=stMain]').getBoundingClientRect();
-        return [...document.querySelectorAll('[data-testid=stMain] .card, [data-testid=stMain] button, .js-plotly-plot')]
+        return [...document.querySelectorAll('.card, [data-testid=stMain] button, .js-plotly-plot')]
         .filter(e => e.getBoundingClientRect().right > main.right + 1).map(e => e.innerText.slice(0, 40)); }"""
     )
     assert wide == []
@@ -72,7 +72,9 @@ def test_every_chart_has_a_text_alternative(visit: Visit) -> None:
         page = visit(name)
         charts = page.locator('[data-testid="stPlotlyChart"]')
         for i in range(charts.count()):
-            html = charts.nth(i).evaluate("e => e.outerHTML.slice(0, 3000) + (e.parentElement?.outerHTML.slice(0, 500) ?? '')")
+            html = charts.nth(i).evaluate(
+                "e => e.outerHTML.slice(0, 3000) + (e.parentElement?.outerHTML.slice(0, 500) ?? '')"
+            )
             assert re.search(r'aria-label="[^"]{30,}', html), f"chart {i} of {name} says nothing"
 
 

@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from pages.shared.jobs import _run as RUN  # noqa: E402, N812
+from pages.shared.jobs import _run as RUN  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

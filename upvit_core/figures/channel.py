@@ -14,9 +14,16 @@ NEIGHBOURS = 12
 
 
 def place(
-    scores: ImportanceScores, component: Component, block: int, channel: int, group: np.ndarray, kept: np.ndarray, theme: Theme,
-    *, height: int = 260,
-) -> Chart:  # fmt: skip
+    scores: ImportanceScores,
+    component: Component,
+    block: int,
+    channel: int,
+    group: np.ndarray,
+    kept: np.ndarray,
+    theme: Theme,
+    *,
+    height: int = 260,
+) -> Chart:
     """The channel among those it competes with (`group`, source channels), with standard errors and the cut.
 
     kept: mask over the group.
@@ -31,21 +38,47 @@ def place(
     near = np.arange(max(0, at - NEIGHBOURS), min(len(group), at + NEIGHBOURS + 1))
     colour = COLOURS[component]
     traces: list[Spec] = [
-        {"type": "scatter", "mode": "lines", "x": rank.astype(np.float32), "y": values[order].astype(np.float32),
-         "line": {"color": colour, "width": 2}, "hovertemplate": "place %{x}: %{y:.3g} nats<extra></extra>"}
-    ]  # fmt: skip
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": rank.astype(np.float32),
+            "y": values[order].astype(np.float32),
+            "line": {"color": colour, "width": 2},
+            "hovertemplate": "place %{x}: %{y:.3g} nats<extra></extra>",
+        }
+    ]
     if errors is not None:
         traces.append(
-            {"type": "scatter", "mode": "markers", "x": rank[near], "y": values[order][near], "hoverinfo": "skip",
-             "marker": {"color": colour, "size": 5},
-             "error_y": {"type": "data", "array": errors[group][order][near], "color": colour, "thickness": 1.2, "width": 2}}
-        )  # fmt: skip
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": rank[near],
+                "y": values[order][near],
+                "hoverinfo": "skip",
+                "marker": {"color": colour, "size": 5},
+                "error_y": {
+                    "type": "data",
+                    "array": errors[group][order][near],
+                    "color": colour,
+                    "thickness": 1.2,
+                    "width": 2,
+                },
+            }
+        )
     own = float(values[order][at])
     marker: Spec = {
-        "type": "scatter", "mode": "markers", "x": [at + 1], "y": [own],
-        "marker": {"color": theme.text, "size": 13, "symbol": "diamond", "line": {"color": theme.surface, "width": 1.5}},
+        "type": "scatter",
+        "mode": "markers",
+        "x": [at + 1],
+        "y": [own],
+        "marker": {
+            "color": theme.text,
+            "size": 13,
+            "symbol": "diamond",
+            "line": {"color": theme.surface, "width": 1.5},
+        },
         "hovertemplate": f"channel {channel}: place {at + 1} of {len(group)}, {own:.3g} nats<extra></extra>",
-    }  # fmt: skip
+    }
     if errors is not None:
         marker["error_y"] = {
             "type": "data",
@@ -58,9 +91,15 @@ def place(
     low, high = float(values.min()), float(values.max())
     if 0 < cut < len(group):
         traces.append(
-            {"type": "scatter", "mode": "lines", "x": [cut + 0.5, cut + 0.5], "y": [low, high], "hoverinfo": "skip",
-             "line": {"color": theme.text, "width": 2, "dash": "dash"}}
-        )  # fmt: skip
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [cut + 0.5, cut + 0.5],
+                "y": [low, high],
+                "hoverinfo": "skip",
+                "line": {"color": theme.text, "width": 2, "dash": "dash"},
+            }
+        )
     layout: Spec = {
         "xaxis": axis(theme, "place, most important first"),
         "yaxis": axis(theme, "score, nats", type="log", exponentformat="power", nticks=5),
@@ -68,9 +107,16 @@ def place(
     }
     if 0 < cut < len(group):
         layout["annotations"].append(
-            {"x": cut + 0.5, "y": np.log10(high), "text": " cut", "xanchor": "left", "yanchor": "top", "showarrow": False,
-             "font": {"size": 13, "color": theme.text}}
-        )  # fmt: skip
+            {
+                "x": cut + 0.5,
+                "y": np.log10(high),
+                "text": " cut",
+                "xanchor": "left",
+                "yanchor": "top",
+                "showarrow": False,
+                "font": {"size": 13, "color": theme.text},
+            }
+        )
     figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 10, 46))
     name = f"{TITLES[component]} channel {channel}" + ("" if component == "residual" else f" of block {block}")
     stays = "kept" if at < cut else "removed"
@@ -100,25 +146,51 @@ def kl_by_image(kl: np.ndarray, changed: np.ndarray, component: Component, theme
     x = np.arange(1, len(y) + 1, dtype=np.float32)
     flips = changed[order]
     traces: list[Spec] = [
-        {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": {"color": COLOURS[component], "width": 2},
-         "fill": "tozeroy", "hovertemplate": "image in place %{x:.0f}: %{y:.3g} nats<extra></extra>"},
-        {"type": "scatter", "mode": "markers", "x": x[flips], "y": y[flips],
-         "marker": {"symbol": "x", "size": 9, "color": theme.text},
-         "hovertemplate": "prediction changes: %{y:.3g} nats<extra></extra>"},
-    ]  # fmt: skip
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "x": x,
+            "y": y,
+            "line": {"color": COLOURS[component], "width": 2},
+            "fill": "tozeroy",
+            "hovertemplate": "image in place %{x:.0f}: %{y:.3g} nats<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": x[flips],
+            "y": y[flips],
+            "marker": {"symbol": "x", "size": 9, "color": theme.text},
+            "hovertemplate": "prediction changes: %{y:.3g} nats<extra></extra>",
+        },
+    ]
     half = int(np.searchsorted(np.cumsum(y), y.sum() / 2)) + 1
-    text = f"sum {kl.sum():.3g} nats · half of it from {half} image{'s' if half != 1 else ''} · {int(changed.sum())} change (✕)"
+    images = f"{half} image{'s' if half != 1 else ''}"
+    text = f"sum {kl.sum():.3g} nats · half of it from {images} · {int(changed.sum())} change (✕)"
     layout: Spec = {
         "xaxis": axis(theme, f"{len(kl):,} images, the most affected first"),
         "yaxis": axis(theme, "KL, nats", type="log", exponentformat="power", nticks=5),
         "annotations": [
-            {"x": 1, "xref": "paper", "y": 1, "yref": "paper", "xanchor": "right", "yanchor": "top", "showarrow": False, "text": text,
-             "font": {"size": 14, "color": theme.text}}
+            {
+                "x": 1,
+                "xref": "paper",
+                "y": 1,
+                "yref": "paper",
+                "xanchor": "right",
+                "yanchor": "top",
+                "showarrow": False,
+                "text": text,
+                "font": {"size": 14, "color": theme.text},
+            }
         ],
-    }  # fmt: skip
+    }
     figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 10, 46))
-    return Chart(figure, "KL image by image", f"KL image by image: {text}.",
-                 lambda: {"image": np.arange(len(kl)), "kl_nats": kl, "prediction_changes": changed})  # fmt: skip
+    return Chart(
+        figure,
+        "KL image by image",
+        f"KL image by image: {text}.",
+        lambda: {"image": np.arange(len(kl)), "kl_nats": kl, "prediction_changes": changed},
+    )
 
 
 def before_after(
@@ -139,12 +211,24 @@ def before_after(
     labels = [names[i] for i in chosen]
     terms = before * (np.log(np.maximum(before, 1e-30)) - np.log(np.maximum(after, 1e-30)))
     traces: list[Spec] = [
-        {"type": "bar", "x": labels, "y": 100 * before[chosen], "name": "whole model",
-         "marker": {"color": "rgba(0,0,0,0)", "line": {"color": theme.text, "width": 2}},
-         "hovertemplate": "%{x}: %{y:.2f} % by the whole model<extra></extra>"},
-        {"type": "bar", "x": labels, "y": 100 * after[chosen], "name": "without the channel", "marker": {"color": COLOURS[component]},
-         "customdata": terms[chosen], "hovertemplate": "%{x}: %{y:.2f} % without it; its part of the KL %{customdata:.3g}<extra></extra>"},
-    ]  # fmt: skip
+        {
+            "type": "bar",
+            "x": labels,
+            "y": 100 * before[chosen],
+            "name": "whole model",
+            "marker": {"color": "rgba(0,0,0,0)", "line": {"color": theme.text, "width": 2}},
+            "hovertemplate": "%{x}: %{y:.2f} % by the whole model<extra></extra>",
+        },
+        {
+            "type": "bar",
+            "x": labels,
+            "y": 100 * after[chosen],
+            "name": "without the channel",
+            "marker": {"color": COLOURS[component]},
+            "customdata": terms[chosen],
+            "hovertemplate": "%{x}: %{y:.2f} % without it; its part of the KL %{customdata:.3g}<extra></extra>",
+        },
+    ]
     layout: Spec = {
         "barmode": "group",
         "bargap": 0.25,
@@ -161,6 +245,11 @@ def before_after(
     }
     figure = drawn(traces, layout, theme, height=height, margin=(60, 14, 36, 60))
     total = float(terms.sum())
-    alt = f"Probabilities of {len(labels)} classes before and after; KL {total:.3g} nats. Largest before: {names[int(before.argmax())]}."
-    return Chart(figure, "Before and after", alt,
-                 lambda: {"class": np.array(names), "before": before, "after": after, "kl_term_nats": terms})  # fmt: skip
+    largest = names[int(before.argmax())]
+    alt = f"Probabilities of {len(labels)} classes before and after; KL {total:.3g} nats. Largest before: {largest}."
+    return Chart(
+        figure,
+        "Before and after",
+        alt,
+        lambda: {"class": np.array(names), "before": before, "after": after, "kl_term_nats": terms},
+    )

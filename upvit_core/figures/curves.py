@@ -32,9 +32,14 @@ def plan_share(scores: ImportanceScores, plan: PruningPlan, component: Component
 
 
 def kept_curve(
-    scores: ImportanceScores, component: Component, plan: PruningPlan | None, theme: Theme, *, block: int | None = None,
+    scores: ImportanceScores,
+    component: Component,
+    plan: PruningPlan | None,
+    theme: Theme,
+    *,
+    block: int | None = None,
     height: int = 250,
-) -> Chart:  # fmt: skip
+) -> Chart:
     """Curves of every block (or of one, the others pale), the cut, and where the plan's own choice lies."""
     blocks = [0] if component == "residual" else list(range(scores.shape.depth))
     colour = COLOURS[component]
@@ -47,11 +52,17 @@ def kept_curve(
         chosen = block is None or b == block
         name = "all blocks" if component == "residual" else f"block {b}"
         traces.append(
-            {"type": "scatter", "mode": "lines", "x": (100 * x).astype(np.float32), "y": (100 * y).astype(np.float32),
-             "line": {"color": colour, "width": 2.5 if block == b or len(blocks) == 1 else 1.3},
-             "opacity": 1.0 if chosen and (block is not None or len(blocks) == 1) else 0.55 if chosen else 0.15,
-             "hovertemplate": f"{name}: the best %{{x:.0f}} % of channels hold %{{y:.1f}} % of the score<extra></extra>"}
-        )  # fmt: skip
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": (100 * x).astype(np.float32),
+                "y": (100 * y).astype(np.float32),
+                "line": {"color": colour, "width": 2.5 if block == b or len(blocks) == 1 else 1.3},
+                "opacity": 1.0 if chosen and (block is not None or len(blocks) == 1) else 0.55 if chosen else 0.15,
+                "hovertemplate": f"{name}: the best %{{x:.0f}} % of channels hold %{{y:.1f}} % of the "
+                "score<extra></extra>",
+            }
+        )
     alt = f"{TITLES[component]}: share of the total score kept against share of channels kept, {len(blocks)} curves."
     layout: Spec = {"annotations": []}
     if plan is not None:
@@ -60,21 +71,40 @@ def kept_curve(
         at = 100 * float(np.mean([x for x, _ in points]))
         held = [100 * y for _, y in points]
         traces.append(
-            {"type": "scatter", "mode": "lines", "x": [at, at], "y": [0, 100], "line": {"color": theme.text, "width": 2, "dash": "dash"},
-             "hoverinfo": "skip"}
-        )  # fmt: skip
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "x": [at, at],
+                "y": [0, 100],
+                "line": {"color": theme.text, "width": 2, "dash": "dash"},
+                "hoverinfo": "skip",
+            }
+        )
         traces.append(
-            {"type": "scatter", "mode": "markers", "x": [100 * x for x, _ in points], "y": held,
-             "marker": {"size": 8, "color": theme.surface, "line": {"color": colour, "width": 2}}, "text": [f"block {b}" for b in inside],
-             "hovertemplate": "this plan, %{text}: %{x:.0f} % of channels, %{y:.1f} % of the score<extra></extra>"}
-        )  # fmt: skip
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [100 * x for x, _ in points],
+                "y": held,
+                "marker": {"size": 8, "color": theme.surface, "line": {"color": colour, "width": 2}},
+                "text": [f"block {b}" for b in inside],
+                "hovertemplate": "this plan, %{text}: %{x:.0f} % of channels, %{y:.1f} % of the score<extra></extra>",
+            }
+        )
         low, high = min(held), max(held)
         words = f"{low:.0f} %" if high - low < 1 else f"{low:.0f} – {high:.0f} %"
         right = at < 45
         layout["annotations"].append(
-            {"x": at + (2 if right else -2), "y": 12, "xanchor": "left" if right else "right", "showarrow": False, "align": "left",
-             "text": f"{at:.0f} % of channels<br>hold <b>{words}</b>", "font": {"size": 13, "color": theme.text}}
-        )  # fmt: skip
+            {
+                "x": at + (2 if right else -2),
+                "y": 12,
+                "xanchor": "left" if right else "right",
+                "showarrow": False,
+                "align": "left",
+                "text": f"{at:.0f} % of channels<br>hold <b>{words}</b>",
+                "font": {"size": 13, "color": theme.text},
+            }
+        )
         alt += f" At the cut, {at:.0f} % of channels hold {words} of the score."
     layout["xaxis"] = axis(theme, "channels kept, %", range=[0, 101], dtick=25)
     layout["yaxis"] = axis(theme, "score kept, %", range=[0, 103], dtick=25)

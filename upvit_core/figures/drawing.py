@@ -16,7 +16,12 @@ ATTENTION_AT, FFN_AT = (27.5, 43.5), (54.5, 73.0)
 
 
 def drawing(
-    shape: ModelShape, theme: Theme, after: ModelShape | None = None, *, emphasis: Component | None = None, height: int = 330
+    shape: ModelShape,
+    theme: Theme,
+    after: ModelShape | None = None,
+    *,
+    emphasis: Component | None = None,
+    height: int = 330,
 ) -> Chart:
     """Draw `shape`, or `after` inside the outline of `shape`; with `emphasis` the other components are pale."""
     now = after or shape
@@ -70,8 +75,10 @@ def _alt(shape: ModelShape, after: ModelShape | None) -> str:
     now, block = after or shape, (after or shape).blocks[0]
     size = f"{now.img_size[0]} by {now.img_size[1]} pixels in patches of {now.patch_size[0]} by {now.patch_size[1]}"
     text = (
-        f"Drawing of {now.name}: {size}, a residual stream of {now.embed_dim} channels through {now.depth} blocks, each with "
-        f"attention of {block.num_heads} heads times {block.head_dim} channels and an FFN of {block.ffn} hidden channels, then "
+        f"Drawing of {now.name}: {size}, a residual stream of {now.embed_dim} channels through {now.depth} blocks, "
+        "each with "
+        f"attention of {block.num_heads} heads times {block.head_dim} channels and an FFN of {block.ffn} hidden "
+        "channels, then "
         f"a classifier of {now.num_classes} classes."
     )
     if after:
@@ -118,16 +125,36 @@ class _Pen:
 
     def arrow(self, x0: float, y0: float, x1: float, y1: float) -> None:
         self.annotations.append(
-            {"x": x1, "y": y1, "ax": x0, "ay": y0, "xref": "x", "yref": "y", "axref": "x", "ayref": "y", "showarrow": True,
-             "arrowhead": 2, "arrowsize": 1, "arrowwidth": 1.6, "arrowcolor": self.theme.quiet, "text": ""}
-        )  # fmt: skip
+            {
+                "x": x1,
+                "y": y1,
+                "ax": x0,
+                "ay": y0,
+                "xref": "x",
+                "yref": "y",
+                "axref": "x",
+                "ayref": "y",
+                "showarrow": True,
+                "arrowhead": 2,
+                "arrowsize": 1,
+                "arrowwidth": 1.6,
+                "arrowcolor": self.theme.quiet,
+                "text": "",
+            }
+        )
 
     def label(self, x: float, y: float, text: str, colour: str | None = None, size: int = 14) -> None:
         swatch = f'<span style="color:{colour}">■</span> ' if colour else ""
         self.annotations.append(
-            {"x": x, "y": y, "text": swatch + text, "showarrow": False, "font": {"size": size, "color": self.theme.text},
-             "yanchor": "middle"}
-        )  # fmt: skip
+            {
+                "x": x,
+                "y": y,
+                "text": swatch + text,
+                "showarrow": False,
+                "font": {"size": size, "color": self.theme.text},
+                "yanchor": "middle",
+            }
+        )
 
     def image(self, x0: float, x1: float, shape: ModelShape) -> None:
         """The image, cut into patches (at most 8 by 8 are drawn)."""
@@ -155,13 +182,29 @@ class _Pen:
 
     def block_outline(self, x0: float, x1: float, y0: float, y1: float, depth: int) -> None:
         self.shapes.insert(
-            0, {"type": "rect", "x0": x0, "x1": x1, "y0": y0, "y1": y1, "line": {"color": self.theme.grid, "width": 1.5},
-                "fillcolor": self.theme.panel, "layer": "below"}
-        )  # fmt: skip
+            0,
+            {
+                "type": "rect",
+                "x0": x0,
+                "x1": x1,
+                "y0": y0,
+                "y1": y1,
+                "line": {"color": self.theme.grid, "width": 1.5},
+                "fillcolor": self.theme.panel,
+                "layer": "below",
+            },
+        )
         self.annotations.append(
-            {"x": x1 - 0.7, "y": y1 - 0.5, "text": f"<b>one block, × {depth}</b>", "showarrow": False, "xanchor": "right",
-             "yanchor": "top", "font": {"size": 14, "color": self.theme.quiet}}
-        )  # fmt: skip
+            {
+                "x": x1 - 0.7,
+                "y": y1 - 0.5,
+                "text": f"<b>one block, × {depth}</b>",
+                "showarrow": False,
+                "xanchor": "right",
+                "yanchor": "top",
+                "font": {"size": 14, "color": self.theme.quiet},
+            }
+        )
 
     def branch(self, x: float, x_to: float, stream: float, y: float) -> None:
         """Out of the stream, through a LayerNorm, into a component."""

@@ -27,7 +27,7 @@ MEANING: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One plan. low and high bound y, where that is known; `now` is the one under the sliders; `data` comes back on a click."""
+    """One plan. low and high bound y where that is known; `now`: under the sliders; `data` comes back on a click."""
 
     name: str
     x: float
@@ -51,9 +51,16 @@ class Line:
 
 
 def front(
-    points: Sequence[Point], lines: Sequence[Line], theme: Theme, *, x_title: str, y_title: str, log_y: bool = False, log_x: bool = False,
+    points: Sequence[Point],
+    lines: Sequence[Line],
+    theme: Theme,
+    *,
+    x_title: str,
+    y_title: str,
+    log_y: bool = False,
+    log_x: bool = False,
     height: int = 420,
-) -> Chart:  # fmt: skip
+) -> Chart:
     """Scatter of plans; points with a name are labelled, the current one is ringed."""
     accent = "#0072B2" if theme.name == "light" else "#3a9bd9"
     colours: dict[Kind, str] = {
@@ -63,23 +70,41 @@ def front(
         "teacher": theme.text,
     }
     traces: list[Spec] = [
-        {"type": "scatter", "mode": "lines", "name": line.name, "x": line.x.astype(np.float32), "y": line.y.astype(np.float32),
-         "line": {"color": theme.quiet, "width": 1.8, "dash": line.dash}, "hoverinfo": "skip"}
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": line.name,
+            "x": line.x.astype(np.float32),
+            "y": line.y.astype(np.float32),
+            "line": {"color": theme.quiet, "width": 1.8, "dash": line.dash},
+            "hoverinfo": "skip",
+        }
         for line in lines
-    ]  # fmt: skip
+    ]
     for kind, symbol in SYMBOLS.items():
         own = [point for point in points if point.kind == kind]
         if not own:
             continue
         trace: Spec = {
-            "type": "scatter", "mode": "markers+text", "name": MEANING[kind], "x": [p.x for p in own], "y": [p.y for p in own],
-            "text": [p.name if kind != "estimated" or p.now else "" for p in own], "textposition": "top center",
+            "type": "scatter",
+            "mode": "markers+text",
+            "name": MEANING[kind],
+            "x": [p.x for p in own],
+            "y": [p.y for p in own],
+            "text": [p.name if kind != "estimated" or p.now else "" for p in own],
+            "textposition": "top center",
             "textfont": {"size": 12, "color": theme.text if kind != "published" else theme.quiet},
             "customdata": [[p.name, p.detail, p.data] for p in own],
             "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>",
-            "marker": {"symbol": symbol, "size": 15 if kind == "teacher" else 11, "color": colours[kind], "line": {"width": 2}},
-            "selected": {"marker": {"opacity": 1}}, "unselected": {"marker": {"opacity": 1}},
-        }  # fmt: skip
+            "marker": {
+                "symbol": symbol,
+                "size": 15 if kind == "teacher" else 11,
+                "color": colours[kind],
+                "line": {"width": 2},
+            },
+            "selected": {"marker": {"opacity": 1}},
+            "unselected": {"marker": {"opacity": 1}},
+        }
         if any(p.low is not None for p in own):
             up = [(p.high or p.y) - p.y for p in own]
             down = [p.y - (p.low if p.low is not None else p.y) for p in own]
@@ -95,18 +120,31 @@ def front(
     here = [point for point in points if point.now]
     if here:
         traces.append(
-            {"type": "scatter", "mode": "markers", "name": "under the sliders", "x": [p.x for p in here], "y": [p.y for p in here],
-             "marker": {"symbol": "circle-open", "size": 24, "color": COLOURS["attention"], "line": {"width": 3.5}}, "hoverinfo": "skip"}
-        )  # fmt: skip
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": "under the sliders",
+                "x": [p.x for p in here],
+                "y": [p.y for p in here],
+                "marker": {"symbol": "circle-open", "size": 24, "color": COLOURS["attention"], "line": {"width": 3.5}},
+                "hoverinfo": "skip",
+            }
+        )
     layout: Spec = {
         "xaxis": axis(theme, x_title, **_log(log_x)),
         "yaxis": axis(theme, y_title, **_log(log_y)),
         "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "font": {"size": 12, "color": theme.text},
-                   "bgcolor": "rgba(0,0,0,0)"},
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "y": 1.01,
+            "yanchor": "bottom",
+            "font": {"size": 12, "color": theme.text},
+            "bgcolor": "rgba(0,0,0,0)",
+        },
         "hovermode": "closest",
         "clickmode": "event+select",
-    }  # fmt: skip
+    }
     figure = drawn(traces, layout, theme, height=height, margin=(70, 24, 62, 52))
     counts = ", ".join(f"{sum(p.kind == kind for p in points)} {MEANING[kind]}" for kind in SYMBOLS)
     now = f" Under the sliders: {here[0].detail}." if here else ""

@@ -185,7 +185,8 @@ def _alt(p: Picture, unit: str) -> str:
     low, high = 10.0 ** np.nanmin(p.values), 10.0 ** np.nanmax(p.values)
     rows = f"{len(p.blocks)} blocks" if len(p.blocks) > 1 else "one row"
     sorted_as = "most important first" if p.order == "importance" else "in the model's order"
-    return f"{heading(p)}. Heatmap of {rows} by {p.width} channels, {sorted_as}; scores from {low:.2g} to {high:.2g} {unit}."
+    scores = f"scores from {low:.2g} to {high:.2g} {unit}"
+    return f"{heading(p)}. Heatmap of {rows} by {p.width} channels, {sorted_as}; {scores}."
 
 
 def _hover(p: Picture) -> tuple[np.ndarray, str]:
@@ -205,9 +206,17 @@ def traces_of(p: Picture, theme: Theme, *, number: int, limits: tuple[float, flo
     shared = {"type": "heatmap", "x0": (p.step - 1) / 2, "dx": p.step, "y0": 0, "dy": 1, **axes}
     ticks, labels = log_ticks(*limits)
     traces: list[Spec] = [
-        {**shared, "z": p.values, "zmin": limits[0], "zmax": limits[1], "colorscale": "Cividis", "customdata": data,
-         "hovertemplate": template, "colorbar": {**colourbar, "tickvals": ticks, "ticktext": labels}}
-    ]  # fmt: skip
+        {
+            **shared,
+            "z": p.values,
+            "zmin": limits[0],
+            "zmax": limits[1],
+            "colorscale": "Cividis",
+            "customdata": data,
+            "hovertemplate": template,
+            "colorbar": {**colourbar, "tickvals": ticks, "ticktext": labels},
+        }
+    ]
     if p.removed.any():
         veil = np.round(100 * p.removed).astype(np.uint8)
         scale = [[0, theme.veil_at(0)], [1, theme.veil_at(0.64)]]
@@ -248,20 +257,32 @@ def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, ord
     start = inner
     for number, (p, height, name) in enumerate(zip(pictures, heights, names, strict=True), start=1):
         bar = {
-            "x": 1.012, "y": (start - height / 2) / inner, "yanchor": "middle", "len": max(height, 84) / inner,
-            "thickness": 10, "outlinewidth": 0, "tickfont": {"size": 12, "color": theme.quiet},
-        }  # fmt: skip
+            "x": 1.012,
+            "y": (start - height / 2) / inner,
+            "yanchor": "middle",
+            "len": max(height, 84) / inner,
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickfont": {"size": 12, "color": theme.quiet},
+        }
         traces += traces_of(p, theme, number=number, limits=colour_range(p.values), colourbar=bar)
         x, y = axes_of(p, theme, f"{name}, {words}")
         layout[f"xaxis{number}"] = {**x, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**y, "anchor": f"x{number}", "domain": [(start - height) / inner, start / inner]}
         layout["annotations"].append(
             {
-                "x": 0, "xref": "paper", "xanchor": "left", "y": start / inner, "yref": "paper", "yanchor": "bottom",
-                "yshift": 6, "showarrow": False, "font": {"size": 15, "color": theme.text},
+                "x": 0,
+                "xref": "paper",
+                "xanchor": "left",
+                "y": start / inner,
+                "yref": "paper",
+                "yanchor": "bottom",
+                "yshift": 6,
+                "showarrow": False,
+                "font": {"size": 15, "color": theme.text},
                 "text": f'<span style="color:{COLOURS[p.component]}">■</span> <b>{heading(p)}</b>',
             }
-        )  # fmt: skip
+        )
         start -= height + gap
     figure = drawn(traces, layout, theme, height=int(inner + top + bottom), margin=(56, 64, int(top), int(bottom)))
     alt = " ".join(_alt(p, scores.unit) for p in pictures)
@@ -294,9 +315,16 @@ def heatmap(
     top, bottom, strip = 10.0, 46.0, 44.0
     inner = height - top - bottom
     share = strip / inner if single else 1.0
-    bar = {"x": 1.008, "y": 0.5, "yanchor": "middle", "len": 1.0, "thickness": 11, "outlinewidth": 0,
-           "tickfont": {"size": 12, "color": theme.quiet},
-           "title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}}}  # fmt: skip
+    bar = {
+        "x": 1.008,
+        "y": 0.5,
+        "yanchor": "middle",
+        "len": 1.0,
+        "thickness": 11,
+        "outlinewidth": 0,
+        "tickfont": {"size": 12, "color": theme.quiet},
+        "title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}},
+    }
     traces = traces_of(p, theme, number=1, limits=limits, colourbar=bar)
     words = "most important first" if order == "importance" else "in the model's order"
     name = {"residual": "residual channels", "attention": "attention channels, head by head", "ffn": "hidden channels"}[
@@ -319,17 +347,39 @@ def heatmap(
     R, C = p.values.shape
     columns = np.arange(C, dtype=np.float32) * p.step + (p.step - 1) / 2
     traces.append(
-        {"type": "scattergl", "mode": "markers", "x": np.tile(columns, R), "y": np.repeat(np.arange(R, dtype=np.float32), C),
-         "customdata": data.reshape(-1, 2), "hovertemplate": template, "xaxis": "x", "yaxis": "y",
-         "marker": {"size": 7, "color": "rgba(0,0,0,0)"}, "selected": {"marker": {"color": "rgba(0,0,0,0)"}},
-         "unselected": {"marker": {"color": "rgba(0,0,0,0)"}}}
-    )  # fmt: skip
+        {
+            "type": "scattergl",
+            "mode": "markers",
+            "x": np.tile(columns, R),
+            "y": np.repeat(np.arange(R, dtype=np.float32), C),
+            "customdata": data.reshape(-1, 2),
+            "hovertemplate": template,
+            "xaxis": "x",
+            "yaxis": "y",
+            "marker": {"size": 7, "color": "rgba(0,0,0,0)"},
+            "selected": {"marker": {"color": "rgba(0,0,0,0)"}},
+            "unselected": {"marker": {"color": "rgba(0,0,0,0)"}},
+        }
+    )
     place = None if selected is None else find(p, *selected)
     if place is not None:
         traces.append(
-            {"type": "scatter", "mode": "markers", "x": [place[0]], "y": [place[1]], "hoverinfo": "skip", "xaxis": "x", "yaxis": "y",
-             "marker": {"symbol": "square-open", "size": 15, "line": {"width": 3, "color": theme.text}, "color": theme.text}}
-        )  # fmt: skip
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [place[0]],
+                "y": [place[1]],
+                "hoverinfo": "skip",
+                "xaxis": "x",
+                "yaxis": "y",
+                "marker": {
+                    "symbol": "square-open",
+                    "size": 15,
+                    "line": {"width": 3, "color": theme.text},
+                    "color": theme.text,
+                },
+            }
+        )
     figure = drawn(traces, layout, theme, height=height, margin=(60, 78, int(top), int(bottom)))
     blocks = (0,) if component == "residual" else p.blocks
     chart = Chart(figure, heading(p), _alt(p, scores.unit), lambda: _table(scores, component, plan, blocks))
@@ -347,9 +397,16 @@ def _profile(scores: ImportanceScores, p: Picture, theme: Theme) -> list[Spec]:
         error = scores.stderr[key][p.channel[0]]
         band = np.concatenate([y + error, np.maximum(y - error, p.floor)[::-1]]).astype(np.float32)
         traces.append(
-            {**axes, "x": np.concatenate([x, x[::-1]]), "y": band, "fill": "toself", "fillcolor": COLOURS[p.component],
-             "opacity": 0.25, "line": {"width": 0}}
-        )  # fmt: skip
+            {
+                **axes,
+                "x": np.concatenate([x, x[::-1]]),
+                "y": band,
+                "fill": "toself",
+                "fillcolor": COLOURS[p.component],
+                "opacity": 0.25,
+                "line": {"width": 0},
+            }
+        )
     traces.append({**axes, "x": x, "y": y, "line": {"color": COLOURS[p.component], "width": 2}})
     if p.cuts is not None and p.removed.any():
         size = p.width // p.groups
@@ -381,7 +438,7 @@ def channel_at(p: Picture, x: float, y: float) -> tuple[int, int]:
 
 
 def score_table(scores: ImportanceScores, plan: PruningPlan | None = None) -> dict[str, np.ndarray]:
-    """Every channel of every component as columns: component, block (-1: residual), channel, score, stderr, rank, kept."""
+    """Every channel as columns: component, block (-1: residual), channel, score, stderr, rank, kept."""
     parts = []
     for component in COMPONENTS:
         part = _table(scores, component, plan, (0,) if component == "residual" else range(scores.shape.depth))

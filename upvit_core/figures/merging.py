@@ -56,7 +56,8 @@ def merging(
     ) -> None:
         bend = (x0 + x1) / 2
         path = (
-            f"M {x0},{left[0]:.5f} C {bend},{left[0]:.5f} {bend},{right[0]:.5f} {x1},{right[0]:.5f} L {x1},{right[1]:.5f} "
+            f"M {x0},{left[0]:.5f} C {bend},{left[0]:.5f} {bend},{right[0]:.5f} {x1},{right[0]:.5f} L "
+            f"{x1},{right[1]:.5f} "
             f"C {bend},{right[1]:.5f} {bend},{left[1]:.5f} {x0},{left[1]:.5f} Z"
         )
         shapes.append({"type": "path", "path": path, "fillcolor": fill, "opacity": opacity, "line": {"width": 0}})
@@ -113,13 +114,31 @@ def merging(
         label(0.85, 1.07, f"<b>{now} heads</b> × {stay}")
     ticks, labels = log_ticks(low, high)
     traces: list[Spec] = [
-        {"type": "scatter", "mode": "markers", **hover, "hovertemplate": "%{text}<extra></extra>",
-         "marker": {"size": 26, "opacity": 0, "color": np.linspace(low, high, len(hover["x"])), "colorscale": "Cividis", "cmin": low,
-                    "cmax": high, "showscale": True,
-                    "colorbar": {"title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}},
-                                 "tickvals": ticks, "ticktext": labels, "thickness": 10, "len": 0.9, "outlinewidth": 0,
-                                 "tickfont": {"color": theme.quiet}}}}
-    ]  # fmt: skip
+        {
+            "type": "scatter",
+            "mode": "markers",
+            **hover,
+            "hovertemplate": "%{text}<extra></extra>",
+            "marker": {
+                "size": 26,
+                "opacity": 0,
+                "color": np.linspace(low, high, len(hover["x"])),
+                "colorscale": "Cividis",
+                "cmin": low,
+                "cmax": high,
+                "showscale": True,
+                "colorbar": {
+                    "title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}},
+                    "tickvals": ticks,
+                    "ticktext": labels,
+                    "thickness": 10,
+                    "len": 0.9,
+                    "outlinewidth": 0,
+                    "tickfont": {"color": theme.quiet},
+                },
+            },
+        }
+    ]
     layout: Spec = {
         "shapes": shapes,
         "annotations": annotations,
@@ -129,7 +148,8 @@ def merging(
     figure = drawn(traces, layout, theme, height=height, margin=(8, 8, 8, 8))
     held = merged_kept.sum() / merged_score.sum()
     alt = (
-        f"Attention of block {block}: {before} heads of {per} channels flow into {now} merged heads of {width // now}, of which "
+        f"Attention of block {block}: {before} heads of {per} channels flow into {now} merged heads of "
+        f"{width // now}, of which "
         f"each keeps {int(kept.sum()) // now}; together they hold {held:.0%} of the block's score."
     )
     return Chart(

@@ -1,6 +1,7 @@
 """Published results, as published: to be drawn beside measured ones as hollow diamonds, never mixed with them.
 
-Source: "A Unified Pruning Framework for Vision Transformers" (arXiv 2111.15127) and the papers named there; ImageNet top-1.
+Source: "A Unified Pruning Framework for Vision Transformers" (arXiv 2111.15127) and the papers named
+there; ImageNet top-1.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def power_of_ten(exponent: int) -> str:
 
 
 def log_ticks(low: float, high: float, most: int = 4) -> tuple[list[float], list[str]]:
-    """Exponents inside [low, high], at most `most` of them, and their labels; a range of about a decade gets 2 and 5 too."""
+    """Exponents inside [low, high], at most `most`, and their labels; a range of about a decade gets 2 and 5 too."""
     exponents = list(range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1))
     if len(exponents) < 2:
         around = range(int(np.floor(low)), int(np.ceil(high)) + 1)

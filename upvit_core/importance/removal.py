@@ -37,8 +37,8 @@ def remove_one(
 ) -> Removal:
     """Remove one channel of `key`, exactly as Eq. 1 does, on batches of images (B, C, H, W).
 
-    `progress` receives the number of images done; raise `Cancelled` in it to stop. Raises ScoresError for a channel that
-    the model does not have.
+    `progress` receives the number of images done; raise `Cancelled` in it to stop. Raises ScoresError for a channel
+    that the model does not have.
     """
     widths = expected_widths(adapter.shape)
     if key not in widths or not 0 <= channel < widths[key]:
