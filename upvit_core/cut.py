@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from upvit_core.data import ImageSet, open_images
+from upvit_core.basis import gather, prune_directions
+from upvit_core.data import ImageSet, draw_proxy, open_images
 from upvit_core.errors import PlanError
 from upvit_core.importance.criterion import Report, silent
+from upvit_core.models.adapt import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.planning.plan import PruningPlan
+from upvit_core.repair.repair import repair as mend
 from upvit_core.surgery import prune
 
 
@@ -36,4 +39,13 @@ def cut(
         data = open_images(
             data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
         )
-    raise PlanError("Repair and plans that keep directions are not built yet; use a plan of channels.")
+    proxy = draw_proxy(data, min(images, len(data)), seed)
+    adapter = adapt(loaded.model, loaded.shape)
+    stats = gather(adapter, proxy, report=report) if plan.basis == "directions" else None
+    if stats is None:
+        student = prune(loaded.model, loaded.shape, plan)
+    else:
+        student = prune_directions(loaded.model, loaded.shape, plan, stats)
+    if repair:
+        student, _ = mend(student, loaded.model, plan, proxy, stats=stats, report=report)
+    return student

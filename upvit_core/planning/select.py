@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import ModelShape, deit_shape
@@ -103,10 +105,20 @@ def plan_widths(
     requested: dict[str, Any],
     basis: str = "channels",
 ) -> PruningPlan:
-    """The best channels for given widths; `blocks` holds (heads, attention channels, ffn channels) of every block."""
+    """The best channels for given widths; `blocks` holds (heads, attention channels, ffn channels) of every block.
+
+    With basis "directions" and scores of channels, the leading directions stay: they come ordered by importance.
+
+    Raises PlanError where scores of directions are to give a plan of channels.
+    """
+    if scores.basis == "directions" != basis:
+        raise PlanError("These are scores of directions; plan with basis=directions, or score channels.")
+    leading = basis == "directions" and scores.basis == "channels"
     chosen = []
     for b, (heads, attention, ffn) in enumerate(blocks):
-        keep = keep_in_merged_heads(scores.attention(b), scores.shape.blocks[b].num_heads, heads, attention)
+        own = scores.shape.blocks[b]
+        values = -np.arange(own.attention, dtype=float) if leading else scores.attention(b)
+        keep = keep_in_merged_heads(values, own.num_heads, heads, attention)
         chosen.append(
             BlockPlan(
                 source=b,
@@ -114,6 +126,7 @@ def plan_widths(
                 ffn=Kept(keep=tuple(keep_best(scores.ffn(b), ffn).tolist())),
             )
         )
+    residual = np.arange(embed_dim) if leading else keep_best(scores.residual, embed_dim)
     return PruningPlan(
         model=scores.model,
         model_digest=scores.model_digest,
@@ -121,7 +134,7 @@ def plan_widths(
         criterion=scores.criterion,
         basis="directions" if basis == "directions" else "channels",
         source_shape=scores.shape.to_dict(),
-        residual=Kept(keep=tuple(keep_best(scores.residual, embed_dim).tolist())),
+        residual=Kept(keep=tuple(residual.tolist())),
         blocks=tuple(chosen),
         requested=requested,
     )

@@ -1,0 +1,83 @@
+"""Directions from which every reader can best guess what it read before: the metric `reading`.
+
+A reader s (qkv, fc1 or the heads) sees the normalised stream x, with second moment C_s, and answers an error e in it
+with about ½ gᵀe in the logits, where G_s = Σ g gᵀ. From k directions P its best linear guess of x leaves the error
+covariance C_s - C_s P (Pᵀ C_s P)⁻¹ Pᵀ C_s, so P should make ½ Σ_s tr(G_s · that) least. No eigenproblem gives it where
+the C_s differ; a few steps of L-BFGS from the leading eigenvectors of second moments and gradients added up do.
+
+Directions are nested by halving: the best half of all, then the best half of that half, and of the rest given it, and
+so on. Any leading part is then a good choice for its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+SMALLEST_PART = 4
+
+
+def reading_directions(C: Sequence[Tensor], G: Sequence[Tensor], steps: int = 40) -> Tensor:
+    """Orthonormal Q (n, n) whose leading columns read best; C, G: per reader (n, n), C positive definite."""
+    moments, weights = torch.stack(list(C)), torch.stack(list(G))
+    everything = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
+    return _ordered(moments, weights, everything[:, :0], everything, steps)
+
+
+def _ordered(C: Tensor, G: Tensor, fixed: Tensor, span: Tensor, steps: int) -> Tensor:
+    """A basis of `span` (n, m), the best part first, given that `fixed` (n, f) is known; C, G: (S, n, n)."""
+    left = C
+    if fixed.shape[1]:
+        known = C @ fixed  # (S, n, f)
+        left = C - known @ torch.linalg.solve(fixed.T @ known, known.mT)
+    seen = left @ span  # (S, n, m)
+    A, B = span.T @ seen, seen.mT @ G @ seen  # (S, m, m)
+    m = span.shape[1]
+    start = _mixture(A, span.T @ G @ span)
+    if m <= SMALLEST_PART:
+        return span @ start
+    chosen, rest = _best(A, B, start[:, : m // 2], steps)
+    first = _ordered(C, G, fixed, span @ chosen, steps)
+    return torch.cat([first, _ordered(C, G, torch.cat([fixed, first], 1), span @ rest, steps)], 1)
+
+
+def _mixture(A: Tensor, G: Tensor) -> Tensor:
+    """Orthonormal (m, m): eigenvectors of second moments and gradients added up, each with trace 1."""
+    activations, gradients = unit_trace(unit_trace(A).sum(0)), unit_trace(G.sum(0))
+    return torch.linalg.eigh(activations + gradients).eigenvectors.flip(-1)
+
+
+def unit_trace(matrices: Tensor) -> Tensor:
+    """Matrices (..., n, n), each over its trace."""
+    trace = matrices.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return matrices / trace.clamp_min(1e-300)[..., None, None]
+
+
+def _trace(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1).sum()
+
+
+def _gain(A: Tensor, B: Tensor, Q: Tensor) -> Tensor:
+    return _trace(torch.linalg.solve(Q.T @ A @ Q, Q.T @ B @ Q))
+
+
+def _best(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """X (m, k) orthonormal with Σ_s tr((Xᵀ A_s X)⁻¹ Xᵀ B_s X) large, and the complement (m, m - k)."""
+    X = start.clone(memory_format=torch.contiguous_format).requires_grad_()
+    everything = _trace(torch.linalg.solve(A, B))
+    scale = float(everything - _gain(A, B, start)) + 1e-300
+    search = torch.optim.LBFGS([X], lr=0.1, max_iter=steps, history_size=20, line_search_fn="strong_wolfe",
+                               tolerance_grad=0, tolerance_change=0)  # fmt: skip
+
+    def unread() -> Tensor:
+        search.zero_grad()
+        loss = (everything - _gain(A, B, torch.linalg.qr(X)[0])) / scale
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        search.step(unread)
+    whole = torch.linalg.qr(X.detach(), mode="complete")[0]
+    return whole[:, : X.shape[1]], whole[:, X.shape[1] :]

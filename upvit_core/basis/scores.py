@@ -1,0 +1,105 @@
+"""Scores of directions, in the same record as scores of channels, so that plans and pictures work in either basis.
+
+Residual: entry 0 is the constant, which LayerNorm spends and every plan keeps; the others are directions, the most
+important first. Attention: entry i of a head is its i-th strongest factor of q·k together with its i-th of v·proj.
+FFN: channels. All in nats, summed over the proxy images.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from upvit_core.basis.slice import prune_directions
+from upvit_core.basis.statistics import ProxyStatistics
+from upvit_core.errors import ScoresError
+from upvit_core.importance.criterion import Clock, Criterion, ImageSums, Proxy, Report, frozen, kl_divergence
+from upvit_core.importance.criterion import log_softmax, silent
+from upvit_core.importance.fisher import Fisher
+from upvit_core.importance.kl import KL
+from upvit_core.importance.scores import ImportanceScores, expected_widths
+from upvit_core.models.adapt import adapt
+from upvit_core.models.adapter import Adapter
+from upvit_core.models.shape import ModelShape
+from upvit_core.planning.plan import BlockPlan, Kept, KeptAttention, PruningPlan
+
+
+def whole_plan(shape: ModelShape, residual: tuple[int, ...] | None = None) -> PruningPlan:
+    """A plan of directions that keeps everything, or only the given entries of the residual."""
+    return PruningPlan(
+        basis="directions",
+        source_shape=shape.to_dict(),
+        residual=Kept(keep=residual or tuple(range(shape.embed_dim))),
+        blocks=tuple(
+            BlockPlan(
+                source=b,
+                attention=KeptAttention(heads=block.num_heads, keep=tuple(range(block.attention))),
+                ffn=Kept(keep=tuple(range(block.ffn))),
+            )
+            for b, block in enumerate(shape.blocks)
+        ),
+    )
+
+
+def directions_scores(
+    adapter: Adapter,
+    proxy: Proxy,
+    stats: ProxyStatistics,
+    criterion: Literal["fisher", "kl"] = "fisher",
+    *,
+    batch_size: int = 50,
+    report: Report = silent,
+) -> ImportanceScores:
+    """Scores of directions, with the keys and widths of channel scores.
+
+    `fisher` takes the residual's scores from `stats` (what each direction adds to those before it, to second order)
+    and one pass over `proxy` for the rest; `kl` removes each direction in turn (Eq. 1 exactly): D cuts and passes for
+    the residual, and the exact channel score of the rotated model for the rest.
+    """
+    if criterion not in ("fisher", "kl"):
+        raise ScoresError(f"Directions can be scored by fisher or kl, not {criterion!r}.")
+    start = time.perf_counter()
+    shape, model = adapter.shape, adapter.model
+    rotated = prune_directions(model, shape, whole_plan(shape), stats)
+    inner: Criterion
+    if criterion == "kl":
+        exact = {key: tuple(range(n)) for key, n in expected_widths(shape).items() if key != "residual"}
+        inner, residual = KL(channels=exact), _removal_kl(model, shape, proxy, stats, batch_size, report)
+    else:
+        inner, residual = Fisher(batch_size=batch_size), stats.direction_scores.numpy()
+    scores = inner.attribute(adapt(rotated, shape), proxy, report)
+    values = {"residual": np.concatenate([[residual.max()], residual])}
+    return scores.with_values(
+        values,
+        stderr={key: value for key, value in scores.stderr.items() if key != "residual"},
+        basis="directions",
+        seconds=time.perf_counter() - start,
+        notes={
+            **scores.notes, "metric": stats.metric, "constant": 0, "statistics_images": stats.images,
+            "statistics_digest": stats.data_digest, "statistics_seed": stats.seed,
+        },
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _removal_kl(
+    model: nn.Module, shape: ModelShape, proxy: Proxy, stats: ProxyStatistics, batch_size: int, report: Report
+) -> np.ndarray:
+    """Σ_i KL(q_i || p_i) of the model cut along all directions but one, for each of the D - 1 directions."""
+    device = next(model.parameters()).device
+    everything = range(shape.embed_dim)
+    clock = Clock(shape.embed_dim - 1, "directions", report)
+    with frozen(model):
+        log_q: list[Tensor] = [log_softmax(model(images)) for images, _ in proxy.batches(batch_size, device)]
+    result = np.zeros(shape.embed_dim - 1)
+    for direction in everything[1:]:
+        plan = whole_plan(shape, tuple(i for i in everything if i != direction))
+        cut = prune_directions(model, shape, plan, stats)
+        batches = zip(log_q, proxy.batches(batch_size, device), strict=True)
+        result[direction - 1] = sum(float(kl_divergence(q, cut(images)).sum()) for q, (images, _) in batches)
+        clock.advance(1, "residual")
+    return result
