@@ -134,3 +134,16 @@ ANYTHING = st.recursive(
 def test_random_json_never_crashes(content) -> None:
     with pytest.raises(PlanError):
         PruningPlan.from_json(json.dumps(content))
+
+
+def test_directions_keep_the_leading_ones_and_rank_ffn_by_score() -> None:
+    record = scores()
+    plan = plan_uniform(record, residual=0.5, attention=0.5, ffn=0.5, heads=3, basis="directions")
+    assert plan.basis == "directions"
+    assert plan.residual.keep == tuple(range(12))
+    assert plan.blocks[0].attention.keep == (0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19)
+    assert plan.blocks[0].ffn.keep == plan_uniform(record, ffn=0.5).blocks[0].ffn.keep
+    directions = replace(record, basis="directions")
+    assert plan_uniform(directions, ffn=0.5, basis="directions").basis == "directions"
+    with pytest.raises(PlanError, match="scores of directions"):
+        plan_uniform(directions, ffn=0.5)
