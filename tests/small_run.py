@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from upvit_core.models.shape import ModelShape
 from upvit_core.planning.select import plan_uniform
 from upvit_core.runs import DistillSettings, Run, RunSpec, RunStore
 from upvit_core.runs import worker as worker_module
+from upvit_core.runs.devices import lease
 
 CFG = {"input_size": (3, 16, 16), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "crop_pct": 1.0}
 SETTINGS: dict[str, Any] = {"batch_size": 8, "threads": 1, "workers": 0, "warmup_epochs": 0.5, "lr": 1e-3}
@@ -94,6 +97,26 @@ def fork_worker(run: Run) -> int:
         status = worker_module.main([str(run.folder)])
     finally:
         os._exit(status)
+
+
+@contextmanager
+def device_taken(store: RunStore, name: str = "cpu") -> Iterator[None]:
+    """Another process holds the device meanwhile (this one must not: its forks would hold it too)."""
+    store.root.mkdir(parents=True, exist_ok=True)
+    ready, told = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with lease(store.root, name) as held:
+            os.write(told, b"1" if held else b"0")
+            signal.pause()
+    assert os.read(ready, 1) == b"1"
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(ready)
+        os.close(told)
 
 
 def kill_after(pid: int, seconds: float) -> bool:

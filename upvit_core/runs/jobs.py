@@ -179,6 +179,11 @@ def _train(job: Distillation, examiner: Examiner, control: Control, save: Any) -
 
     def after_step(job: Distillation) -> None:
         nonlocal last_saved
+        per_step = (time.monotonic() - began) / (job.step - first)
+        control.update(
+            step=job.step, epoch=job.step / job.batches.steps_per_epoch, seconds=round(job.seconds, 1),
+            seconds_left=round(per_step * (job.total_steps - job.step), 1),
+        )  # fmt: skip
         try:
             if job.step in steps and not control.has_row("eval", job.step):
                 _eval_row(job, examiner, control)
@@ -190,11 +195,6 @@ def _train(job: Distillation, examiner: Examiner, control: Control, save: Any) -
         if time.monotonic() - last_saved > 60 * settings.checkpoint_minutes:
             save()
             last_saved = time.monotonic()
-        per_step = (time.monotonic() - began) / (job.step - first)
-        control.update(
-            step=job.step, epoch=job.step / job.batches.steps_per_epoch, seconds=round(job.seconds, 1),
-            seconds_left=round(per_step * (job.total_steps - job.step), 1),
-        )  # fmt: skip
 
     distill(job, report=control.row, after_step=after_step)
 

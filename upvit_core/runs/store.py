@@ -98,13 +98,17 @@ class RunStore:
         self.root = Path(root).resolve()
 
     def create(self, spec: RunSpec) -> Run:
-        """Write a new run's folder; it is queued until an executor takes it up."""
+        """Write a new run's folder; it is queued until an executor takes it up.
+
+        Paths that exist are made absolute, so that the run can be resumed from any working directory.
+        """
         self.root.mkdir(parents=True, exist_ok=True)
         with locked(self.root / ".lock", timeout=30.0) as held:
             if not held:
                 raise RunError(f"{self.root} has been locked by another process for 30 s; try again.")
             newest = max((run.spec.created for run in self._readable()), default=0)
-            spec = spec.model_copy(update={"created": max(time.time_ns(), newest + 1)})
+            places = {key: _absolute(getattr(spec, key)) for key in ("teacher", "student", "data", "data_root")}
+            spec = spec.model_copy(update=places | {"created": max(time.time_ns(), newest + 1)})
             stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(spec.created / 1e9))
             slug = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")[:40].strip("-") or spec.kind
             folder = self.root / f"{stamp}-{slug}-{secrets.token_hex(3)}"
@@ -252,6 +256,10 @@ class RunStore:
         else:
             why = "It was never started; Resume starts it."
         return state.model_copy(update={"state": "interrupted", "error": why, "seconds_left": None})
+
+
+def _absolute(place: str | None) -> str | None:
+    return os.path.abspath(place) if place and place != "demo" and os.path.exists(place) else place
 
 
 def _read_small(path: Path) -> bytes:

@@ -32,7 +32,7 @@ QUEUE_POLL_SECONDS = 0.3
 STATE_SECONDS = 1.0
 
 
-class Terminated(UPViTError):  # noqa: N818
+class Terminated(UPViTError):
     """The process was asked to end, and the run was not: it can go on later."""
 
 

@@ -1,0 +1,279 @@
+"""Runs as pictures: top-1 against images/s, and loss and top-1 against step. Vega-Lite, whose node a page can keep.
+
+Only the named data sets change while a run goes on; the specification stays, so that the browser redraws points in
+place. Filled marks are measured, hollow diamonds published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from upvit_core.figures.published import PUBLISHED
+from upvit_core.figures.theme import FONT, Theme
+
+Row = Mapping[str, Any]
+Spec = dict[str, Any]
+Quantity = Literal["loss", "top1", "kl_teacher"]
+# Paul Tol's qualitative colours that differ from the three of the components.
+COLOURS = ("#AA3377", "#997700", "#4477AA", "#CC6677", "#228833", "#EE7733", "#6655AA", "#338888", "#BB5566", "#777711")
+STAR = "M0,-1 L0.225,-0.31 L0.951,-0.309 L0.363,0.118 L0.588,0.809 L0,0.382 L-0.588,0.809 L-0.363,0.118 L-0.951,-0.309 L-0.225,-0.31 Z"
+EVALUATIONS = ("surgery", "eval", "final")
+TITLES: dict[Quantity, str] = {
+    "loss": "loss, nats",
+    "top1": "top-1, %",
+    "kl_teacher": "KL to the teacher, nats an image",
+}
+
+
+@dataclass(frozen=True)
+class VegaChart:
+    """A Vega-Lite specification with named data sets, and what belongs beside it: an alternative text and a table."""
+
+    spec: Spec
+    datasets: dict[str, pd.DataFrame]
+    alt: str
+    table: Callable[[], dict[str, np.ndarray]] = field(default=dict)
+
+
+@dataclass(frozen=True)
+class RunCurve:
+    """One run as it is drawn; `rows` are those of its metrics.jsonl. Runs of one `group` are joined into a curve."""
+
+    id: str
+    label: str
+    colour: str
+    rows: Sequence[Row]
+    plan: str = ""
+    group: str = ""
+    teacher: str = ""
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """After surgery and at each evaluation, in order of steps; empty until the first is there."""
+        return [row for row in self.rows if row.get("phase") in EVALUATIONS and _numbers(row, "top1", "images_per_s")]
+
+    @property
+    def teacher_row(self) -> Row | None:
+        return next((row for row in self.rows if row.get("phase") == "teacher" and _numbers(row, "top1")), None)
+
+    @property
+    def latest(self) -> Row | None:
+        found = self.evaluations
+        return found[-1] if found else None
+
+
+def _numbers(row: Row, *names: str) -> bool:
+    return all(isinstance(row.get(name), (int, float)) for name in names)
+
+
+def colour_of(position: int) -> str:
+    """Colour of a run by its position in the order of creation, so that it keeps it when others are hidden."""
+    return COLOURS[position % len(COLOURS)]
+
+
+def front_of(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Positions of the points that no other beats in both values, from left to right."""
+    order = sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1]))
+    best, kept = -np.inf, []
+    for i in order:
+        if points[i][1] > best:
+            best = points[i][1]
+            kept.append(i)
+    return kept[::-1]
+
+
+def speed_chart(
+    curves: Sequence[RunCurve], theme: Theme, *, relative: bool = False, published: bool = False, height: int = 440
+) -> VegaChart:
+    """Top-1 against images/s; `relative` divides each run's speed by its teacher's, measured in the same run."""
+    speed = {curve.id: _unit(curve, relative) for curve in curves}
+    path = [
+        {**_describe(curve), "x": row["images_per_s"] / speed[curve.id], "y": row["top1"], "phase": _phase(row),
+         "step": row.get("step"), "epoch": row.get("epoch"), "seconds": row.get("seconds"), "images": row.get("images"),
+         "kl": row.get("kl_teacher")}
+        for curve in curves for row in curve.evaluations
+    ]  # fmt: skip
+    last = {entry["id"]: entry for entry in path}  # the latest of each run
+    latest = list(last.values())
+    front = [(entry["x"], entry["y"]) for entry in latest]
+    teachers = _teachers(curves, relative)
+    front += [(t["x"], t["y"]) for t in teachers]
+    on_front = front_of(front)
+    sweeps = [e for e in sorted(latest, key=lambda e: e["x"]) if e["group"] and _shared(latest, e["group"])]
+    datasets = {
+        "path": _table(path, _PATH),
+        "latest": _table(latest, _PATH),
+        "sweeps": _table(sweeps, _PATH),
+        "teacher": _table(teachers, ("label", "x", "y", "images", "device", "runs")),
+        "front": _table([{"x": front[i][0], "y": front[i][1]} for i in on_front if len(on_front) > 1], ("x", "y")),
+        "published": _table(_published() if published and not relative else [], ("label", "x", "y", "note")),
+    }
+    title = "× the teacher's images/s, measured in the same run" if relative else "images/s, measured"
+    layers = [
+        _layer("front", {"type": "line", "strokeWidth": 7, "opacity": 0.22, "color": theme.text}, order="x"),
+        _layer("sweeps", {"type": "line", "strokeWidth": 1.6, "strokeDash": [5, 4], "color": theme.quiet}, order="x", detail="group"),
+        _rule("teacher", "x", theme),
+        _rule("teacher", "y", theme),
+        _layer("path", {"type": "line", "strokeWidth": 2}, order="step", detail="id", colour=True),
+        _layer("path", {"type": "point", "size": 34, "filled": True, "opacity": 0.75}, colour=True, tooltip=_PATH_TIPS),
+        _layer("latest", {"type": "point", "size": 150, "filled": True, "opacity": 1}, colour=True, tooltip=_PATH_TIPS),
+        _layer("latest", _text_mark(theme, 11), text="label"),
+        _layer("teacher", {"type": "point", "shape": STAR, "size": 190, "filled": True, "opacity": 1, "color": theme.text},
+               tooltip=_TEACHER_TIPS),
+        _layer("teacher", _text_mark(theme, -16), text="label"),
+        _layer("published", {"type": "point", "shape": "diamond", "size": 120, "filled": False, "strokeWidth": 2, "color": theme.quiet},
+               tooltip=_PUBLISHED_TIPS),
+        _layer("published", _text_mark(theme, 11, theme.quiet), text="label"),
+    ]  # fmt: skip
+    told = "; ".join(f"{e['label']} {e['y']:.1f} % at {e['x']:,.3g}" for e in latest) or "no run has been evaluated yet"
+    alt = f"Top-1 in percent against {title}: {told}."
+    return VegaChart(_spec(layers, theme, title, "top-1, %", height), datasets, alt, lambda: _columns(path))
+
+
+def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, height: int = 240) -> VegaChart:
+    """One line a run: the training loss as means over some steps, top-1 or the KL to the teacher at evaluations."""
+    phases = ("train",) if quantity == "loss" else EVALUATIONS
+    lines = [
+        {"id": curve.id, "label": curve.label, "colour": curve.colour, "x": row["step"], "y": row[quantity],
+         "epoch": row.get("epoch"), "seconds": row.get("seconds")}
+        for curve in curves for row in curve.rows if row.get("phase") in phases and _numbers(row, "step", quantity)
+    ]  # fmt: skip
+    ends = list({entry["id"]: entry for entry in lines}.values())
+    columns = ("id", "label", "colour", "x", "y", "epoch", "seconds")
+    mark = {"type": "line", "strokeWidth": 1.8, "point": False if quantity == "loss" else {"size": 30, "filled": True}}
+    tips = [_tip("label", "run"), _tip("x", "step", ",.0f"), _tip("y", TITLES[quantity], ".4g"), _tip("epoch", "epoch", ".2f"),
+            _tip("seconds", "seconds of training", ",.0f")]  # fmt: skip
+    layers = [
+        _layer("lines", mark, detail="id", colour=True, order="x", tooltip=tips),
+        _layer("ends", {"type": "point", "size": 60, "filled": True, "opacity": 1}, colour=True, tooltip=tips),
+    ]
+    told = "; ".join(f"{e['label']} {e['y']:.4g} at step {e['x']:,}" for e in ends) or "nothing yet"
+    return VegaChart(
+        _spec(layers, theme, "step", TITLES[quantity], height),
+        {"lines": _table(lines, columns), "ends": _table(ends, columns)},
+        f"{TITLES[quantity]} against step: {told}.",
+        lambda: _columns(lines),
+    )
+
+
+_PATH = ("id", "label", "colour", "group", "plan", "x", "y", "phase", "step", "epoch", "seconds", "images", "kl")
+
+
+def _tip(name: str, title: str, form: str | None = None) -> Spec:
+    return {"field": name, "title": title, **({"format": form} if form else {})}
+
+
+_PATH_TIPS = [
+    _tip("label", "run"), _tip("plan", "plan"), _tip("phase", "point"), _tip("y", "top-1, %", ".2f"),
+    _tip("images", "test images", ",.0f"), _tip("x", "speed", ",.4g"), _tip("kl", "KL to the teacher, nats", ".4f"),
+    _tip("epoch", "epoch", ".2f"), _tip("step", "step", ",.0f"), _tip("seconds", "seconds of training", ",.0f"),
+]  # fmt: skip
+_TEACHER_TIPS = [
+    _tip("label", "teacher"), _tip("y", "top-1, %", ".2f"), _tip("images", "test images", ",.0f"),
+    _tip("x", "speed, median over runs", ",.4g"), _tip("runs", "runs"), _tip("device", "device"),
+]  # fmt: skip
+_PUBLISHED_TIPS = [_tip("label", "published"), _tip("y", "top-1, %", ".2f"), _tip("x", "images/s, Titan Xp, batch 32", ",.1f"),
+                   _tip("note", "note")]  # fmt: skip
+
+
+def _describe(curve: RunCurve) -> Spec:
+    return {"id": curve.id, "label": curve.label, "colour": curve.colour, "group": curve.group, "plan": curve.plan}
+
+
+def _phase(row: Row) -> str:
+    return {"surgery": "after surgery", "eval": "while training", "final": "at the end"}[str(row["phase"])]
+
+
+def _unit(curve: RunCurve, relative: bool) -> float:
+    """What a run's speeds are divided by."""
+    row = curve.teacher_row
+    return float(row["images_per_s"]) if relative and row is not None and row.get("images_per_s") else 1.0
+
+
+def _shared(latest: Sequence[Row], group: str) -> bool:
+    return sum(entry["group"] == group for entry in latest) > 1
+
+
+def _teachers(curves: Sequence[RunCurve], relative: bool) -> list[Spec]:
+    """One star a teacher: its top-1, and the median of the speeds that its runs measured."""
+    by_name: dict[str, list[Row]] = {}
+    for curve in curves:
+        if (row := curve.teacher_row) is not None and _numbers(row, "images_per_s"):
+            by_name.setdefault(curve.teacher, []).append(row)
+    return [
+        {"label": name, "x": 1.0 if relative else median(row["images_per_s"] for row in rows), "y": rows[-1]["top1"],
+         "images": rows[-1].get("images"), "device": rows[-1].get("device", ""), "runs": len(rows)}
+        for name, rows in by_name.items()
+    ]  # fmt: skip
+
+
+def _published() -> list[Spec]:
+    return [
+        {"label": entry.name, "x": entry.images_per_s, "y": entry.top1, "note": entry.note or "as published, ImageNet"}
+        for entry in PUBLISHED
+        if entry.images_per_s is not None
+    ]
+
+
+def _table(entries: Sequence[Row], columns: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame({name: [entry.get(name) for entry in entries] for name in columns})
+
+
+def _columns(entries: Sequence[Row]) -> dict[str, np.ndarray]:
+    names = [name for name in (entries[0] if entries else {}) if name != "colour"]
+    return {name: np.array([entry[name] for entry in entries], dtype=object) for name in names}
+
+
+def _layer(
+    data: str, mark: Spec, *, order: str = "", detail: str = "", colour: bool = False, text: str = "",
+    tooltip: list[Spec] | None = None,
+) -> Spec:  # fmt: skip
+    encoding: Spec = {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "y", "type": "quantitative"}}
+    if order:
+        encoding["order"] = {"field": order, "type": "quantitative"}
+    if detail:
+        encoding["detail"] = {"field": detail, "type": "nominal"}
+    if colour:
+        encoding["color"] = {"field": "colour", "type": "nominal", "scale": None}
+    if text:
+        encoding["text"] = {"field": text, "type": "nominal"}
+    if tooltip:
+        encoding["tooltip"] = tooltip
+    return {"data": {"name": data}, "mark": mark, "encoding": encoding}
+
+
+def _rule(data: str, channel: str, theme: Theme) -> Spec:
+    return {
+        "data": {"name": data},
+        "mark": {"type": "rule", "strokeDash": [2, 4], "color": theme.quiet, "opacity": 0.8},
+        "encoding": {channel: {"field": channel, "type": "quantitative"}},
+    }
+
+
+def _text_mark(theme: Theme, offset: int, colour: str = "") -> Spec:
+    """Text beside a point: to the right, or above it where the offset is negative."""
+    place = {"dx": offset, "align": "left", "baseline": "middle"} if offset > 0 else {"dy": offset, "align": "center"}
+    return {"type": "text", "fontSize": 13, "color": colour or theme.text, **place}
+
+
+def _spec(layers: list[Spec], theme: Theme, x: str, y: str, height: int) -> Spec:
+    axis = {"gridColor": theme.grid, "domainColor": theme.grid, "tickColor": theme.grid, "labelColor": theme.quiet,
+            "titleColor": theme.quiet, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal"}  # fmt: skip
+    scales = {"zero": False, "nice": True, "padding": 24}
+    first = layers[0]["encoding"]
+    first["x"] = {**first["x"], "title": x, "scale": scales}
+    first["y"] = {**first["y"], "title": y, "scale": scales}
+    return {
+        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
+        "width": "container",
+        "height": height,
+        "layer": layers,
+        "resolve": {"scale": {"x": "shared", "y": "shared"}},
+        "config": {"axis": axis, "view": {"stroke": None}, "font": FONT, "background": theme.surface},
+    }
