@@ -208,8 +208,9 @@ def test_uneven_folder_opens_here_alone(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_timm_wrote_is_read(tmp_path: Path) -> None:
-    model = wide(num_heads=4, global_pool="avg", reg_tokens=1, no_embed_class=True)
-    timm.models.save_for_hf(model, tmp_path, safe_serialization=True)
+    arguments = {"num_heads": 4, "global_pool": "avg", "reg_tokens": 1, "no_embed_class": True}
+    model = wide(**arguments)
+    timm.models.save_for_hf(model, tmp_path, safe_serialization=True, model_args={**WIDE, **arguments})
     loaded = load_model(tmp_path)
     assert torch.equal(logits(loaded.model), logits(model))
     assert (loaded.shape.num_heads, loaded.shape.head_tokens, loaded.shape.num_reg_tokens) == (4, 0, 1)

@@ -121,13 +121,18 @@ def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
         temporary_index.unlink(missing_ok=True)
 
 
+def _is_plain(name: str) -> bool:
+    """True for a path that stays below its root."""
+    return "\n" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
 def _index(path: Path, out: BinaryIO | None) -> list[tuple[str, int, int]]:
     """(name, offset, bytes) of every image, its bytes copied to `out` where given."""
     rows = []
     with tarfile.open(path, "r:*" if out is None else "r|*") as tar:
         for member in tar:
             name = member.name.removeprefix("./")
-            if not member.isfile() or not name.lower().endswith(IMG_EXTENSIONS) or "\n" in name:
+            if not member.isfile() or not name.lower().endswith(IMG_EXTENSIONS) or not _is_plain(name):
                 continue
             offset = member.offset_data
             if out is not None:

@@ -125,6 +125,7 @@ class ImageSet:
         Raises DataError where none of the images can be read.
         """
         order = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
+        asked = len(order)
         if self.pixels.unreadable:
             order = order[~np.isin(order, list(self.pixels.unreadable))]
         chunks = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -140,7 +141,7 @@ class ImageSet:
             yield (x.to(torch.float32) / 255 - mean) / std, labels
         if not given:
             raise DataError(
-                f"None of the {len(order) or len(self)} images asked of {self.name} could be read "
+                f"None of the {asked} images asked of {self.name} could be read "
                 f"({', '.join(self.skipped[:3]) or 'none were asked for'}); check the files."
             )
 

@@ -85,7 +85,7 @@ def training_transform(
             is_training=True,
             scale=scale,
             hflip=hflip,
-            color_jitter=color_jitter,
+            color_jitter=color_jitter or None,
             auto_augment=auto_augment,
             re_prob=re_prob,
         )
