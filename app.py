@@ -9,6 +9,7 @@ st.navigation(
         st.Page("pages/explore/model.py", title="Model", icon=":material/memory:", url_path="model", default=True),
         st.Page("pages/explore/importance.py", title="Importance", icon=":material/grid_on:", url_path="importance"),
         st.Page("pages/explore/tradeoff.py", title="Trade-off", icon=":material/tune:", url_path="tradeoff"),
+        st.Page("pages/run/runs.py", title="Runs", icon=":material/model_training:", url_path="runs"),
         st.Page("pages/learn/method.py", title="Method", icon=":material/school:", url_path="method"),
     ],
     position="top",

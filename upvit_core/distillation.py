@@ -23,7 +23,7 @@ import torch
 from accelerate import Accelerator
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+from timm.optim import create_optimizer_v2
 from timm.scheduler.cosine_lr import CosineLRScheduler
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn

@@ -22,7 +22,10 @@ Spec = dict[str, Any]
 Quantity = Literal["loss", "top1", "kl_teacher"]
 # Paul Tol's qualitative colours that differ from the three of the components.
 COLOURS = ("#AA3377", "#997700", "#4477AA", "#CC6677", "#228833", "#EE7733", "#6655AA", "#338888", "#BB5566", "#777711")
-STAR = "M0,-1 L0.225,-0.31 L0.951,-0.309 L0.363,0.118 L0.588,0.809 L0,0.382 L-0.588,0.809 L-0.363,0.118 L-0.951,-0.309 L-0.225,-0.31 Z"
+STAR = (
+    "M0,-1 L0.225,-0.31 L0.951,-0.309 L0.363,0.118 L0.588,0.809 L0,0.382 L-0.588,0.809 L-0.363,0.118 "
+    "L-0.951,-0.309 L-0.225,-0.31 Z"
+)
 EVALUATIONS = ("surgery", "eval", "final")
 TITLES: dict[Quantity, str] = {
     "loss": "loss, nats",
@@ -99,8 +102,8 @@ def speed_chart(
          "kl": row.get("kl_teacher")}
         for curve in curves for row in curve.evaluations
     ]  # fmt: skip
-    last = {entry["id"]: entry for entry in path}  # the latest of each run
-    latest = list(last.values())
+    latest = list({entry["id"]: entry for entry in path}.values())
+    starts = list({entry["id"]: entry for entry in reversed(path)}.values())
     front = [(entry["x"], entry["y"]) for entry in latest]
     teachers = _teachers(curves, relative)
     front += [(t["x"], t["y"]) for t in teachers]
@@ -109,31 +112,38 @@ def speed_chart(
     datasets = {
         "path": _table(path, _PATH),
         "latest": _table(latest, _PATH),
+        "starts": _table(starts, _PATH),
         "sweeps": _table(sweeps, _PATH),
         "teacher": _table(teachers, ("label", "x", "y", "images", "device", "runs")),
         "front": _table([{"x": front[i][0], "y": front[i][1]} for i in on_front if len(on_front) > 1], ("x", "y")),
         "published": _table(_published() if published and not relative else [], ("label", "x", "y", "note")),
     }
-    title = "× the teacher's images/s, measured in the same run" if relative else "images/s, measured"
+    how = _conditions(curves)
+    title = "× the teacher's images/s, measured in the same run" if relative else f"images/s, measured{how}"
+    y_title = "top-1, %" + _sizes(path)
     layers = [
         _layer("front", {"type": "line", "strokeWidth": 7, "opacity": 0.22, "color": theme.text}, order="x"),
-        _layer("sweeps", {"type": "line", "strokeWidth": 1.6, "strokeDash": [5, 4], "color": theme.quiet}, order="x", detail="group"),
+        _layer("sweeps", {"type": "line", "strokeWidth": 1.6, "strokeDash": [5, 4], "color": theme.quiet}, order="x",
+               detail="group"),
         _rule("teacher", "x", theme),
         _rule("teacher", "y", theme),
         _layer("path", {"type": "line", "strokeWidth": 2}, order="step", detail="id", colour=True),
         _layer("path", {"type": "point", "size": 34, "filled": True, "opacity": 0.75}, colour=True, tooltip=_PATH_TIPS),
         _layer("latest", {"type": "point", "size": 150, "filled": True, "opacity": 1}, colour=True, tooltip=_PATH_TIPS),
-        _layer("latest", _text_mark(theme, 11), text="label"),
-        _layer("teacher", {"type": "point", "shape": STAR, "size": 190, "filled": True, "opacity": 1, "color": theme.text},
-               tooltip=_TEACHER_TIPS),
+        _layer("starts", _text_mark(theme, 17), text="label"),
+        _layer("teacher", {"type": "point", "shape": STAR, "size": 190, "filled": True, "opacity": 1,
+                           "color": theme.text}, tooltip=_TEACHER_TIPS),
         _layer("teacher", _text_mark(theme, -16), text="label"),
-        _layer("published", {"type": "point", "shape": "diamond", "size": 120, "filled": False, "strokeWidth": 2, "color": theme.quiet},
-               tooltip=_PUBLISHED_TIPS),
-        _layer("published", _text_mark(theme, 11, theme.quiet), text="label"),
+        _layer("published", {"type": "point", "shape": "diamond", "size": 120, "filled": False, "strokeWidth": 2,
+                             "color": theme.quiet}, tooltip=_PUBLISHED_TIPS),
+        _layer("published", _text_mark(theme, -15, theme.quiet), text="label"),
     ]  # fmt: skip
-    told = "; ".join(f"{e['label']} {e['y']:.1f} % at {e['x']:,.3g}" for e in latest) or "no run has been evaluated yet"
+    told = "; ".join(f"{e['label']} {e['y']:.1f} % at {e['x']:,.4g}" for e in latest) or "no run has been evaluated yet"
     alt = f"Top-1 in percent against {title}: {told}."
-    return VegaChart(_spec(layers, theme, title, "top-1, %", height), datasets, alt, lambda: _columns(path))
+    scales = {"zero": False, "nice": True, "padding": 24}
+    return VegaChart(
+        _spec(layers, theme, (title, scales), (y_title, scales), height), datasets, alt, lambda: _columns(path)
+    )
 
 
 def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, height: int = 240) -> VegaChart:
@@ -147,15 +157,23 @@ def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, 
     ends = list({entry["id"]: entry for entry in lines}.values())
     columns = ("id", "label", "colour", "x", "y", "epoch", "seconds")
     mark = {"type": "line", "strokeWidth": 1.8, "point": False if quantity == "loss" else {"size": 30, "filled": True}}
-    tips = [_tip("label", "run"), _tip("x", "step", ",.0f"), _tip("y", TITLES[quantity], ".4g"), _tip("epoch", "epoch", ".2f"),
-            _tip("seconds", "seconds of training", ",.0f")]  # fmt: skip
+    tips = [
+        _tip("label", "run"), _tip("x", "step", ",.0f"), _tip("y", TITLES[quantity], ".4g"),
+        _tip("epoch", "epoch", ".2f"), _tip("seconds", "seconds of training", ",.0f"),
+    ]  # fmt: skip
     layers = [
         _layer("lines", mark, detail="id", colour=True, order="x", tooltip=tips),
         _layer("ends", {"type": "point", "size": 60, "filled": True, "opacity": 1}, colour=True, tooltip=tips),
     ]
     told = "; ".join(f"{e['label']} {e['y']:.4g} at step {e['x']:,}" for e in ends) or "nothing yet"
     return VegaChart(
-        _spec(layers, theme, "step", TITLES[quantity], height),
+        _spec(
+            layers,
+            theme,
+            ("step", {"zero": True, "nice": False}),
+            (TITLES[quantity], {"zero": False, "nice": True, "padding": 8}),
+            height,
+        ),
         {"lines": _table(lines, columns), "ends": _table(ends, columns)},
         f"{TITLES[quantity]} against step: {told}.",
         lambda: _columns(lines),
@@ -178,8 +196,10 @@ _TEACHER_TIPS = [
     _tip("label", "teacher"), _tip("y", "top-1, %", ".2f"), _tip("images", "test images", ",.0f"),
     _tip("x", "speed, median over runs", ",.4g"), _tip("runs", "runs"), _tip("device", "device"),
 ]  # fmt: skip
-_PUBLISHED_TIPS = [_tip("label", "published"), _tip("y", "top-1, %", ".2f"), _tip("x", "images/s, Titan Xp, batch 32", ",.1f"),
-                   _tip("note", "note")]  # fmt: skip
+_PUBLISHED_TIPS = [
+    _tip("label", "published"), _tip("y", "top-1, %", ".2f"), _tip("x", "images/s, Titan Xp, batch 32", ",.1f"),
+    _tip("note", "note"),
+]  # fmt: skip
 
 
 def _describe(curve: RunCurve) -> Spec:
@@ -257,18 +277,35 @@ def _rule(data: str, channel: str, theme: Theme) -> Spec:
 
 
 def _text_mark(theme: Theme, offset: int, colour: str = "") -> Spec:
-    """Text beside a point: to the right, or above it where the offset is negative."""
-    place = {"dx": offset, "align": "left", "baseline": "middle"} if offset > 0 else {"dy": offset, "align": "center"}
-    return {"type": "text", "fontSize": 13, "color": colour or theme.text, **place}
+    """Text below a point, or above it where the offset is negative."""
+    return {"type": "text", "fontSize": 13, "color": colour or theme.text, "dy": offset, "align": "center"}
 
 
-def _spec(layers: list[Spec], theme: Theme, x: str, y: str, height: int) -> Spec:
-    axis = {"gridColor": theme.grid, "domainColor": theme.grid, "tickColor": theme.grid, "labelColor": theme.quiet,
-            "titleColor": theme.quiet, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal"}  # fmt: skip
-    scales = {"zero": False, "nice": True, "padding": 24}
+def _conditions(curves: Sequence[RunCurve]) -> str:
+    """How the speeds were measured, where all runs agree: ` · AMD EPYC, batch 32, float32, 2 threads`."""
+    rows = [curve.teacher_row or {} for curve in curves]
+    found = {(r.get("device"), r.get("batch_size"), r.get("dtype"), r.get("threads")) for r in rows if r.get("device")}
+    if len(found) != 1:
+        return " on several devices or settings" if found else ""
+    device, batch, dtype, threads = found.pop()
+    parts = [device, batch and f"batch {batch}", dtype, threads and f"{threads} thread{'s' if threads > 1 else ''}"]
+    return " · " + ", ".join(str(part) for part in parts if part)
+
+
+def _sizes(path: Sequence[Row]) -> str:
+    sizes = {entry["images"] for entry in path if entry["images"]}
+    return f" of {sizes.pop():,} test images" if len(sizes) == 1 else ""
+
+
+def _spec(layers: list[Spec], theme: Theme, x: tuple[str, Spec], y: tuple[str, Spec], height: int) -> Spec:
+    """Layers in the shared look; x and y are an axis title and the settings of its scale."""
+    axis = {
+        "gridColor": theme.grid, "domainColor": theme.grid, "tickColor": theme.grid, "labelColor": theme.quiet,
+        "titleColor": theme.quiet, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal",
+    }  # fmt: skip
     first = layers[0]["encoding"]
-    first["x"] = {**first["x"], "title": x, "scale": scales}
-    first["y"] = {**first["y"], "title": y, "scale": scales}
+    first["x"] = {**first["x"], "title": x[0], "scale": x[1]}
+    first["y"] = {**first["y"], "title": y[0], "scale": y[1]}
     return {
         "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
         "width": "container",

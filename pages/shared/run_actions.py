@@ -1,0 +1,187 @@
+"""What can be done with a run: cancel, resume, a baseline beside it, download, export, the command line."""
+
+from __future__ import annotations
+
+import io
+import shlex
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.shared import jobs
+from upvit_core.errors import RunError, UPViTError
+from upvit_core.recipe import PRESETS, DistillSettings
+from upvit_core.runs.executors import executor_for
+from upvit_core.runs.spec import RESUMABLE, RunSpec
+from upvit_core.runs.store import Run, RunStore, RunSummary
+
+ASKED = "cancel-asked"
+SAID = "run-said"
+
+
+def button_of(store: RunStore, summary: RunSummary) -> None:
+    """Cancel for an active run, Resume for one that stopped."""
+    if summary.state.is_active:
+        stopping = jobs.find(_cancel_key(summary.id))
+        if st.button("Cancel", key=f"cancel-{summary.id}", disabled=stopping is not None and stopping.active):
+            st.session_state[ASKED] = summary.id
+            st.rerun()
+    elif (
+        summary.state.state in RESUMABLE
+        and summary.spec is not None
+        and st.button("Resume", key=f"resume-{summary.id}")
+    ):
+        try:
+            run = store.resume(summary.id)
+            executor_for(store, run.spec).submit(run)
+        except RunError as error:
+            st.session_state[SAID] = str(error)
+        st.rerun()
+
+
+def confirm(store: RunStore, name: str) -> None:
+    """The dialog that asks before a run is stopped."""
+    run_id = st.session_state[ASKED]
+
+    def forget() -> None:
+        st.session_state.pop(ASKED, None)
+
+    @st.dialog("Cancel this run?", on_dismiss=forget)
+    def ask() -> None:
+        st.markdown(
+            f"**{name}** stops after its current step. Its last checkpoint stays, and Resume goes on from there."
+        )
+        with st.container(horizontal=True):
+            if st.button("Cancel the run", type="primary", key="cancel-yes"):
+                jobs.start(_cancel_key(run_id), lambda report: store.cancel(run_id), "Cancelling", again=True)
+                forget()
+                st.rerun()
+            if st.button("Let it go on", key="cancel-no"):
+                forget()
+                st.rerun()
+
+    ask()
+
+
+def is_stopping(run_id: str) -> bool:
+    job = jobs.find(_cancel_key(run_id))
+    return job is not None and job.active
+
+
+def _cancel_key(run_id: str) -> str:
+    return f"cancel run {run_id}"
+
+
+def baseline_button(store: RunStore, run: Run) -> None:
+    """The same shape with fresh weights, for as many steps: what pruning is to be compared with."""
+    if st.button(
+        "Baseline from scratch", icon=":material/casino:", key=f"scratch-{run.id}", width="stretch",
+        help="Trains the same shape from fresh weights with the same settings, to see what pruned weights are worth.",
+    ):  # fmt: skip
+        settings = run.spec.settings.model_copy(update={"from_scratch": True})
+        name = f"{run.spec.name} from scratch"[:200]
+        spec = run.spec.model_copy(update={"settings": settings, "name": name, "group": "", "created": 0})
+        executor_for(store, spec).submit(store.create(spec))
+        st.rerun()
+
+
+def zipped(folder: Path, name: str) -> bytes:
+    """A folder as a zip file, under one folder name."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                archive.write(path, f"{name}/{path.relative_to(folder)}")
+    return content.getvalue()
+
+
+def downloads(run: Run) -> None:
+    """The distilled folder, and ONNX made and checked on request."""
+    st.download_button(
+        "Download the folder", data=lambda: zipped(run.model, run.id), file_name=f"{run.id}.zip", type="primary",
+        mime="application/zip", icon=":material/download:", on_click="ignore", key=f"folder-{run.id}", width="stretch",
+        help="config.json, model.safetensors and plan.json. timm opens it as local-dir:FOLDER where all blocks are "
+        "alike, this studio opens every one.",
+    )  # fmt: skip
+    key, target = f"onnx {run.folder}", run.folder / "model.onnx"
+    job = jobs.find(key)
+    if job is not None and job.state == "failed":
+        st.error(job.error)
+    if job is not None and job.active:
+        st.progress(job.share, text=f"ONNX · {job.detail or 'waiting'}")
+    elif job is not None and job.state == "done" and target.exists():
+        st.download_button(
+            "Download ONNX", data=target.read_bytes, file_name=f"{run.id}.onnx", mime="application/octet-stream",
+            icon=":material/download:", on_click="ignore", key=f"onnx-file-{run.id}", width="stretch",
+            help=f"Checked with onnxruntime {job.result['onnxruntime']}: logits differ by at most "
+            f"{job.result['max_abs_difference']:.1e} on {job.result['checked_images']} images.",
+        )  # fmt: skip
+    elif st.button("Make ONNX", icon=":material/ios_share:", key=f"onnx-make-{run.id}", width="stretch"):
+        jobs.start(key, lambda report: _export(run, target, report), "ONNX", again=True)
+        st.rerun()
+
+
+def _export(run: Run, target: Path, report: jobs.Report) -> dict[str, Any]:
+    report.say("reading the weights", 0.1)
+    from upvit_core.export import export_onnx
+    from upvit_core.models.checkpoint import load_model
+
+    loaded = load_model(str(run.model))
+    report.say("exporting and checking", 0.3)
+    return export_onnx(loaded.model, loaded.shape, target)
+
+
+def commands(run: Run) -> str:
+    """Command lines that do the same on a machine without a browser."""
+    spec = run.spec
+    tool = "python -m upvit_core"
+    teacher, _, heads = spec.teacher.partition("#heads=")
+    lines = []
+    student = spec.student
+    if student is None:
+        student = "student"
+        repair = f" --repair --images {spec.calibration_images}" if spec.repair else ""
+        data = (
+            f" --data {shlex.quote(spec.data)}" if spec.repair or (spec.plan or {}).get("basis") == "directions" else ""
+        )
+        told = f" --num-heads {heads}" if heads else ""
+        plan = shlex.quote(str(run.model / "plan.json"))
+        lines.append(f"{tool} prune {shlex.quote(teacher)} {plan}{told}{data}{repair} --out {student}")
+    runs = shlex.quote(str(run.folder.parent))
+    root = f" --root {shlex.quote(spec.data_root)}" if spec.data_root else ""
+    lines.append(
+        f"{tool} distill --teacher {shlex.quote(teacher)} --student {shlex.quote(student)} "
+        f"--data {shlex.quote(spec.data)}{root} --epochs {spec.epochs}{_options(spec)} --out {runs}"
+    )
+    lines.append(f"{tool} resume {run.id} --out {runs}")
+    return "\n".join(lines)
+
+
+def _options(spec: RunSpec) -> str:
+    """The nearest preset and what differs from it, as far as the command line has options for it."""
+
+    def differing(preset: DistillSettings) -> dict[str, Any]:
+        ours, theirs = spec.settings.model_dump(), preset.model_dump()
+        return {name: value for name, value in ours.items() if value != theirs[name]}
+
+    name = min(PRESETS, key=lambda preset: len(differing(PRESETS[preset])))
+    text = "" if name == "letter" else f" --preset {name}"
+    for option in ("lr", "batch_size", "alpha", "temperature", "seed", "checkpoint_minutes"):
+        if option in differing(PRESETS[name]):
+            text += f" --{option.replace('_', '-')} {differing(PRESETS[name])[option]:g}"
+    return text + (" --from-scratch" if spec.settings.from_scratch else "")
+
+
+def said() -> None:
+    """What an action had to say, once."""
+    if message := st.session_state.pop(SAID, ""):
+        st.error(message)
+
+
+def get(store: RunStore, run_id: str) -> Run | None:
+    try:
+        return store.get(run_id)
+    except UPViTError:
+        return None
