@@ -25,6 +25,10 @@ class PlanError(UPViTError):
     """A pruning plan is illegal for the model, or cannot be read."""
 
 
+class CalibrationError(UPViTError):
+    """A calibration is missing, torn, or was made for another device, number type or number of threads."""
+
+
 class RunError(UPViTError):
     """A run cannot be started, found, resumed, or cancelled."""
 

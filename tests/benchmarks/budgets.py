@@ -1,0 +1,69 @@
+"""The best plan under a budget against equal ratios at the same MACs: KL measured right after surgery on the demo.
+
+python -m tests.benchmarks.budgets --images 1000
+
+`equal ratios` removes the same share of everything (the letter's simplest reading); `uniform` is the best of all plans
+with the same ratio in every block; `stock` the best that stock timm builds. All get the MACs of `equal ratios`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.report import publish
+from upvit_core.data import open_images
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.checkpoint import load_model
+from upvit_core.planning.best import Budget, best_plan
+from upvit_core.planning.select import plan_uniform
+from upvit_core.preview import Previewer
+from upvit_core.profiling.macs import count_macs
+
+RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75)
+FAMILIES = ("best", "uniform", "stock", "isomorphic", "global")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--scores", type=Path, default=Path("assets/demo/scores.safetensors"))
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    scores = ImportanceScores.load(arguments.scores)
+    loaded = load_model("demo")
+    images = open_images("demo", "val", pretrained_cfg=loaded.pretrained_cfg)
+    previewer = Previewer(loaded, images, count=arguments.images)
+    full = count_macs(scores.shape)
+    rows, solved = [], []
+    for ratio in RATIOS:
+        equal = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True)
+        macs = count_macs(equal.shape_after)
+        row: dict[str, Any] = {"ratio": f"{ratio:.0%}", "MACs": f"{macs / full:.1%}"}
+        measured = previewer(equal)
+        row |= {"KL, equal ratios": measured.kl, "top-1": f"{measured.top1:.1f}"}
+        for family in arguments.families:
+            start = time.perf_counter()
+            best = best_plan(scores, Budget(macs=macs), family=family)
+            solved.append(time.perf_counter() - start)
+            own = previewer(best.plan)
+            row |= {f"KL, {family}": own.kl, f"top-1, {family}": f"{own.top1:.1f}"}
+            if family == "best":
+                row |= {"predicted": best.predicted, "lower by": f"{1 - own.kl / measured.kl:.0%}"}
+        rows.append(row)
+    never = all(row["KL, best"] <= row["KL, equal ratios"] for row in rows) if "best" in arguments.families else None
+    publish(
+        "budgets on the demo, right after surgery", rows, arguments.out, images=arguments.images,
+        criterion=scores.criterion, never_worse=never, slowest_solution_s=round(max(solved), 2),
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Many plans side by side: what each costs, the KL that scores predict for it, and which of them another one beats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from upvit_core.errors import PlanError
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.allocate import plan_allocated
+from upvit_core.planning.best import Budget, Family, LatencyParts, best_plan, latency_of
+from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.macs import count_macs, count_parameters
+
+Quantity = Literal["params", "macs", "latency_ms", "predicted"]
+FAMILIES: tuple[Family, ...] = ("best", "uniform", "stock")
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15)
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """One plan. predicted: nats an image; latency_ms: None without calibration; stock: stock timm builds the shape."""
+
+    name: str
+    plan: PruningPlan
+    params: int
+    macs: int
+    latency_ms: float | None
+    predicted: float
+    stock: bool
+    dominated: bool = False
+
+
+def front(
+    scores: ImportanceScores,
+    plans: Iterable[tuple[str, PruningPlan]],
+    *,
+    latency: LatencyParts | None = None,
+    axes: Sequence[Quantity] = ("macs", "predicted"),
+) -> list[FrontRow]:
+    """Rows in order of MACs; one is dominated where another is no worse on every axis and better on one.
+
+    Raises PlanError where latency is an axis and no estimate was given.
+    """
+    if "latency_ms" in axes and latency is None:
+        raise PlanError("A front over latency needs this device's calibration; run `calibrate` first.")
+    rows = []
+    for name, plan in plans:
+        shape = plan.shape_after
+        ms = None if latency is None else latency_of(latency, shape)
+        predicted = predicted_loss(scores, plan)
+        rows.append(FrontRow(name, plan, count_parameters(shape), count_macs(shape), ms, predicted, shape.is_uniform))
+    marks = dominated(np.array([[getattr(row, axis) for axis in axes] for row in rows], float))
+    marked = [replace(row, dominated=bool(mark)) for row, mark in zip(rows, marks, strict=True)]
+    return sorted(marked, key=lambda row: (row.macs, row.predicted))
+
+
+def dominated(values: np.ndarray) -> np.ndarray:
+    """Which rows of values (n, quantities), all of them better when smaller, another row beats; (n,) bool."""
+    if not len(values):
+        return np.zeros(0, bool)
+    no_worse = np.all(values[None, :, :] <= values[:, None, :], axis=-1)  # (row, other)
+    better = np.any(values[None, :, :] < values[:, None, :], axis=-1)
+    return np.asarray(np.any(no_worse & better, axis=1))
+
+
+def candidates(
+    scores: ImportanceScores,
+    *,
+    shares: Sequence[float] = SHARES,
+    heads: int | None = None,
+    round_to: int = 1,
+    basis: str = "channels",
+) -> list[tuple[str, PruningPlan]]:
+    """Plans worth a look: at shares of the model's MACs the best of all, of uniform and of stock shapes; equal ratios.
+
+    Shares that a family cannot reach are left out.
+    """
+    full = count_macs(scores.shape)
+    found: list[tuple[str, PruningPlan]] = []
+    for share in shares:
+        for family in FAMILIES:
+            try:
+                budget = Budget(macs=share * full)
+                best = best_plan(scores, budget, family=family, heads=heads, round_to=round_to, basis=basis)
+            except PlanError:
+                continue
+            found.append((f"{family}, {share:.0%} of MACs", best.plan))
+    for ratio in (0.25, 0.5, 0.75):
+        plan = plan_allocated(
+            scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, round_to=round_to, basis=basis
+        )
+        found.append((f"{ratio:.0%} of everything", plan))
+    return found

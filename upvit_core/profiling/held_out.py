@@ -1,0 +1,119 @@
+"""How far estimates of speed-up are off, measured on random plans of whole models that no calibration saw."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from upvit_core.models.shape import BlockShape, ModelShape
+from upvit_core.profiling.calibrate import CLOCKS, random_model
+from upvit_core.profiling.latency import Calibration, HeldOutError, estimate_latency, estimate_speed_up
+from upvit_core.profiling.macs import count_macs
+from upvit_core.profiling.throughput import DTYPES
+
+
+@dataclass(frozen=True)
+class Case:
+    """One plan of one model at one batch size; times in ms, speed-ups against the unpruned model."""
+
+    model: str
+    batch: int
+    shape: ModelShape
+    macs_ratio: float
+    measured_ms: float
+    estimated_ms: float
+    measured_speed_up: float
+    estimated_speed_up: float
+
+    @property
+    def error(self) -> float:
+        return abs(self.estimated_speed_up / self.measured_speed_up - 1)
+
+
+def random_shape(shape: ModelShape, rng: np.random.Generator, most: float = 0.8) -> ModelShape:
+    """A legal narrower shape; every other one has blocks of different widths."""
+    first = shape.blocks[0].num_heads
+    heads = int(rng.choice([h for h in range(1, first + 1) if first % h == 0]))
+    even = rng.random() < 0.5
+    shares = rng.uniform(0, most, (shape.depth, 2))
+    if even:
+        shares[:] = shares[0]
+    blocks = tuple(
+        BlockShape(heads, max(round(own.attention * (1 - a) / heads), 1) * heads, max(round(own.ffn * (1 - f)), 1))
+        for own, (a, f) in zip(shape.blocks, shares, strict=True)
+    )
+    return replace(shape, embed_dim=max(round(shape.embed_dim * (1 - rng.uniform(0, most))), 1), blocks=blocks)
+
+
+def held_out(
+    calibration: Calibration,
+    models: Sequence[tuple[ModelShape, Sequence[int], int]],
+    *,
+    device: torch.device | str = "cpu",
+    rounds: int = 5,
+    seed: int = 1,
+    report: Callable[[Case], None] = lambda case: None,
+) -> tuple[list[Case], HeldOutError]:
+    """Measure random plans in turns with their unpruned model, and compare speed-ups with the estimates.
+
+    models: (shape, batch sizes, number of plans) each; every plan is timed at every batch size, with the calibration's
+    clock, number type and torch's threads.
+    """
+    rng, cases = np.random.default_rng(seed), []
+    for shape, batches, plans in models:
+        shapes = [shape] + [random_shape(shape, rng) for _ in range(plans)]
+        networks = [random_model(one, torch.device(device)) for one in shapes]
+        for batch in batches:
+            images = torch.randn(batch, shape.in_chans, *shape.img_size, device=device)
+            seconds = _in_turns(networks, images, rounds, calibration)
+            for one, own in zip(shapes[1:], seconds[1:], strict=True):
+                case = Case(
+                    shape.name, batch, one, count_macs(shape) / count_macs(one), 1e3 * float(np.median(own)),
+                    estimate_latency(one, batch, calibration), float(np.median(seconds[0] / own)),
+                    estimate_speed_up(shape, one, batch, calibration),
+                )  # fmt: skip
+                cases.append(case)
+                report(case)
+    errors = np.array([case.error for case in cases])
+    return cases, HeldOutError(
+        median_error=float(np.median(errors)), worst_error=float(errors.max()), correlation=_rank_correlation(cases),
+        plans=len(cases), models=tuple(shape.name for shape, _, _ in models),
+        batch_sizes=tuple(sorted({batch for _, batches, _ in models for batch in batches})),
+        date=time.strftime("%Y-%m-%d"),
+    )  # fmt: skip
+
+
+def _in_turns(
+    networks: Sequence[torch.nn.Module], images: torch.Tensor, rounds: int, calibration: Calibration
+) -> np.ndarray:
+    """Seconds (networks, rounds) of a forward pass, after one to warm up."""
+    clock, dtype = CLOCKS[calibration.clock], calibration.dtype
+    on_gpu = images.device.type == "cuda"
+    autocast = nullcontext() if dtype == "float32" else torch.autocast(images.device.type, DTYPES[dtype])
+    taken = np.zeros((len(networks), rounds + 1))
+    with torch.inference_mode(), autocast:
+        for turn in range(rounds + 1):
+            for n, network in enumerate(networks):
+                if on_gpu:
+                    torch.cuda.synchronize()
+                start = clock()
+                network(images)
+                if on_gpu:
+                    torch.cuda.synchronize()
+                taken[n, turn] = max(clock() - start, 1e-9)
+    return taken[:, 1:]
+
+
+def _rank_correlation(cases: Sequence[Case]) -> float:
+    """Spearman's, of estimated and measured milliseconds."""
+    if len(cases) < 2:
+        return 1.0
+    measured, estimated = (
+        np.argsort(np.argsort([getattr(c, name) for c in cases])) for name in ("measured_ms", "estimated_ms")
+    )
+    return float(np.corrcoef(measured, estimated)[0, 1])
