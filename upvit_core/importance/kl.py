@@ -38,12 +38,13 @@ class KL:
     """Settings of the exact score.
 
     image_batch: images whose block inputs are held at once. memory_mb: bound on the working set of one batch of
-    (channel, image) pairs; a batch that still does not fit is halved and retried. journal: file to which every finished
-    piece is appended, so that a killed run goes on where it stopped.
+    (channel, image) pairs (None: what fits the caches of a CPU, or 2 GB of a GPU); a batch that still does not fit is
+    halved and retried. journal: file to which every finished piece is appended, so that a killed run goes on where it
+    stopped.
     """
 
-    image_batch: int = 128
-    memory_mb: int = 64
+    image_batch: int = 32
+    memory_mb: int | None = None
     journal: Path | None = None
     channels: dict[str, tuple[int, ...]] | None = None
     precision: str = "float32"
@@ -110,8 +111,10 @@ class KL:
         shape, B = work.adapter.shape, len(work.inputs[0])
         row_bytes = 4 * shape.num_tokens * (6 * shape.embed_dim + max(b.ffn + 4 * b.attention for b in shape.blocks))
         row_bytes += 8 * shape.num_tokens**2 * max(b.num_heads for b in shape.blocks)
-        group = max(1, self.memory_mb * 2**20 // (row_bytes * B))
-        channels = torch.tensor(piece.channels, device=work.inputs[0].device)
+        device = work.inputs[0].device
+        memory_mb = self.memory_mb if self.memory_mb is not None else (32 if device.type == "cpu" else 2048)
+        group = max(1, memory_mb * 2**20 // (row_bytes * B))
+        channels = torch.tensor(piece.channels, device=device)
         return _halving(lambda part: work.removal_kl(piece.key, part), channels, group)
 
     @staticmethod
