@@ -78,14 +78,14 @@ def training_transform(
             transforms.Normalize(config["mean"], config["std"]),
         ]
     else:
-        config.pop("crop_pct")
-        config.pop("crop_mode")
+        for key in ("crop_pct", "crop_mode"):
+            config.pop(key)
+        config["color_jitter"] = color_jitter or None
         augment = create_transform(
             **config,
             is_training=True,
             scale=scale,
             hflip=hflip,
-            color_jitter=color_jitter or None,
             auto_augment=auto_augment,
             re_prob=re_prob,
         )
