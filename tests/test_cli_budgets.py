@@ -1,0 +1,97 @@
+"""Budgets, the front and calibration on the command line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from profiling.test_latency import device
+from typer.testing import CliRunner
+
+from upvit_core.cli import app
+from upvit_core.errors import CalibrationError, PlanError
+from upvit_core.importance.scores import ImportanceScores, expected_widths
+from upvit_core.planning.best import Budget, best_plan
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.calibrate import DEMO
+from upvit_core.profiling.latency import Latency, estimate_latency
+from upvit_core.profiling.macs import count_macs
+
+
+def call(*arguments: object) -> dict:
+    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    values = {key: rng.exponential(size=width) for key, width in expected_widths(DEMO).items()}
+    out = tmp_path / "scores.safetensors"
+    ImportanceScores(values=values, criterion="kl", unit="nats, summed over images", shape=DEMO, images=10).save(out)
+    return out
+
+
+def test_a_budget(scored: Path, tmp_path: Path) -> None:
+    record, limit = ImportanceScores.load(scored), 0.4 * count_macs(DEMO)
+    said = call("plan", scored, "--budget", f"macs={limit}", "--round-to", 8, "--out", tmp_path / "p.json")
+    expected = best_plan(record, Budget(macs=limit), round_to=8)
+    assert PruningPlan.load(tmp_path / "p.json").digest == expected.plan.digest == said["digest"]
+    assert said["macs"] <= limit
+    assert said["predicted_kl"] == pytest.approx(expected.predicted)
+    assert said["predicted_kl_stock_timm"] >= said["predicted_kl"]
+    stock = call("plan", scored, "--budget", f"macs={limit}", "--allocation", "stock", "--out", tmp_path / "s.json")
+    assert stock["stock_timm"]
+
+
+def test_a_latency_budget(scored: Path, tmp_path: Path) -> None:
+    device().save(tmp_path / "c.json")
+    limit = 0.5 * estimate_latency(DEMO, 4, device())
+    arguments = ("--budget", f"latency_ms={limit}", "--calibration", tmp_path / "c.json", "--batch-size", 4)
+    said = call("plan", scored, *arguments, "--out", tmp_path / "p.json")
+    after = PruningPlan.load(tmp_path / "p.json").shape_after
+    assert said["latency_ms_estimated"] == pytest.approx(estimate_latency(after, 4, device()))
+    assert said["latency_ms_estimated"] <= limit
+
+
+def test_allocations_of_ratios(scored: Path, tmp_path: Path) -> None:
+    said = call("plan", scored, "--ffn", 0.5, "--allocation", "isomorphic", "--out", tmp_path / "p.json")
+    widths = [block.ffn for block in PruningPlan.load(tmp_path / "p.json").shape_after.blocks]
+    assert sum(widths) == 6 * 192
+    assert len(set(widths)) > 1
+    assert not said["stock_timm"]
+
+
+def test_the_front(scored: Path, tmp_path: Path) -> None:
+    device().save(tmp_path / "c.json")
+    rows = call("front", scored, "--calibration", tmp_path / "c.json", "--over", "latency_ms", "--out", tmp_path)[
+        "front"
+    ]
+    shown = call("front", scored, "--hide-dominated")["front"]
+    assert len(rows) > len(shown) > 5
+    first = PruningPlan.load(rows[0]["file"])
+    assert rows[0]["macs"] == count_macs(first.shape_after)
+    parts = Latency(DEMO, 1, device())
+    assert rows[0]["latency_ms_estimated"] > float(parts.fixed(np.array([first.shape_after.embed_dim]))[0])
+    assert CliRunner().invoke(app, ["front", str(scored)]).exit_code == 0
+
+
+def test_clear_errors(scored: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    out = ["--out", str(tmp_path / "p.json")]
+    for arguments, kind, message in (
+        (["--budget", "macs=1G", "--ffn", "0.5"], PlanError, "chooses the ratios itself"),
+        (["--budget", "lines=3"], PlanError, "is no budget"),
+        (["--budget", "latency_ms=3"], CalibrationError, "run `calibrate` first"),
+    ):
+        result = CliRunner().invoke(app, ["plan", str(scored), *arguments, *out])
+        assert isinstance(result.exception, kind)
+        assert message in str(result.exception)
+
+
+@pytest.mark.slow
+def test_calibrate(tmp_path: Path) -> None:
+    said = call("calibrate", "--seconds", 5, "--threads", 1, "--out", tmp_path / "c.json")
+    assert said["plans"] == 24
+    assert 0 < said["median_error"] < 1
