@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from oracle import reference
 from tiny import VARIANTS, TensorProxy, images, tiny
 
+from upvit_core.cut import cut
 from upvit_core.depth import ORDERS, at_depth, plan_in_order, score_blocks
 from upvit_core.errors import PlanError
 from upvit_core.importance.block_removals import BlockRemovals, Candidate, Step, neighbours, without
@@ -152,11 +153,14 @@ class Images:
 
     name, digest = "noise", "noise"
 
+    def __init__(self, count: int = 4):
+        self.count = count
+
     def __len__(self) -> int:
-        return 4
+        return self.count
 
     def batches(self, batch_size, indices, device="cpu"):
-        yield from TensorProxy(images()[list(indices)]).batches(batch_size, device)
+        yield from TensorProxy(images(max(self.count, 6))[list(indices)]).batches(batch_size, device)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -245,3 +249,20 @@ def test_stock_timm_opens_a_shallower_model_with_hybrid_blocks(tmp_path) -> None
         assert torch.equal(load_model(tmp_path).model(x), thin(x))
     assert sum(p.numel() for p in stock.parameters()) == count_parameters(plan.shape_after)
     assert load_model(tmp_path).shape.depth == 3
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_directions_and_repair_know_hybrid_blocks(repair: bool) -> None:
+    """At full width a plan of directions changes nothing but the depth, and repair brings what is left nearer."""
+    opened = loaded()
+    record = removals(opened.shape, [3])
+    plan = plan_depth(plan_uniform(scores(opened.shape), basis="directions"), record, 4)
+    rekeyed = prune(opened.model, opened.shape, plan_depth_only(record, 4))
+    student = cut(opened, plan, data=Images(40), images=40, repair=repair)
+    x = images(40)
+    with torch.no_grad():
+        expected, found, whole = rekeyed(x), student(x), opened.model(x)
+    if repair:
+        assert (found - whole).square().sum() < (expected - whole).square().sum()
+    else:
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
