@@ -17,9 +17,8 @@ def accuracy(model: opened.Opened) -> jobs.Job | None:
 
 def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
     if job is not None and job.state == "done":
-        result = job.result.evaluation
-        low, high = result.top1_interval
-        note = f"on {result.images:,} images of {job.result.data}; 95 % sure of {low:.1f} – {high:.1f}"
+        result: measured.Look = job.result
+        note = f"on {result.images:,} images of {result.data}; 95 % sure of {result.low:.1f} – {result.high:.1f}"
         top = Card("Top-1", f"{result.top1:.1f} %", note, MEASURED)
     else:
         why = (

@@ -1,5 +1,7 @@
 """Trade-off: move four sliders, see at once what stays, what it costs, and what it is expected to lose."""
 
+from dataclasses import dataclass, replace
+
 import streamlit as st
 
 from pages.shared import actions, charts, frame, jobs, measured, plans, scoring, whatif, words
@@ -10,7 +12,7 @@ from upvit_core.figures.front import front
 from upvit_core.figures.heatmaps import strips
 from upvit_core.figures.merging import merging
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.planning.budget import removed_score
+from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.macs import count_macs, count_parameters
 
@@ -43,7 +45,7 @@ def best_under(model: Opened, scores: ImportanceScores | None, now: WhatIf) -> N
         if choice is None:
             st.caption(f"No plan is that small; the smallest has {words.short(float(costs.min()))}.")
             return
-        best = WhatIf(choice.residual, choice.attention, now.heads, choice.ffn)
+        best = replace(now, residual=choice.residual, attention=choice.attention, ffn=choice.ffn)
         st.markdown(
             f"**{best.words}** → {words.short(choice.params)} parameters, {words.short(choice.macs)} MACs.  \n"
             f"Removes {choice.removed:.3g} nats of score an image; the least of {table.removed.size:,} uniform plans."
@@ -66,11 +68,13 @@ def speed_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
     return Card("Speed-up", words.times(ratio), "from MACs alone, not calibrated on this device", ESTIMATED)
 
 
-def top1_card(model: Opened, spec: str, job: jobs.Job | None) -> Card:
+def top1_card(model: Opened, spec: str, job: jobs.Job | None, unmended: jobs.Job | None) -> Card:
+    """Top-1 of the plan; where it is repaired, also what it was before."""
     if job is not None and job.state == "done":
         result = job.result
         low, high = result.top1_interval
-        note = f"{result.images:,} images, {low:.1f} – {high:.1f}; KL {result.kl:.2g} nats; no training"
+        before = f"before repair {unmended.result.top1:.1f} %; " if unmended and unmended.state == "done" else ""
+        note = f"{before}{result.images:,} images, {low:.1f} – {high:.1f}; KL {result.kl:.2g} nats; no training"
         st.session_state["last-top1"] = (model.source, f"{result.top1:.1f} %")
         return Card("Top-1 now", f"{result.top1:.1f} %", note, MEASURED)
     if not model.has_weights:
@@ -84,7 +88,20 @@ def top1_card(model: Opened, spec: str, job: jobs.Job | None) -> Card:
     return Card("Top-1 now", "—", "press Measure")
 
 
-def numbers(model: Opened, plan: PruningPlan, spec: str, accuracy: jobs.Job | None, speed: jobs.Job | None) -> None:
+@dataclass(frozen=True)
+class Measured:
+    """Jobs of the plan under the sliders; `unmended` is of the same plan before repair."""
+
+    accuracy: jobs.Job | None
+    unmended: jobs.Job | None
+    speed: jobs.Job | None
+
+    @property
+    def all(self) -> tuple[jobs.Job | None, ...]:
+        return self.accuracy, self.unmended, self.speed
+
+
+def numbers(model: Opened, plan: PruningPlan, spec: str, found: Measured) -> None:
     """Four cards; while one is being measured they are brought up to date by themselves, in place."""
     before, after = model.shape, plan.shape_after
     params, macs = count_parameters(after), count_macs(after)
@@ -99,71 +116,70 @@ def numbers(model: Opened, plan: PruningPlan, spec: str, accuracy: jobs.Job | No
                     f"{words.times(count_parameters(before) / params)} smaller{stock}",
                 ),
                 Card("MACs, one image", words.short(macs), f"{words.times(count_macs(before) / macs)} fewer"),
-                speed_card(plan, speed),
-                top1_card(model, spec, accuracy),
+                speed_card(plan, found.speed),
+                top1_card(model, spec, found.accuracy, found.unmended),
             ]
         )
 
-    jobs.follow([accuracy, speed], draw)
+    jobs.follow(found.all, draw)
 
 
-def measure_button(model: Opened, plan: PruningPlan, spec: str) -> None:
+def measure_button(model: Opened, plan: PruningPlan, spec: str, now: WhatIf) -> None:
     """Measure on request; in its place the progress, so that nothing moves."""
-    small = count_macs(model.shape) <= AUTOMATIC_MACS
     running = [jobs.find(measured.throughput_key(plan))]
-    if model.has_weights and spec and not small:
-        running.append(jobs.find(measured.preview_key(model, plan, spec)))
+    if model.has_weights and spec and count_macs(model.shape) > AUTOMATIC_MACS:
+        running.append(jobs.find(measured.preview_key(model, plan, spec, repair=now.repair)))
     active = [job for job in running if job is not None and job.active]
     with st.container(key="slot-measure"):
         if active:
             jobs.progress(active[0])
         elif st.button(
             "Measure", icon=":material/speed:", width="stretch", key="measure",
-            help="Throughput of the original and of this plan on this device, in turns: 20 s at most. Top-1 too, for "
-                 "a large model.",
+            help="Throughput of the original and of this plan on this device, in turns: 20 s at most. Top-1 too, for a "
+            "large model.",
         ):  # fmt: skip
             measured.throughput(model, plan, again=True)
             if model.has_weights and spec:
-                measured.preview(model, plan, spec)
+                measured.preview(model, plan, spec, repair=now.repair)
             st.rerun()
 
 
-def measure(model: Opened, plan: PruningPlan, spec: str) -> tuple[jobs.Job | None, jobs.Job | None]:
+def measure(model: Opened, plan: PruningPlan, spec: str, now: WhatIf) -> Measured:
     """The jobs of this plan: accuracy (by itself where the model is small), throughput (when asked for)."""
-    accuracy = None
+    accuracy = unmended = None
     if model.has_weights and spec:
-        key = measured.preview_key(model, plan, spec)
-        before = st.session_state.get("preview")
-        if before and before != key:
-            jobs.cancel(before)
-        st.session_state["preview"] = key
+        wanted = {False, now.repair}
+        keys = {repair: measured.preview_key(model, plan, spec, repair=repair) for repair in wanted}
+        for before in st.session_state.get("previews", ()):
+            if before not in keys.values():
+                jobs.cancel(before)
+        st.session_state["previews"] = tuple(keys.values())
         small = count_macs(model.shape) <= AUTOMATIC_MACS
-        found = jobs.find(key)
-        failed = found is not None and found.state == "failed"
-        accuracy = found if failed or not small else measured.preview(model, plan, spec)
-    return accuracy, jobs.find(measured.throughput_key(plan))
+        previews = {}
+        for repair in sorted(wanted):
+            found = jobs.find(keys[repair])
+            failed = found is not None and found.state == "failed"
+            previews[repair] = found if failed or not small else measured.preview(model, plan, spec, repair=repair)
+        accuracy = previews[now.repair]
+        unmended = previews[False] if now.repair else None
+    return Measured(accuracy, unmended, jobs.find(measured.throughput_key(plan)))
 
 
-def remember(
-    model: Opened,
-    scores: ImportanceScores,
-    now: WhatIf,
-    plan: PruningPlan,
-    accuracy: jobs.Job | None,
-    speed: jobs.Job | None,
-) -> None:
+def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, found: Measured) -> None:
     """Put this plan on the front, with what has been measured of it."""
-    entry = plans.Tried(
-        now, count_parameters(plan.shape_after), count_macs(plan.shape_after), removed_score(scores, plan),
-        count_macs(model.shape) / count_macs(plan.shape_after),
-    )  # fmt: skip
-    values = dict(vars(entry))
-    if accuracy is not None and accuracy.state == "done":
-        result = accuracy.result
+    values = {
+        "what_if": now,
+        "params": count_parameters(plan.shape_after),
+        "macs": count_macs(plan.shape_after),
+        "removed": predicted_loss(scores, plan),
+        "speed_up": count_macs(model.shape) / count_macs(plan.shape_after),
+    }
+    if found.accuracy is not None and found.accuracy.state == "done":
+        result = found.accuracy.result
         low, high = result.top1_interval
         values |= {"top1": result.top1, "top1_low": low, "top1_high": high, "kl": result.kl, "images": result.images}
-    if speed is not None and speed.state == "done":
-        values |= {"speed_up": speed.result.ratio, "speed_measured": True}
+    if found.speed is not None and found.speed.state == "done":
+        values |= {"speed_up": found.speed.result.ratio, "speed_measured": True}
     plans.note(model, scores, plans.Tried(**values))
 
 
@@ -177,8 +193,9 @@ def the_front(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str) -
     cost = two.segmented_control(
         "Cost", plans.COSTS, default=plans.COSTS[0], required=True, key="cost", bind="query-params"
     )
-    look = jobs.find(f"look {measured.opened.identity(model)} {spec}")
-    teacher = look.result.evaluation.top1 if look is not None and look.state == "done" else None
+    look = jobs.find(measured.look_key(model, spec))
+    known = look.result if look is not None and look.state == "done" else measured.remembered_look(model, spec)
+    teacher = known.top1 if known is not None else None
     drawn = plans.points(model, scores, now, cost, loss, teacher)
     lines = []
     if (
@@ -202,7 +219,7 @@ def the_front(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str) -
     event = charts.show(chart, "front", on_select="rerun")
     chosen = event["selection"]["points"] if event else []
     if chosen and (data := (chosen[0].get("customdata") or [None, None, None])[2]):
-        target = WhatIf(data[0], data[1], data[2], data[3])
+        target = WhatIf(*data)
         if st.session_state.get("front-click") != target:
             st.session_state["front-click"] = target
             if target != now:
@@ -236,32 +253,39 @@ with frame.page(
     left, right = st.columns([0.25, 0.75], gap="medium")
     with left:
         whatif.preset_picker(model.shape)
+        whatif.way_controls(model.has_weights and bool(spec))
         now = whatif.controls(model.shape)
         plan = now.plan(scores or no_scores(model.shape))
-        accuracy, speed = measure(model, plan, spec)
+        found = measure(model, plan, spec, now)
         best_under(model, scores, now)
-        measure_button(model, plan, spec)
-        actions.prune_button(model, plan)
+        measure_button(model, plan, spec, now)
+        actions.prune_button(model, plan, now)
         actions.distil_button(model, scores, now)
         actions.command_button(model, scores, now, plan)
+    shown, finding = scores, None
+    if scores is not None and plan.basis == "directions" and scores.basis == "channels":
+        finding = scoring.directions(model, spec)
+        shown = finding.result if finding.state == "done" else None
     with right:
-        numbers(model, plan, spec, accuracy, speed)
-        for job in (accuracy, speed):
+        numbers(model, plan, spec, found)
+        for job in (*found.all, finding):
             if job is not None and job.state == "failed":
                 st.error(job.error)
-        if scores is None:
+        if shown is not None:
+            charts.show(strips(shown, plan, charts.theme()), "strips")
+        elif finding is not None and finding.active:
+            with st.container(height=560, border=False):
+                jobs.progress(finding)
+        elif scores is None:
             st.info(
                 "Widths and costs follow the sliders already. The pictures of what stays will be here once there are "
-                "scores: "
-                "make them on Importance.",
+                "scores: make them on Importance.",
                 icon=":material/grid_on:",
             )
-        else:
-            charts.show(strips(scores, plan, charts.theme()), "strips")
-    if scores is not None:
-        remember(model, scores, now, plan, accuracy, speed)
+    if shown is not None:
+        remember(model, shown, now, plan, found)
         wide, narrow = st.columns([0.56, 0.44], gap="large")
         with wide:
-            the_front(model, scores, now, spec)
+            the_front(model, shown, now, spec)
         with narrow:
-            the_heads(scores, plan)
+            the_heads(shown, plan)

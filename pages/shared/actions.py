@@ -7,6 +7,7 @@ import secrets
 import shlex
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
@@ -25,8 +26,10 @@ from upvit_core.runs.store import RunStore
 RUNS_PAGE = "pages/run/runs.py"
 
 
-def prune_job(model: Opened, plan: PruningPlan) -> jobs.Job:
+def prune_job(model: Opened, plan: PruningPlan, what_if: WhatIf) -> jobs.Job:
     """The job that cuts the model and packs the folder; its result is the path of a zip file."""
+
+    measured_spec = measured.image_spec(model)
 
     def work(report: jobs.Report) -> Path:
         report.say("reading the weights")
@@ -35,10 +38,13 @@ def prune_job(model: Opened, plan: PruningPlan) -> jobs.Job:
 
         live = opened.live(model)
         report.say("pruning")
-        folder = places.pruned() / f"{_slug(model.name)}-{plan.digest}"
+        needs_images = what_if.repair or plan.basis == "directions"
+        data = measured.images(model, measured_spec, "train") if needs_images else None
+        thin = cut(live, plan, repair=what_if.repair, data=data, report=report)
+        folder = places.pruned() / f"{_slug(model.name)}-{plan.digest}{'-repaired' if what_if.repair else ''}"
         archive = folder.with_suffix(".zip")
         save_model(
-            cut(live, plan),
+            thin,
             folder,
             shape=plan.shape_after,
             pretrained_cfg=live.pretrained_cfg,
@@ -55,20 +61,20 @@ def prune_job(model: Opened, plan: PruningPlan) -> jobs.Job:
         shutil.rmtree(folder, ignore_errors=True)
         return archive
 
-    return jobs.start(prune_key(model, plan), work, "Pruning")
+    return jobs.start(prune_key(model, plan, what_if), work, "Pruning")
 
 
-def prune_key(model: Opened, plan: PruningPlan) -> str:
-    return f"prune {opened.identity(model)} {plan.digest}"
+def prune_key(model: Opened, plan: PruningPlan, what_if: WhatIf) -> str:
+    return f"prune {opened.identity(model)} {plan.digest} {what_if.repair}"
 
 
 def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-") or "model"
 
 
-def prune_button(model: Opened, plan: PruningPlan) -> None:
+def prune_button(model: Opened, plan: PruningPlan, what_if: WhatIf) -> None:
     """Prune; then the folder can be taken away as a zip file."""
-    key = prune_key(model, plan)
+    key = prune_key(model, plan, what_if)
     job = jobs.find(key)
     if job is not None and job.active:
         jobs.progress(job)
@@ -100,7 +106,7 @@ def prune_button(model: Opened, plan: PruningPlan) -> None:
         help="Makes the thinner model." if model.has_weights else "Needs weights: open a checkpoint on the Model page.",
     ):
         jobs.forget(key)
-        prune_job(model, plan)
+        prune_job(model, plan, what_if)
         st.rerun()
 
 
@@ -112,7 +118,7 @@ def sweep(what_if: WhatIf) -> list[WhatIf]:
             round(min(max(value * share, 0), MOST)) for value in (what_if.residual, what_if.attention, what_if.ffn)
         )
         residual, attention, ffn = ratios
-        return WhatIf(residual, attention, what_if.heads, ffn)
+        return replace(what_if, residual=residual, attention=attention, ffn=ffn)
 
     return [moved(0.6), what_if, moved(1.4)]
 
@@ -129,6 +135,7 @@ def start_runs(
             name=f"{model.name} {what_if.words}"[:200],
             teacher=model.model,
             plan=json.loads(what_if.plan(scores).to_json()),
+            repair=what_if.repair,
             data=spec,
             epochs=epochs,
             settings=PRESETS[recipe],
@@ -206,6 +213,8 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
     }
     told = " ".join(f"--{key} {ratio:.6g}" for key, ratio in ratios.items())
     merge = f" --heads {what_if.heads}" if what_if.heads else ""
+    basis = " --basis directions" if plan.basis == "directions" else ""
+    mend = (" --repair" if what_if.repair else "") + (f" --data {data}" if what_if.repair or basis else "")
     run = "python -m upvit_core"
     if model.source.startswith(opened.PUBLISHED):
         folder = shlex.quote(model.source.removeprefix(opened.PUBLISHED))
@@ -222,8 +231,8 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
             "--out scores.safetensors"
         ]
     lines += [
-        f"{run} plan scores.safetensors {told}{merge} --out plan.json",
-        f"{run} prune {name}{heads_option} plan.json --out student",
+        f"{run} plan scores.safetensors {told}{merge}{basis} --out plan.json",
+        f"{run} prune {name}{heads_option} plan.json{mend} --out student",
         f"{run} distill --teacher {name} --student student --data {data} --epochs 30 --out runs",
     ]
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from pages.shared import opened, scoring, whatif, words
+from pages.shared import memory, opened, scoring, whatif, words
 from upvit_core.errors import UPViTError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.profiling.macs import count_parameters
@@ -54,6 +54,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
         )
     with place:
         _strip()
+    memory.freeze_once()
 
 
 def current() -> opened.Opened:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 import streamlit as st
 
-from pages.shared import words
+from pages.shared import memory, words
 from upvit_core.errors import Cancelled, UPViTError
 
 MOST_REMEMBERED = 200
-POLL_SECONDS = 0.5
+POLL_SECONDS = 0.8
 # The first job imports torch; the browser gets its first page before that.
 FIRST_PAINT_SECONDS = 1.0
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -116,7 +116,9 @@ def _run(job: Job, work: Callable[[Report], Any]) -> None:
         return
     job.state, job.started = "running", time.monotonic()
     try:
-        job.result = work(Report(job))
+        report = Report(job)
+        memory.import_heavy(report.say)
+        job.result = work(report)
         job.share, job.state = 1.0, "done"
     except Cancelled:
         job.state = "cancelled"
@@ -138,6 +140,12 @@ def start(key: str, work: Callable[[Report], Any], title: str, *, long: bool = F
     return workers().start(key, work, title, long=long, again=again)
 
 
+def finished(key: str, title: str, result: Any) -> Job:
+    """A job that was done earlier, by another server; its result is known."""
+    job = Job(key, title, "done", 1.0, result=result)
+    return workers().jobs.setdefault(key, job)
+
+
 def find(key: str) -> Job | None:
     return workers().jobs.get(key)
 
@@ -154,7 +162,7 @@ def forget(key: str) -> None:
 
 
 def progress(job: Job, *, cancellable: bool = True) -> None:
-    """Bar, time left and Cancel, brought up to date twice a second; the page is run again once the job has ended."""
+    """Bar, time left and Cancel, brought up to date by itself; the page is run again once the job has ended."""
 
     @st.fragment(run_every=POLL_SECONDS)
     def watch() -> None:

@@ -24,6 +24,10 @@ def scores() -> Path:
     return _made("scores")
 
 
+def looks() -> Path:
+    return _made("looks")
+
+
 def pruned() -> Path:
     return _made("pruned")
 

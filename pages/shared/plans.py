@@ -14,7 +14,7 @@ from upvit_core.figures.front import Line, Point
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import ModelShape, deit_shape
-from upvit_core.planning.budget import UniformTable, uniform_table
+from upvit_core.planning.uniform import UniformTable, uniform_table
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 COSTS = ("Parameters", "MACs", "Speed-up")
@@ -100,7 +100,7 @@ def points(
         here = entry.what_if == now
         about = f"{entry.what_if.words} removed: {words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
         name = entry.what_if.words if here else ""
-        data = [entry.what_if.residual, entry.what_if.attention, entry.what_if.heads, entry.what_if.ffn]
+        data = [*entry.what_if.percents, entry.what_if.basis, entry.what_if.repair]
         if loss == LOSSES[0]:
             detail = f"{about}<br>single removals add up to {entry.removed:.3g} nats an image (estimated)"
             found.append(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import streamlit as st
@@ -68,7 +69,8 @@ def name_of(criterion: str, images: int, seed: int, spec: str) -> str:
 def label(name: str, record: ImportanceScores) -> str:
     where = f" of {record.data}" if record.data else ""
     came = " · came with it" if name == BUNDLED else f" · seed {record.seed}"
-    return f"{words.scores_words(record)}{where}{came}"
+    what = "directions, " if record.basis == "directions" else ""
+    return f"{what}{words.scores_words(record)}{where}{came}"
 
 
 def job_key(model: Opened, name: str) -> str:
@@ -93,6 +95,31 @@ def start(model: Opened, criterion: str, images: int, seed: int, spec: str) -> j
         return name
 
     return jobs.start(job_key(model, name), work, f"Scoring with {criterion}", long=True, again=not path.exists())
+
+
+def directions(model: Opened, spec: str) -> jobs.Job:
+    """The job that finds and scores the directions of the open model; its result is a scores record, kept."""
+    name = f"directions-{measured.CALIBRATION_IMAGES}"
+    path = folder(model) / f"{name}.safetensors"
+
+    def work(report: jobs.Report) -> ImportanceScores:
+        report.say("finding the directions")
+        from upvit_core.basis import directions_scores, gather
+        from upvit_core.data import draw_proxy
+        from upvit_core.models.adapt import adapt
+
+        live, data = opened.live(model), measured.images(model, spec, "train")
+        adapter, proxy = adapt(live.model, live.shape), draw_proxy(data, min(measured.CALIBRATION_IMAGES, len(data)), 0)
+        stats = gather(adapter, proxy, report=report)
+        found = directions_scores(adapter, proxy, stats, report=report)
+        record = replace(found, shape=live.shape, model=live.name, model_digest=live.digest)
+        record.save(path)
+        return record
+
+    key = job_key(model, name)
+    if jobs.find(key) is None and path.exists():
+        return jobs.finished(key, "Finding directions", _read(str(path), path.stat().st_mtime_ns))
+    return jobs.start(key, work, "Finding directions")
 
 
 def panel(model: Opened) -> None:

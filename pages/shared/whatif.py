@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
@@ -18,6 +18,8 @@ from upvit_core.planning.select import PRESETS, plan_uniform, presets_for
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
+Basis = Literal["channels", "directions"]
+CHANNELS, DIRECTIONS = "Channels (UP-ViT)", "Directions"
 MOST = 95
 KEYS = ("residual", "attention", "heads", "ffn")
 SAVED = "what_if"
@@ -36,22 +38,28 @@ HELP = {
 
 @dataclass(frozen=True)
 class WhatIf:
-    """Percent removed of each component, and the heads that stay (None: as they are, in every block)."""
+    """Percent removed of each component, and the heads that stay (None: as they are, in every block).
+
+    `basis` says what is removed: channels, or directions of a rotated basis; `repair`, whether least squares mend it.
+    """
 
     residual: int
     attention: int
     heads: int | None
     ffn: int
+    basis: Basis = "channels"
+    repair: bool = False
 
     @property
     def words(self) -> str:
         heads = f", {self.heads} head{'s' if self.heads != 1 else ''}" if self.heads else ""
-        return f"{self.residual}/{self.attention}/{self.ffn} %{heads}"
+        way = (" of directions" if self.basis == "directions" else "") + (", repaired" if self.repair else "")
+        return f"{self.residual}/{self.attention}/{self.ffn} %{heads}{way}"
 
     @property
-    def query(self) -> dict[str, str]:
-        values = {key: getattr(self, key) for key in KEYS}
-        return {key: str(value) for key, value in values.items() if value is not None}
+    def percents(self) -> tuple[int, int, int | None, int]:
+        """The four that sliders set."""
+        return self.residual, self.attention, self.heads, self.ffn
 
     def plan(self, scores: ImportanceScores) -> PruningPlan:
         """Widths are taken to the nearest that the heads divide."""
@@ -62,6 +70,7 @@ class WhatIf:
             ffn=self.ffn / 100,
             heads=self.heads,
             snap=True,
+            basis="directions" if scores.basis == "directions" else self.basis,
         )
 
 
@@ -113,7 +122,12 @@ def current(shape: ModelShape) -> WhatIf:
         if value is None:
             value = st.query_params.get(key)
         values[key] = _legal(key, value, shape, getattr(start, key))
-    return WhatIf(**values)
+    way = st.session_state.get("basis") or (saved.basis if saved else None) or st.query_params.get("basis")
+    basis: Basis = "directions" if way in ("directions", DIRECTIONS) else "channels"
+    repair = st.session_state.get("repair")
+    if repair is None:
+        repair = saved.repair if saved else st.query_params.get("repair") == "true"
+    return WhatIf(**values, basis=basis, repair=bool(repair))
 
 
 def _legal(key: str, value: object, shape: ModelShape, otherwise: int | None) -> int | None:
@@ -133,6 +147,8 @@ def set_to(what_if: WhatIf) -> None:
         value = getattr(what_if, key)
         if value is not None:
             st.session_state[key] = value
+    st.session_state["basis"] = DIRECTIONS if what_if.basis == "directions" else CHANNELS
+    st.session_state["repair"] = what_if.repair
 
 
 def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
@@ -167,16 +183,42 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
     return result
 
 
+def way_controls(possible: bool) -> None:
+    """What is removed, and whether least squares mend the cut; both need weights and images."""
+    st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
+    if "basis" not in st.session_state and _saved("basis", "channels") == "directions":
+        st.session_state["basis"] = DIRECTIONS
+
+    def switched() -> None:
+        st.session_state["repair"] = st.session_state["basis"] == DIRECTIONS
+
+    st.segmented_control(
+        "What is removed", [CHANNELS, DIRECTIONS], default=CHANNELS, required=True, key="basis", bind="query-params",
+        disabled=not possible, on_change=switched,
+        help="Channels: the letter's way (UP-ViT). Directions: the same widths, after each part of the model has been "
+        "rotated so that what matters lies in few directions; the structure stays, and far less is lost.",
+    )  # fmt: skip
+    st.toggle(
+        "Repair", key="repair", bind="query-params", disabled=not possible,
+        help="After the cut, each layer's output is fitted to the original's by least squares on images. No training.",
+    )  # fmt: skip
+
+
+def _saved(name: str, otherwise: object) -> object:
+    saved: WhatIf | None = st.session_state.get(SAVED)
+    return getattr(saved, name) if saved else otherwise
+
+
 def preset_picker(shape: ModelShape) -> None:
     """Named settings as one row of buttons; the one that the sliders stand on is marked."""
     named = presets(shape)
     now = current(shape)
-    st.session_state["preset"] = next((name for name, value in named.items() if value == now), None)
+    st.session_state["preset"] = next((name for name, value in named.items() if value.percents == now.percents), None)
 
     def apply() -> None:
         chosen = st.session_state["preset"]
         if chosen:
-            set_to(named[chosen])
+            set_to(replace(current(shape), **dict(zip(KEYS, named[chosen].percents, strict=True))))
 
     st.segmented_control(
         "Preset", list(named), key="preset", on_change=apply,

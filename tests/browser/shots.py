@@ -116,7 +116,9 @@ def main() -> None:
     with server(log=arguments.out / "server.log") as address, chromium() as browser:
         for theme in arguments.theme or ["light", "dark"]:
             for width in arguments.width or [1440, 1024]:
-                context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+                context = browser.new_context(
+                    reduced_motion="reduce", viewport={"width": width, "height": 900}, color_scheme=theme
+                )
                 page = context.new_page()
                 for name in arguments.page or PAGES:
                     page.goto(f"{address}/{name}?{urllib.parse.urlencode(query)}")

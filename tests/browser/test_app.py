@@ -85,7 +85,7 @@ def test_sliders_change_numbers_and_link(visit: Visit, published: Path, browser:
     after = page.inner_text(".cards")
     assert "22.05 M" not in after
     assert parse_qs(urlsplit(page.url).query)["residual"] == ["60"]
-    other = browser.new_context(viewport={"width": 1440, "height": 900})
+    other = browser.new_context(reduced_motion="reduce", viewport={"width": 1440, "height": 900})
     again = other.new_page()
     again.goto(page.url)
     settle(again, 180)
@@ -145,7 +145,7 @@ def test_a_click_on_a_picture_puts_the_channel_under_the_glass(visit: Visit, pub
 
 def test_the_first_deep_link_after_a_start_is_right(browser: Browser, tmp_path: Path, published: Path) -> None:
     with server({"UPVIT_HOME": str(tmp_path)}) as url:
-        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        context = browser.new_context(reduced_motion="reduce", viewport={"width": 1440, "height": 900})
         page = context.new_page()
         page.goto(f"{url}/tradeoff?open=published:{published}")
         settle(page, 180)

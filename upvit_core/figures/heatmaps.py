@@ -129,7 +129,7 @@ def picture(
         groups=groups,
         kept=int(kept[0]) if len(set(kept.tolist())) == 1 else -1,
         width=C,
-        cuts=counts if prefix and order == "importance" else None,
+        cuts=counts if prefix else None,
         blocks=chosen,
         heads_before=scores.shape.blocks[chosen[0]].num_heads if component == "attention" else 1,
         floor=floor,
@@ -245,13 +245,21 @@ def axes_of(p: Picture, theme: Theme, title: str) -> tuple[Spec, Spec]:
     return x, y
 
 
+def _order_words(order: Order) -> str:
+    return "most important first" if order == "importance" else "in the model's order"
+
+
 def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, order: Order = "importance") -> Chart:
     """The three components under one another, as the sliders leave them."""
-    pictures = [picture(scores, component, plan, order, columns=800) for component in COMPONENTS]
+    directions = scores.basis == "directions"
+    # Directions come ordered already, within the residual and within every head.
+    orders: list[Order] = ["position", "position", order] if directions else [order] * 3
+    pictures = [picture(scores, c, plan, o, columns=800) for c, o in zip(COMPONENTS, orders, strict=True)]
     heights, gap, top, bottom = (54.0, 138.0, 138.0), 84.0, 34.0, 46.0
     inner = sum(heights) + 2 * gap
-    words = "most important first" if order == "importance" else "in the model's order"
-    names = ("residual channels", "attention channels, head by head", "hidden channels")
+    what = "directions" if directions else "channels"
+    words = ["strongest first" if directions else _order_words(o) for o in orders[:2]] + [_order_words(order)]
+    names = (f"residual {what}", f"attention {what}, head by head", "hidden channels")
     traces: list[Spec] = []
     layout: Spec = {"annotations": []}
     start = inner
@@ -266,7 +274,7 @@ def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, ord
             "tickfont": {"size": 12, "color": theme.quiet},
         }
         traces += traces_of(p, theme, number=number, limits=colour_range(p.values), colourbar=bar)
-        x, y = axes_of(p, theme, f"{name}, {words}")
+        x, y = axes_of(p, theme, f"{name}, {words[number - 1]}")
         layout[f"xaxis{number}"] = {**x, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**y, "anchor": f"x{number}", "domain": [(start - height) / inner, start / inner]}
         layout["annotations"].append(
@@ -326,7 +334,7 @@ def heatmap(
         "title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}},
     }
     traces = traces_of(p, theme, number=1, limits=limits, colourbar=bar)
-    words = "most important first" if order == "importance" else "in the model's order"
+    words = _order_words(order)
     name = {"residual": "residual channels", "attention": "attention channels, head by head", "ffn": "hidden channels"}[
         component
     ]

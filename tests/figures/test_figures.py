@@ -1,0 +1,214 @@
+"""Every figure is a valid plotly figure, says what it shows, and draws the numbers that an independent count gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from upvit_core.figures.channel import before_after, kl_by_image, place
+from upvit_core.figures.curves import kept_curve, plan_share, share_kept
+from upvit_core.figures.drawing import drawing
+from upvit_core.figures.front import Line, Point, front
+from upvit_core.figures.heatmaps import channel_at, find, heading, heatmap, picture, score_table, strips
+from upvit_core.figures.lesson import learning
+from upvit_core.figures.merging import cividis, merging
+from upvit_core.figures.published import PUBLISHED
+from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
+from upvit_core.importance.scores import ImportanceScores, expected_widths
+from upvit_core.models.shape import COMPONENTS, BlockShape, ModelShape, deit_shape
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.select import plan_uniform
+
+SMALL = ModelShape("small", 24, (BlockShape(4, 24, 40),) * 3, (16, 16), (8, 8), 3, 5)
+
+
+def made_up(shape: ModelShape, *, stderr: bool = True) -> ImportanceScores:
+    rng = np.random.default_rng(0)
+    values = {key: rng.lognormal(-2, 1.5, width) for key, width in expected_widths(shape).items()}
+    errors = {key: 0.1 * value for key, value in values.items()} if stderr else {}
+    return ImportanceScores(
+        values=values, stderr=errors, criterion="kl", unit="nats, summed over images", shape=shape, images=100
+    )
+
+
+@pytest.fixture(scope="module")
+def scores() -> ImportanceScores:
+    return made_up(SMALL)
+
+
+@pytest.fixture(scope="module")
+def plan(scores: ImportanceScores) -> PruningPlan:
+    return plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.25, heads=2)
+
+
+def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[], Chart]]:
+    group = np.arange(12)
+    kl = np.abs(np.random.default_rng(1).normal(size=30))
+    q, p = np.full(5, 0.2), np.array([0.6, 0.1, 0.1, 0.1, 0.1])
+    points = [
+        Point("a", 1.0, 2.0, "measured", "measured a", 1.5, 2.5, now=True, data=[1]),
+        Point("b", 2.0, 1.0, "estimated", "estimated b"),
+        Point("c", 3.0, 1.0, "published", "published c"),
+        Point("d", 4.0, 0.5, "teacher", "the model"),
+    ]
+    lines = [Line("curve", np.array([1.0, 2.0]), np.array([2.0, 1.0]))]
+    return {
+        "strips": lambda: strips(scores, plan, LIGHT),
+        "strips, nothing cut": lambda: strips(scores, None, DARK, "position"),
+        "residual": lambda: heatmap(scores, "residual", plan, LIGHT)[0],
+        "attention": lambda: heatmap(scores, "attention", plan, DARK, "position")[0],
+        "one block": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1, selected=(1, 3))[0],
+        "window": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1, window=(5, 15))[0],
+        "kept": lambda: kept_curve(scores, "attention", plan, LIGHT),
+        "kept, one block": lambda: kept_curve(scores, "ffn", plan, LIGHT, block=2),
+        "drawing": lambda: drawing(SMALL, LIGHT),
+        "drawing, thinner": lambda: drawing(SMALL, DARK, plan.shape_after, emphasis="ffn"),
+        "merging": lambda: merging(scores, plan, 1, LIGHT),
+        "front": lambda: front(points, lines, LIGHT, x_title="parameters", y_title="KL", log_y=True),
+        "place": lambda: place(scores, "attention", 1, 5, group, group < 6, LIGHT),
+        "kl by image": lambda: kl_by_image(kl, kl > 1, "residual", DARK),
+        "before, after": lambda: before_after(list("abcde"), q, p, "ffn", LIGHT),
+        "learning": lambda: learning([0, 10], [20.0, 60.0], 90.0, LIGHT),
+        "learning, nothing yet": lambda: learning([], [], None, LIGHT),
+    }
+
+
+NAMES = tuple(charts(made_up(SMALL), plan_uniform(made_up(SMALL))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_is_valid_and_described(name: str, scores: ImportanceScores, plan: PruningPlan) -> None:
+    chart = charts(scores, plan)[name]()
+    go.Figure(chart.figure.to_dict())
+    assert len(chart.alt) > 30
+    table = chart.table()
+    assert len({len(column) for column in table.values()}) == 1
+    layout = chart.figure.to_dict()["layout"]
+    for axis in (key for key in layout if key.startswith(("xaxis", "yaxis"))):
+        shown = layout[axis].get("visible", True) and layout[axis].get("showticklabels", True)
+        assert not shown or layout[axis]["title"]["text"], f"{axis} of {name} has no title"
+
+
+def test_picture_sorts_and_cuts(scores: ImportanceScores, plan: PruningPlan) -> None:
+    p = picture(scores, "ffn", plan)
+    for row, block in enumerate(range(3)):
+        values = scores.ffn(block)
+        assert p.channel[row].tolist() == sorted(range(40), key=lambda c: -values[c])
+        np.testing.assert_allclose(10.0 ** p.values[row], np.sort(values)[::-1], rtol=1e-5)
+        kept = [c for c, gone in zip(p.channel[row], p.removed[row], strict=True) if not gone]
+        assert sorted(kept) == list(plan.blocks[block].ffn.keep)
+    assert p.cuts is not None
+    assert p.cuts.tolist() == [[30]] * 3
+    assert heading(p) == "FFN: 30 of 40 kept in every block"
+
+
+def test_attention_is_sorted_inside_merged_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
+    p = picture(scores, "attention", plan)
+    assert p.groups == 2
+    for block in range(3):
+        for head in range(2):
+            inside = p.channel[block, head * 12 : (head + 1) * 12]
+            assert sorted(inside) == list(range(head * 12, (head + 1) * 12))
+            assert (np.diff(scores.attention(block)[inside]) <= 0).all()
+    assert p.cuts is not None
+    assert p.cuts.tolist() == [[6, 6]] * 3
+    assert heading(p) == "Attention: 4 heads merged to 2, 6 of 12 channels kept in each"
+
+
+def test_wide_rows_are_averaged_in_log10() -> None:
+    scores = made_up(deit_shape("base"), stderr=False)
+    p = picture(scores, "ffn", None, columns=1200)
+    assert p.values.shape == (12, 1024)
+    ranked = np.log10(np.sort(scores.ffn(3))[::-1])
+    np.testing.assert_allclose(p.values[3], [ranked[i : i + 3].mean() for i in range(0, 3072, 3)], rtol=1e-4)
+
+
+def test_scores_at_or_below_zero_are_drawn_at_the_smallest_positive(scores: ImportanceScores) -> None:
+    values = scores.ffn(0).copy()
+    values[:2] = 0.0, -1e-6
+    p = picture(scores.with_values({"ffn.0": values}), "ffn")
+    smallest = min(v for b in range(3) for v in (values if b == 0 else scores.ffn(b)) if v > 0)
+    assert 10.0 ** p.values[0].min() == pytest.approx(smallest, rel=1e-5)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("order", ["importance", "position"])
+def test_a_click_gives_back_the_channel(
+    component: str, order: str, scores: ImportanceScores, plan: PruningPlan
+) -> None:
+    p = picture(scores, component, plan, order)  # type: ignore[arg-type]
+    for channel in (0, 7, 23):
+        at = find(p, 0, channel)
+        assert at is not None
+        assert channel_at(p, *at) == (0, channel)
+
+
+def test_share_kept_is_the_running_share() -> None:
+    x, y = share_kept(np.array([1.0, 6.0, 3.0]), points=4)
+    np.testing.assert_allclose(x, [0, 1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(y, [0, 0.6, 0.9, 1])
+
+
+def test_plan_share_counts_what_the_plan_keeps(scores: ImportanceScores, plan: PruningPlan) -> None:
+    channels, score = plan_share(scores, plan, "attention", 1)
+    keep = list(plan.blocks[1].attention.keep)
+    assert channels == len(keep) / 24
+    assert score == pytest.approx(scores.attention(1)[keep].sum() / scores.attention(1).sum())
+
+
+def test_merging_table_adds_up(scores: ImportanceScores, plan: PruningPlan) -> None:
+    table = merging(scores, plan, 0, LIGHT).table()
+    assert table["merged_into"].tolist() == [0, 0, 1, 1]
+    assert table["score"].sum() == pytest.approx(scores.attention(0).sum())
+    keep = list(plan.blocks[0].attention.keep)
+    assert table["score_kept_of_merged"][[0, 2]].sum() == pytest.approx(scores.attention(0)[keep].sum())
+
+
+def test_score_table_holds_every_channel(scores: ImportanceScores, plan: PruningPlan) -> None:
+    table = score_table(scores, plan)
+    assert len(table["score"]) == 24 + 3 * (24 + 40)
+    rows = (table["component"] == "attention") & (table["block"] == 2)
+    np.testing.assert_array_equal(table["score"][rows], scores.attention(2))
+    assert table["channel"][rows][table["kept"][rows]].tolist() == list(plan.blocks[2].attention.keep)
+    assert table["rank"][rows][np.argmax(table["score"][rows])] == 1
+
+
+def test_kl_terms_add_up_to_the_kl() -> None:
+    q, p = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.3, 0.2])
+    table = before_after(["a", "b", "c"], q, p, "ffn", LIGHT).table()
+    assert table["kl_term_nats"].sum() == pytest.approx(sum(a * np.log(a / b) for a, b in zip(q, p, strict=True)))
+
+
+def test_drawing_is_to_scale(plan: PruningPlan) -> None:
+    boxes = [s for s in drawing(SMALL, LIGHT).figure.to_dict()["layout"]["shapes"] if s.get("fillcolor") == "#0072B2"]
+    thin = drawing(SMALL, LIGHT, plan.shape_after).figure.to_dict()["layout"]["shapes"]
+    thinner = [s for s in thin if s.get("fillcolor") == "#0072B2"]
+    tall, short = (box[0]["y1"] - box[0]["y0"] for box in (boxes, thinner))
+    assert short / tall == pytest.approx(0.5)
+
+
+def test_ticks_are_powers_of_ten() -> None:
+    assert [power_of_ten(e) for e in (-3, 0, 1, 2)] == ["10⁻³", "1", "10", "10²"]
+    ticks, labels = log_ticks(-6.2, 1.1)
+    assert ticks == sorted(ticks)
+    assert all(10**t == pytest.approx(10.0 ** round(t)) for t in ticks)
+    assert len(labels) <= 4
+    ticks, labels = log_ticks(-0.3, 0.9)
+    assert labels == ["1", "2", "5"][: len(labels)] or "5" in labels
+    np.testing.assert_allclose(10 ** np.array(ticks), [float(text) for text in labels])
+
+
+def test_cividis_runs_from_dark_to_bright() -> None:
+    brightness = [sum(int(part) for part in cividis(s)[4:-1].split(",")) for s in np.linspace(0, 1, 9)]
+    assert brightness == sorted(brightness)
+
+
+def test_published_rows_are_the_published_ones() -> None:
+    rows = {row.name: row for row in PUBLISHED}
+    assert (rows["UP-DeiT-S"].top1, rows["UP-DeiT-S"].images_per_s, rows["UP-DeiT-S"].speed_up) == (81.56, 603.1, 3.03)
+    assert (rows["DeiT-B"].top1, rows["DeiT-B"].params) == (81.84, 86.6)
+    assert (rows["UP-DeiT-T"].top1, rows["UP-DeiT-T"].images_per_s) == (75.94, 1408.5)
+    assert len(PUBLISHED) == 12

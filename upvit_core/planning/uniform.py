@@ -1,0 +1,121 @@
+"""Every uniform plan that four sliders can show: exact cost, and predicted KL (`curves.py` says where that holds).
+
+`best_plan` finds better plans, since it may give every block its own widths; this table serves what moves in whole
+percents: sliders, and the curves under the plans that were tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from upvit_core.errors import PlanError
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import BlockShape, ModelShape
+from upvit_core.planning.curves import Curve, removal_curves
+from upvit_core.planning.select import kept_channels
+from upvit_core.profiling.macs import count_macs, count_parameters
+
+
+@dataclass(frozen=True)
+class UniformChoice:
+    """Percent removed of each component, heads, exact cost, and predicted KL (nats an image)."""
+
+    residual: int
+    attention: int
+    ffn: int
+    heads: int
+    params: int
+    macs: int
+    removed: float
+
+
+@dataclass(frozen=True)
+class UniformTable:
+    """All uniform plans with whole percents up to `most` and one head count.
+
+    removed, params, macs: (P, P, P) over percent removed of residual, attention, ffn; removed: predicted KL in nats
+    an image.
+    """
+
+    heads: int
+    removed: np.ndarray
+    params: np.ndarray
+    macs: np.ndarray
+
+    def choice(self, residual: int, attention: int, ffn: int) -> UniformChoice:
+        at = (residual, attention, ffn)
+        return UniformChoice(*at, self.heads, int(self.params[at]), int(self.macs[at]), float(self.removed[at]))
+
+    def best(self, *, params: float | None = None, macs: float | None = None) -> UniformChoice | None:
+        """The plan that removes least score within the budgets; of equals, the one with fewer MACs. None: none fits."""
+        fits = np.ones(self.removed.shape, bool)
+        if params is not None:
+            fits &= self.params <= params
+        if macs is not None:
+            fits &= self.macs <= macs
+        if not fits.any():
+            return None
+        least = np.where(fits, self.removed, np.inf)
+        ties = np.flatnonzero(least.ravel() <= least.min() * (1 + 1e-12))
+        at = np.unravel_index(ties[np.argmin(self.macs.ravel()[ties])], least.shape)
+        return self.choice(*(int(i) for i in at))
+
+    def front(self, cost: str = "params", every: int = 2) -> list[UniformChoice]:
+        """Plans that no other beats in both cost (`params` or `macs`) and predicted KL, cheapest first.
+
+        Among plans whose percents are multiples of `every`.
+        """
+        grid = (slice(None, None, every),) * 3
+        costs, removed = getattr(self, cost)[grid], self.removed[grid]
+        order = np.lexsort((removed.ravel(), costs.ravel()))
+        least = np.minimum.accumulate(removed.ravel()[order])
+        chosen = order[np.concatenate([[True], least[1:] < least[:-1]])]
+        price = costs.ravel()[chosen]
+        last = np.concatenate([price[1:] > price[:-1], [True]])
+        places = zip(*np.unravel_index(chosen[last], removed.shape), strict=True)
+        return [self.choice(*(every * int(i) for i in place)) for place in places]
+
+
+def uniform_table(scores: ImportanceScores, heads: int, most: int = 95) -> UniformTable:
+    """Cost and predicted KL of every uniform plan with `heads` heads, 0 to `most` percent removed of each component.
+
+    Widths are taken to the nearest that the heads divide, as `plan_uniform(snap=True)` does. Raises PlanError where the
+    heads cannot be merged so, or blocks differ in width.
+    """
+    shape = scores.shape
+    if len({(block.attention, block.ffn) for block in shape.blocks}) > 1:
+        raise PlanError(f"The blocks of {shape.name} differ in width; a table of uniform plans needs equal blocks.")
+    curves, block = removal_curves(scores, heads=heads), shape.blocks[0]
+    shares = [percent / 100 for percent in range(most + 1)]
+    D = np.array([kept_channels(shape.embed_dim, share, heads, snap=True) for share in shares])
+    A = np.array([kept_channels(block.attention, share, heads, snap=True) for share in shares])
+    H = np.array([kept_channels(block.ffn, share, snap=True) for share in shares])
+    residual = _lost([curves.residual], D)
+    attention, ffn = _lost(curves.attention, A), _lost(curves.ffn, H)
+    removed = residual[:, None, None] + attention[None, :, None] + ffn[None, None, :]
+    costs = [_multilinear(count, shape, heads, D, A, H) for count in (count_parameters, count_macs)]
+    return UniformTable(heads, removed, *costs)
+
+
+def _lost(curves: Sequence[Curve], widths: np.ndarray) -> np.ndarray:
+    """Score lost at each width, (n,), summed over blocks."""
+    return np.sum([curve.lost[np.searchsorted(curve.widths, widths)] for curve in curves], axis=0)
+
+
+def _multilinear(
+    count: Callable[[ModelShape], int], shape: ModelShape, heads: int, D: np.ndarray, A: np.ndarray, H: np.ndarray
+) -> np.ndarray:
+    """A count at every (D, A, H); it is a sum of 1, D, A, H, DA and DH, whose factors six small shapes tell exactly."""
+
+    def at(d: int, a: int, h: int) -> int:
+        blocks = (BlockShape(heads, a * heads, h),) * shape.depth
+        return count(replace(shape, embed_dim=d * heads, blocks=blocks))
+
+    base, one_d, one_a, one_h = at(0, 0, 0), at(1, 0, 0), at(0, 1, 0), at(0, 0, 1)
+    d, a, h = one_d - base, one_a - base, one_h - base
+    da, dh = at(1, 1, 0) - base - d - a, at(1, 0, 1) - base - d - h
+    x, y, z = (D // heads)[:, None, None], (A // heads)[None, :, None], H[None, None, :]
+    return np.asarray(base + d * x + a * y + h * z + da * x * y + dh * x * z)
