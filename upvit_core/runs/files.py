@@ -5,16 +5,30 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_held: set[int] = set()
+
+
+def _close_in_child() -> None:
+    """A forked child (a data loader's process, say) must not keep a lock that its parent took."""
+    for descriptor in _held:
+        with suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file as a whole; after a crash it holds the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -66,6 +80,7 @@ def locked(path: Path, timeout: float | None = 0.0, poll: float = 0.05) -> Itera
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    _held.add(descriptor)
     try:
         held = False
         while True:
@@ -77,4 +92,13 @@ def locked(path: Path, timeout: float | None = 0.0, poll: float = 0.05) -> Itera
             time.sleep(poll)
         yield held
     finally:
-        os.close(descriptor)
+        if descriptor in _held:
+            _held.discard(descriptor)
+            os.close(descriptor)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove what a killed writer left half-written; the caller holds the folder's lock."""
+    for leftover in folder.glob(".*.tmp"):
+        with suppress(OSError):
+            leftover.unlink()

@@ -106,6 +106,8 @@ class RunStore:
         with locked(self.root / ".lock", timeout=30.0) as held:
             if not held:
                 raise RunError(f"{self.root} has been locked by another process for 30 s; try again.")
+            for leftover in self.root.glob(".new-*"):  # of a process killed in here
+                shutil.rmtree(leftover, ignore_errors=True)
             newest = max((run.spec.created for run in self._readable()), default=0)
             places = {key: _absolute(getattr(spec, key)) for key in ("teacher", "student", "data", "data_root")}
             spec = spec.model_copy(update=places | {"created": max(time.time_ns(), newest + 1)})

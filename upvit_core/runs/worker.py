@@ -18,18 +18,20 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shutil import disk_usage
 from types import FrameType
 from typing import Any
 
 from upvit_core.errors import Cancelled, RunError, UPViTError
 from upvit_core.runs.devices import lease, lease_name
-from upvit_core.runs.files import read_lines
+from upvit_core.runs.files import read_lines, sweep_temporaries
 from upvit_core.runs.process import ProcessIdentity
 from upvit_core.runs.spec import RunState
 from upvit_core.runs.store import Run, RunStore, read_state
 
 QUEUE_POLL_SECONDS = 0.3
 STATE_SECONDS = 1.0
+SPARE_BYTES = 1 << 16  # kept free for the last word of a run that fills the disk
 
 
 class Terminated(UPViTError):
@@ -46,7 +48,8 @@ class Control:
         self._seen = {(row.get("phase"), row.get("step")) for row in read_lines(run.metrics)[0]}
 
     def log(self, message: str) -> None:
-        print(time.strftime("%H:%M:%S"), message, flush=True)
+        with suppress(OSError):  # a full disk must not end a run by way of its log
+            print(time.strftime("%H:%M:%S"), message, flush=True)
 
     def check(self) -> None:
         """Raises Cancelled or Terminated where the run should stop."""
@@ -95,11 +98,12 @@ def device_held(control: Control, store: RunStore) -> Iterator[None]:
         time.sleep(QUEUE_POLL_SECONDS)
 
 
-def sentence_of(error: BaseException) -> str:
+def sentence_of(error: BaseException, folder: Path) -> str:
     """One sentence for a person; the log has the rest."""
     if isinstance(error, UPViTError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error, RuntimeError) and "writ" in str(error) and disk_usage(folder).free < SPARE_BYTES):
         return "The disk is full; free some space and resume the run."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "The device ran out of memory; start again with a smaller batch_size."
@@ -122,7 +126,9 @@ def work(run: Run, store: RunStore) -> RunState:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, on_signal)
     ended: dict[str, Any]
+    spare = run.folder / ".spare"
     try:
+        spare.write_bytes(bytes(SPARE_BYTES))
         control.update(now=True, stage="waiting for the device")
         with device_held(control, store):
             control.update(now=True, state="running", error="")
@@ -139,8 +145,10 @@ def work(run: Run, store: RunStore) -> RunState:
                 "error": "Its process was asked to end; Resume goes on from the last checkpoint.",
             }
         else:
-            ended = {"state": "failed", "error": sentence_of(error)}
-            traceback.print_exc()
+            ended = {"state": "failed", "error": sentence_of(error, run.folder)}
+            with suppress(OSError):
+                traceback.print_exc()
+    spare.unlink(missing_ok=True)
     control.update(now=True, stage="", seconds_left=None, **ended)
     control.log(control.state.state + (f": {control.state.error}" if control.state.error else ""))
     return control.state
@@ -158,6 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
                 raise RunError(f"Run {run.id} already has a worker.")
             if not read_state(run.folder).is_active:
                 return 0
+            for place in (run.folder, run.checkpoints):
+                sweep_temporaries(place)
             return 0 if work(run, store).state in ("done", "cancelled", "interrupted") else 1
     except UPViTError as error:
         with suppress(OSError):
