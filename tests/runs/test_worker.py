@@ -297,3 +297,22 @@ def test_kills_while_loading_lose_nothing(home: Path, store: RunStore) -> None:
         assert kill_after(fork_worker(run), seconds)
         assert store.state(run.id).state in ("queued", "interrupted")
     run_to_end(store, run)
+
+
+def test_directions_and_repair_are_cut_by_the_worker(home: Path, store: RunStore) -> None:
+    kl = {}
+    for basis, repair in (("channels", False), ("channels", True), ("directions", True)):
+        spec = spec_for(home, epochs=1)
+        assert spec.plan is not None
+        plan = {**spec.plan, "basis": basis}
+        run = store.create(spec.model_copy(update={"plan": plan, "repair": repair, "calibration_images": 40}))
+        run_to_end(store, run)
+        kl[basis, repair] = next(row["kl_teacher"] for row in rows_of(store, run) if row["phase"] == "surgery")
+    assert len(set(kl.values())) == 3
+    assert kl["channels", True] < kl["channels", False]
+
+
+def test_a_head_count_given_by_hand_reaches_the_teacher(home: Path, store: RunStore) -> None:
+    spec = spec_for(home, epochs=1)
+    run = store.create(spec.model_copy(update={"teacher": spec.teacher + "#heads=4"}))
+    run_to_end(store, run)

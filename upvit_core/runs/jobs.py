@@ -107,8 +107,8 @@ def distill_run(run: Run, control: Control) -> None:
     device = accelerator.device
 
     control.stage("loading the teacher")
-    source, _, heads = spec.teacher.partition("#heads=")  # as the pages write a head count that a person corrected
-    teacher = load_model(source, num_heads=int(heads) if heads.isdigit() else None, device=device)
+    weights, _, heads = spec.teacher.partition("#heads=")  # as the pages write a head count that a person corrected
+    teacher = load_model(weights, num_heads=int(heads) if heads.isdigit() else None, device=device)
     if not teacher.has_weights:
         raise RunError(f"{spec.teacher} has no trained weights to learn from; choose a trained model as teacher.")
     control.stage("opening the images")

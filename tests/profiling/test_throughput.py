@@ -1,0 +1,96 @@
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from upvit_core.errors import Cancelled
+from upvit_core.profiling import throughput
+from upvit_core.profiling.throughput import compare, measure
+
+
+class Sleeper(nn.Module):
+    """Takes a known time a batch, on a clock of its own."""
+
+    def __init__(self, seconds: float, clock: list[float], calls: list[str], name: str):
+        super().__init__()
+        self.seconds, self.clock, self.calls, self.name = seconds, clock, calls, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.clock[0] += self.seconds
+        self.calls.append(self.name)
+        return x
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [100.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_rates_are_images_over_seconds_and_models_take_turns(clock: list[float]) -> None:
+    calls: list[str] = []
+    slow, fast = Sleeper(0.5, clock, calls, "slow"), Sleeper(0.125, clock, calls, "fast")
+    result = compare(slow.train(), fast, torch.zeros(8, 1, 2, 2), warmup=1, repeats=5)
+    assert result.first.samples == (16.0,) * 5
+    assert result.second.samples == (64.0,) * 5
+    assert (result.ratio, result.low, result.high) == (4.0, 4.0, 4.0)
+    assert calls == ["slow", "fast"] * 6
+    assert slow.training
+    assert result.first.batch_size == 8
+    assert result.first.threads == torch.get_num_threads()
+    assert result.first.device
+
+
+def test_the_ratio_is_that_of_neighbouring_passes(clock: list[float]) -> None:
+    """A load that slows both models in the same rounds does not change their ratio."""
+
+    class Loaded(Sleeper):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seconds *= 2
+            return super().forward(x)
+
+    calls: list[str] = []
+    result = compare(
+        Loaded(0.3, clock, calls, "a"), Loaded(0.1, clock, calls, "b"), torch.zeros(4, 1), warmup=0, repeats=6
+    )
+    assert result.ratio == pytest.approx(3)
+    assert result.low == pytest.approx(result.high)
+    assert result.first.low < result.first.images_per_s < result.first.high
+
+
+def test_median_and_quartiles() -> None:
+    assert throughput._spread([5.0, 1.0, 3.0, 2.0, 4.0]) == (3.0, 2.0, 4.0)
+    assert throughput._spread([7.0]) == (7.0, 7.0, 7.0)
+
+
+def test_time_limit_keeps_three_rounds(clock: list[float]) -> None:
+    (result,) = measure([Sleeper(10, clock, [], "a")], torch.zeros(2, 1), repeats=50, seconds=1)
+    assert result.repeats == 3
+
+
+def test_cancelling_restores_the_mode(clock: list[float]) -> None:
+    model = Sleeper(1, clock, [], "a").train()
+
+    def stop(done: int, most: int) -> None:
+        raise Cancelled("enough")
+
+    with pytest.raises(Cancelled):
+        measure([model], torch.zeros(2, 1), progress=stop)
+    assert model.training
+
+
+@pytest.mark.parametrize("arguments", [{"dtype": "int8"}, {"repeats": 0}, {"warmup": -1}])
+def test_illegal_arguments_are_named(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        measure([nn.Identity()], torch.zeros(1), **arguments)
+
+
+def test_a_real_model_is_measured() -> None:
+    began = time.perf_counter()
+    (result,) = measure([nn.Linear(4, 4)], torch.zeros(8, 4), repeats=3)
+    assert result.images_per_s > 8 / (time.perf_counter() - began)

@@ -1,0 +1,66 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from tiny import tiny
+from torch import nn
+
+from upvit_core import export
+from upvit_core.errors import ExportError
+from upvit_core.export import export_onnx
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["class token", *(pytest.param(v, marks=pytest.mark.slow) for v in ("distilled", "average pool", "registers"))],
+)
+def test_the_file_gives_the_models_logits(variant: str, tmp_path: Path) -> None:
+    model, shape = tiny(variant, torch.float32)
+    told = export_onnx(model, shape, tmp_path / "model.onnx")
+    assert told["max_abs_difference"] < 1e-4
+    assert told["bytes"] == (tmp_path / "model.onnx").stat().st_size
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    x = torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    (given,) = session.run(["logits"], {"images": x.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(given, model(x).numpy(), atol=1e-4)
+
+
+def test_a_difference_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = tiny("class token", torch.float32)
+    monkeypatch.setattr(export, "_write", lambda model, example, path: path.write_bytes(b""))
+    monkeypatch.setattr(export, "_check", lambda model, shape, path: (0.5, 2.0, "1"))
+    with pytest.raises(ExportError, match=r"up to 0.5 in its logits, more than 0.002"):
+        export_onnx(model, shape, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_not_a_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = tiny("class token", torch.float32)
+    monkeypatch.setattr(export, "_write", lambda model, example, path: path.write_bytes(b""))
+    monkeypatch.setattr(export, "_check", lambda model, shape, path: (float("nan"), 2.0, "1"))
+    with pytest.raises(ExportError):
+        export_onnx(model, shape, tmp_path / "model.onnx")
+
+
+def test_what_cannot_be_exported_is_one_sentence(tmp_path: Path) -> None:
+    class Stubborn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * float(str(x.sum().item()))
+
+    _, shape = tiny("class token", torch.float32)
+    model = Stubborn().train()
+    with pytest.raises(ExportError) as caught:
+        export_onnx(model, shape, tmp_path / "model.onnx")
+    assert "\n" not in str(caught.value)
+    assert model.training
+    assert list(tmp_path.iterdir()) == []
