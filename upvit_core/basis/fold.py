@@ -113,8 +113,8 @@ def _fold_affine(state: State, norm: str, linears: tuple[str, ...]) -> None:
             hidden = (gamma == 0) & (beta != 0)
             if hidden.any():
                 raise UnsupportedModelError(
-                    f"{norm}.weight[{int(hidden.nonzero()[0])}] is 0 with a bias beside it, and {linear} has no bias to "
-                    "carry it; prune this model with basis=channels."
+                    f"{norm}.weight[{int(hidden.nonzero()[0])}] is 0 with a bias beside it, and {linear} has no bias "
+                    "to carry it; prune this model with basis=channels."
                 )
             left = torch.where(beta == 0, beta, beta / gamma)
         state[f"{linear}.weight"] = weight * gamma

@@ -38,7 +38,7 @@ def _ordered(C: Tensor, G: Tensor, fixed: Tensor, span: Tensor, steps: int) -> T
     start = _mixture(A, span.T @ G @ span)
     if m <= SMALLEST_PART:
         return span @ start
-    chosen, rest = _best(A, B, start[:, : m // 2], steps)
+    chosen, rest = best_subspace(A, B, start[:, : m // 2], steps)
     first = _ordered(C, G, fixed, span @ chosen, steps)
     return torch.cat([first, _ordered(C, G, torch.cat([fixed, first], 1), span @ rest, steps)], 1)
 
@@ -63,7 +63,7 @@ def _gain(A: Tensor, B: Tensor, Q: Tensor) -> Tensor:
     return _trace(torch.linalg.solve(Q.T @ A @ Q, Q.T @ B @ Q))
 
 
-def _best(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def best_subspace(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """X (m, k) orthonormal with Σ_s tr((Xᵀ A_s X)⁻¹ Xᵀ B_s X) large, and the complement (m, m - k)."""
     X = start.clone(memory_format=torch.contiguous_format).requires_grad_()
     everything = _trace(torch.linalg.solve(A, B))

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from upvit_core.basis.reading import reading_directions, unit_trace
+from upvit_core.basis.reading import best_subspace, reading_directions, unit_trace
 
 Metric = Literal["reading", "both", "product", "activations", "gradients"]
 
@@ -34,6 +34,14 @@ def residual_directions(
     else:
         inside = torch.linalg.eigh(_mixture(C, G, metric)).eigenvectors.flip(-1)
     return complement @ inside, gains(C, G, inside)
+
+
+def best_directions(activations: Sequence[Tensor], gradients: Sequence[Tensor], start: Tensor) -> Tensor:
+    """The directions (D, k) that read best for just this k, sought from `start` (D, k)."""
+    A, G = torch.stack([c + lift(c) for c in activations]), torch.stack(list(gradients))
+    complement = constant_complement(len(start)).to(start)
+    A, G = complement.T @ A @ complement, complement.T @ G @ complement
+    return complement @ best_subspace(A, A @ G @ A, complement.T @ start, 60)[0]
 
 
 def _mixture(C: Sequence[Tensor], G: Sequence[Tensor], metric: Metric) -> Tensor:
@@ -59,7 +67,19 @@ def gains(C: Sequence[Tensor], G: Sequence[Tensor], Q: Tensor) -> Tensor:
     for c, g in zip(C, G, strict=True):
         L = Q @ cholesky(Q.T @ c @ Q)
         total += (L * (g @ L)).sum(0) / 2
-    return total
+    return pooled(total)
+
+
+def pooled(values: Tensor) -> Tensor:
+    """The nearest non-increasing values (n,): neighbours out of order share their mean (pool adjacent violators)."""
+    groups: list[tuple[float, int]] = []
+    for value in values.tolist():
+        groups.append((value, 1))
+        while len(groups) > 1 and groups[-2][0] < groups[-1][0]:
+            (a, m), (b, n) = groups[-2:]
+            groups[-2:] = [((a * m + b * n) / (m + n), m + n)]
+    means = [mean for mean, count in groups for _ in range(count)]
+    return torch.tensor(means, dtype=values.dtype, device=values.device)
 
 
 def constant_complement(D: int) -> Tensor:

@@ -1,8 +1,9 @@
 """Scores of directions, in the same record as scores of channels, so that plans and pictures work in either basis.
 
 Residual: entry 0 is the constant, which LayerNorm spends and every plan keeps; the others are directions, the most
-important first. Attention: entry i of a head is its i-th strongest factor of q·k together with its i-th of v·proj.
-FFN: channels. All in nats, summed over the proxy images.
+important first. Attention: entry i of a head is its i-th strongest factor of q·k together with its i-th of v·proj;
+neighbours of a head out of order share their mean, so that a cut keeps the leading factors.
+FFN: channels, by what the rest cannot make up for (`fisher`) or by removal (`kl`). All in nats, summed over images.
 """
 
 from __future__ import annotations
@@ -14,11 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from upvit_core.basis.neurons import elimination_scores
+from upvit_core.basis.residual import pooled
 from upvit_core.basis.slice import prune_directions
 from upvit_core.basis.statistics import ProxyStatistics
 from upvit_core.errors import ScoresError
-from upvit_core.importance.criterion import Clock, Criterion, ImageSums, Proxy, Report, frozen, kl_divergence
-from upvit_core.importance.criterion import log_softmax, silent
+from upvit_core.importance.criterion import (
+    Clock,
+    Criterion,
+    Proxy,
+    Report,
+    frozen,
+    kl_divergence,
+    log_softmax,
+    silent,
+)
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.scores import ImportanceScores, expected_widths
@@ -73,9 +84,14 @@ def directions_scores(
         inner, residual = Fisher(batch_size=batch_size), stats.direction_scores.numpy()
     scores = inner.attribute(adapt(rotated, shape), proxy, report)
     values = {"residual": np.concatenate([[residual.max()], residual])}
+    for b, block in enumerate(shape.blocks):
+        inside = torch.tensor(scores.attention(b)).unflatten(0, (block.num_heads, -1))  # (h, d)
+        values[f"attention.{b}"] = torch.cat([pooled(head) for head in inside]).numpy()
+    if criterion == "fisher":
+        values |= {f"ffn.{b}": elimination_scores(stats, b).cpu().numpy() for b in range(shape.depth)}
     return scores.with_values(
         values,
-        stderr={key: value for key, value in scores.stderr.items() if key != "residual"},
+        stderr={key: value for key, value in scores.stderr.items() if criterion == "kl" or key not in values},
         basis="directions",
         seconds=time.perf_counter() - start,
         notes={

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from upvit_core.basis.fold import State, heads, load, tokens
 from upvit_core.basis.heads import HeadFactors, head_factors
-from upvit_core.basis.residual import embedding
+from upvit_core.basis.residual import best_directions, embedding
 from upvit_core.basis.statistics import ProxyStatistics
 from upvit_core.errors import PlanError
 from upvit_core.models.shape import ModelShape
@@ -35,6 +35,9 @@ class Basis:
 def basis_for(plan: PruningPlan, stats: ProxyStatistics) -> Basis:
     """The basis that a plan of directions keeps.
 
+    Where it keeps the leading directions by `reading`, which are nested, the best ones for just that width are sought
+    from them.
+
     Raises PlanError where it does not keep the constant (entry 0 of the residual), which LayerNorm needs.
     """
     constant, *others = plan.residual.keep
@@ -44,6 +47,8 @@ def basis_for(plan: PruningPlan, stats: ProxyStatistics) -> Basis:
             f"{list(plan.residual.keep[:4])}…; score and plan with basis=directions."
         )
     directions = stats.directions[:, torch.tensor(others) - 1]
+    if stats.metric == "reading" and len(others) == others[-1] < stats.shape.embed_dim - 1:
+        directions = best_directions(*stats.readers(), directions)
     factors = (head_factors(stats, block.source, block.attention) for block in plan.blocks)
     return Basis(embedding(directions), tuple(factors))
 
@@ -78,7 +83,7 @@ def prune_directions(
 def sliced_state(stats: ProxyStatistics, plan: PruningPlan, basis: Basis) -> State:
     """Tensors of the thinner model: writers EᵀW, readers W·E, attention through its factors, FFN channels chosen."""
     source, shape, E = stats.state, plan.shape_after, basis.embedding
-    D, k = E.shape
+    k = E.shape[1]
     result: State = {name: source[name] @ E for name in tokens(source)}
     result["patch_embed.proj.weight"] = torch.einsum("dk,dchw->kchw", E, source["patch_embed.proj.weight"])
     result["patch_embed.proj.bias"] = E.T @ source["patch_embed.proj.bias"]

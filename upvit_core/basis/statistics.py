@@ -51,17 +51,20 @@ class ProxyStatistics:
         """A second moment per token rather than its sum."""
         return self.grams[name] / self.rows[name]
 
+    def readers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """At every reader the mean second moment of the normalised stream, and the summed one of the gradient."""
+        return reader_moments(self.grams, self.rows, self.shape)
+
     def with_metric(self, metric: Metric) -> ProxyStatistics:
         """The same moments with the residual's directions chosen by another metric."""
-        activations, gradients = reader_moments(self.grams, self.rows, self.shape)
-        directions, scores = residual_directions(activations, gradients, metric)
+        directions, scores = residual_directions(*self.readers(), metric)
         return replace(self, directions=directions, direction_scores=scores, metric=metric)
 
 
 def reader_moments(
     grams: dict[str, Tensor], rows: dict[str, int], shape: ModelShape
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """At every reader the mean second moment of the normalised stream, and the summed one of the gradient."""
+    """Of all readers, in order: mean second moments of the normalised stream, summed ones of the gradient."""
     sites = range(2 * shape.depth + 1)
     return [grams[f"reader.{s}"] / rows[f"reader.{s}"] for s in sites], [grams[f"reader_gradient.{s}"] for s in sites]
 

@@ -57,8 +57,9 @@ class Stream:
         normed = blk.norm1(x)
         q, k, v = blk.attn.qkv(normed).chunk(3, dim=-1)  # (B, N, A) each
         q = self.rows(block, q)
-        split = (t.unflatten(-1, (blk.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))  # (B, h, N, d)
-        mixed = F.scaled_dot_product_attention(*split, scale=blk.attn.scale).transpose(1, 2).flatten(2)
+        heads = [t.unflatten(-1, (blk.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v)]  # (B, h, N, d)
+        out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=blk.attn.scale)
+        mixed = out.transpose(1, 2).flatten(2)  # (B, T, A)
         written = blk.ls1(blk.attn.proj(mixed))
         return AttentionTrace(normed, q, k, v, mixed, written, self.rows(block, x) + written)
 

@@ -28,7 +28,7 @@ class Moments:
         self.yy += float(y.double().square().sum())
 
     def __add__(self, other: Moments) -> Moments:
-        both = Moments(*self.xy.shape, device=self.xy.device)
+        both = Moments(self.xy.shape[0], self.xy.shape[1], self.xy.device)
         both.xx, both.xy, both.yy = self.xx + other.xx, self.xy + other.xy, self.yy + other.yy
         return both
 

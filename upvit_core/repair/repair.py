@@ -79,8 +79,8 @@ def repair(
     found = shape_of(student, "the student")
     if (found.embed_dim, found.blocks) != (shape.embed_dim, shape.blocks):
         raise PlanError(
-            f"The student has {found.embed_dim} residual channels in {found.depth} blocks, the plan {shape.embed_dim} in "
-            f"{shape.depth}, or other widths; repair the model that this plan made."
+            f"The student has {found.embed_dim} residual channels in {found.depth} blocks, the plan {shape.embed_dim} "
+            f"in {shape.depth}, or other widths; repair the model that this plan made."
         )
     if len(proxy) < held_out:
         raise PlanError(
