@@ -131,7 +131,7 @@ class _Sweep:
             self.theirs.append(self.original.embed(images))
             self.held.append(torch.arange(seen, seen + len(images), device=parameter.device) % held_out == held_out - 1)
             seen += len(images)
-        self.clock = Clock(5 * plan.shape_after.depth + 1, "passes", report)
+        self.clock = Clock(4 * plan.shape_after.depth + 1, "passes", report)
 
     def run(self) -> None:
         _absorb_layer_scale(self.student)
