@@ -69,8 +69,11 @@ def visit(browser: Browser, address: str, request: pytest.FixtureRequest) -> Ite
 
     def go(name: str, *, theme: str = "light", width: int = 1440, height: int = 900, **query: object) -> Page:
         context = browser.new_context(
-            reduced_motion="reduce", viewport={"width": width, "height": height}, color_scheme=theme, accept_downloads=True  # type: ignore[arg-type]
-        )  # fmt: skip
+            reduced_motion="reduce",
+            viewport={"width": width, "height": height},
+            color_scheme=theme,  # type: ignore[arg-type]
+            accept_downloads=True,
+        )
         page = context.new_page()
         page.set_default_timeout(60_000)
         opened.append(page)
