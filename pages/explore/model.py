@@ -18,7 +18,8 @@ def accuracy(model: opened.Opened) -> jobs.Job | None:
 def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
     if job is not None and job.state == "done":
         result: measured.Look = job.result
-        note = f"on {result.images:,} images of {result.data}; 95 % sure of {result.low:.1f} – {result.high:.1f}"
+        where = f"{result.images:,} images of {words.data_name(result.data)}"
+        note = f"on {where}; 95 % sure of {result.low:.1f} – {result.high:.1f}"
         top = Card("Top-1", f"{result.top1:.1f} %", note, MEASURED)
     else:
         why = (
@@ -54,7 +55,7 @@ def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
         else:
             st.caption("Predictions need weights; this shows shapes and scores alone.")
         return
-    place = st.container(height=190, border=False)
+    place = st.container(key="looks")
     with place:
         if job.active:
             jobs.progress(job)

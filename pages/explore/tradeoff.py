@@ -29,7 +29,7 @@ def best_under(model: Opened, scores: ImportanceScores | None, now: WhatIf) -> N
             return
         table = plans.table(scores, scores.digest, now.heads)
         what = st.segmented_control(
-            "Budget", ["Parameters", "MACs"], default="Parameters", required=True, key="budget-of"
+            "Budget", ["Parameters", "MACs"], default="Parameters", required=True, wrap=True, key="budget-of"
         )
         costs, unit = (
             (table.params, 1e6) if what == "Parameters" else (table.macs, 1e6 if table.macs.max() < 1e9 else 1e9)
@@ -185,13 +185,13 @@ def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: Pruning
 
 def the_front(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str) -> None:
     st.subheader("The front: what you pay, what you lose", anchor=False)
-    one, two = st.columns(2)
+    one, two = st.columns([0.42, 0.58])
     published_only = not model.has_weights
     loss = one.segmented_control(
-        "Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, key="loss", bind="query-params"
+        "Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, wrap=True, key="loss", bind="query-params"
     )
     cost = two.segmented_control(
-        "Cost", plans.COSTS, default=plans.COSTS[0], required=True, key="cost", bind="query-params"
+        "Cost", plans.COSTS, default=plans.COSTS[0], required=True, wrap=True, key="cost", bind="query-params"
     )
     look = jobs.find(measured.look_key(model, spec))
     known = look.result if look is not None and look.state == "done" else measured.remembered_look(model, spec)
@@ -253,7 +253,7 @@ with frame.page(
     left, right = st.columns([0.25, 0.75], gap="medium")
     with left:
         whatif.preset_picker(model.shape)
-        whatif.way_controls(model.has_weights and bool(spec))
+        whatif.way_controls(model.shape, model.has_weights and bool(spec))
         now = whatif.controls(model.shape)
         plan = now.plan(scores or no_scores(model.shape))
         found = measure(model, plan, spec, now)

@@ -47,7 +47,7 @@ def show(chart: Chart, key: str) -> None:
 
 def component_choice(key: str) -> Component:
     chosen: Component = st.segmented_control(
-        "Component", COMPONENTS, default="residual", required=True, format_func=TITLES.__getitem__, key=f"lesson-{key}"
+        "Component", COMPONENTS, default="residual", required=True, wrap=True, format_func=TITLES.__getitem__, key=f"lesson-{key}"
     )  # fmt: skip
     return chosen
 
@@ -174,7 +174,7 @@ def merging_heads(model: Opened, scores: ImportanceScores) -> None:
             "Heads that stay", options, value=whatif.default(model.shape).heads, key="lesson-heads"
         )
         moment = st.segmented_control(
-            "Step", ["As they are", "Merged", "Cut"], default="Cut", required=True, key="lesson-moment"
+            "Step", ["As they are", "Merged", "Cut"], default="Cut", required=True, wrap=True, key="lesson-moment"
         )  # fmt: skip
         now = model.shape.num_heads or 1
         say(
@@ -297,7 +297,7 @@ with frame.page("Method", "How a Vision Transformer is made thinner, in six step
     model = frame.current()
     scores = scoring.current(model)
     step = st.segmented_control(
-        "Step", STEPS, default=STEPS[0], required=True, key="step", bind="query-params", label_visibility="collapsed"
+        "Step", STEPS, default=STEPS[0], required=True, wrap=True, key="step", bind="query-params", label_visibility="collapsed"
     )  # fmt: skip
     number = STEPS.index(step)
     needs_scores = number in (1, 2, 3)

@@ -165,7 +165,7 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
             return
         st.markdown("The thinner model learns from the original. The run goes on by itself; this page may be closed.")
         many = st.segmented_control(
-            "What", ["This plan", "A sweep of 3"], default="This plan", required=True, key="distil-what"
+            "What", ["This plan", "A sweep of 3"], default="This plan", required=True, wrap=True, key="distil-what"
         )
         chosen = sweep(what_if) if many == "A sweep of 3" else [what_if]
         sizes = [count_parameters(w.plan(scores).shape_after) for w in chosen]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from pages.shared import charts, jobs, measured, opened
+from pages.shared import charts, jobs, measured, opened, words
 from pages.shared.cards import Card, cards
 from pages.shared.gallery import Tile, gallery
 from pages.shared.opened import Opened
@@ -165,22 +165,22 @@ def weight_norms(network: Any, key: str, number: int) -> dict[str, float]:
     """L2 norms of the weights that carry the channel, by layer."""
     if key == "residual":
         return {
-            "written by the patch embedding": float(network.patch_embed.proj.weight[number].norm()),
-            "read by the classifier": float(network.head.weight[:, number].norm()),
+            "written by the patch embedding": float(network.patch_embed.proj.weight[number].detach().norm()),
+            "read by the classifier": float(network.head.weight[:, number].detach().norm()),
         }
     component, block = key.split(".")
     own = network.blocks[int(block)]
     if component == "ffn":
         return {
-            "fc1 row": float(own.mlp.fc1.weight[number].norm()),
-            "fc2 column": float(own.mlp.fc2.weight[:, number].norm()),
+            "fc1 row": float(own.mlp.fc1.weight[number].detach().norm()),
+            "fc2 column": float(own.mlp.fc2.weight[:, number].detach().norm()),
         }
     width = own.attn.proj.weight.shape[1]
     rows = {
-        name: float(own.attn.qkv.weight[i * width + number].norm())
+        name: float(own.attn.qkv.weight[i * width + number].detach().norm())
         for i, name in enumerate(("q row", "k row", "v row"))
     }
-    return {**rows, "proj column": float(own.attn.proj.weight[:, number].norm())}
+    return {**rows, "proj column": float(own.attn.proj.weight[:, number].detach().norm())}
 
 
 def _removal(model: Opened, component: Component, block: int, number: int) -> None:
@@ -214,7 +214,8 @@ def _removal(model: Opened, component: Component, block: int, number: int) -> No
 def show_effect(model: Opened, effect: Effect, component: Component, spec: str) -> None:
     charts.show(kl_by_image(effect.kl, effect.changed, component, charts.theme()), "kl-by-image")
     norms = " · ".join(f"{where} {norm:.3g}" for where, norm in effect.norms.items())
-    st.html(f'<p class="quiet">Norm of its weights: {norms}. Images: {len(effect.kl):,} of {effect.data}.</p>')
+    images = f"{len(effect.kl):,} of {words.data_name(effect.data)}"
+    st.html(f'<p class="quiet">Norm of its weights: {norms}. Images: {images}.</p>')
     gallery(tiles(model, effect, spec), columns=4)
 
 

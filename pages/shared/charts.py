@@ -34,6 +34,9 @@ def enlarged(chart: Chart, factor: float = 1.3) -> Chart:
     """The same chart with larger type, to be read from the back of a room."""
     figure = chart.figure.to_dict()
     _enlarge(figure, factor)
+    margin = figure["layout"]["margin"]
+    for side in ("l", "r", "b"):
+        margin[side] = round(margin[side] * factor)
     return replace(chart, figure=type(chart.figure)(figure, _validate=False))
 
 

@@ -85,7 +85,7 @@ def _strip() -> None:
     parts = [
         f"<b>{escape(model.name)}</b>",
         escape(words.scores_words(scores)),
-        f"{escape(what_if.words)} removed",
+        f'<span title="removed of residual, attention and FFN; heads that stay">{escape(what_if.words)}</span>',
         f"<b>{words.short(count_parameters(plan.shape_after))}</b> of {words.short(count_parameters(model.shape))} "
         "parameters",
     ]

@@ -23,6 +23,7 @@ from upvit_core.errors import DataError
 from upvit_core.planning.plan import PruningPlan
 
 if TYPE_CHECKING:
+    from upvit_core.basis import ProxyStatistics
     from upvit_core.data import ImageSet
     from upvit_core.evaluation import Evaluation
     from upvit_core.profiling.throughput import SpeedUp
@@ -183,6 +184,26 @@ def look_key(model: Opened, spec: str) -> str:
     return f"look {opened.identity(model)} {spec}"
 
 
+def statistics(model: Opened, spec: str, report: jobs.Report) -> ProxyStatistics:
+    """Second moments of the open model on its calibration images, gathered once."""
+    key, kept = (opened.identity(model), spec), _statistics()
+    if key not in kept:
+        from upvit_core.basis import gather
+        from upvit_core.data import draw_proxy
+        from upvit_core.models.adapt import adapt
+
+        live, data = opened.live(model), images(model, spec, "train")
+        proxy = draw_proxy(data, min(CALIBRATION_IMAGES, len(data)), 0)
+        kept.clear()
+        kept[key] = gather(adapt(live.model, live.shape), proxy, report=report)
+    return kept[key]
+
+
+@st.cache_resource(show_spinner=False)
+def _statistics() -> dict[Any, ProxyStatistics]:
+    return {}
+
+
 def preview(model: Opened, plan: PruningPlan, spec: str, *, repair: bool = False) -> jobs.Job:
     """The job that cuts, mends where asked, and measures top-1 and KL to the open model, without any training."""
 
@@ -196,7 +217,8 @@ def preview(model: Opened, plan: PruningPlan, spec: str, *, repair: bool = False
         logits, _ = teacher_logits(model, spec, report, PREVIEW_IMAGES)
         report.say("pruning" + (" and repairing" if repair else ""))
         proxy = images(model, spec, "train") if repair or plan.basis == "directions" else None
-        thin = cut(live, plan, repair=repair, data=proxy, images=CALIBRATION_IMAGES, report=report)
+        stats = statistics(model, spec, report) if plan.basis == "directions" else None
+        thin = cut(live, plan, repair=repair, data=proxy, images=CALIBRATION_IMAGES, stats=stats, report=report)
         batches = data.batches(_batch_size(model), indices=evaluation_indices(data, count))
         report.say(f"{count:,} images")
         return evaluate(thin, batches, teacher_logits=logits, progress=lambda done: report(done / count))

@@ -197,7 +197,7 @@ def _folder(source: str, folder: Path, stamp: str) -> Opened:
             ) from error
         raise CheckpointError(f"{folder}/config.json does not describe a model ({error}); restore it.") from error
     scores = _scores_beside(folder)
-    name = str(config.get("upvit_name") or words.model_name(shape))
+    name = "Demo ViT" if source == "demo" else str(config.get("upvit_name") or words.model_name(shape))
     about = "ships with the studio" if source == "demo" else str(folder)
     return Opened(source, name, shape, source, scores.model_digest if scores else "", about, scores)
 

@@ -18,7 +18,7 @@ from upvit_core.planning.uniform import UniformTable, uniform_table
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 COSTS = ("Parameters", "MACs", "Speed-up")
-LOSSES = ("KL to the original", "Top-1")
+LOSSES = ("KL", "Top-1")
 MOST_TRIED = 60
 DRAWN = 60
 
@@ -85,8 +85,8 @@ def curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) -> lis
         return np.array([getattr(c, column) for c in choices])
 
     return [
-        Line("same ratio everywhere, estimated", along(equal), np.array([c.removed for c in equal]), "dot"),
-        Line("best uniform plan, estimated", along(best), np.array([c.removed for c in best])),
+        Line("equal ratios", along(equal), np.array([c.removed for c in equal]), "dot"),
+        Line("best ratios", along(best), np.array([c.removed for c in best])),
     ]
 
 

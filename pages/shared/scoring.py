@@ -67,7 +67,7 @@ def name_of(criterion: str, images: int, seed: int, spec: str) -> str:
 
 
 def label(name: str, record: ImportanceScores) -> str:
-    where = f" of {record.data}" if record.data else ""
+    where = f" of {words.data_name(record.data)}" if record.data else ""
     came = " · came with it" if name == BUNDLED else f" · seed {record.seed}"
     what = "directions, " if record.basis == "directions" else ""
     return f"{what}{words.scores_words(record)}{where}{came}"
@@ -104,13 +104,13 @@ def directions(model: Opened, spec: str) -> jobs.Job:
 
     def work(report: jobs.Report) -> ImportanceScores:
         report.say("finding the directions")
-        from upvit_core.basis import directions_scores, gather
+        from upvit_core.basis import directions_scores
         from upvit_core.data import draw_proxy
         from upvit_core.models.adapt import adapt
 
         live, data = opened.live(model), measured.images(model, spec, "train")
         adapter, proxy = adapt(live.model, live.shape), draw_proxy(data, min(measured.CALIBRATION_IMAGES, len(data)), 0)
-        stats = gather(adapter, proxy, report=report)
+        stats = measured.statistics(model, spec, report)
         found = directions_scores(adapter, proxy, stats, report=report)
         record = replace(found, shape=live.shape, model=live.name, model_digest=live.digest)
         record.save(path)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
 Basis = Literal["channels", "directions"]
-CHANNELS, DIRECTIONS = "Channels (UP-ViT)", "Directions"
+CHANNELS, DIRECTIONS = "Channels", "Directions"
 MOST = 95
 KEYS = ("residual", "attention", "heads", "ffn")
 SAVED = "what_if"
@@ -53,7 +53,7 @@ class WhatIf:
     @property
     def words(self) -> str:
         heads = f", {self.heads} head{'s' if self.heads != 1 else ''}" if self.heads else ""
-        way = (" of directions" if self.basis == "directions" else "") + (", repaired" if self.repair else "")
+        way = (", directions" if self.basis == "directions" else "") + (", repaired" if self.repair else "")
         return f"{self.residual}/{self.attention}/{self.ffn} %{heads}{way}"
 
     @property
@@ -183,17 +183,22 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
     return result
 
 
-def way_controls(possible: bool) -> None:
+def way_controls(shape: ModelShape, possible: bool) -> None:
     """What is removed, and whether least squares mend the cut; both need weights and images."""
     st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
     if "basis" not in st.session_state and _saved("basis", "channels") == "directions":
         st.session_state["basis"] = DIRECTIONS
 
     def switched() -> None:
-        st.session_state["repair"] = st.session_state["basis"] == DIRECTIONS
+        """Directions come with repair, and with the heads as they are: narrower heads lose less than merged ones."""
+        directions = st.session_state["basis"] == DIRECTIONS
+        st.session_state["repair"] = directions
+        heads = shape.num_heads if directions else default(shape).heads
+        if heads is not None:
+            st.session_state["heads"] = heads
 
     st.segmented_control(
-        "What is removed", [CHANNELS, DIRECTIONS], default=CHANNELS, required=True, key="basis", bind="query-params",
+        "What is removed", [CHANNELS, DIRECTIONS], default=CHANNELS, required=True, wrap=True, key="basis", bind="query-params",
         disabled=not possible, on_change=switched,
         help="Channels: the letter's way (UP-ViT). Directions: the same widths, after each part of the model has been "
         "rotated so that what matters lies in few directions; the structure stays, and far less is lost.",

@@ -62,3 +62,8 @@ def scores_words(scores: ImportanceScores | None) -> str:
     if scores is None:
         return "not scored yet"
     return f"{criterion_name(scores)}, {scores.images:,} images" if scores.images else criterion_name(scores)
+
+
+def data_name(name: str) -> str:
+    """The demo's images by their own name."""
+    return "Fashion-MNIST" if name == "demo" else name

@@ -121,8 +121,8 @@ def main() -> None:
                 )
                 page = context.new_page()
                 for name in arguments.page or PAGES:
-                    page.goto(f"{address}/{name}?{urllib.parse.urlencode(query)}")
-                    settle(page)
+                    page.goto(f"{address}/{name}?{urllib.parse.urlencode(query)}", timeout=120_000)
+                    settle(page, 120)
                     if arguments.full:
                         height = page.evaluate(
                             "Math.max(...[...document.querySelectorAll('[data-testid=stMain], section')].map(e => "

@@ -33,7 +33,7 @@ def test_without_runs_it_says_what_will_be_here(page: Run) -> None:
     test = page(PAGE)
     assert not test.exception
     assert "will be a point here" in test.info[0].value
-    assert [b.label for b in test.button if b.key == "first-run"] == ["Distil demo at 50/50/50 %, 3 heads"]
+    assert [b.label for b in test.button if b.key == "first-run"] == ["Distil Demo ViT at 50/50/50 %, 3 heads"]
 
 
 def test_every_kind_of_run_is_listed_with_its_state(page: Run, store: RunStore) -> None:

@@ -240,7 +240,7 @@ def before_after(
             "yanchor": "bottom",
             "font": {"color": theme.text, "size": 13},
         },
-        "xaxis": axis(theme, "class"),
+        "xaxis": axis(theme, "class", automargin=True),
         "yaxis": axis(theme, "probability, %", range=[0, 103]),
     }
     figure = drawn(traces, layout, theme, height=height, margin=(60, 14, 36, 60))

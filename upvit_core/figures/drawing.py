@@ -21,7 +21,7 @@ def drawing(
     after: ModelShape | None = None,
     *,
     emphasis: Component | None = None,
-    height: int = 330,
+    height: int = 350,
 ) -> Chart:
     """Draw `shape`, or `after` inside the outline of `shape`; with `emphasis` the other components are pale."""
     now = after or shape
@@ -33,7 +33,7 @@ def drawing(
     pen.image(0.5, 11.3, now)
     pen.arrow(11.6, 0, 14.2, 0)
     pen.band(14.4, 87.5, stream, unit * now.embed_dim / 2)
-    pen.block_outline(20.2, 79.5, -stream - 3.4, base + TALLEST + 3.6, now.depth)
+    pen.block_outline(20.2, 79.5, -stream - 3.4, base + TALLEST + 5.2, now.depth)
     middle = base + TALLEST / 2
     pen.branch(23.4, ATTENTION_AT[0], unit * now.embed_dim / 2, middle)
     pen.heads(*ATTENTION_AT, middle, unit, first, block)
@@ -44,10 +44,11 @@ def drawing(
     pen.arrow(87.6, 0, 90.4, 0)
     pen.classes(90.5, 99, now)
 
-    merged = f" merged from {first.num_heads}" if first.num_heads != block.num_heads else ""
-    attention = f"<b>Attention</b> · {block.num_heads} heads{merged} × {block.head_dim} = {block.attention}"
-    pen.label(sum(ATTENTION_AT) / 2, base + TALLEST + 0.9, attention, COLOURS["attention"])
-    pen.label(sum(FFN_AT) / 2, base + TALLEST + 0.9, f"<b>FFN</b> · {block.ffn:,} hidden", COLOURS["ffn"])
+    merged = f" (of {first.num_heads})" if first.num_heads != block.num_heads else ""
+    attention = f"<b>Attention</b><br>{block.num_heads} heads{merged} × {block.head_dim} = {block.attention}"
+    hidden = f"<b>FFN</b><br>{block.ffn:,}{f' of {first.ffn:,}' if after else ''} hidden"
+    pen.label(sum(ATTENTION_AT) / 2, base + TALLEST + 1.7, attention, COLOURS["attention"])
+    pen.label(sum(FFN_AT) / 2, base + TALLEST + 1.7, hidden, COLOURS["ffn"])
     of = f" of {shape.embed_dim}" if after else ""
     pen.label(
         50, -stream - 1.5, f"<b>Residual</b> · {now.embed_dim}{of} channels, shared by all blocks", COLOURS["residual"]
@@ -60,7 +61,7 @@ def drawing(
         "shapes": pen.shapes,
         "annotations": pen.annotations,
         "xaxis": {"visible": False, "range": [0, 100], "fixedrange": True},
-        "yaxis": {"visible": False, "range": [-stream - 3.8, base + TALLEST + 4.2], "fixedrange": True},
+        "yaxis": {"visible": False, "range": [-stream - 3.8, base + TALLEST + 5.8], "fixedrange": True},
     }
     figure = drawn([_nothing()], layout, theme, height=height, margin=(4, 4, 4, 4))
     return Chart(figure, "The model", _alt(shape, after), lambda: _table(shape, after))
@@ -211,7 +212,7 @@ class _Pen:
         self.line(x, stream, x, y)
         self.arrow(x, y, x_to - 0.2, y)
         norm = (stream + y) / 2
-        self.box(x - 1.9, norm - 0.75, x + 1.9, norm + 0.75, self.theme.quiet)
+        self.box(x - 2.3, norm - 0.85, x + 2.3, norm + 0.85, self.theme.quiet)
         self.shapes[-1]["fillcolor"] = self.theme.surface
         self.label(x, norm, "norm", size=12)
 

@@ -123,7 +123,8 @@ def front(
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": "under the sliders",
+                "name": "now",
+                "showlegend": False,
                 "x": [p.x for p in here],
                 "y": [p.y for p in here],
                 "marker": {"symbol": "circle-open", "size": 24, "color": COLOURS["attention"], "line": {"width": 3.5}},

@@ -67,6 +67,7 @@ def merging(
         shapes.append({"type": "rect", "x0": x0, "x1": x1, "y0": bottom, "y1": top, "fillcolor": fill, "line": line})
 
     annotations: list[Spec] = []
+    wrapped = "<br>" if now <= 6 else " · "
 
     def label(x: float, y: float, text: str, anchor: str = "center", size: int = 13) -> None:
         annotations.append(
@@ -103,7 +104,7 @@ def merging(
                     bar(0.80, 0.90, cut, bottom, "rgba(0,0,0,0)", hollow=True)
                 bar(0.80, 0.90, top, cut, colour(merged_kept[target]))
                 share = merged_kept[target] / merged_score[target]
-                label(0.91, (top + cut) / 2, f"{stay} ch · {share:.0%}", "left")
+                label(0.91, (top + cut) / 2, f"{stay} ch{wrapped}<b>{share:.0%}</b>", "left")
                 text = f"head {target} keeps {stay} of {width // now} channels and {share:.1%} of its score"
                 _point(hover, 0.85, (top + cut) / 2, text)
     label(0.11, 1.07, f"<b>{before} heads</b> × {per}")
@@ -142,7 +143,7 @@ def merging(
     layout: Spec = {
         "shapes": shapes,
         "annotations": annotations,
-        "xaxis": {"visible": False, "range": [0, 1.02], "fixedrange": True},
+        "xaxis": {"visible": False, "range": [0, 1.04], "fixedrange": True},
         "yaxis": {"visible": False, "range": [-0.03, 1.13], "fixedrange": True},
     }
     figure = drawn(traces, layout, theme, height=height, margin=(8, 8, 8, 8))
