@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from upvit_core.basis import gather, prune_directions
+from upvit_core.basis import ProxyStatistics, gather, prune_directions
 from upvit_core.data import ImageSet, draw_proxy, open_images
 from upvit_core.errors import PlanError
 from upvit_core.importance.criterion import Report, silent
@@ -24,10 +24,12 @@ def cut(
     root: str | None = None,
     images: int = 2000,
     seed: int = 0,
+    stats: ProxyStatistics | None = None,
     report: Report = silent,
 ) -> nn.Module:
     """The thinner model in eval mode. `data` (its training split) is read for `repair`, and for plans of directions.
 
+    `stats`: what `gather` found on the same proxy images, where that is known already.
     Raises PlanError where images are needed and `data` is not given.
     """
     if plan.basis == "channels" and not repair:
@@ -41,8 +43,9 @@ def cut(
         )
     proxy = draw_proxy(data, min(images, len(data)), seed)
     adapter = adapt(loaded.model, loaded.shape)
-    stats = gather(adapter, proxy, report=report) if plan.basis == "directions" else None
-    if stats is None:
+    if plan.basis == "directions" and stats is None:
+        stats = gather(adapter, proxy, report=report)
+    if plan.basis == "channels" or stats is None:
         student = prune(loaded.model, loaded.shape, plan)
     else:
         student = prune_directions(loaded.model, loaded.shape, plan, stats)

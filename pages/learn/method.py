@@ -47,8 +47,14 @@ def show(chart: Chart, key: str) -> None:
 
 def component_choice(key: str) -> Component:
     chosen: Component = st.segmented_control(
-        "Component", COMPONENTS, default="residual", required=True, wrap=True, format_func=TITLES.__getitem__, key=f"lesson-{key}"
-    )  # fmt: skip
+        "Component",
+        COMPONENTS,
+        default="residual",
+        required=True,
+        wrap=True,
+        format_func=TITLES.__getitem__,
+        key=f"lesson-{key}",
+    )
     return chosen
 
 
@@ -297,8 +303,15 @@ with frame.page("Method", "How a Vision Transformer is made thinner, in six step
     model = frame.current()
     scores = scoring.current(model)
     step = st.segmented_control(
-        "Step", STEPS, default=STEPS[0], required=True, wrap=True, key="step", bind="query-params", label_visibility="collapsed"
-    )  # fmt: skip
+        "Step",
+        STEPS,
+        default=STEPS[0],
+        required=True,
+        wrap=True,
+        key="step",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
     number = STEPS.index(step)
     needs_scores = number in (1, 2, 3)
     if needs_scores and scores is None:

@@ -198,11 +198,18 @@ def way_controls(shape: ModelShape, possible: bool) -> None:
             st.session_state["heads"] = heads
 
     st.segmented_control(
-        "What is removed", [CHANNELS, DIRECTIONS], default=CHANNELS, required=True, wrap=True, key="basis", bind="query-params",
-        disabled=not possible, on_change=switched,
+        "What is removed",
+        [CHANNELS, DIRECTIONS],
+        default=CHANNELS,
+        required=True,
+        wrap=True,
+        key="basis",
+        bind="query-params",
+        disabled=not possible,
+        on_change=switched,
         help="Channels: the letter's way (UP-ViT). Directions: the same widths, after each part of the model has been "
         "rotated so that what matters lies in few directions; the structure stays, and far less is lost.",
-    )  # fmt: skip
+    )
     st.toggle(
         "Repair", key="repair", bind="query-params", disabled=not possible,
         help="After the cut, each layer's output is fitted to the original's by least squares on images. No training.",

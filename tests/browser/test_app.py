@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 from shots import server, settle
 
-PAGES = ("model", "importance", "tradeoff", "method")
+PAGES = ("", "importance", "tradeoff", "runs", "method")
 NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
 
 
