@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, expect
 from shots import server, settle
 
-PAGES = ("", "importance", "tradeoff", "runs", "method")
+PAGES = ("model", "importance", "tradeoff", "method")
 NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
 
 
@@ -67,6 +67,7 @@ def test_nothing_overflows(visit: Visit, name: str, width: int) -> None:
     assert wide == []
 
 
+@pytest.mark.slow
 def test_every_chart_has_a_text_alternative(visit: Visit) -> None:
     for name in PAGES:
         page = visit(name)
@@ -78,6 +79,7 @@ def test_every_chart_has_a_text_alternative(visit: Visit) -> None:
             assert re.search(r'aria-label="[^"]{30,}', html), f"chart {i} of {name} says nothing"
 
 
+@pytest.mark.slow
 def test_sliders_change_numbers_and_link(visit: Visit, published: Path, browser: Browser) -> None:
     page = visit("tradeoff", open=f"published:{published}")
     assert "22.05 M" in page.inner_text(".cards")
@@ -94,6 +96,7 @@ def test_sliders_change_numbers_and_link(visit: Visit, published: Path, browser:
     other.close()
 
 
+@pytest.mark.slow
 def test_what_if_follows_to_other_pages(visit: Visit, published: Path) -> None:
     page = visit("tradeoff", open=f"published:{published}", residual=75, attention=75, heads=3, ffn=75)
     assert "5.72 M" in strip(page)
@@ -107,6 +110,7 @@ def test_what_if_follows_to_other_pages(visit: Visit, published: Path) -> None:
     assert "5.72 M" in page.inner_text(".cards")
 
 
+@pytest.mark.slow
 def test_published_scores_open_from_the_panel(visit: Visit, published: Path) -> None:
     page = visit("model")
     page.get_by_role("radio", name="Published").or_(page.get_by_role("button", name="Published")).first.click()
@@ -119,6 +123,7 @@ def test_published_scores_open_from_the_panel(visit: Visit, published: Path) -> 
     expect(page.locator(".cards")).to_contain_text("22.05 M", timeout=120_000)
 
 
+@pytest.mark.slow
 def test_a_wrong_path_is_told_and_the_app_lives_on(visit: Visit) -> None:
     page = visit("model")
     before = strip(page)
@@ -130,6 +135,7 @@ def test_a_wrong_path_is_told_and_the_app_lives_on(visit: Visit) -> None:
     assert "Traceback" not in page.inner_text("body")
 
 
+@pytest.mark.slow
 def test_a_click_on_a_picture_puts_the_channel_under_the_glass(visit: Visit, published: Path) -> None:
     page = visit("importance", open=f"published:{published}")
     chart = page.locator(".js-plotly-plot").nth(2)
@@ -143,6 +149,7 @@ def test_a_click_on_a_picture_puts_the_channel_under_the_glass(visit: Visit, pub
     expect(page.locator(".cards").last).to_contain_text("of 128")
 
 
+@pytest.mark.slow
 def test_the_first_deep_link_after_a_start_is_right(browser: Browser, tmp_path: Path, published: Path) -> None:
     with server({"UPVIT_HOME": str(tmp_path)}) as url:
         context = browser.new_context(reduced_motion="reduce", viewport={"width": 1440, "height": 900})

@@ -14,7 +14,7 @@ from upvit_core.data import open_images
 from upvit_core.models.checkpoint import load_model
 from upvit_core.runs.store import RunStore
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def go_to(page: Page, title: str) -> None:
