@@ -198,7 +198,7 @@ class RunStore:
         state = self._true_state(run)
         if not state.is_active:
             raise RunError(f"Run {run_id} is {state.state} and cannot be cancelled.")
-        write_atomically(run.cancel_file, b"")
+        run.cancel_file.touch()  # not by way of a temporary, which a worker that starts now would sweep away
         for number in (None, signal.SIGTERM, signal.SIGKILL):
             worker = _worker_of(read_state(run.folder))
             if number is not None and worker is not None:
