@@ -79,7 +79,7 @@ class ImageByImage:
 
 
 def _die_with_parent(parent: int, _: int) -> None:
-    """Have the kernel kill this process when its parent ends, however that ends (Linux; elsewhere torch looks itself)."""
+    """Have Linux kill this process when its parent ends, however that ends; elsewhere torch itself looks."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before it was asked for
