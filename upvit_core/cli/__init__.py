@@ -1,0 +1,24 @@
+"""The verbs of the command line. Each calls the function that the pages call; --json prints one JSON object."""
+
+from __future__ import annotations
+
+import typer
+
+from upvit_core.cli import demo, models, planning, running, scoring
+from upvit_core.errors import UPViTError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Prune Vision Transformers: score, plan, cut, distil."
+)
+for verbs in (scoring, planning, models, running):
+    app.add_typer(verbs.app)
+app.add_typer(demo.app, name="demo", no_args_is_help=True, help="The demo teacher.")
+
+
+def main() -> None:
+    """Entry point: an error of this project becomes one sentence on standard error and exit status 2."""
+    try:
+        app(standalone_mode=True)
+    except UPViTError as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise SystemExit(2) from None

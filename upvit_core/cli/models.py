@@ -1,0 +1,155 @@
+"""prune, evaluate, profile, export: models made, measured and handed on."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upvit_core.cli.common import Bar, Data, Device, Heads, Json, Model, Root, device_of, emit, open_model
+
+if TYPE_CHECKING:
+    from upvit_core.models.checkpoint import LoadedModel
+
+app = typer.Typer()
+
+
+@app.command()
+def prune(
+    model: Model,
+    plan: Annotated[Path, typer.Argument(help="plan.json")],
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    repair: Annotated[bool, typer.Option("--repair", help="mend the cut by least squares on proxy images")] = False,
+    data: Annotated[str | None, typer.Option(help="images for --repair and for plans that keep directions")] = None,
+    images: Annotated[int, typer.Option(min=1, help="proxy images for --repair and directions")] = 2000,
+    seed: Annotated[int, typer.Option()] = 0,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Cut a model by a plan into a thinner model of the same structure."""
+    from upvit_core.cut import cut
+    from upvit_core.models.checkpoint import save_model
+    from upvit_core.planning.plan import PruningPlan
+    from upvit_core.profiling.macs import count_macs, count_parameters
+
+    loaded, wanted = open_model(model, num_heads, device=device_of(device)), PruningPlan.load(plan)
+    student = cut(loaded, wanted, repair=repair, data=data, root=root, images=images, seed=seed, report=Bar())
+    shape = wanted.shape_after
+    name = f"{loaded.name} pruned"
+    save_model(
+        student, out, shape=shape, pretrained_cfg=loaded.pretrained_cfg, plan_json=wanted.to_json(), name=name,
+        class_names=loaded.class_names,
+    )  # fmt: skip
+    costs = {"params": count_parameters(shape), "macs": count_macs(shape)}
+    emit({"out": str(out), **costs, "stock_timm": shape.is_uniform}, as_json)
+
+
+@app.command()
+def evaluate(
+    model: Model,
+    data: Data,
+    teacher: Annotated[str | None, typer.Option(help="adds kl: mean nats an image, KL(teacher || model)")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="evaluate on this many, drawn by seed; default: all")
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 100,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Top-1 and top-5 in percent on the evaluation images, and the KL to a teacher."""
+    from upvit_core.data import open_images, proxy_indices
+    from upvit_core.evaluation import evaluate as run
+    from upvit_core.evaluation import predict
+
+    where = device_of(device)
+    loaded = open_model(model, num_heads, device=where)
+    test = open_images(
+        data, "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
+    )
+    chosen = None if images is None else proxy_indices(test, images, seed)
+    teacher_logits = None
+    if teacher is not None:
+        teacher_logits, _ = predict(
+            open_model(teacher, device=where).model, test.batches(batch_size, indices=chosen, device=where)
+        )
+    result = run(loaded.model, test.batches(batch_size, indices=chosen, device=where), teacher_logits=teacher_logits)
+    low, high = result.top1_interval
+    values: dict[str, Any] = {
+        "top1": result.top1, "top1_low": low, "top1_high": high, "top5": result.top5, "images": result.images,
+        "skipped": len(test.skipped),
+    }  # fmt: skip
+    if result.kl is not None:
+        values["kl"] = result.kl
+    emit(values, as_json)
+
+
+@app.command()
+def profile(
+    model: Model,
+    plan: Annotated[Path | None, typer.Option(help="plan.json: adds what the thinner model costs")] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="measure images per second on this device")] = False,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    pretrained: Annotated[bool, typer.Option(help="--no-pretrained: shape only")] = True,
+    num_heads: Heads = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Parameters and multiply-accumulates, exactly; images per second, measured."""
+    from upvit_core.planning.plan import PruningPlan
+    from upvit_core.profiling.macs import count_macs, count_parameters
+
+    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device))
+    wanted = None if plan is None else PruningPlan.load(plan)
+    values: dict[str, Any] = {"params": count_parameters(loaded.shape), "macs": count_macs(loaded.shape)}
+    if wanted is not None:
+        values |= {"params_pruned": count_parameters(wanted.shape_after), "macs_pruned": count_macs(wanted.shape_after)}
+    if measure:
+        values |= _measured(loaded, None if wanted is None else wanted.shape_after, batch_size)
+    emit(values, as_json)
+
+
+def _measured(loaded: LoadedModel, pruned: Any, batch_size: int) -> dict[str, Any]:
+    import torch
+
+    from upvit_core.models.checkpoint import build_model
+    from upvit_core.profiling.throughput import measure
+
+    device = next(loaded.model.parameters()).device
+    models = [loaded.model] + ([] if pruned is None else [build_model(pruned).to(device)])
+    images = torch.randn(batch_size, loaded.shape.in_chans, *loaded.shape.img_size, device=device)
+    results = measure(models, images, seconds=20)
+    first = results[0]
+    values: dict[str, Any] = {
+        "images_per_s": first.images_per_s, "images_per_s_low": first.low, "images_per_s_high": first.high,
+        "batch_size": first.batch_size, "dtype": first.dtype, "device": first.device, "threads": first.threads,
+    }  # fmt: skip
+    if pruned is not None:
+        values |= {"images_per_s_pruned": results[1].images_per_s, "images_per_s_pruned_low": results[1].low,
+                   "images_per_s_pruned_high": results[1].high}  # fmt: skip
+    return values
+
+
+class Format(StrEnum):
+    ONNX = "onnx"
+
+
+@app.command("export")
+def export_model(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="file to write")],
+    format: Annotated[Format, typer.Option()] = Format.ONNX,
+    num_heads: Heads = None,
+    as_json: Json = False,
+) -> None:
+    """Export to ONNX and check the file with onnxruntime against the model."""
+    from upvit_core.export import export_onnx
+
+    loaded = open_model(model, num_heads)
+    emit({"out": str(out), "format": format.value, **export_onnx(loaded.model, loaded.shape, out)}, as_json)

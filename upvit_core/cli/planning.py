@@ -1,0 +1,255 @@
+"""plan, front, calibrate: what to remove, and what that is estimated to cost."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from upvit_core.cli.common import (
+    Bar,
+    Calibrated,
+    Depth,
+    DepthScores,
+    Device,
+    Json,
+    device_of,
+    emit,
+    open_model,
+    removals_of,
+)
+
+if TYPE_CHECKING:
+    from upvit_core.importance.scores import ImportanceScores
+    from upvit_core.models.shape import ModelShape
+    from upvit_core.planning.best import LatencyParts
+    from upvit_core.planning.plan import PruningPlan
+
+app = typer.Typer()
+
+
+class Preset(StrEnum):
+    DEIT_SMALL = "deit_small"
+    DEIT_TINY = "deit_tiny"
+
+
+class AllocationName(StrEnum):
+    BEST = "best"
+    UNIFORM = "uniform"
+    STOCK = "stock"
+    ISOMORPHIC = "isomorphic"
+    GLOBAL = "global"
+
+
+class PerName(StrEnum):
+    CHANNEL = "channel"
+    PARAMS = "params"
+    MACS = "macs"
+
+
+class Axis(StrEnum):
+    MACS = "macs"
+    PARAMS = "params"
+    LATENCY_MS = "latency_ms"
+
+
+class Basis(StrEnum):
+    CHANNELS = "channels"
+    DIRECTIONS = "directions"
+
+
+@app.command()
+def plan(
+    scores: Annotated[Path, typer.Argument(help="scores record")],
+    out: Annotated[Path, typer.Option(help="plan.json to write")],
+    residual: Annotated[float, typer.Option(help="share of residual channels removed")] = 0.0,
+    attention: Annotated[float, typer.Option(help="share of attention channels removed")] = 0.0,
+    ffn: Annotated[float, typer.Option(help="share of FFN channels removed")] = 0.0,
+    heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None,
+    preset: Annotated[Preset | None, typer.Option(help="widths of a stock model")] = None,
+    basis: Annotated[Basis, typer.Option(help="what is removed: channels (UP-ViT), or directions")] = Basis.CHANNELS,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="macs=1.2G, params=6M or latency_ms=4; may be given for each")
+    ] = None,
+    allocation: Annotated[
+        AllocationName | None, typer.Option(help="over blocks; default: uniform for ratios, best for a budget")
+    ] = None,
+    per: Annotated[PerName, typer.Option(help="what a global threshold divides scores by")] = PerName.CHANNEL,
+    round_to: Annotated[int, typer.Option(min=1, help="widths are multiples of this, such as 8")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="of a latency budget")] = 1,
+    calibration: Calibrated = None,
+    depth: Depth = None,
+    depth_scores: DepthScores = None,
+    as_json: Json = False,
+) -> None:
+    """Choose what stays, from scores and ratios, a preset, or a budget."""
+    from upvit_core.importance.scores import ImportanceScores
+    from upvit_core.planning.select import plan_preset, plan_uniform
+    from upvit_core.profiling.macs import count_macs, count_parameters
+
+    record = ImportanceScores.load(scores)
+    found: dict[str, Any] = {}
+    if budget:
+        made, found = _within(
+            record, budget, (allocation or AllocationName.BEST).value, per.value, heads, round_to, basis.value,
+            calibration, batch_size, bool(residual or attention or ffn or preset),
+        )  # fmt: skip
+    elif preset is not None:
+        made = plan_preset(record, preset.value, basis=basis.value)
+    elif allocation is not None or round_to > 1:
+        from upvit_core.planning.allocate import plan_allocated
+
+        made = plan_allocated(
+            record, residual=residual, attention=attention, ffn=ffn, heads=heads, round_to=round_to, per=per.value,
+            allocation=(allocation or AllocationName.UNIFORM).value, basis=basis.value,  # type: ignore[arg-type]
+        )  # fmt: skip
+    else:
+        made = plan_uniform(record, residual=residual, attention=attention, ffn=ffn, heads=heads, basis=basis.value)
+    if (removals := removals_of(depth, depth_scores)) is not None:
+        from upvit_core.planning.blocks import plan_depth
+
+        made = plan_depth(made, *removals)
+    made.save(out)
+    before, after = made.shape_before, made.shape_after
+    emit(
+        {
+            "out": str(out), "params": count_parameters(after), "macs": count_macs(after),
+            "params_before": count_parameters(before), "macs_before": count_macs(before),
+            "depth": after.depth, "stock_timm": after.is_uniform, "digest": made.digest, **found,
+        },
+        as_json,
+    )  # fmt: skip
+
+
+def _within(
+    record: ImportanceScores, texts: list[str], allocation: str, per: str, heads: int | None, round_to: int,
+    basis: str, calibration: Path | None, batch_size: int, has_ratios: bool,
+) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
+    """The best plan within the budget, and what is known of it."""
+    from upvit_core.errors import PlanError
+    from upvit_core.planning.best import Budget, best_plan
+
+    if has_ratios:
+        raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
+    budget = Budget.parse(texts)
+    latency = None
+    if budget.latency_ms is not None or calibration is not None:
+        latency = _latency(record.shape, batch_size, calibration)
+    choices: dict[str, Any] = {"heads": heads, "round_to": round_to, "latency": latency, "basis": basis}
+    best = best_plan(record, budget, family=allocation, per=per, **choices)  # type: ignore[arg-type]
+    predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
+    values: dict[str, Any] = {predicted: best.predicted, "gap_at_most": best.gap}
+    if best.latency_ms is not None:
+        values |= {"latency_ms_estimated": best.latency_ms, "batch_size": batch_size}
+    if allocation == "best":
+        try:
+            stock = best_plan(record, budget, family="stock", **choices)
+            values[f"{predicted}_stock_timm"] = stock.predicted
+        except PlanError:
+            values[f"{predicted}_stock_timm"] = None
+    return best.plan, values
+
+
+def _latency(shape: ModelShape, batch_size: int, path: Path | None) -> LatencyParts:
+    """The estimate of this device, from a given calibration or from where `calibrate` leaves it."""
+    from upvit_core.profiling.latency import Calibration, Latency
+
+    if path is None:
+        import torch
+
+        from upvit_core.profiling.latency import default_path
+        from upvit_core.profiling.throughput import device_name
+
+        path = default_path(device_name(device_of("auto")), "float32", torch.get_num_threads())
+    return Latency(shape, batch_size, Calibration.load(path))
+
+
+@app.command()
+def front(
+    scores: Annotated[Path, typer.Argument(help="scores record")],
+    over: Annotated[Axis, typer.Option(help="cost against which plans are compared")] = Axis.MACS,
+    heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None,
+    round_to: Annotated[int, typer.Option(min=1, help="widths are multiples of this, such as 8")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="of the latency")] = 1,
+    calibration: Calibrated = None,
+    out: Annotated[Path | None, typer.Option(help="folder to write every plan to")] = None,
+    hide_dominated: Annotated[bool, typer.Option("--hide-dominated", help="only plans that no other beats")] = False,
+    as_json: Json = False,
+) -> None:
+    """A table of plans: what each costs, the KL that scores predict, and which ones another beats."""
+    from upvit_core.importance.scores import ImportanceScores
+    from upvit_core.planning.front import candidates
+    from upvit_core.planning.front import front as table
+
+    record = ImportanceScores.load(scores)
+    timed = over is Axis.LATENCY_MS or calibration is not None
+    latency = _latency(record.shape, batch_size, calibration) if timed else None
+    plans = candidates(record, heads=heads, round_to=round_to)
+    rows = table(record, plans, latency=latency, axes=(over.value, "predicted"))
+    predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
+    listed: list[dict[str, Any]] = []
+    for row in rows:
+        if row.dominated and hide_dominated:
+            continue
+        entry: dict[str, Any] = {"plan": row.name, "params": row.params, "macs": row.macs}
+        if row.latency_ms is not None:
+            entry["latency_ms_estimated"] = row.latency_ms
+        entry |= {predicted: row.predicted, "stock_timm": row.stock, "dominated": row.dominated}
+        if out is not None:
+            entry["file"] = str(out / f"{row.plan.digest}.json")
+            row.plan.save(entry["file"])
+        listed.append(entry)
+    if as_json:
+        typer.echo(json.dumps({"front": listed}))
+        return
+    for entry in listed:
+        ms = f"{entry['latency_ms_estimated']:9.2f} ms (estimated)" if "latency_ms_estimated" in entry else ""
+        marks = f"{'stock timm' if entry['stock_timm'] else '':<11}{'dominated' if entry['dominated'] else ''}"
+        line = f"{entry['plan']:<28}{entry['params']:>14,}{entry['macs']:>18,}{ms}  {entry[predicted]:<12.4g}{marks}"
+        typer.echo(line.rstrip())
+
+
+@app.command()
+def calibrate(
+    out: Annotated[Path | None, typer.Option(help="file to write; default: where plan and front look for it")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="time for the measurements")] = 45.0,
+    check: Annotated[bool, typer.Option(help="measure random plans too, and store how far estimates are off")] = True,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as torch chooses")] = None,
+    model: Annotated[str | None, typer.Option(help="a model whose embedding is timed too")] = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Time what blocks are made of on this device, so that a plan's latency can be estimated."""
+    import torch
+
+    from upvit_core.importance.criterion import Progress
+    from upvit_core.models.shape import deit_shape
+    from upvit_core.profiling.calibrate import DEMO
+    from upvit_core.profiling.calibrate import calibrate as run
+    from upvit_core.profiling.held_out import held_out
+    from upvit_core.profiling.latency import default_path
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    bar, where = Bar(), device_of(device)
+    shapes = [] if model is None else [open_model(model, pretrained=False).shape]
+    known = run(
+        device=where, dtype=dtype, seconds=seconds, shapes=shapes,
+        progress=lambda done, total: bar(Progress(done, max(total, 1e-9), "s", "timing", total - done)),
+    )  # fmt: skip
+    if check:
+        known = known.with_error(
+            held_out(known, [(DEMO, (8, 32), 6), (deit_shape("tiny"), (1, 4), 6)], device=where)[1]
+        )
+    path = out or default_path(known.device, known.dtype, known.threads)
+    known.save(path)
+    values: dict[str, Any] = {"out": str(path), "device": known.device, "dtype": known.dtype, "threads": known.threads,
+                              "seconds": known.seconds}  # fmt: skip
+    if known.error is not None:
+        values |= {"median_error": known.error.median_error, "worst_error": known.error.worst_error,
+                   "rank_correlation": known.error.correlation, "plans": known.error.plans}  # fmt: skip
+    emit(values, as_json)

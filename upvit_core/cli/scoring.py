@@ -1,0 +1,192 @@
+"""score, score-blocks, import-scores, compare: what each channel and each half-block is worth."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from upvit_core.cli.common import (
+    Bar,
+    Data,
+    Depth,
+    DepthScores,
+    Device,
+    Heads,
+    Json,
+    Model,
+    Root,
+    device_of,
+    emit,
+    open_model,
+    removals_of,
+)
+from upvit_core.importance.criterion_names import CriterionName, Precision
+
+app = typer.Typer()
+
+
+@app.command()
+def score(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="scores record to write, .safetensors")],
+    criterion: Annotated[CriterionName, typer.Option()] = CriterionName.FISHER,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="proxy images; default: 2,000, fisher stops when the kept set is stable")
+    ] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False,
+    pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True,
+    precision: Annotated[Precision, typer.Option(help="of the forward passes; the KL is float32 or better")] = (
+        Precision.FLOAT32
+    ),
+    depth: Depth = None,
+    depth_scores: DepthScores = None,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score every channel by the KL-divergence that its removal causes; with --depth, of the model cut to it first."""
+    from upvit_core.data import open_images
+    from upvit_core.importance.score import score as run
+    from upvit_core.importance.sharding import rank
+
+    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device))
+    if (removals := removals_of(depth, depth_scores)) is not None:
+        from upvit_core.depth import at_depth
+
+        loaded = at_depth(loaded, *removals)
+    train = open_images(
+        data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
+    )
+    journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
+    record = run(
+        loaded, train, criterion.value, n=images, seed=seed, balanced=balanced, precision=precision.value,
+        journal=journal, report=Bar(),
+    )  # fmt: skip
+    for leftover in out.parent.glob(f"{out.name}.partial{rank()}*.jsonl"):
+        leftover.unlink()
+    if rank():
+        return
+    record.save(out)
+    emit(
+        {
+            "out": str(out), "model": record.model, "criterion": record.criterion, "unit": record.unit,
+            "images": record.images, "seed": seed, "seconds": record.seconds, "digest": record.digest,
+            "skipped": len(train.skipped), **{key: record.notes[key] for key in ("stability",) if key in record.notes},
+        },
+        as_json,
+    )  # fmt: skip
+
+
+@app.command("score-blocks")
+def score_blocks(
+    model: Model,
+    data: Data,
+    depth: Annotated[int, typer.Option(min=1, help="blocks that stay in the end; every depth above it is scored too")],
+    out: Annotated[Path, typer.Option(help="record to write, .json")],
+    images: Annotated[int | None, typer.Option(min=1, help="proxy images; default: 2,000")] = None,
+    after: Annotated[Path | None, typer.Option(help="plan.json of widths that are cut first")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False,
+    pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Remove half-blocks two by two, each time those whose absence costs least, and write all their scores."""
+    from upvit_core.data import open_images
+    from upvit_core.depth import score_blocks as run
+    from upvit_core.importance.block_removals import pair_name
+    from upvit_core.planning.plan import PruningPlan
+
+    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device))
+    train = open_images(
+        data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
+    )
+    journal = out.with_name(f"{out.name}.partial.jsonl")
+    record = run(
+        loaded, train, depth, n=images, seed=seed, balanced=balanced,
+        after=None if after is None else PruningPlan.load(after), journal=journal, report=Bar(),
+    )  # fmt: skip
+    record.save(out)
+    journal.unlink()
+    emit(
+        {
+            "out": str(out), "model": record.model, "images": record.images, "seed": seed, "seconds": record.seconds,
+            "removed": [pair_name(step.removed) for step in record.steps],
+            "kl": [step.kl / record.images for step in record.steps], "digest": record.digest,
+        },
+        as_json,
+    )  # fmt: skip
+
+
+@app.command("import-scores")
+def import_scores(
+    folder: Annotated[Path, typer.Argument(help="folder of published score files")],
+    out: Annotated[Path, typer.Option(help="scores record to write")],
+    as_json: Json = False,
+) -> None:
+    """Turn published score files into a record; check the lists beside them against the scores."""
+    from upvit_core.importance.published import check_rank_lists
+    from upvit_core.importance.published import import_scores as read
+
+    record = read(folder)
+    record.save(out)
+    checks = {check.key: check.not_chosen for check in check_rank_lists(record, folder)}
+    result: dict[str, Any] = {"out": str(out), "model": record.model, "images": record.images, "digest": record.digest}
+    if checks:
+        result["listed_but_not_chosen"] = checks
+    emit(result, as_json)
+
+
+@app.command()
+def compare(
+    model: Model,
+    data: Data,
+    criteria: Annotated[
+        str, typer.Option(help="names, comma-separated; the first is what the others are compared with")
+    ] = ("kl,fisher,taylor,l1,l2,variance,random"),
+    residual: Annotated[float, typer.Option()] = 0.5,
+    attention: Annotated[float, typer.Option()] = 0.5,
+    ffn: Annotated[float, typer.Option()] = 0.5,
+    heads: Annotated[int | None, typer.Option()] = None,
+    images: Annotated[int, typer.Option(min=1, help="proxy images for every criterion")] = 128,
+    test_images: Annotated[int, typer.Option(min=1)] = 1000,
+    seed: Annotated[int, typer.Option()] = 0,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Criteria side by side at one plan: what each keeps, and top-1 and KL right after its cut."""
+
+    from upvit_core.comparison import compare_criteria
+    from upvit_core.data import open_images
+    from upvit_core.planning.select import plan_uniform
+
+    loaded = open_model(model, num_heads, device=device_of(device))
+    train, test = (
+        open_images(data, split, pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root)
+        for split in ("train", "val")
+    )
+    results = compare_criteria(
+        loaded, train, test, [name.strip() for name in criteria.split(",")],
+        lambda record: plan_uniform(record, residual=residual, attention=attention, ffn=ffn, heads=heads),
+        score_images=images, test_images=test_images, seed=seed, report=Bar(),
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps({"criteria": [asdict(result) for result in results]}))
+        return
+    typer.echo(
+        f"{'criterion':<12}{'top-1 %':>9}{'KL, nats':>10}{'seconds':>9}   kept as {results[0].criterion}, by component"
+    )
+    for r in results:
+        overlap = "  ".join(f"{component} {share:.0%}" for component, share in r.overlap.items())
+        typer.echo(f"{r.criterion:<12}{r.top1:>9.2f}{r.kl:>10.4f}{r.seconds:>9.1f}   {overlap}")
