@@ -14,7 +14,7 @@ from upvit_core.data import open_images
 from upvit_core.models.checkpoint import load_model
 from upvit_core.runs.store import RunStore
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.timeout(900)
 
 
 def go_to(page: Page, title: str) -> None:
@@ -43,13 +43,13 @@ def test_from_model_to_a_distilled_folder_in_timm(visit, home: Path, tmp_path: P
         rows, _ = store.read_metrics(run.id, 0)
         evaluated = [row for row in rows if row["phase"] in ("surgery", "eval", "final")]
         if len(evaluated) >= 3 and state.is_active:
-            live = max(live, page.locator('[data-testid="stVegaLiteChart"] canvas, .js-plotly-plot').count())
+            live = max(live, page.locator('[data-testid="stVegaLiteChart"] .mark-symbol path').count())
         if not state.is_active:
             break
         page.wait_for_timeout(500)
     assert state.state == "done", (state, store.tail_log(run.id))
     assert len(evaluated) >= 3
-    assert live >= 1, "no curve was on the page while the run went on"
+    assert live >= 3, f"{live} points were on the page while the run went on"
     assert evaluated[-1]["top1"] > evaluated[0]["top1"] + 10
 
     page.get_by_text(re.compile(r"\bdone\b")).first.wait_for()
