@@ -92,7 +92,7 @@ def teacher_name(spec: RunSpec) -> str:
 
 
 def state_words(state: RunState, *, stopping: bool = False) -> str:
-    """`queued 2nd`, `running 43 %, 12 min left`, `done 90.1 %`, `interrupted`."""
+    """`queued 2nd`, `running 43 %, 12 min left`, `paused at 43 %`, `done 90.1 %`, `interrupted`."""
     if stopping and state.is_active:
         return "stopping"
     if state.state == "queued":
@@ -112,12 +112,13 @@ def state_words(state: RunState, *, stopping: bool = False) -> str:
 
 def shape_of(store: RunStore, run_id: str, spec: RunSpec) -> ModelShape | None:
     """Shape of a run's student, from its plan or its folder; None where neither tells."""
-    return _shape(str(store.root), run_id, _Unhashed(spec))
+    return _shape(str(store.root), run_id, _Unhashed(spec, store))
 
 
 @dataclass(frozen=True)
 class _Unhashed:
     spec: RunSpec
+    store: RunStore | None = None
 
 
 @st.cache_resource(max_entries=MOST_REMEMBERED, show_spinner=False)
@@ -125,7 +126,9 @@ def _shape(root: str, run_id: str, _unhashed: _Unhashed) -> ModelShape | None:
     spec = _unhashed.spec
     try:
         if spec.plan is not None:
-            return PruningPlan.from_json(json.dumps(spec.plan), f"the plan of {run_id}").shape_after
+            assert _unhashed.store is not None
+            plan = _unhashed.store.get(run_id).spec.plan  # a summary's spec has no channels
+            return PruningPlan.from_json(json.dumps(plan), f"the plan of {run_id}").shape_after
         config = json.loads((Path(str(spec.student)) / "config.json").read_text(encoding="utf-8"))
         return ModelShape.from_dict(config["upvit_shape"])
     except (UPViTError, OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""distill, runs, resume, cancel: work that outlives the command."""
+"""distill, runs, pause, resume, cancel, prioritise: work that outlives the command."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def distill(
     ] = False,
     root: Root = None,
     device: Device = "auto",
+    priority: Annotated[int, typer.Option(help="-2 to 2; higher goes first where runs wait for one device")] = 0,
     detach: Annotated[bool, typer.Option("--detach", help="return at once; the run goes on by itself")] = False,
     as_json: Json = False,
 ) -> None:
@@ -52,7 +53,7 @@ def distill(
     spec = RunSpec.from_json(
         json.dumps(
             {"name": Path(student).name, "teacher": teacher, "student": _absolute(student), "data": data,
-             "data_root": root, "epochs": epochs, "settings": values, "device": device}
+             "data_root": root, "epochs": epochs, "settings": values, "device": device, "priority": priority}
         ),
         "This run",
     )  # fmt: skip
@@ -111,7 +112,7 @@ def runs(out: Runs = Path("runs"), as_json: Json = False) -> None:
 
 @app.command()
 def resume(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Go on with an interrupted, failed or cancelled run from its last checkpoint."""
+    """Go on with a paused, interrupted, failed or cancelled run from its last checkpoint."""
     from upvit_core.runs.executors import executor_for
     from upvit_core.runs.store import RunStore
 
@@ -127,3 +128,21 @@ def cancel(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
     from upvit_core.runs.store import RunStore
 
     emit({"run": run, "state": RunStore(out).cancel(run).state}, as_json)
+
+
+@app.command()
+def pause(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
+    """Stop a run for now: it saves and gives its device back; `resume` goes on."""
+    from upvit_core.runs.store import RunStore
+
+    emit({"run": run, "state": RunStore(out).pause(run).state}, as_json)
+
+
+@app.command()
+def prioritise(run: str, priority: int, out: Runs = Path("runs"), as_json: Json = False) -> None:
+    """Change a waiting run's priority, -2 to 2 (write -- before a negative one)."""
+    from upvit_core.runs.store import RunStore
+
+    store = RunStore(out)
+    store.prioritise(run, priority)
+    emit({"run": run, "priority": priority, "position": store.state(run).position}, as_json)

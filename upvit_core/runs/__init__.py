@@ -2,8 +2,9 @@
 
 from upvit_core.recipe import DistillSettings
 from upvit_core.runs.executors.local import LocalExecutor
+from upvit_core.runs.folder import Run, RunSummary
 from upvit_core.runs.spec import ACTIVE, RESUMABLE, RunSpec, RunState
-from upvit_core.runs.store import Run, RunStore, RunSummary
+from upvit_core.runs.store import RunStore
 
 __all__ = [
     "ACTIVE", "RESUMABLE", "DistillSettings", "LocalExecutor", "Run", "RunSpec", "RunState", "RunStore", "RunSummary",

@@ -25,8 +25,8 @@ from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.throughput import Throughput, compare
 from upvit_core.recipe import evaluation_steps
 from upvit_core.runs.checkpoints import load_newest, save_checkpoint
+from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunSpec
-from upvit_core.runs.store import Run
 from upvit_core.runs.worker import Control
 from upvit_core.training_batches import TrainingBatches, batch_source
 
@@ -190,7 +190,7 @@ def _train(job: Distillation, examiner: Examiner, control: Control, save: Any) -
                 _eval_row(job, examiner, control)
             control.check()
         except Exception:
-            if control.terminated or control.run.cancel_asked:
+            if control.stopping:
                 save()
             raise
         if time.monotonic() - last_saved > 60 * settings.checkpoint_minutes:

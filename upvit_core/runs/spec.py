@@ -9,9 +9,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from upvit_core.errors import RunError
 from upvit_core.recipe import DistillSettings
 
-StateName = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
+StateName = Literal["queued", "running", "paused", "done", "failed", "cancelled", "interrupted"]
 ACTIVE: tuple[StateName, ...] = ("queued", "running")
-RESUMABLE: tuple[StateName, ...] = ("interrupted", "failed", "cancelled")
+RESUMABLE: tuple[StateName, ...] = ("paused", "interrupted", "failed", "cancelled")
+LOWEST, HIGHEST = -2, 2  # priority
+BRIEF = ("version", "basis", "requested")  # of a plan, in lists: without the channels
 
 Text = Annotated[str, Field(max_length=4096)]
 Short = Annotated[str, Field(max_length=200)]
@@ -23,7 +25,8 @@ class RunSpec(BaseModel):
     `plan` is the content of a plan.json; `repair` asks for least-squares repair after the cut (`calibration_images` of
     the training set are used by it, and by a plan that keeps directions). `teacher` and `data` are what `load_model`
     and `open_images` take. `device` is `auto`, `cpu` or `cuda:N`; runs that name one device wait for each other.
-    `group` joins the runs of a sweep, `owner` is whoever started it, `created` is in nanoseconds since 1970.
+    `group` joins the runs of a sweep, `owner` is whoever started it (owners take turns on a device), `priority` goes
+    before that (`RunStore.prioritise` changes it later), `created` is in nanoseconds since 1970.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +45,7 @@ class RunSpec(BaseModel):
     settings: DistillSettings = DistillSettings()
     group: Short = ""
     owner: Short = ""
+    priority: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$")] = "auto"
     executor: Literal["local"] = "local"
     created: Annotated[int, Field(ge=0)] = 0
@@ -53,6 +57,12 @@ class RunSpec(BaseModel):
                 "give either student (a folder) or plan (what to cut the teacher by), not both and not neither"
             )
         return self
+
+    def brief(self) -> RunSpec:
+        """For lists: the plan holds what was asked for and its basis, and no channels."""
+        if self.plan is None:
+            return self
+        return self.model_copy(update={"plan": {key: self.plan[key] for key in BRIEF if key in self.plan}})
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str = "the spec") -> RunSpec:
@@ -73,7 +83,8 @@ class RunState(BaseModel):
 
     `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
     boot, so that a reused pid is not mistaken for it. `position` counts from 1 in the queue of its device and is filled
-    on reading. top1 in percent of the latest evaluation, with its images; images_per_s as measured in this run.
+    on reading; `turn` is that of its latest turn on the device, counted over all runs. top1 in percent of the latest
+    evaluation, with its images; images_per_s as measured in this run.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -97,6 +108,7 @@ class RunState(BaseModel):
     images_per_s: float | None = None
     error: str = ""
     position: int | None = None
+    turn: int = 0
 
     @property
     def progress(self) -> float:

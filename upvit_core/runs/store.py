@@ -12,83 +12,19 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from upvit_core.errors import RunError
-from upvit_core.runs.files import append_line, locked, read_lines, write_atomically
-from upvit_core.runs.process import ProcessIdentity
-from upvit_core.runs.spec import RESUMABLE, RunSpec, RunState
+from upvit_core.runs.files import locked, read_lines, write_atomically
+from upvit_core.runs.folder import Run, RunSummary, ended, priority_of, read_small, read_state, true_state, worker_of
+from upvit_core.runs.index import RUN_ID, Entry, Index
+from upvit_core.runs.queue import last_turns, queues
+from upvit_core.runs.spec import HIGHEST, LOWEST, RESUMABLE, RunSpec, RunState, StateName
 
-RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,78}[a-z0-9])?")
-NEVER_STARTED_AFTER = 60.0
 LOG_TAIL_BYTES = 65536
-SMALL_FILE_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run folder, with the paths of its files."""
-
-    folder: Path
-    spec: RunSpec
-
-    @property
-    def id(self) -> str:
-        return self.folder.name
-
-    @property
-    def metrics(self) -> Path:
-        return self.folder / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log.txt"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        """The distilled model's folder, there once the run is done."""
-        return self.folder / "model"
-
-    @property
-    def cancel_file(self) -> Path:
-        return self.folder / "cancel"
-
-    @property
-    def cancel_asked(self) -> bool:
-        return self.cancel_file.exists()
-
-    def lock(self, timeout: float | None = 0.0) -> AbstractContextManager[bool]:
-        return locked(self.folder / "lock", timeout)
-
-    def write_state(self, state: RunState) -> None:
-        write_atomically(self.folder / "state.json", state.model_dump_json(indent=1).encode())
-
-    def append_metrics(self, row: dict[str, Any]) -> None:
-        append_line(self.metrics, row)
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """A line of the list of runs; where a folder cannot be read, `problem` says why and `spec` is None."""
-
-    id: str
-    state: RunState
-    spec: RunSpec | None = None
-    problem: str = ""
-
-    @property
-    def name(self) -> str:
-        return self.spec.name if self.spec else self.id
 
 
 class RunStore:
@@ -96,6 +32,7 @@ class RunStore:
 
     def __init__(self, root: str | Path = "runs"):
         self.root = Path(root).resolve()
+        self.index = Index(self.root, self._read)
 
     def create(self, spec: RunSpec) -> Run:
         """Write a new run's folder; it is queued until an executor takes it up.
@@ -108,7 +45,7 @@ class RunStore:
                 raise RunError(f"{self.root} has been locked by another process for 30 s; try again.")
             for leftover in self.root.glob(".new-*"):  # of a process killed in here
                 shutil.rmtree(leftover, ignore_errors=True)
-            newest = max((run.spec.created for run in self._readable()), default=0)
+            newest = max((entry.spec.created for entry in self.index.entries().values() if entry.spec), default=0)
             places = {key: _absolute(getattr(spec, key)) for key in ("teacher", "student", "data", "data_root")}
             spec = spec.model_copy(update=places | {"created": max(time.time_ns(), newest + 1)})
             stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(spec.created / 1e9))
@@ -140,40 +77,41 @@ class RunStore:
     def get(self, run_id: str) -> Run:
         """Raises RunError where there is no such run, or its spec cannot be read."""
         folder = self.folder(run_id)
-        return Run(folder, RunSpec.from_json(_read_small(folder / "spec.json"), f"spec.json of run {run_id}"))
+        return Run(folder, RunSpec.from_json(read_small(folder / "spec.json"), f"spec.json of run {run_id}"))
 
     def list(self) -> list[RunSummary]:
         """Every run, newest first. Never raises because of one broken folder."""
-        summaries = []
-        for run_id in self._ids():
-            try:
-                run = self.get(run_id)
-                summaries.append(RunSummary(run_id, self._true_state(run), run.spec))
-            except RunError as error:
-                summaries.append(RunSummary(run_id, RunState(state="failed", error=str(error)), problem=str(error)))
-        waiting = {run_id: place for queue in _queues(summaries).values() for place, run_id in enumerate(queue, 1)}
+        summaries = self._summaries()
+        order = queues(summaries)
+        places = {run_id: place for queue in order.values() for place, run_id in enumerate(queue, 1)}
         placed = [
-            s if s.id not in waiting
-            else RunSummary(s.id, s.state.model_copy(update={"position": waiting[s.id]}), s.spec)
+            replace(s, state=s.state.model_copy(update={"position": places[s.id]})) if s.id in places else s
             for s in summaries
-        ]  # fmt: skip
+        ]
         return sorted(placed, key=lambda s: (s.spec.created if s.spec else 0, s.id), reverse=True)
 
     def state(self, run_id: str) -> RunState:
         """Where a run stands now: an active run whose worker is gone is `interrupted`."""
-        state = self._true_state(self.get(run_id))
+        state = true_state(self.get(run_id).folder)
         if state.state == "queued":
             return next((s.state for s in self.list() if s.id == run_id), state)
         return state
 
     def next_in_queue(self, device: str) -> str | None:
         """Id of the run whose turn it is on a device, among queued runs whose worker is alive."""
-        summaries = []
-        for run in self._readable():
-            state = self._true_state(run)
-            if state.state == "queued" and state.pid is not None:
-                summaries.append(RunSummary(run.id, state, run.spec))
-        return next(iter(_queues(summaries).get(device, [])), None)
+        summaries = [s for s in self._summaries() if s.state.state != "queued" or s.state.pid is not None]
+        return next(iter(queues(summaries).get(device, [])), None)
+
+    def next_turn(self, device: str) -> int:
+        """The number of the turn that begins now, to be asked by who holds the device."""
+        return 1 + max(last_turns(self._summaries()).get(device, {}).values(), default=0)
+
+    def prioritise(self, run_id: str, priority: int) -> None:
+        """Change the place of a run in its queue. Raises RunError where the priority is none."""
+        run = self.get(run_id)
+        if not LOWEST <= priority <= HIGHEST:
+            raise RunError(f"{priority} is no priority; give a whole number from {LOWEST} to {HIGHEST}.")
+        write_atomically(run.folder / "priority", str(priority).encode())
 
     def read_metrics(self, run_id: str, offset: int = 0) -> tuple[builtins.list[dict[str, Any]], int]:
         """Rows written since byte `offset`, and the offset to ask from next time."""
@@ -195,30 +133,44 @@ class RunStore:
         Returns when the run has stopped. Raises RunError where it is not active.
         """
         run = self.get(run_id)
-        state = self._true_state(run)
+        state = true_state(run.folder)
         if not state.is_active:
             raise RunError(f"Run {run_id} is {state.state} and cannot be cancelled.")
         run.cancel_file.touch()  # not by way of a temporary, which a worker that starts now would sweep away
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
-            worker = _worker_of(read_state(run.folder))
+        return self._stop(run, "cancelled", [(None, grace), (signal.SIGTERM, grace), (signal.SIGKILL, 30.0)])
+
+    def pause(self, run_id: str, grace: float = 120.0) -> RunState:
+        """Ask the worker to save and end, so that its device is free; `resume` goes on from there.
+
+        Returns when the run has stopped; after `grace` seconds the worker is sent SIGTERM, and never killed, since it
+        may be saving. Raises RunError where the run is not active, or has not stopped after as many seconds again.
+        """
+        run = self.get(run_id)
+        state = true_state(run.folder)
+        if not state.is_active:
+            raise RunError(f"Run {run_id} is {state.state}; only queued and running runs can be paused.")
+        run.pause_file.touch()
+        return self._stop(run, "paused", [(None, grace), (signal.SIGTERM, grace)])
+
+    def _stop(self, run: Run, outcome: StateName, steps: Sequence[tuple[signal.Signals | None, float]]) -> RunState:
+        for number, seconds in steps:
+            worker = worker_of(read_state(run.folder))
             if number is not None and worker is not None:
                 worker.signal(number)
-            with run.lock(grace if number is not signal.SIGKILL else 30.0) as free:
+            with run.lock(seconds) as free:
                 if free:
-                    state = read_state(run.folder)
-                    if state.is_active:
-                        run.write_state(state.model_copy(update={"state": "cancelled", "seconds_left": None}))
-                    return read_state(run.folder)
-        raise RunError(f"Run {run_id} could not be stopped; end its process {worker.pid if worker else ''} by hand.")
+                    return ended(run, read_state(run.folder), outcome)
+        process = f"process {worker.pid}" if worker else "process"
+        raise RunError(f"Run {run.id} has not stopped yet; wait, or end its {process} by hand.")
 
     def resume(self, run_id: str) -> Run:
-        """Queue an interrupted, failed or cancelled run again; `submit` it to go on from its last checkpoint."""
+        """Queue a paused, interrupted, failed or cancelled run again; `submit` it to go on from its last checkpoint."""
         run = self.get(run_id)
         with run.lock() as held:
-            state = self._true_state(run)
+            state = true_state(run.folder)
             if not held or state.state not in RESUMABLE:
                 raise RunError(f"Run {run_id} is {state.state}; only {', '.join(RESUMABLE)} runs can be resumed.")
-            run.cancel_file.unlink(missing_ok=True)
+            run.forget_requests()
             run.write_state(state.model_copy(update={"state": "queued", "pid": None, "started": None, "error": ""}))
         return run
 
@@ -232,81 +184,22 @@ class RunStore:
             folder.rename(doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
-    def _ids(self) -> Iterator[str]:
-        with suppress(OSError), os.scandir(self.root) as entries:
-            yield from sorted(e.name for e in entries if RUN_ID.fullmatch(e.name) and e.is_dir(follow_symlinks=False))
+    def _read(self, run_id: str) -> Entry:
+        """The index asks for what a folder says."""
+        try:
+            run = self.get(run_id)
+        except RunError as error:
+            return Entry(None, RunState(state="failed", error=str(error)), problem=str(error))
+        return Entry(run.spec.brief(), read_state(run.folder), priority_of(run))
 
-    def _readable(self) -> Iterator[Run]:
-        for run_id in self._ids():
-            with suppress(RunError):
-                yield self.get(run_id)
-
-    def _true_state(self, run: Run) -> RunState:
-        state = read_state(run.folder)
-        if not state.is_active:
-            return state
-        worker = _worker_of(state)
-        if worker is not None:
-            if worker.is_alive:
-                return state
-            state = read_state(run.folder)  # it may have ended between the two looks
-            if not state.is_active or _worker_of(state) != worker:
-                return state
-            why = "Its process was killed, or the machine restarted; Resume goes on from the last checkpoint."
-        elif abs(time.time() - _modified(run.folder / "state.json")) < NEVER_STARTED_AFTER:
-            return state
-        else:
-            why = "It was never started; Resume starts it."
-        return state.model_copy(update={"state": "interrupted", "error": why, "seconds_left": None})
+    def _summaries(self) -> builtins.list[RunSummary]:
+        return [
+            RunSummary(
+                run_id, e.state if e.problem else true_state(self.root / run_id, e.state), e.spec, e.problem, e.priority
+            )
+            for run_id, e in self.index.entries().items()
+        ]
 
 
 def _absolute(place: str | None) -> str | None:
     return os.path.abspath(place) if place and place != "demo" and os.path.exists(place) else place
-
-
-def _read_small(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > SMALL_FILE_BYTES:
-            raise RunError(
-                f"{path.name} of run {path.parent.name} is larger than {SMALL_FILE_BYTES >> 20} MB and is not read."
-            )
-        return path.read_bytes()
-    except OSError as error:
-        raise RunError(
-            f"{path.name} of run {path.parent.name} cannot be read ({error.strerror}); remove the folder."
-        ) from error
-
-
-def read_state(folder: Path) -> RunState:
-    """The state as last written; whether its worker lives is not looked at."""
-    try:
-        return RunState.model_validate_json(_read_small(folder / "state.json"))
-    except (RunError, ValidationError, RecursionError):
-        return RunState(
-            state="interrupted", error="Its state.json cannot be read; Resume goes on from the last checkpoint."
-        )
-
-
-def _worker_of(state: RunState) -> ProcessIdentity | None:
-    if state.pid is None or state.started is None:
-        return None
-    return ProcessIdentity(state.pid, state.started, state.boot)
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _queues(summaries: list[RunSummary]) -> dict[str, list[str]]:
-    """Ids of waiting runs by device, first come first."""
-    from upvit_core.runs.devices import lease_name
-
-    queues: dict[str, list[str]] = {}
-    waiting = [s for s in summaries if s.spec is not None and s.state.state == "queued"]
-    for summary in sorted(waiting, key=lambda s: (s.spec.created if s.spec else 0, s.id)):
-        assert summary.spec is not None
-        queues.setdefault(lease_name(summary.spec.device), []).append(summary.id)
-    return queues

@@ -25,9 +25,10 @@ from typing import Any
 from upvit_core.errors import Cancelled, RunError, UPViTError
 from upvit_core.runs.devices import lease, lease_name
 from upvit_core.runs.files import read_lines, sweep_temporaries
+from upvit_core.runs.folder import Run, read_state
 from upvit_core.runs.process import ProcessIdentity
 from upvit_core.runs.spec import RunState
-from upvit_core.runs.store import Run, RunStore, read_state
+from upvit_core.runs.store import RunStore
 
 QUEUE_POLL_SECONDS = 0.3
 STATE_SECONDS = 1.0
@@ -36,6 +37,10 @@ SPARE_BYTES = 1 << 16  # kept free for the last word of a run that fills the dis
 
 class Terminated(UPViTError):
     """The process was asked to end, and the run was not: it can go on later."""
+
+
+class Paused(UPViTError):
+    """The device is wanted for something else; the run goes on when it is resumed."""
 
 
 class Control:
@@ -51,10 +56,16 @@ class Control:
         with suppress(OSError):  # a full disk must not end a run by way of its log
             print(time.strftime("%H:%M:%S"), message, flush=True)
 
+    @property
+    def stopping(self) -> bool:
+        return self.terminated or self.run.cancel_asked or self.run.pause_asked
+
     def check(self) -> None:
-        """Raises Cancelled or Terminated where the run should stop."""
+        """Raises Cancelled, Paused or Terminated where the run should stop."""
         if self.run.cancel_asked:
             raise Cancelled("The run was cancelled.")
+        if self.run.pause_asked:
+            raise Paused("The run was paused.")
         if self.terminated:
             raise Terminated
 
@@ -131,7 +142,8 @@ def work(run: Run, store: RunStore) -> RunState:
         spare.write_bytes(bytes(SPARE_BYTES))
         control.update(now=True, stage="waiting for the device")
         with device_held(control, store):
-            control.update(now=True, state="running", error="")
+            turn = store.next_turn(lease_name(run.spec.device))
+            control.update(now=True, state="running", error="", turn=turn)
             from upvit_core.runs.jobs import distill_run
 
             distill_run(run, control)
@@ -139,6 +151,8 @@ def work(run: Run, store: RunStore) -> RunState:
     except Exception as error:
         if run.cancel_asked:
             ended = {"state": "cancelled", "error": ""}
+        elif run.pause_asked:
+            ended = {"state": "paused", "error": ""}
         elif control.terminated:
             ended = {
                 "state": "interrupted",
@@ -150,6 +164,7 @@ def work(run: Run, store: RunStore) -> RunState:
                 traceback.print_exc()
     spare.unlink(missing_ok=True)
     control.update(now=True, stage="", seconds_left=None, **ended)
+    run.forget_requests()
     control.log(control.state.state + (f": {control.state.error}" if control.state.error else ""))
     return control.state
 
@@ -168,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
                 return 0
             for place in (run.folder, run.checkpoints):
                 sweep_temporaries(place)
-            return 0 if work(run, store).state in ("done", "cancelled", "interrupted") else 1
+            return 0 if work(run, store).state != "failed" else 1
     except UPViTError as error:
         with suppress(OSError):
             print(error, file=sys.stderr)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from upvit_core.runs.spec import RunSpec
 
 if TYPE_CHECKING:
-    from upvit_core.runs.store import Run, RunStore
+    from upvit_core.runs.folder import Run
+    from upvit_core.runs.store import RunStore
 
 
 class Executor(Protocol):

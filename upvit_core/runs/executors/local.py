@@ -9,14 +9,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import upvit_core
 from upvit_core.errors import RunError
+from upvit_core.runs.folder import Run, read_state
 from upvit_core.runs.process import ProcessIdentity
 from upvit_core.runs.spec import RunState
-from upvit_core.runs.store import Run, RunStore, read_state
+from upvit_core.runs.store import RunStore
 
 PROJECT = Path(upvit_core.__file__).resolve().parent.parent
 
@@ -31,16 +31,15 @@ class LocalExecutor:
     def submit(self, run: Run) -> None:
         """Queue a run and start its worker, which goes on when this process ends.
 
-        Raises RunError where the run has a worker already, is done, or no process can be started.
+        Raises RunError where the run has a worker already, is not queued, or no process can be started.
         """
         with run.lock() as held:
             if not held:
                 raise RunError(f"Run {run.id} already has a worker; cancel it first.")
             before = read_state(run.folder)
-            if before.state == "done":
-                raise RunError(f"Run {run.id} is done; start a new run instead.")
-            with suppress(FileNotFoundError):
-                run.cancel_file.unlink()
+            if before.state != "queued":
+                what = "start a new run instead" if before.state == "done" else "resume it first"
+                raise RunError(f"Run {run.id} is {before.state}; {what}.")
             queued = before.model_copy(
                 update={"state": "queued", "pid": None, "started": None, "error": "", "seconds_left": None,
                         "attempt": before.attempt + 1, "epochs": run.spec.epochs}

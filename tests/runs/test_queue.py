@@ -1,0 +1,159 @@
+"""Whose turn it is: owners, priorities, turns; pause and what it gives back."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import device_taken, fork_worker, run_to_end, spec_for, wait_for, weights_of
+
+from upvit_core.errors import RunError
+from upvit_core.runs import LocalExecutor, RunSpec, RunState, RunStore
+from upvit_core.runs.checkpoints import load_newest
+from upvit_core.runs.devices import lease
+from upvit_core.runs.process import ProcessIdentity
+from upvit_core.runs.queue import Waiting, fair_order
+
+
+def spec(**values: Any) -> RunSpec:
+    return RunSpec(**{"name": "r", "teacher": "demo", "student": "x", "data": "demo", "epochs": 2, **values})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def waiting(text: str) -> list[Waiting]:
+    """`a0 b1` is a run of owner a at priority 0, then one of b at 1, in order of creation."""
+    return [Waiting(f"{word}.{i}", word[0], int(word[1:]), i) for i, word in enumerate(text.split())]
+
+
+@pytest.mark.parametrize(
+    ("queue", "turns", "order"),
+    [
+        ("a0 a0 a0", {}, "0 1 2"),
+        ("a0 a0 a0 b0 b0", {}, "0 3 1 4 2"),
+        ("a0 a0 b0 c0", {"a": 5}, "2 3 0 1"),
+        ("a0 b0 c0", {"a": 3, "b": 1, "c": 2}, "1 2 0"),
+        ("a0 a1 b0", {}, "1 2 0"),
+        ("a-1 a0 b-2", {"a": 9}, "1 0 2"),
+        ("a0 b0 b1", {"b": 4, "a": 3}, "2 0 1"),
+        ("", {}, ""),
+    ],
+)
+def test_order(queue: str, turns: dict[str, int], order: str) -> None:
+    assert [name.partition(".")[2] for name in fair_order(waiting(queue), turns)] == order.split()
+
+
+def test_no_owner_waits_for_two_turns_of_another() -> None:
+    """However long the others' queues are, between two turns of one owner each waiting owner has had one."""
+    rng = random.Random(0)
+    for _ in range(200):
+        queue = waiting(" ".join(f"{rng.choice('abcd')}0" for _ in range(rng.randint(1, 30))))
+        turns = {owner: rng.randint(1, 50) for owner in "abcd" if rng.random() < 0.5}
+        order = [name[0] for name in fair_order(queue, turns)]
+        assert sorted(fair_order(queue, turns)) == sorted(run.id for run in queue)
+        for owner in "abcd":
+            places = [place for place, other in enumerate(order) if other == owner]
+            for first, second in itertools.pairwise(places):
+                between = order[first + 1 : second]
+                still_waiting = {other for other in "abcd" if other != owner and other in order[second:]}
+                assert still_waiting <= set(between)
+
+
+def test_the_first_of_the_order_is_served_and_goes_behind(store: RunStore) -> None:
+    """Serving one after another gives the order that was promised, since each turn is counted."""
+    me = ProcessIdentity.of(os.getpid())
+    assert me is not None
+    worker = {"pid": me.pid, "started": me.started, "boot": me.boot}
+    for owner in "aaabbc":
+        run = store.create(spec(owner=owner, device="cpu"))
+        run.write_state(RunState(state="queued", **worker))
+    promised = [s.id for s in sorted(store.list(), key=lambda s: s.state.position or 0)]
+    assert [s.spec.owner for i in promised for s in store.list() if s.id == i and s.spec] == list("abcaba")
+    served = []
+    while (turn := store.next_in_queue("cpu")) is not None:
+        served.append(turn)
+        store.get(turn).write_state(RunState(state="done", turn=store.next_turn("cpu")))
+    assert served == promised
+
+
+def test_priority_can_be_changed_while_waiting(store: RunStore) -> None:
+    first, second = (store.create(spec(owner=owner)) for owner in "ab")
+    assert store.state(first.id).position == 1
+    store.prioritise(second.id, 1)
+    assert (store.state(second.id).position, store.state(first.id).position) == (1, 2)
+    store.prioritise(second.id, -1)
+    assert store.state(second.id).position == 2
+    with pytest.raises(RunError, match="99 is no priority"):
+        store.prioritise(second.id, 99)
+    for content in (b"\xff", b"", b"9" * 100, b"1e9", b"-7"):
+        (second.folder / "priority").write_bytes(content)
+        assert -2 <= {s.id: s.priority for s in store.list()}[second.id] <= 2
+
+
+def wait_until(condition: Any, seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def test_a_paused_run_keeps_its_checkpoint_and_gives_the_device_back(
+    home: Path, store: RunStore, tmp_path: Path
+) -> None:
+    reference = RunStore(tmp_path / "reference")
+    whole = reference.create(spec_for(home, epochs=6))
+    run_to_end(reference, whole)
+    run = store.create(spec_for(home, epochs=6))
+    pid = fork_worker(run)
+    wait_until(lambda: any(row["phase"] == "train" for row in store.read_metrics(run.id)[0]))
+    assert store.pause(run.id).state == "paused"
+    assert wait_for(pid) == 0
+    saved = load_newest(run.checkpoints)
+    assert saved is not None
+    assert saved["step"] == store.state(run.id).step > 0
+    with lease(store.root, "cpu") as free:
+        assert free
+    with pytest.raises(RunError, match="is paused"):
+        store.pause(run.id)
+    with pytest.raises(RunError, match="is paused; resume it first"):
+        LocalExecutor(store).submit(run)
+    store.resume(run.id)
+    assert not run.pause_asked
+    run_to_end(store, run)
+    assert weights_of(run) == weights_of(whole)
+
+
+def test_a_waiting_run_can_be_paused_and_others_go_on(home: Path, store: RunStore) -> None:
+    paused, other = (store.create(spec_for(home, epochs=1)) for _ in range(2))
+    with device_taken(store):
+        pids = [fork_worker(run) for run in (paused, other)]
+        wait_until(lambda: all("waiting for cpu" in "".join(store.tail_log(r.id)) for r in (paused, other)))
+        assert store.state(other.id).position == 2
+        assert store.pause(paused.id).state == "paused"
+        assert store.state(other.id).position == 1
+    assert [wait_for(pid) for pid in pids] == [0, 0]
+    assert store.state(other.id).state == "done"
+    assert store.state(paused.id).state == "paused"
+
+
+def test_a_run_without_a_worker_is_paused_and_resumed(store: RunStore) -> None:
+    run = store.create(spec())
+    assert store.pause(run.id).state == "paused"
+    assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "lock", "spec.json", "state.json"]
+    store.resume(run.id)
+    assert store.state(run.id).state == "queued"
+
+
+def test_turns_are_written_by_the_workers(home: Path, store: RunStore) -> None:
+    runs = [store.create(spec_for(home, epochs=1)) for _ in range(2)]
+    for run in runs:
+        run_to_end(store, run)
+    assert [store.state(run.id).turn for run in runs] == [1, 2]
