@@ -1,0 +1,281 @@
+"""Ours against the peers: the demo teacher, the same images, the same MACs, the same training budget, three seeds.
+
+heavy python -m tests.benchmarks.peers run --out work/peers.jsonl     every cut, then training; goes on where it stopped
+python -m tests.benchmarks.peers table work/peers.jsonl               the tables, from what is there
+python -m tests.benchmarks.peers figure work/peers.jsonl --out assets/readme/peers.png      needs Chromium
+
+Every way gets the MACs of the equal-ratio shape (within 2 %), and that very shape where it has no allocation of its
+own. A seed draws the images that are scored, and orders and augments those that are trained on. `kl` is the record
+shipped with the demo (1,000 images, 36 minutes), the same for every seed. Training is Eq. 2 by the recipe `demo` for
+all alike, so the teacher's answers to a seed's mixed batches are kept and shared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.benchmarks import peers_report
+from tests.benchmarks.report import machine
+from tests.benchmarks.torch_pruning_peer import cut_to
+from upvit_core.basis import ProxyStatistics, directions_scores, gather
+from upvit_core.cut import cut
+from upvit_core.data import draw_proxy, open_images
+from upvit_core.distillation import Distillation, distill, make_accelerator
+from upvit_core.evaluation import evaluate, predict
+from upvit_core.importance.score import score
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.adapt import adapt
+from upvit_core.models.checkpoint import DEMO_FOLDER, build_model, load_model
+from upvit_core.models.shape import ModelShape
+from upvit_core.planning.best import Budget, best_plan
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.select import plan_uniform
+from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.profiling.throughput import compare
+from upvit_core.recipe import PRESETS
+from upvit_core.training_batches import TrainingBatches, batch_source
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to a thinner model. kind: ours, peer, random or scratch; basis `channels` is the letter's."""
+
+    kind: str
+    criterion: str = ""
+    allocation: str = "uniform"
+    basis: str = "channels"
+    repair: bool = False
+
+    @property
+    def name(self) -> str:
+        if self.kind in ("random", "scratch"):
+            return {"random": "random channels", "scratch": "from scratch"}[self.kind]
+        who = "Torch-Pruning " if self.kind == "peer" else ""
+        basis = f", {self.basis}" if self.kind == "ours" else ""
+        return f"{who}{self.criterion}, {self.allocation}{basis}{', repaired' if self.repair else ''}"
+
+
+OURS = [
+    Way("ours", criterion, allocation, basis, repair)
+    for criterion in ("kl", "fisher", "refine")
+    for basis in ("channels", "directions")
+    for allocation in ("uniform", "budget")
+    for repair in (False, True)
+]
+PEERS = [
+    Way("peer", criterion, a) for criterion in ("l1", "l2", "taylor", "hessian") for a in ("uniform", "isomorphic")
+]
+WAYS = [*OURS, *PEERS, Way("random"), Way("scratch")]
+TRAINED_FIRST = (
+    Way("ours", "fisher", "uniform", "directions", True), Way("peer", "taylor"), Way("peer", "hessian", "isomorphic"),
+    Way("scratch"), Way("ours", "fisher", "budget", "directions", True), Way("ours", "kl"), Way("peer", "hessian"),
+    Way("ours", "fisher", "budget", "channels", True), Way("random"), Way("ours", "kl", "budget"),
+    Way("peer", "taylor", "isomorphic"), Way("peer", "l1"), Way("peer", "l2"), Way("ours", "fisher"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cut:
+    model: nn.Module
+    shape: ModelShape
+    score_seconds: float
+    cut_seconds: float
+
+
+class Bench:
+    """The teacher, its images, and what is computed once for each seed."""
+
+    def __init__(self, folder: Path, images: int, test_images: int, epochs: int):
+        self.folder, self.images, self.epochs = folder, images, epochs
+        self.teacher = load_model("demo")
+        self.shape = self.teacher.shape
+        cfg = self.teacher.pretrained_cfg
+        self.train, test = (open_images("demo", split, pretrained_cfg=cfg) for split in ("train", "val"))
+        self.test = list(test.batches(250, indices=range(min(test_images, len(test)))))  # type: ignore[arg-type]
+        self.teacher_logits, _ = predict(self.teacher.model, self.test)
+        self._mixed: dict[int, list[tuple[float, Tensor]]] = {}
+
+    @cache  # noqa: B019
+    def scores(self, criterion: str, seed: int) -> ImportanceScores:
+        if criterion == "kl":
+            return ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
+        path = self.folder / f"scores-{criterion}-{self.images}-{seed}.safetensors"
+        if not path.exists():
+            score(self.teacher, self.train, criterion, n=self.images, seed=seed).save(path)
+        return ImportanceScores.load(path)
+
+    @cache  # noqa: B019
+    def statistics(self, seed: int) -> ProxyStatistics:
+        return gather(adapt(self.teacher.model, self.shape), draw_proxy(self.train, self.images, seed))
+
+    @cache  # noqa: B019
+    def directions(self, seed: int) -> ImportanceScores:
+        adapter, proxy = adapt(self.teacher.model, self.shape), draw_proxy(self.train, self.images, seed)
+        return directions_scores(adapter, proxy, self.statistics(seed))
+
+    def target(self, ratio: float) -> PruningPlan:
+        """The equal-ratio plan, whose MACs all get."""
+        return plan_uniform(self.scores("kl", 0), residual=ratio, attention=ratio, ffn=ratio, snap=True)
+
+    def cut(self, way: Way, ratio: float, seed: int) -> Cut:
+        target = self.target(ratio)
+        macs = count_macs(target.shape_after)
+        if way.kind == "scratch":
+            return Cut(build_model(target.shape_after, seed=seed), target.shape_after, 0.0, 0.0)
+        if way.kind == "peer":
+            batches = draw_proxy(self.train, self.images, seed).batches(50)
+            isomorphic = way.allocation == "isomorphic"
+            made = cut_to(
+                self.teacher.model, self.shape, way.criterion, batches, ratio=ratio, isomorphic=isomorphic, macs=macs
+            )
+            return Cut(made.model, made.shape, made.score_seconds, made.cut_seconds)
+        scores = self.scores("random" if way.kind == "random" else way.criterion, seed)
+        seconds, stats = scores.seconds, None
+        if way.basis == "directions":
+            stats, own = self.statistics(seed), self.directions(seed)
+            seconds = stats.seconds + own.seconds + (0.0 if way.criterion == "fisher" else scores.seconds)
+            scores = own if way.criterion == "fisher" else with_ffn_of(own, scores)
+        if way.allocation == "budget":
+            plan = best_plan(scores, Budget(macs=macs), basis=way.basis).plan
+        else:
+            plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True, basis=way.basis)
+        began = time.perf_counter()
+        thin = cut(self.teacher, plan, repair=way.repair, data=self.train, images=self.images, seed=seed, stats=stats)
+        return Cut(thin, plan.shape_after, seconds, time.perf_counter() - began)
+
+    def row(self, model: nn.Module, seconds: float = 0.0) -> dict[str, Any]:
+        result = evaluate(model, self.test, teacher_logits=self.teacher_logits)
+        return {"top1": result.top1, "kl": result.kl, "seconds": round(seconds, 1)}
+
+    def train_on(self, student: nn.Module, seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Evaluations after each epoch."""
+        settings = PRESETS["demo"].model_copy(update={"seed": seed})
+        source = batch_source(self.train, self.teacher.pretrained_cfg, seed=seed)
+        batches = TrainingBatches(source, batch_size=settings.batch_size, seed=seed)
+        remembered = Remembered(self.teacher.model, self._mixed.setdefault(seed, []))
+        run = Distillation(
+            student, remembered, batches, settings, epochs=self.epochs, num_classes=self.shape.num_classes,
+            accelerator=make_accelerator("cpu", "no"),
+        )  # fmt: skip
+        found = []
+
+        def after_step(now: Distillation) -> None:
+            if now.step % batches.steps_per_epoch == 0 and now.step < now.total_steps:
+                found.append((now.step // batches.steps_per_epoch, self.row(now.result, now.seconds)))
+
+        result = distill(run, report=lambda row: None, after_step=after_step)
+        yield from found
+        yield self.epochs, self.row(result, run.seconds)
+
+
+class Remembered(nn.Module):
+    """The teacher's answers to one seed's mixed batches: computed by the first student, read by the others."""
+
+    def __init__(self, teacher: nn.Module, kept: list[tuple[float, Tensor]]):
+        super().__init__()
+        self.teacher, self.kept, self.step = teacher, kept, 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        mark = float(images.double().sum())
+        if self.step == len(self.kept):
+            self.kept.append((mark, self.teacher(images)))
+        known, logits = self.kept[self.step]
+        assert known == mark, "another student saw other images at this step"
+        self.step += 1
+        return logits
+
+
+def with_ffn_of(directions: ImportanceScores, scores: ImportanceScores) -> ImportanceScores:
+    """Scores of directions, the FFN's channels by another criterion, for as many images."""
+    share = directions.images / scores.images
+    return directions.with_values({key: v * share for key, v in scores.values.items() if key.startswith("ffn")})
+
+
+def run(
+    bench: Bench, out: Path, ratios: list[float], seeds: list[int], trained_ratios: list[float], speed: bool
+) -> None:
+    done = {(row["way"], row["ratio"], row["seed"], row["epoch"]) for row in peers_report.read(out)}
+    settings = {"images": bench.images, "epochs": bench.epochs, "test_images": len(bench.teacher_logits), **machine()}
+
+    def write(way: Way, ratio: float, seed: int, epoch: int, values: dict[str, Any]) -> None:
+        row = {"way": way.name, "kind": way.kind, "ratio": ratio, "seed": seed, "epoch": epoch, **values, **settings}
+        with out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        done.add((way.name, ratio, seed, epoch))
+        print(f"{way.name:<50} {ratio:.0%} seed {seed} epoch {epoch}: {values['top1']:.2f} %", flush=True)
+
+    def surgery(ways: list[Way]) -> None:
+        for seed in seeds:
+            for ratio in ratios:
+                for way in ways:
+                    if (way.name, ratio, seed, 0) in done:
+                        continue
+                    made = bench.cut(way, ratio, seed)
+                    values = bench.row(made.model)
+                    values |= {"score_seconds": made.score_seconds, "cut_seconds": made.cut_seconds}
+                    values |= {"macs": count_macs(made.shape), "params": count_parameters(made.shape)}
+                    values["macs_target"] = count_macs(bench.target(ratio).shape_after)
+                    values["same_shape"] = made.shape.blocks == bench.target(ratio).shape_after.blocks
+                    if speed:
+                        x = torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+                        pace = compare(bench.teacher.model, made.model, x, repeats=12)
+                        values |= {"images_per_s": pace.second.images_per_s, "speed_up": pace.ratio}
+                        values["teacher_images_per_s"] = pace.first.images_per_s
+                    write(way, ratio, seed, 0, values)
+
+    def train(ways: tuple[Way, ...] | list[Way]) -> None:
+        for ratio in trained_ratios:
+            for way in ways:
+                for seed in seeds:
+                    if (way.name, ratio, seed, bench.epochs) in done:
+                        continue
+                    made = bench.cut(way, ratio, seed)
+                    for epoch, values in bench.train_on(made.model, seed):
+                        if (way.name, ratio, seed, epoch) not in done:
+                            write(way, ratio, seed, epoch, values)
+
+    surgery([way for way in WAYS if way.criterion != "refine"])
+    train(TRAINED_FIRST)
+    surgery(WAYS)
+    train(WAYS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table", "figure"])
+    parser.add_argument("rows", type=Path, nargs="?", default=Path("work/peers.jsonl"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--images", type=int, default=500, help="scored, and repaired on")
+    parser.add_argument("--test-images", type=int, default=3000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.25, 0.5, 0.75])
+    parser.add_argument("--trained-ratios", type=float, nargs="+", default=[0.5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave images/s out")
+    arguments = parser.parse_args()
+    if arguments.what == "table":
+        peers_report.tables(arguments.rows)
+        return
+    if arguments.what == "figure":
+        peers_report.picture(arguments.rows, arguments.out or Path("assets/readme/peers.png"))
+        return
+    torch.set_num_threads(arguments.threads)
+    out = arguments.out or arguments.rows
+    out.parent.mkdir(parents=True, exist_ok=True)
+    bench = Bench(out.parent, arguments.images, arguments.test_images, arguments.epochs)
+    run(bench, out, arguments.ratios, arguments.seeds, arguments.trained_ratios, arguments.speed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from benchmarks.peers import Remembered, Way, with_ffn_of
+from benchmarks.torch_pruning_peer import CRITERIA, cut_to
+from torch import nn
+
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.checkpoint import DEMO_FOLDER, load_model
+from upvit_core.profiling.macs import count_macs
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_peers_cut_has_our_widths_and_computes_what_it_cut(criterion: str) -> None:
+    loaded = load_model("demo")
+    x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    batches = [(x, torch.tensor([0, 1, 2, 3]))]
+    whole = cut_to(loaded.model, loaded.shape, criterion, batches, ratio=0.0)
+    torch.testing.assert_close(whole.model(x), loaded.model(x), rtol=1e-4, atol=1e-4)
+    half = cut_to(loaded.model, loaded.shape, criterion, batches, ratio=0.5)
+    assert half.shape.embed_dim == 48
+    assert {(b.num_heads, b.attention, b.ffn) for b in half.shape.blocks} == {(6, 48, 192)}
+    assert half.model(x).shape == (4, 10)
+
+
+def test_isomorphic_meets_the_macs() -> None:
+    loaded = load_model("demo")
+    macs = 0.4 * count_macs(loaded.shape)
+    thin = cut_to(loaded.model, loaded.shape, "l2", [], ratio=0.4, isomorphic=True, macs=macs, tolerance=0.02)
+    assert abs(count_macs(thin.shape) / macs - 1) <= 0.02
+    assert len({block.ffn for block in thin.shape.blocks}) > 1
+
+
+def test_students_share_the_teachers_answers_and_only_to_the_same_images() -> None:
+    teacher, kept = nn.Linear(3, 2), []
+    x = torch.randn(5, 3)
+    first = Remembered(teacher, kept)(x)
+    assert torch.equal(Remembered(teacher, kept)(x), first)
+    with pytest.raises(AssertionError, match="other images"):
+        Remembered(teacher, kept)(x + 1)
+
+
+def test_names_of_ways_are_their_own() -> None:
+    from benchmarks.peers import TRAINED_FIRST, WAYS
+
+    assert len({way.name for way in WAYS}) == len(WAYS)
+    assert set(TRAINED_FIRST) <= set(WAYS)
+    assert Way("peer", "l1").name == "Torch-Pruning l1, uniform"
+
+
+def test_ffn_scores_of_another_criterion_count_as_many_images() -> None:
+    kl = ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
+    mixed = with_ffn_of(kl.with_values({}, images=500), kl)
+    assert mixed.ffn(0) == pytest.approx(kl.ffn(0) / 2)
+    assert mixed.residual == pytest.approx(kl.residual)
