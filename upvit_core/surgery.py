@@ -1,9 +1,9 @@
 """Model and plan to a new, physically thinner model of the same structure (the letter's components 1 to 3).
 
-Slicing follows the table in `ModelShape`'s components: a residual channel leaves every tensor that carries it; an
-attention channel leaves three rows of qkv and one column of proj; an FFN channel one row of fc1, one column of fc2.
-timm scales q·k by head_dim ** -0.5 of the NEW head; the ratio to the source's scale is folded into the q rows, so that
-the function does not change for that reason.
+Slicing follows the table of `models/layout.py`: a channel leaves every axis that holds its group, so a residual channel
+leaves every tensor that carries it; an attention channel three rows of qkv and one column of proj; an FFN channel one
+row of fc1, one column of fc2. The libraries scale q·k by head_dim ** -0.5 of the NEW head; the ratio to the source's
+scale is folded into the q rows, so that the function does not change for that reason.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from upvit_core.errors import PlanError
 from upvit_core.models.checkpoint import build_model
+from upvit_core.models.layout import block_stem, layout
 from upvit_core.models.shape import ModelShape
-from upvit_core.planning.plan import BlockPlan, PruningPlan
+from upvit_core.planning.plan import PruningPlan
 
 
 def prune(model: nn.Module, shape: ModelShape, plan: PruningPlan) -> nn.Module:
@@ -35,7 +36,7 @@ def prune(model: nn.Module, shape: ModelShape, plan: PruningPlan) -> nn.Module:
 def check_fits(shape: ModelShape, plan: PruningPlan) -> None:
     """Raises PlanError where the plan's source widths are not the model's."""
     planned = plan.shape_before
-    if (planned.embed_dim, planned.blocks) != (shape.embed_dim, shape.blocks):
+    if (planned.embed_dims, planned.depths, planned.blocks) != (shape.embed_dims, shape.depths, shape.blocks):
         raise PlanError(
             f"The plan was made for {planned.name} ({planned.embed_dim} residual channels, {planned.depth} blocks), "
             f"not for {shape.name} ({shape.embed_dim}, {shape.depth}) with its widths; make a plan for this model."
@@ -43,51 +44,26 @@ def check_fits(shape: ModelShape, plan: PruningPlan) -> None:
 
 
 def thin_state_dict(source: dict[str, Tensor], shape: ModelShape, plan: PruningPlan) -> dict[str, Tensor]:
-    """Tensors of the thinner model, by timm's names."""
-    kept = torch.tensor(plan.residual.keep)
-    result: dict[str, Tensor] = {}
-    for name, tensor in source.items():
-        if name.startswith("blocks."):
-            continue
-        if name.startswith(("head.", "head_dist.")):
-            result[name] = tensor[:, kept] if name.endswith("weight") else tensor.clone()
-        elif name.startswith("patch_embed.") or name.startswith(("norm.", "fc_norm.")):
-            result[name] = tensor[kept]
-        else:  # tokens and positions, (1, n, D)
-            result[name] = tensor[..., kept]
-    for number, block in enumerate(plan.blocks):
-        for name, tensor in _thin_block(source, shape, block, kept).items():
-            result[f"blocks.{number}.{name}"] = tensor
-    return result
-
-
-def _thin_block(source: dict[str, Tensor], shape: ModelShape, block: BlockPlan, kept: Tensor) -> dict[str, Tensor]:
-    before = shape.blocks[block.source]
-    A = before.attention
-    channels = torch.tensor(block.attention.keep)
-    hidden = torch.tensor(block.ffn.keep)
-    rows = torch.cat([channels, A + channels, 2 * A + channels])
-    head_dim = len(channels) // block.attention.heads
-    fold = (head_dim / before.head_dim) ** 0.5  # old scale / new scale
-    result = {}
-    for half, number in (("attn", block.source), ("mlp", block.ffn_block)):
-        for name, tensor in source.items():
-            prefix = f"blocks.{number}."
-            leaf = name.removeprefix(prefix)
-            if not name.startswith(prefix) or leaf.startswith(("norm1", "attn", "ls1")) != (half == "attn"):
-                continue
-            if leaf.startswith("attn.qkv"):
-                thin = tensor[rows]
-                thin[: len(channels)] *= fold
-                result[leaf] = thin[:, kept] if thin.ndim == 2 else thin
-            elif leaf == "attn.proj.weight":
-                result[leaf] = tensor[kept][:, channels]
-            elif leaf == "mlp.fc1.weight":
-                result[leaf] = tensor[hidden][:, kept]
-            elif leaf == "mlp.fc1.bias":
-                result[leaf] = tensor[hidden]
-            elif leaf == "mlp.fc2.weight":
-                result[leaf] = tensor[kept][:, hidden]
-            else:  # norms, layer scales, output biases: (D,)
-                result[leaf] = tensor[kept]
+    """Tensors of the thinner model, by the library's names."""
+    before, result = layout(shape), {}
+    for name, part in layout(plan.shape_after).items():
+        origin = name
+        if part.half is not None:
+            own = plan.blocks[part.half // 2]
+            origin = f"{block_stem(shape, own.ffn_block if part.half % 2 else own.source)}.{part.leaf}"
+        tensor = source[origin]
+        for number, axis in enumerate(before[origin].axes):
+            if axis.key is not None:
+                width = axis.size // axis.repeat
+                kept = torch.tensor(plan.kept(axis.key), device=tensor.device)
+                rows = torch.cat([kept + copy * width for copy in range(axis.repeat)])
+                tensor = tensor.index_select(number, rows)
+        if part.queries and part.half is not None:
+            own = plan.blocks[part.half // 2]
+            count = len(own.attention.keep)
+            head_dim = count // own.attention.heads
+            along = next(n for n, axis in enumerate(part.axes) if axis.key == f"attention.{part.half // 2}")
+            tensor = tensor.clone()
+            tensor.narrow(along, 0, count).mul_((head_dim / shape.blocks[own.source].head_dim) ** 0.5)  # scales
+        result[name] = tensor.clone() if tensor is source[origin] else tensor
     return result

@@ -103,9 +103,9 @@ def counting(adapter, monkeypatch) -> list[tuple[int, bool]]:
     calls = []
     run = adapter.run_half_block
 
-    def counted(half, x, *, last=False):
+    def counted(half, x, *, previous=None, last=False):
         calls.append((half, last))
-        return run(half, x, last=last)
+        return run(half, x, previous=previous, last=last)
 
     monkeypatch.setattr(adapter, "run_half_block", counted)
     return calls

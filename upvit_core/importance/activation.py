@@ -34,7 +34,8 @@ class Activation:
         with frozen(adapter.model), torch.enable_grad():
             for images, labels in proxy.batches(self.batch_size, device):
                 state = adapter.sensitivities(images)
-                groups = {"residual": tuple(out for _, out, *_ in state.norm_sites), **state.activations}
+                groups = {key: tuple(out for _, out, *_ in sites) for key, sites in state.norm_sites.items()}
+                groups |= state.activations
                 if self.name == "taylor":
                     loss = torch.nn.functional.cross_entropy(state.logits, labels, reduction="sum")
                     gradients = iter(torch.autograd.grad(loss, [a for group in groups.values() for a in group]))

@@ -41,7 +41,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
 def compare(a: ImportanceScores, b: ImportanceScores, plan_a: PruningPlan, plan_b: PruningPlan) -> list[Agreement]:
     """Agreement of two records of one model, and of the plans that they give for the same widths."""
     result = []
-    for component in ("residual", "attention", "ffn"):
+    for component in a.shape.components:
         keys = [key for key in a.values if key.split(".")[0] == component]
         correlations = [spearman(a.values[key], b.values[key]) for key in keys]
         kept_a, kept_b = _kept(plan_a, component), _kept(plan_b, component)
@@ -53,9 +53,6 @@ def compare(a: ImportanceScores, b: ImportanceScores, plan_a: PruningPlan, plan_
     return result
 
 
-def _kept(plan: PruningPlan, component: str) -> set[tuple[int, int]]:
-    if component == "residual":
-        return {(0, c) for c in plan.residual.keep}
-    if component == "attention":
-        return {(b.source, c) for b in plan.blocks for c in b.attention.keep}
-    return {(b.ffn_block, c) for b in plan.blocks for c in b.ffn.keep}
+def _kept(plan: PruningPlan, component: str) -> set[tuple[str, int]]:
+    keys = [group.key for group in plan.shape_before.groups if group.component == component]
+    return {(key, c) for key in keys for c in plan.kept(key)}

@@ -209,13 +209,16 @@ class _Work:
                 break
         for end in range(place, len(path) - 2):
             x = self._next(batch, path[: end + 1], x)
-        for half in path[max(place, len(path) - 2) :]:
-            x = self.adapter.run_half_block(half, x, last=True)
-        return self.adapter.run_from(self.adapter.shape.depth, x)
+        for at in range(max(place, len(path) - 2), len(path)):
+            x = self.adapter.run_half_block(path[at], x, previous=path[at - 1] if at else None, last=True)
+        return self.adapter.after_half_block(path[-1], x)
 
     def _next(self, batch: int, path: Halves, x: Tensor) -> Tensor:
         kept = self._streams.get((batch, path))
-        return self._keep(batch, path, self.adapter.run_half_block(path[-1], x)) if kept is None else kept
+        if kept is not None:
+            return kept
+        previous = path[-2] if len(path) > 1 else None
+        return self._keep(batch, path, self.adapter.run_half_block(path[-1], x, previous=previous))
 
     def _keep(self, batch: int, path: Halves, x: Tensor) -> Tensor:
         if x.nbytes <= self.memory_left:

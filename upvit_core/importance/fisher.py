@@ -72,18 +72,21 @@ class Fisher:
     def _add(self, adapter: Adapter, images: Tensor, sums: ImageSums, generator: torch.Generator) -> float:
         with autocast(images.device, self.precision):
             state = adapter.sensitivities(images)
-        wanted = [out for _, out, *_ in state.norm_sites]
+        wanted = [out for group in state.norm_sites.values() for _, out, *_ in group]
         wanted += [a for group in state.activations.values() for a in group]
         outputs, share = self._output_directions(state.logits.detach(), generator)  # (S, B, classes)
         scores: dict[str, Tensor] = {}
         with torch.no_grad():
-            sites = [_SiteRemoval(*site, exact=self.residual == "removal") for site in state.norm_sites]
+            exact = self.residual == "removal"
+            sites = {
+                key: [_SiteRemoval(*site, exact=exact) for site in group] for key, group in state.norm_sites.items()
+            }
         for s, direction in enumerate(outputs):
             gradients = torch.autograd.grad(state.logits, wanted, direction, retain_graph=s + 1 < len(outputs))
             with torch.no_grad():
-                change = torch.stack([site.change(g) for site, g in zip(sites, gradients, strict=False)]).sum(0)
-                _accumulate(scores, "residual", change)
-                rest = iter(gradients[len(sites) :])
+                rest = iter(gradients)
+                for key, removals in sites.items():
+                    _accumulate(scores, key, torch.stack([site.change(next(rest)) for site in removals]).sum(0))
                 for key, group in state.activations.items():
                     _accumulate(scores, key, torch.stack([(a * next(rest)).sum(1) for a in group]).sum(0))
         for key, value in scores.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +30,9 @@ from upvit_core.importance.criterion import (
 )
 from upvit_core.importance.journal import Journal
 from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.adapter import Adapter, BlockTrace
+from upvit_core.models.adapter import Adapter
 from upvit_core.models.shape import ModelShape
+from upvit_core.profiling.macs import half_block_macs
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,11 @@ class KL:
     def _score(self, work: _ImageBatch, piece: _Piece) -> Tensor:
         """KL of each channel of the piece on each image, (C, B), float64 nats."""
         shape, B = work.adapter.shape, len(work.inputs[0])
-        row_bytes = 4 * shape.num_tokens * (6 * shape.embed_dim + max(b.ffn + 4 * b.attention for b in shape.blocks))
-        row_bytes += 8 * shape.num_tokens**2 * max(b.num_heads for b in shape.blocks)
+        row_bytes = max(
+            4 * shape.tokens_at(b) * (6 * shape.embed_dims[shape.stage_of(b)] + block.ffn + 4 * block.attention)
+            + 8 * shape.tokens_at(b) * shape.keys_at(b) * block.num_heads
+            for b, block in enumerate(shape.blocks)
+        )
         device = work.inputs[0].device
         memory_mb = self.memory_mb if self.memory_mb is not None else (32 if device.type == "cpu" else 2048)
         group = max(1, memory_mb * 2**20 // (row_bytes * B))
@@ -139,22 +144,23 @@ class _Piece:
 
 def _suffix_macs(shape: ModelShape, key: str) -> float:
     """MACs of re-running what follows the removal of one channel of `key`, per image."""
-    N = shape.num_tokens
-    blocks = [
-        N * (4 * shape.embed_dim * b.attention + 2 * shape.embed_dim * b.ffn) + 2 * N * N * b.attention
-        for b in shape.blocks
-    ]
+    blocks = [sum(half_block_macs(shape, b)) for b in range(shape.depth)]
+    last = shape.depth - 1
     if shape.head_tokens:
-        last = shape.blocks[-1]
-        blocks[-1] = 2 * N * shape.embed_dim * last.attention
-    if key == "residual":
-        return float(sum(blocks))
-    component, block = key.split(".")
-    own = shape.blocks[int(block)]
-    rows = shape.head_tokens or N if int(block) == shape.depth - 1 else N
-    cost = float(sum(blocks[int(block) + 1 :])) + rows * shape.embed_dim
+        blocks[last] = 2 * shape.num_tokens * shape.embed_dim * shape.blocks[last].attention
+    component, _, place = key.partition(".")
+    if component == "residual":
+        return float(sum(blocks[shape.first_block(int(place or 0)) :]))
+    b = int(place)
+    own, N, D = shape.blocks[b], shape.tokens_at(b), shape.embed_dims[shape.stage_of(b)]
+    rows = shape.head_tokens or N if b == last else N
+    cost = float(sum(blocks[b + 1 :])) + rows * D
     if component == "attention":
-        cost += rows * (2 * shape.embed_dim * own.ffn + 3 * N * own.head_dim)
+        cost += rows * (2 * D * own.ffn + 3 * shape.keys_at(b) * own.head_dim)
+    if component == "reduction":
+        cost += (
+            rows * 2 * D * own.ffn + 2 * shape.keys_at(b) * own.attention * (own.reduction + N) + N * D * own.attention
+        )
     return cost
 
 
@@ -166,34 +172,22 @@ class _ImageBatch:
         x = adapter.embed(images)
         self.inputs = [x]
         for b in range(adapter.shape.depth - 1):
-            x = adapter.trace(b, x).output
+            x = adapter.run_block(b, x)
             self.inputs.append(x)
         self.log_q = log_softmax(adapter.run_from(adapter.shape.depth - 1, x))
-        self._traced: tuple[int, BlockTrace] | None = None
+        self._traced: tuple[int, Any] | None = None
 
-    def _trace(self, block: int) -> BlockTrace:
+    def _trace(self, block: int) -> Any:
         if self._traced is None or self._traced[0] != block:
             self._traced = (block, self.adapter.trace(block, self.inputs[block]))
         return self._traced[1]
 
     def removal_kl(self, key: str, channels: Tensor) -> Tensor:
         """(C, B) nats for C channels of one component."""
-        C, adapter = len(channels), self.adapter
-        if key == "residual":
-            weight = torch.ones(C, adapter.shape.embed_dim, dtype=self.inputs[0].dtype, device=channels.device)
-            weight[torch.arange(C, device=channels.device), channels] = 0
-            x = self.inputs[0]
-            stream = x.unsqueeze(0).expand(C, *x.shape).flatten(0, 1)
-            logits = adapter.run_from(0, stream, weight.repeat_interleave(len(x), 0))
-        else:
-            component, block = key.split(".")
-            b = int(block)
-            if component == "attention":
-                stream = adapter.without_attention(b, self.inputs[b], self._trace(b), channels)
-            else:
-                stream = adapter.without_ffn(b, self._trace(b), channels)
-            logits = adapter.run_from(b + 1, stream.flatten(0, 1))
-        return kl_divergence(self.log_q, logits.unflatten(0, (C, -1)))
+        block = self.adapter.first_block(key)
+        trace = None if key.startswith("residual") else self._trace(block)
+        logits = self.adapter.logits_without(key, self.inputs[block], channels, trace)
+        return kl_divergence(self.log_q, logits)
 
 
 def _halving(compute: Callable[[Tensor], Tensor], channels: Tensor, group: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from upvit_core.importance.criterion import Proxy, Report, silent
 from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.adapter import Adapter
+from upvit_core.models.adapter import Adapter, carriers
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Magnitude:
         values = {}
         with torch.no_grad():
             for key in expected_widths(adapter.shape):
-                tensors = adapter.carriers(key)
-                total = torch.stack([power(t.detach().double()).flatten(1).sum(1) for t in tensors]).sum(0)
+                tensors = carriers(adapter.model, adapter.shape, key).values()
+                total = torch.stack([power(t.detach().double()).sum(1) for t in tensors]).sum(0)
                 values[key] = (total if self.order == 1 else total.sqrt()).cpu().numpy()
         return ImportanceScores(
             values=values, criterion=self.name, unit="weight magnitude", shape=adapter.shape,

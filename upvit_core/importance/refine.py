@@ -54,9 +54,10 @@ class Refine:
         values = {key: value.copy() for key, value in estimate.items()}
         for number in range(self.rounds):
             chosen: dict[str, tuple[int, ...]] = {}
-            if number == 0 and len(estimate["residual"]) <= left / 2:
-                chosen["residual"] = tuple(range(len(estimate["residual"])))
-                left -= len(estimate["residual"])
+            residual = {key: len(value) for key, value in estimate.items() if key.startswith("residual")}
+            if number == 0 and sum(residual.values()) <= left / 2:
+                chosen = {key: tuple(range(width)) for key, width in residual.items()}
+                left -= sum(residual.values())
             doubtful = self._doubtful(values, estimate, exact, left // (self.rounds - number), without=chosen)
             left -= sum(len(channels) for channels in doubtful.values())
             chosen |= doubtful

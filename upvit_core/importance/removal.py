@@ -59,17 +59,6 @@ def remove_one(
 
 
 def _without(adapter: Adapter, x: Tensor, key: str, channel: Tensor) -> Tensor:
-    if key == "residual":
-        weight = torch.ones(len(x), adapter.shape.embed_dim, dtype=x.dtype, device=x.device)
-        weight[:, channel] = 0
-        return adapter.run_from(0, x, weight)
-    component, number = key.split(".")
-    block = int(number)
-    for b in range(block):
-        x = adapter.trace(b, x).output
-    trace = adapter.trace(block, x)
-    if component == "attention":
-        stream = adapter.without_attention(block, x, trace, channel)[0]
-    else:
-        stream = adapter.without_ffn(block, trace, channel)[0]
-    return adapter.run_from(block + 1, stream)
+    for b in range(adapter.first_block(key)):
+        x = adapter.run_block(b, x)
+    return adapter.logits_without(key, x, channel)[0]

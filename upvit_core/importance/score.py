@@ -29,10 +29,7 @@ def default_cuts(shape: ModelShape) -> tuple[Cut, ...]:
     """Cuts at 50 % and 75 % of every component, heads as they are."""
     cuts = []
     for share in (0.5, 0.25):
-        groups = {"residual": (1, max(1, round(shape.embed_dim * share)))}
-        for b, block in enumerate(shape.blocks):
-            groups[f"attention.{b}"] = (block.num_heads, max(1, round(block.head_dim * share)))
-            groups[f"ffn.{b}"] = (1, max(1, round(block.ffn * share)))
+        groups = {g.key: (g.heads, max(1, round(g.width // g.heads * share))) for g in shape.groups}
         cuts.append(Cut(groups))
     return tuple(cuts)
 

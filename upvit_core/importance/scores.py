@@ -1,7 +1,8 @@
 """The scores record: one number per channel of every component, with its standard error and where it came from.
 
 Holds NumPy arrays, so that reading and drawing scores needs no torch. Keys: `residual` (D,), `attention.{b}` (A_b,),
-`ffn.{b}` (H_b,). Standard errors are stored beside them as `stderr/<key>`.
+`ffn.{b}` (H_b,); with stages `residual.{stage}` and `reduction.{b}` (`ModelShape.groups`). Standard errors are stored
+beside them as `stderr/<key>`.
 """
 
 from __future__ import annotations
@@ -116,8 +117,4 @@ class ImportanceScores:
 
 def expected_widths(shape: ModelShape) -> dict[str, int]:
     """Score keys of a model and how many channels each has."""
-    widths = {"residual": shape.embed_dim}
-    for b, block in enumerate(shape.blocks):
-        widths[f"attention.{b}"] = block.attention
-        widths[f"ffn.{b}"] = block.ffn
-    return widths
+    return {group.key: group.width for group in shape.groups}

@@ -1,81 +1,108 @@
 """What every architecture tells the rest of the library: its components, its blocks, how to run from block b on.
 
-Criteria, repair and evaluation speak to this Protocol only; attribute names of a model stay in `upvit_core.models`.
+Criteria and depth speak to this Protocol only; attribute names of a model stay in `upvit_core.models`. What can be cut
+is named by the keys of `ModelShape.groups` (`residual` or `residual.{stage}`, `attention.{b}`, `ffn.{b}`,
+`reduction.{b}`), so no criterion asks which architecture it scores. To add one:
+
+1. `shape.py`: a `family`, and whatever fields its widths need, with values that older records can leave out;
+2. `layout.py`: the table of its tensors, from which checkpoints are checked, channels sliced and weights counted;
+3. `build.py`: a function that builds the model from a shape and one that reads the shape of a live model;
+4. an adapter like `vit.py`, and its line in `adapt.py`; `keys.py` where checkpoints use other names;
+5. `profiling/macs.py`: its multiply-accumulates by half-block.
+
+Then scores, plans, surgery, costs, runs and pages work. What holds for LayerNorm ViTs alone (directions, repair,
+calibrated latency) asks `shape.family` and refuses others with a sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from upvit_core.models.layout import layout
 from upvit_core.models.shape import ModelShape
 
-
-@dataclass(frozen=True)
-class BlockTrace:
-    """One block's forward pass, kept so that the removal of a channel re-runs only what follows it.
-
-    q, k, v: (B, heads, N, head_dim); weights: softmax attention (B, heads, T, N); after_attention and output:
-    (B, T, D); hidden: (B, T, H). T is N, or the number of tokens that the head reads in the last block.
-    """
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    weights: Tensor
-    after_attention: Tensor
-    hidden: Tensor
-    output: Tensor
+NormSite = tuple[Tensor, Tensor, Tensor, Tensor, float]
 
 
 @dataclass(frozen=True)
 class Sensitivities:
     """Differentiable intermediates of one forward pass, from which gradients by channel masks follow in closed form.
 
-    `norm_sites` holds (input, output, weight, bias, eps) of every LayerNorm that reads the residual; `activations`
-    maps a score key to the tensors (B, ..., channels) that a mask on that key multiplies.
+    `norm_sites` maps a score key to (input, output, weight, bias, eps) of every LayerNorm over its channels, which
+    their removal narrows; `activations` maps the other keys to the tensors (B, ..., channels) that a mask multiplies.
     """
 
     logits: Tensor
-    norm_sites: Sequence[tuple[Tensor, Tensor, Tensor, Tensor, float]]
-    activations: dict[str, tuple[Tensor, ...]]
+    norm_sites: Mapping[str, Sequence[NormSite]]
+    activations: Mapping[str, tuple[Tensor, ...]]
 
 
 class Adapter(Protocol):
-    """An architecture, seen as a stream of tokens that passes through blocks."""
+    """An architecture, seen as a stream of tokens that passes through blocks.
+
+    The stream before block b is whatever that block takes: (B, N, D) in a plain transformer; where a stage opens with a
+    patch embedding, the map (B, C, H, W) that it embeds.
+    """
 
     model: nn.Module
     shape: ModelShape
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) to the stream before block 0, (B, N, D)."""
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the stream before block 0."""
 
-    def logits(self, images: Tensor) -> Tensor:
+    def logits(self, inputs: Tensor) -> Tensor:
         """Images to logits (B, classes), as the model itself computes them in eval mode."""
 
-    def trace(self, block: int, x: Tensor) -> BlockTrace:
-        """Run one block on its input (B, N, D) and keep what the removals below need."""
+    def run_block(self, block: int, x: Tensor) -> Tensor:
+        """The stream before a block to the stream before the next one."""
 
-    def run_from(self, block: int, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
-        """Logits (B, classes) from the input of `block`; `residual_weight` (B, D) goes into every LayerNorm."""
+    def run_from(self, block: int, x: Tensor) -> Tensor:
+        """Logits (B, classes) from the stream before `block`; `shape.depth`: after the last one."""
 
-    def run_half_block(self, half: int, x: Tensor, *, last: bool = False) -> Tensor:
-        """Attention of block b (half = 2b) or its FFN (2b + 1) on the stream (B, N, D), norm and shortcut included.
+    def run_half_block(self, half: int, x: Tensor, *, previous: int | None = None, last: bool = False) -> Tensor:
+        """Attention of block b (half = 2b) or its FFN (2b + 1) on the stream, norm and shortcut included.
 
-        `last`: no other attention follows, so that the result may hold only the tokens that the head reads, (B, T, D).
+        `previous`: the half-block that x comes from (None: the embedding), so that a new stage can be entered. `last`:
+        no other attention follows, so that the result may hold only the tokens that the head reads.
         """
 
-    def without_attention(self, block: int, x: Tensor, trace: BlockTrace, channels: Tensor) -> Tensor:
-        """The block's output with each channel masked to 0 in q, k and v, one at a time: (C, B, T, D)."""
+    def after_half_block(self, half: int, x: Tensor) -> Tensor:
+        """Logits (B, classes) from the stream after `half`, the last half-block that is left."""
 
-    def without_ffn(self, block: int, trace: BlockTrace, channels: Tensor) -> Tensor:
-        """The block's output with each hidden channel removed, one at a time: (C, B, T, D)."""
+    def first_block(self, key: str) -> int:
+        """The block before which the removal of a channel of `key` first shows."""
 
-    def carriers(self, key: str) -> list[Tensor]:
-        """Weights that carry the channels of `key`, each viewed with the channel as its first axis."""
+    def trace(self, block: int, x: Tensor) -> Any:
+        """What one block computes on its input, kept to make removals in it cheap."""
 
-    def sensitivities(self, images: Tensor) -> Sensitivities:
+    def logits_without(self, key: str, x: Tensor, channels: Tensor, trace: Any = None) -> Tensor:
+        """Logits (C, B, classes) without each of `channels` (C,) of `key`, one at a time, exactly as Eq. 1 removes it.
+
+        x is the stream before `first_block(key)`, `trace` what `trace` gave on it (None: it is made here).
+        """
+
+    def sensitivities(self, inputs: Tensor) -> Sensitivities:
         """One differentiable forward pass; no parameter needs a gradient."""
+
+
+def carriers(model: nn.Module, shape: ModelShape, key: str) -> dict[str, Tensor]:
+    """Weights that carry the channels of `key`, by name, each (channels, ...): views with the channel first.
+
+    Where a tensor holds the channels several times over (queries, keys, values), each has its entry.
+    """
+    tensors = dict(model.named_parameters())
+    found = {}
+    for name, part in layout(shape).items():
+        for number, axis in enumerate(part.axes):
+            if axis.key != key:
+                continue
+            copies = tensors[name].movedim(number, 0).chunk(axis.repeat)
+            for copy, tensor in enumerate(copies):
+                found[f"{name}[{copy}]" if axis.repeat > 1 else name] = (
+                    tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
+                )
+    return found

@@ -21,6 +21,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from upvit_core.errors import UnsupportedModelError
+from upvit_core.models.layout import layout
 from upvit_core.models.shape import BlockShape, ModelShape
 
 INIT_VALUES = 1e-5
@@ -28,44 +29,8 @@ NORMS = (nn.LayerNorm, LayerNorm)
 
 
 def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:
-    """Name and dimensions of every tensor that timm's model of this shape holds, in timm's order of parts."""
-    width = shape.embed_dim
-    tensors: dict[str, tuple[int, ...]] = {}
-    if shape.class_token:
-        tensors["cls_token"] = (1, 1, width)
-    if shape.distilled:
-        tensors["dist_token"] = (1, 1, width)
-    if shape.num_reg_tokens:
-        tensors["reg_token"] = (1, shape.num_reg_tokens, width)
-    positions = shape.num_patches if shape.no_embed_class else shape.num_tokens
-    tensors["pos_embed"] = (1, positions, width)
-    tensors["patch_embed.proj.weight"] = (width, shape.in_chans, *shape.patch_size)
-    tensors["patch_embed.proj.bias"] = (width,)
-
-    def norm(name: str) -> None:
-        tensors[f"{name}.weight"] = tensors[f"{name}.bias"] = (width,)
-
-    def linear(name: str, outputs: int, inputs: int, bias: bool = True) -> None:
-        tensors[f"{name}.weight"] = (outputs, inputs)
-        if bias:
-            tensors[f"{name}.bias"] = (outputs,)
-
-    for index, block in enumerate(shape.blocks):
-        stem = f"blocks.{index}"
-        norm(f"{stem}.norm1")
-        linear(f"{stem}.attn.qkv", 3 * block.attention, width, shape.qkv_bias)
-        linear(f"{stem}.attn.proj", width, block.attention)
-        norm(f"{stem}.norm2")
-        linear(f"{stem}.mlp.fc1", block.ffn, width)
-        linear(f"{stem}.mlp.fc2", width, block.ffn)
-        if shape.layer_scale:
-            tensors[f"{stem}.ls1.gamma"] = tensors[f"{stem}.ls2.gamma"] = (width,)
-    if shape.final_norm:
-        norm("fc_norm" if shape.fc_norm else "norm")
-    linear("head", shape.num_classes, width)
-    if shape.distilled:
-        linear("head_dist", shape.num_classes, width)
-    return tensors
+    """Name and dimensions of every tensor that the library's model of this shape holds."""
+    return {name: part.size for name, part in layout(shape).items()}
 
 
 def build_model(

@@ -1,21 +1,47 @@
-"""Widths of a model, block by block: all that planning and counting need. Imports no torch, so pages open fast."""
+"""Widths of a model, block by block: all that planning and counting need. Imports no torch, so pages open fast.
+
+`groups` lists the channels that are scored and cut together, whatever the architecture: a plain transformer has one
+`residual`, a staged one (PVTv2) `residual.0` … and, where a block reduces its keys and values in space, `reduction.b`.
+Code that goes by `groups` and `with_widths` works for every family.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-Component = Literal["residual", "attention", "ffn"]
+Component = Literal["residual", "attention", "ffn", "reduction"]
 COMPONENTS: tuple[Component, ...] = ("residual", "attention", "ffn")
+"""The components of a plain transformer; `ModelShape.components` has those of any."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are ranked together; `key` names them in scores and plans.
+
+    `place` is the stage of a residual (0 where there is only one) and the block of anything else; `heads` into how many
+    equal parts the channels fall.
+    """
+
+    key: str
+    component: Component
+    place: int
+    width: int
+    heads: int = 1
 
 
 @dataclass(frozen=True)
 class BlockShape:
-    """Widths of one block: attention heads, attention channels over all heads, hidden FFN channels."""
+    """Widths of one block: attention heads, attention channels over all heads, hidden FFN channels.
+
+    `reduction` counts the channels of a spatial reduction of keys and values (0: there is none).
+    """
 
     num_heads: int
     attention: int
     ffn: int
+    reduction: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -23,11 +49,27 @@ class BlockShape:
 
 
 @dataclass(frozen=True)
+class StageShape:
+    """A stage of a pyramid: residual width, number of blocks, and how its patch embedding and attention go by space.
+
+    `kernel` and `stride` are of the convolution that opens the stage; keys and values come from a map smaller by
+    `reduction_ratio` each way.
+    """
+
+    embed_dim: int
+    depth: int
+    kernel: int
+    stride: int
+    reduction_ratio: int
+
+
+@dataclass(frozen=True)
 class ModelShape:
-    """Shape of a Vision Transformer as timm builds it.
+    """Shape of a transformer as its library builds it; `family` says by which classes.
 
     `num_prefix_tokens` counts class, distillation and register tokens; `head_tokens` is how many of them the
     classifier reads (0: it reads the average over patches). `fc_norm` says that the final norm comes after pooling.
+    With `stages`, `embed_dim` is the width of the last one, which the head reads.
     """
 
     name: str
@@ -47,10 +89,110 @@ class ModelShape:
     class_token: bool = True
     fc_norm: bool = False
     norm_eps: float = 1e-6
+    family: str = "vit"
+    stages: tuple[StageShape, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.stages and (
+            sum(stage.depth for stage in self.stages) != len(self.blocks) or self.embed_dim != self.stages[-1].embed_dim
+        ):
+            raise ValueError("the stages do not add up to the blocks, or embed_dim is not the last stage's width")
 
     @property
     def depth(self) -> int:
         return len(self.blocks)
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of each stage; of one, where there are no stages."""
+        return tuple(stage.depth for stage in self.stages) or (self.depth,)
+
+    @property
+    def embed_dims(self) -> tuple[int, ...]:
+        """Residual width of each stage; of one, where there are no stages."""
+        return tuple(stage.embed_dim for stage in self.stages) or (self.embed_dim,)
+
+    def stage_of(self, block: int) -> int:
+        """The stage that a block belongs to; 0 where there are no stages."""
+        stage, first = 0, self.depths[0]
+        while block >= first and stage + 1 < len(self.depths):
+            stage += 1
+            first += self.depths[stage]
+        return stage
+
+    def first_block(self, stage: int) -> int:
+        """Number of a stage's first block."""
+        return sum(self.depths[:stage])
+
+    def residual_key(self, block: int) -> str:
+        """Key of the residual that a block reads and writes."""
+        return f"residual.{self.stage_of(block)}" if self.stages else "residual"
+
+    def map_size(self, stage: int) -> tuple[int, int]:
+        """Height and width of a stage's map of tokens."""
+        height, width = self.img_size
+        for own in self.stages[: stage + 1]:
+            height, width = ((side + 2 * (own.kernel // 2) - own.kernel) // own.stride + 1 for side in (height, width))
+        return height, width
+
+    def tokens_at(self, block: int) -> int:
+        """Tokens that a block works on."""
+        if not self.stages:
+            return self.num_tokens
+        height, width = self.map_size(self.stage_of(block))
+        return height * width
+
+    def keys_at(self, block: int) -> int:
+        """Tokens that a block's queries look at: fewer than its tokens where there is a spatial reduction."""
+        if not self.stages:
+            return self.num_tokens
+        stage = self.stage_of(block)
+        height, width = self.map_size(stage)
+        ratio = self.stages[stage].reduction_ratio
+        return (height // ratio) * (width // ratio)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Everything that can be cut: residuals first, then block by block."""
+        residual = [
+            Group(f"residual.{number}" if self.stages else "residual", "residual", number, width)
+            for number, width in enumerate(self.embed_dims)
+        ]
+        inner = []
+        for b, block in enumerate(self.blocks):
+            inner.append(Group(f"attention.{b}", "attention", b, block.attention, block.num_heads))
+            inner.append(Group(f"ffn.{b}", "ffn", b, block.ffn))
+            if block.reduction:
+                inner.append(Group(f"reduction.{b}", "reduction", b, block.reduction))
+        return (*residual, *inner)
+
+    def groups_of(self, component: Component) -> tuple[Group, ...]:
+        """The groups of one component, in the order of the model."""
+        return tuple(group for group in self.groups if group.component == component)
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components that this model has."""
+        return (*COMPONENTS, "reduction") if any(block.reduction for block in self.blocks) else COMPONENTS
+
+    def with_widths(self, widths: Mapping[str, int], heads: Mapping[int, int] | None = None) -> ModelShape:
+        """The same model with other widths by key, and heads by block; what is not named stays."""
+        blocks = tuple(
+            replace(
+                block,
+                num_heads=(heads or {}).get(b, block.num_heads),
+                attention=widths.get(f"attention.{b}", block.attention),
+                ffn=widths.get(f"ffn.{b}", block.ffn),
+                reduction=widths.get(f"reduction.{b}", block.reduction),
+            )
+            for b, block in enumerate(self.blocks)
+        )
+        stages = tuple(
+            replace(stage, embed_dim=widths.get(f"residual.{number}", stage.embed_dim))
+            for number, stage in enumerate(self.stages)
+        )
+        embed_dim = stages[-1].embed_dim if stages else widths.get("residual", self.embed_dim)
+        return replace(self, embed_dim=embed_dim, blocks=blocks, stages=stages)
 
     @property
     def num_patches(self) -> int:
@@ -58,7 +200,8 @@ class ModelShape:
 
     @property
     def num_tokens(self) -> int:
-        return self.num_patches + self.num_prefix_tokens
+        """Tokens of a block; the most of any, where stages differ."""
+        return self.tokens_at(0) if self.stages else self.num_patches + self.num_prefix_tokens
 
     @property
     def num_reg_tokens(self) -> int:
@@ -72,13 +215,29 @@ class ModelShape:
 
     @property
     def is_uniform(self) -> bool:
-        """True where every block has the same widths and attention is as wide as the residual, as stock timm builds."""
-        return len(set(self.blocks)) == 1 and self.blocks[0].attention == self.embed_dim
+        """True where the library's own classes build such widths: equal blocks, attention as wide as the residual.
+
+        In a staged model that holds for each stage, and a spatial reduction is as wide as the residual too.
+        """
+        for stage, width in enumerate(self.embed_dims):
+            first = self.first_block(stage)
+            blocks = self.blocks[first : first + self.depths[stage]]
+            reduces = bool(self.stages) and self.stages[stage].reduction_ratio > 1
+            if len(set(blocks)) != 1 or blocks[0].attention != width or blocks[0].reduction != width * reduces:
+                return False
+        return True
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists and plain values only, equal to what JSON gives back."""
+        """Lists and plain values only, equal to what JSON gives back; what only other families have is left out."""
         values = asdict(self)
-        values |= {name: list(values[name]) for name in ("blocks", "img_size", "patch_size")}
+        values |= {name: list(values[name]) for name in ("blocks", "img_size", "patch_size", "stages")}
+        for block in values["blocks"]:
+            if not block["reduction"]:
+                del block["reduction"]
+        if not self.stages:
+            del values["stages"]
+        if self.family == "vit":
+            del values["family"]
         return values
 
     @classmethod
@@ -86,6 +245,7 @@ class ModelShape:
         values = dict(values)
         values["blocks"] = tuple(BlockShape(**block) for block in values["blocks"])
         values["img_size"], values["patch_size"] = tuple(values["img_size"]), tuple(values["patch_size"])
+        values["stages"] = tuple(StageShape(**stage) for stage in values.get("stages", ()))
         return cls(**values)
 
 

@@ -6,14 +6,32 @@ channels of every LayerNorm, or skip tokens that the classifier never reads.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upvit_core.models.adapter import BlockTrace, Sensitivities
+from upvit_core.models.adapter import NormSite, Sensitivities
 from upvit_core.models.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class BlockTrace:
+    """One block's forward pass, kept so that the removal of a channel re-runs only what follows it.
+
+    q, k, v: (B, heads, N, head_dim); weights: softmax attention (B, heads, T, N); after_attention and output:
+    (B, T, D); hidden: (B, T, H). T is N, or the number of tokens that the head reads in the last block.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    weights: Tensor
+    after_attention: Tensor
+    hidden: Tensor
+    output: Tensor
 
 
 def weighted_layer_norm(x: Tensor, norm: nn.LayerNorm, channel_weight: Tensor | None) -> Tensor:
@@ -81,7 +99,7 @@ class ViTAdapter:
         x = self._attend(block, x, residual_weight, cut_short=self._is_cut_short(block))
         return self._feed_forward(block, x, residual_weight)
 
-    def run_half_block(self, half: int, x: Tensor, *, last: bool = False) -> Tensor:
+    def run_half_block(self, half: int, x: Tensor, *, previous: int | None = None, last: bool = False) -> Tensor:
         block, is_ffn = divmod(half, 2)
         if is_ffn:
             return self._feed_forward(block, x)
@@ -107,9 +125,33 @@ class ViTAdapter:
         return m.head(x[:, 0])
 
     def run_from(self, block: int, x: Tensor, residual_weight: Tensor | None = None) -> Tensor:
+        """As in the Protocol; `residual_weight` (B, D) goes into every LayerNorm."""
         for b in range(block, self.shape.depth):
             x = self.run_block(b, x, residual_weight)
         return self.head(x, residual_weight)
+
+    def after_half_block(self, half: int, x: Tensor) -> Tensor:
+        return self.head(x)
+
+    def first_block(self, key: str) -> int:
+        return 0 if key == "residual" else int(key.split(".")[1])
+
+    def logits_without(self, key: str, x: Tensor, channels: Tensor, trace: BlockTrace | None = None) -> Tensor:
+        C, B = len(channels), len(x)
+        block = self.first_block(key)
+        if key == "residual":
+            weight = torch.ones(C, self.shape.embed_dim, dtype=x.dtype, device=x.device)
+            weight[torch.arange(C, device=x.device), channels] = 0
+            stream = x.unsqueeze(0).expand(C, *x.shape).flatten(0, 1)
+            logits = self.run_from(0, stream, weight.repeat_interleave(B, 0))
+        else:
+            trace = self.trace(block, x) if trace is None else trace
+            if key.startswith("attention"):
+                after = self.without_attention(block, x, trace, channels)
+            else:
+                after = self.without_ffn(block, trace, channels)
+            logits = self.run_from(block + 1, after.flatten(0, 1))
+        return logits.unflatten(0, (C, B))
 
     def trace(self, block: int, x: Tensor) -> BlockTrace:
         blk = self._m.blocks[block]
@@ -124,6 +166,7 @@ class ViTAdapter:
         return BlockTrace(q, k, v, weights, after_attention, hidden, output)
 
     def without_attention(self, block: int, x: Tensor, trace: BlockTrace, channels: Tensor) -> Tensor:
+        """The block's output with each channel masked to 0 in q, k and v, one at a time: (C, B, T, D)."""
         blk = self._m.blocks[block]
         d = blk.attn.head_dim
         heads, inside = channels // d, channels % d
@@ -140,38 +183,15 @@ class ViTAdapter:
         return self._feed_forward(block, stream.flatten(0, 1)).unflatten(0, (len(channels), -1))
 
     def without_ffn(self, block: int, trace: BlockTrace, channels: Tensor) -> Tensor:
+        """The block's output with each hidden channel removed, one at a time: (C, B, T, D)."""
         blk = self._m.blocks[block]
         activation = trace.hidden[..., channels].permute(2, 0, 1).unsqueeze(-1)  # (C, B, T, 1)
         column = _scaled(blk.mlp.fc2.weight[:, channels].T, blk.ls2)[:, None, None, :]  # (C, 1, 1, D)
         return torch.addcmul(trace.output.unsqueeze(0), activation, column, value=-1)
 
-    def carriers(self, key: str) -> list[Tensor]:
-        m = self._m
-        if key == "residual":
-            tensors = [m.patch_embed.proj.weight, m.patch_embed.proj.bias]
-            tensors += [t.flatten(0, -2).T for t in (m.cls_token, m.reg_token, m.pos_embed) if t is not None]
-            if self.shape.distilled:
-                tensors += [m.dist_token.flatten(0, -2).T, m.head_dist.weight.T]
-            for norm in (m.norm, m.fc_norm):
-                tensors += list(norm.parameters())
-            for blk in m.blocks:
-                tensors += [*blk.norm1.parameters(), *blk.norm2.parameters()]
-                tensors += [blk.attn.qkv.weight.T, blk.attn.proj.weight, blk.attn.proj.bias]
-                tensors += [blk.mlp.fc1.weight.T, blk.mlp.fc2.weight, blk.mlp.fc2.bias]
-            tensors.append(m.head.weight.T)
-        else:
-            component, block = key.split(".")
-            blk = m.blocks[int(block)]
-            if component == "attention":
-                A = self.shape.blocks[int(block)].attention
-                tensors = [part for p in blk.attn.qkv.parameters() for part in p.split(A)] + [blk.attn.proj.weight.T]
-            else:
-                tensors = [blk.mlp.fc1.weight, blk.mlp.fc1.bias, blk.mlp.fc2.weight.T]
-        return [t.unsqueeze(-1) for t in tensors if t is not None]
-
     def sensitivities(self, images: Tensor) -> Sensitivities:
         m = self._m
-        sites: list[tuple[Tensor, Tensor, Tensor, Tensor, float]] = []
+        sites: list[NormSite] = []
         activations: dict[str, tuple[Tensor, ...]] = {}
 
         def norm(x: Tensor, layer: nn.Module) -> Tensor:
@@ -199,4 +219,4 @@ class ViTAdapter:
         else:
             x = norm(norm(x[:, : self.head_tokens], m.norm), m.fc_norm)
             logits = (m.head(x[:, 0]) + m.head_dist(x[:, 1])) / 2 if self.shape.distilled else m.head(x[:, 0])
-        return Sensitivities(logits, sites, activations)
+        return Sensitivities(logits, {"residual": sites}, activations)

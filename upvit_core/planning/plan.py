@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -50,12 +51,16 @@ class KeptAttention(Kept):
 
 
 class BlockPlan(_Record):
-    """One block of the thinner model: attention of block `source`, FFN of `ffn_source` (the same unless hybrid)."""
+    """One block of the thinner model: attention of block `source`, FFN of `ffn_source` (the same unless hybrid).
+
+    `reduction`: channels of the spatial reduction that goes with the attention, where there is one.
+    """
 
     source: Index
     attention: KeptAttention
     ffn: Kept
     ffn_source: Index | None = None
+    reduction: Kept | None = None
 
     @property
     def ffn_block(self) -> int:
@@ -66,7 +71,8 @@ class PruningPlan(_Record):
     """What stays of a model, and what it was made from.
 
     With basis "channels" (the letter's way) indices count channels; with "directions" they count the rotated basis's
-    directions in order, of the residual and inside each head (FFN channels stay channels).
+    directions in order, of the residual and inside each head (FFN channels stay channels). In a staged model `residual`
+    is the first stage's, `later_residuals` those of the stages after it.
     """
 
     version: Literal[1] = 1
@@ -77,13 +83,18 @@ class PruningPlan(_Record):
     basis: Literal["channels", "directions"] = "channels"
     source_shape: dict[str, Any]
     residual: Kept
+    later_residuals: tuple[Kept, ...] = ()
     blocks: tuple[BlockPlan, ...]
     requested: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _check(self) -> PruningPlan:
         shape = self.shape_before
-        _inside(self.residual.keep, shape.embed_dim, "residual")
+        residuals = (self.residual, *self.later_residuals)
+        if len(residuals) != len(shape.embed_dims):
+            raise ValueError(f"{len(residuals)} residuals are given for the {len(shape.embed_dims)} of {shape.name}")
+        for stage, (kept, width) in enumerate(zip(residuals, shape.embed_dims, strict=True)):
+            _inside(kept.keep, width, f"residual of stage {stage}" if shape.stages else "residual")
         if not self.blocks:
             raise ValueError("the plan keeps no block; keep at least one")
         for number, block in enumerate(self.blocks):
@@ -94,6 +105,14 @@ class PruningPlan(_Record):
             _inside(block.attention.keep, own.attention, f"attention of block {number}")
             _inside(block.ffn.keep, shape.blocks[block.ffn_block].ffn, f"ffn of block {number}")
             _check_heads(block.attention, own, number)
+            if (block.reduction is not None) != bool(own.reduction):
+                raise ValueError(f"block {number} must say what its reduction keeps exactly where its source has one")
+            if block.reduction is not None:
+                _inside(block.reduction.keep, own.reduction, f"reduction of block {number}")
+            if shape.stage_of(block.source) != shape.stage_of(block.ffn_block):
+                raise ValueError(f"block {number} joins attention and FFN of different stages")
+        if len({shape.stage_of(block.source) for block in self.blocks}) != len(shape.depths):
+            raise ValueError("every stage must keep a block")
         order = [(block.source, block.ffn_block) for block in self.blocks]
         flat = [2 * a for a, _ in order], [2 * f + 1 for _, f in order]
         sequence = [unit for pair in zip(*flat, strict=True) for unit in pair]
@@ -108,18 +127,45 @@ class PruningPlan(_Record):
     @property
     def shape_after(self) -> ModelShape:
         """Shape of the thinner model."""
-        before = self.shape_before.to_dict()
-        before["embed_dim"] = len(self.residual.keep)
-        before["blocks"] = [
-            {"num_heads": b.attention.heads, "attention": len(b.attention.keep), "ffn": len(b.ffn.keep)}
+        before = self.shape_before
+        widths = [len(kept.keep) for kept in (self.residual, *self.later_residuals)]
+        blocks = tuple(
+            BlockShape(
+                b.attention.heads, len(b.attention.keep), len(b.ffn.keep), len(b.reduction.keep) if b.reduction else 0
+            )
             for b in self.blocks
-        ]
-        return ModelShape.from_dict(before)
+        )
+        held = [before.stage_of(block.source) for block in self.blocks]
+        stages = tuple(
+            replace(stage, embed_dim=widths[number], depth=held.count(number))
+            for number, stage in enumerate(before.stages)
+        )
+        return replace(before, embed_dim=widths[-1], blocks=blocks, stages=stages)
+
+    def kept(self, key: str) -> tuple[int, ...]:
+        """Channels that stay of a group of the SOURCE model, by its key; none where its block is gone."""
+        component, _, place = key.partition(".")
+        if component == "residual":
+            return (self.residual, *self.later_residuals)[int(place or 0)].keep
+        for block in self.blocks:
+            if (block.ffn_block if component == "ffn" else block.source) == int(place):
+                found: Kept | None = getattr(block, component)
+                return found.keep if found else ()
+        return ()
+
+    def heads_of(self, block: int) -> int | None:
+        """Heads into which the attention of a SOURCE block is merged; None where it is gone."""
+        return next((own.attention.heads for own in self.blocks if own.source == block), None)
 
     @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over what stays."""
         kept = self.model_dump(include={"basis", "residual", "blocks", "model_digest"})
+        for block in kept["blocks"]:
+            if block["reduction"] is None:
+                del block["reduction"]
+        if self.later_residuals:
+            kept["later_residuals"] = [residual.model_dump() for residual in self.later_residuals]
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> str:

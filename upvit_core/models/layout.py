@@ -1,0 +1,172 @@
+"""Which tensors a model of a given shape has, and whose channels each of their axes holds. Imports no torch.
+
+One table per family, from which follow the tensors that a checkpoint must have, the weights of a channel (`l1`, `l2`),
+the number of parameters, and how surgery cuts. Another architecture adds its function to `LAYOUTS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from upvit_core.errors import UnsupportedModelError
+from upvit_core.models.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis of a tensor: channels of the group `key`, `repeat` times over (queries, keys, values), or nothing's."""
+
+    size: int
+    key: str | None = None
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor: its axes, and where it belongs.
+
+    `half` is the half-block (2b: attention of block b, 2b + 1: its FFN) that it goes with, None outside the blocks;
+    `leaf` its name inside the block. `queries`: the first of its attention channels are queries, which carry the scale.
+    """
+
+    axes: tuple[Axis, ...]
+    half: int | None = None
+    leaf: str = ""
+    queries: bool = False
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return tuple(axis.size for axis in self.axes)
+
+
+Layout = dict[str, Part]
+
+
+def layout(shape: ModelShape) -> Layout:
+    """Every tensor by name, in the library's order of parts."""
+    if shape.family not in LAYOUTS:
+        raise UnsupportedModelError(f"{shape.name} is of the family {shape.family!r}, which is not understood.")
+    return LAYOUTS[shape.family](shape)
+
+
+def block_stem(shape: ModelShape, block: int) -> str:
+    """How the names of a block's tensors begin."""
+    return STEMS[shape.family](shape, block)
+
+
+def count_in_layout(shape: ModelShape) -> int:
+    """Number of weights."""
+    return sum(math.prod(part.size) for part in layout(shape).values())
+
+
+class Collector:
+    """Names parts as they come; `half` and `stem` hold until they are changed."""
+
+    def __init__(self) -> None:
+        self.parts: Layout = {}
+        self.stem, self.half = "", None  # type: tuple[str, int | None]
+
+    def add(self, leaf: str, *axes: Axis, queries: bool = False) -> None:
+        inside = self.half is not None
+        self.parts[f"{self.stem}.{leaf}" if inside else leaf] = Part(axes, self.half, leaf if inside else "", queries)
+
+    def norm(self, leaf: str, width: Axis) -> None:
+        self.add(f"{leaf}.weight", width)
+        self.add(f"{leaf}.bias", width)
+
+    def linear(
+        self, leaf: str, outputs: Axis, inputs: Axis, *extra: Axis, bias: bool = True, queries: bool = False
+    ) -> None:
+        """A linear layer, or with `extra` axes (kernel) a convolution."""
+        self.add(f"{leaf}.weight", outputs, inputs, *extra, queries=queries)
+        if bias:
+            self.add(f"{leaf}.bias", outputs, queries=queries)
+
+
+def _vit(shape: ModelShape) -> Layout:
+    parts = Collector()
+    width, one = Axis(shape.embed_dim, "residual"), Axis(1)
+    if shape.class_token:
+        parts.add("cls_token", one, one, width)
+    if shape.distilled:
+        parts.add("dist_token", one, one, width)
+    if shape.num_reg_tokens:
+        parts.add("reg_token", one, Axis(shape.num_reg_tokens), width)
+    positions = shape.num_patches if shape.no_embed_class else shape.num_tokens
+    parts.add("pos_embed", one, Axis(positions), width)
+    height, breadth = shape.patch_size
+    parts.linear("patch_embed.proj", width, Axis(shape.in_chans), Axis(height), Axis(breadth))
+    for b, block in enumerate(shape.blocks):
+        attention, hidden = Axis(block.attention, f"attention.{b}"), Axis(block.ffn, f"ffn.{b}")
+        qkv = Axis(3 * block.attention, f"attention.{b}", 3)
+        parts.stem, parts.half = f"blocks.{b}", 2 * b
+        parts.norm("norm1", width)
+        parts.linear("attn.qkv", qkv, width, bias=shape.qkv_bias, queries=True)
+        parts.linear("attn.proj", width, attention)
+        if shape.layer_scale:
+            parts.add("ls1.gamma", width)
+        parts.half = 2 * b + 1
+        parts.norm("norm2", width)
+        parts.linear("mlp.fc1", hidden, width)
+        parts.linear("mlp.fc2", width, hidden)
+        if shape.layer_scale:
+            parts.add("ls2.gamma", width)
+    parts.half = None
+    if shape.final_norm:
+        parts.norm("fc_norm" if shape.fc_norm else "norm", width)
+    parts.linear("head", Axis(shape.num_classes), width)
+    if shape.distilled:
+        parts.linear("head_dist", Axis(shape.num_classes), width)
+    return parts.parts
+
+
+def _pvt(shape: ModelShape) -> Layout:
+    parts = Collector()
+    inputs = Axis(shape.in_chans)
+    for number, stage in enumerate(shape.stages):
+        width = Axis(stage.embed_dim, f"residual.{number}")
+        stem = f"stages.{number}"
+        embed = "patch_embed" if number == 0 else f"{stem}.downsample"
+        kernel = Axis(stage.kernel)
+        parts.linear(f"{embed}.proj", width, inputs, kernel, kernel)
+        parts.norm(f"{embed}.norm", width)
+        first = shape.first_block(number)
+        for index in range(stage.depth):
+            b = first + index
+            block = shape.blocks[b]
+            attention, hidden = Axis(block.attention, f"attention.{b}"), Axis(block.ffn, f"ffn.{b}")
+            parts.stem, parts.half = f"{stem}.blocks.{index}", 2 * b
+            parts.norm("norm1", width)
+            parts.linear("attn.q", attention, width, bias=shape.qkv_bias, queries=True)
+            source = width
+            if block.reduction:
+                source, ratio = Axis(block.reduction, f"reduction.{b}"), Axis(stage.reduction_ratio)
+                parts.linear("attn.sr", source, width, ratio, ratio)
+                parts.norm("attn.norm", source)
+            kv = Axis(2 * block.attention, f"attention.{b}", 2)
+            parts.linear("attn.kv", kv, source, bias=shape.qkv_bias)
+            parts.linear("attn.proj", width, attention)
+            parts.half = 2 * b + 1
+            parts.norm("norm2", width)
+            parts.linear("mlp.fc1", hidden, width)
+            parts.linear("mlp.dwconv", hidden, Axis(1), Axis(3), Axis(3))
+            parts.linear("mlp.fc2", width, hidden)
+        parts.half = None
+        parts.norm(f"{stem}.norm", width)
+        inputs = width
+    parts.linear("head", Axis(shape.num_classes), inputs)
+    return parts.parts
+
+
+def _pvt_stem(shape: ModelShape, block: int) -> str:
+    stage = shape.stage_of(block)
+    return f"stages.{stage}.blocks.{block - shape.first_block(stage)}"
+
+
+LAYOUTS: dict[str, Callable[[ModelShape], Layout]] = {"vit": _vit, "pvt_v2": _pvt}
+STEMS: dict[str, Callable[[ModelShape, int], str]] = {
+    "vit": lambda shape, block: f"blocks.{block}",
+    "pvt_v2": _pvt_stem,
+}
