@@ -6,7 +6,9 @@ st.set_page_config(page_title="UP-ViT studio", page_icon=":material/content_cut:
 
 st.navigation(
     [
-        st.Page("pages/explore/model.py", title="Model", icon=":material/memory:", url_path="model", default=True),
+        st.Page("pages/explore/model.py", title="Model", icon=":material/memory:", url_path="home", default=True),
+        # The default page answers at the root alone, so links to /model need a page of their own.
+        st.Page("pages/explore/model.py", title="Model", url_path="model", visibility="hidden"),
         st.Page("pages/explore/importance.py", title="Importance", icon=":material/grid_on:", url_path="importance"),
         st.Page("pages/explore/tradeoff.py", title="Trade-off", icon=":material/tune:", url_path="tradeoff"),
         st.Page("pages/run/runs.py", title="Runs", icon=":material/model_training:", url_path="runs"),

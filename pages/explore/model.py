@@ -85,6 +85,6 @@ with frame.page("Model", "What is open: its parts, its size, and what it makes o
     with left:
         model = frame.current()
         job = accuracy(model)
-        charts.show(drawing(model.shape, charts.theme()), "drawing", download=False)
+        charts.show(drawing(model.shape, charts.theme()), "drawing")
         numbers(model, job)
     predictions(model, job)

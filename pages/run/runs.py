@@ -68,6 +68,7 @@ def bar(text: str, share: float, colour: str) -> str:
 
 def draw(chart: VegaChart, key: str) -> None:
     st.vega_lite_chart({**chart.spec, "datasets": chart.datasets}, key=key, width="stretch", theme=None, alt=chart.alt)
+    charts.table_button(chart, key)
 
 
 def pictures(curves: Sequence[RunCurve], imagenet: bool) -> None:

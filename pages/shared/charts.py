@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any, Protocol
 
 import streamlit as st
 
 from upvit_core.figures.theme import DARK, LIGHT, Chart, Theme
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
+
+
+class HasTable(Protocol):
+    """Whatever computes columns by name when they are asked for."""
+
+    @property
+    def table(self) -> Callable[[], dict[str, Any]]: ...
 
 
 def theme() -> Theme:
@@ -51,7 +60,7 @@ def _enlarge(node: object, factor: float) -> None:
             _enlarge(value, factor)
 
 
-def table_button(chart: Chart, key: str, label: str = "Table (CSV)") -> None:
+def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:
     """A button that writes the chart's table when it is pressed, not before."""
     st.download_button(
         label, data=lambda: as_csv(chart), file_name=f"{key}.csv", mime="text/csv", key=f"{key}-csv", type="tertiary",
@@ -59,7 +68,7 @@ def table_button(chart: Chart, key: str, label: str = "Table (CSV)") -> None:
     )  # fmt: skip
 
 
-def as_csv(chart: Chart) -> str:
+def as_csv(chart: HasTable) -> str:
     table = chart.table()
     text = io.StringIO()
     writer = csv.writer(text)

@@ -312,5 +312,12 @@ def _spec(layers: list[Spec], theme: Theme, x: tuple[str, Spec], y: tuple[str, S
         "height": height,
         "layer": layers,
         "resolve": {"scale": {"x": "shared", "y": "shared"}},
-        "config": {"axis": axis, "view": {"stroke": None}, "font": FONT, "background": theme.surface},
+        # The chart's alternative text says it; marks without names would be read out one by one.
+        "config": {
+            "axis": axis,
+            "view": {"stroke": None},
+            "font": FONT,
+            "background": theme.surface,
+            "mark": {"aria": False},
+        },
     }

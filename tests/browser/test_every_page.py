@@ -1,0 +1,98 @@
+"""Every page, light and dark: no fault, no empty chart, nothing overflows, and axe-core has nothing serious to say."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import ARTEFACTS
+from made_runs import made_store
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page
+from shots import PAGES, server, settle
+
+NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
+CHARTS = '[data-testid="stPlotlyChart"], [data-testid="stVegaLiteChart"]'
+WITHOUT_CHARTS = {"workshop", "glossary"}
+WIDTHS = (390, 1024, 2560)
+OUTSIDE = """width => [...document.querySelectorAll(
+    ".card, [data-testid=stMain] button, [data-testid=stMain] p, .js-plotly-plot, [data-testid=stVegaLiteChart]")]
+    .filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest("[data-testid=stDataFrame], .scrolls"))
+    .map(e => (e.className + " " + e.innerText).slice(0, 80))"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of its own, with one run of every kind in the list."""
+    home = tmp_path_factory.mktemp("site")
+    made_store(home / "runs")
+    environment = {"UPVIT_HOME": str(home / "home"), "UPVIT_RUNS": str(home / "runs"), "OMP_NUM_THREADS": "1"}
+    with server(environment, log=home / "server.log") as url:
+        yield url
+
+
+@pytest.fixture(scope="module", params=["light", "dark"])
+def tab(request: pytest.FixtureRequest, browser: Browser) -> Iterator[Page]:
+    """One tab a theme; pages are visited in it one after another, as a person does."""
+    context = browser.new_context(
+        reduced_motion="reduce", viewport={"width": 1440, "height": 900}, color_scheme=request.param
+    )
+    page = context.new_page()
+    page.set_default_timeout(90_000)
+    yield page
+    context.close()
+
+
+def variance(element: Locator) -> float:
+    pixels = np.asarray(Image.open(io.BytesIO(element.screenshot())).convert("L"), float)
+    return float(pixels.var())
+
+
+def theme_of(page: Page) -> str:
+    background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    return {"rgb(255, 255, 255)": "light", "rgb(20, 23, 28)": "dark"}[background]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page(tab: Page, site: str, name: str) -> None:
+    errors: list[str] = []
+    tab.on("pageerror", lambda error: errors.append(str(error)))
+    tab.set_viewport_size({"width": 1440, "height": 900})
+    tab.goto(f"{site}/{name}")
+    settle(tab, 180)
+    theme = theme_of(tab)
+    ARTEFACTS.mkdir(exist_ok=True)
+    tab.screenshot(path=ARTEFACTS / f"page-{name}-{theme}.png")
+    assert not NOT_A_SENTENCE.search(tab.inner_text("body"))
+    assert tab.locator('[data-testid="stException"], [data-testid="stAlertContentError"], [role="dialog"]').count() == 0
+    check_charts(tab, name)
+    faults = [
+        f"{fault['impact']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
+        for fault in Axe().run(tab).response["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+    assert not faults
+    for width in WIDTHS if theme == "light" else ():
+        tab.set_viewport_size({"width": width, "height": 900})
+        settle(tab, 60)
+        tab.screenshot(path=ARTEFACTS / f"page-{name}-{width}.png")
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert tab.evaluate(OUTSIDE, width) == []
+    assert not errors
+
+
+def check_charts(page: Page, name: str) -> None:
+    """Every chart has pixels that differ, a text alternative, and a table to download."""
+    charts = page.locator(CHARTS)
+    assert charts.count() > 0 or name in WITHOUT_CHARTS
+    for i in range(charts.count()):
+        charts.nth(i).scroll_into_view_if_needed()
+        assert variance(charts.nth(i)) > 40, f"chart {i} of {name} is empty"
+        html = charts.nth(i).evaluate("e => e.outerHTML.slice(0, 3000) + e.parentElement.outerHTML.slice(0, 500)")
+        assert re.search(r'aria-label="[^"]{30,}', html), f"chart {i} of {name} says nothing"
+    tables = page.get_by_role("button", name="Table (CSV)").count()
+    assert tables >= charts.count(), f"{name} has {charts.count()} charts and {tables} tables"
