@@ -95,3 +95,14 @@ def test_calibrate(tmp_path: Path) -> None:
     said = call("calibrate", "--seconds", 5, "--threads", 1, "--out", tmp_path / "c.json")
     assert said["plans"] == 24
     assert 0 < said["median_error"] < 1
+
+
+def test_widths_by_block(scored: Path, tmp_path: Path) -> None:
+    text = "40:3x48x381,6x36x314,3x69x184*4"
+    said = call("plan", scored, "--widths", text, "--out", tmp_path / "p.json")
+    plan = PruningPlan.load(tmp_path / "p.json")
+    kept = [(b.attention.heads, len(b.attention.keep), len(b.ffn.keep)) for b in plan.blocks]
+    assert kept == [(3, 48, 381), (6, 36, 314), *[(3, 69, 184)] * 4]
+    assert said["stock_timm"] is False
+    with pytest.raises(PlanError, match="leave ratios"):
+        call("plan", scored, "--widths", text, "--ffn", 0.5, "--out", tmp_path / "p.json")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import streamlit as st
 
-from pages.shared import actions, charts, frame, jobs, measured, plans, scoring, whatif, words
+from pages.shared import actions, blocks_table, charts, frame, jobs, measured, plans, scoring, whatif, words
 from pages.shared.cards import ESTIMATED, MEASURED, Card, cards
 from pages.shared.opened import Opened, no_scores
 from pages.shared.whatif import WhatIf
@@ -254,6 +254,7 @@ with frame.page(
     with left:
         whatif.preset_picker(model.shape)
         whatif.way_controls(model.shape, model.has_weights and bool(spec))
+        blocks_table.spread_controls(model.shape, scores)
         now = whatif.controls(model.shape)
         plan = now.plan(scores or no_scores(model.shape))
         found = measure(model, plan, spec, now)
@@ -273,6 +274,8 @@ with frame.page(
                 st.error(job.error)
         if shown is not None:
             charts.show(strips(shown, plan, charts.theme()), "strips")
+            with st.expander("Block by block", icon=":material/table_rows:", expanded=bool(now.widths)):
+                blocks_table.table(plan, now)
         elif finding is not None and finding.active:
             with st.container(height=560, border=False):
                 jobs.progress(finding)

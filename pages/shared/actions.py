@@ -17,6 +17,7 @@ from pages.shared.opened import Opened
 from pages.shared.whatif import MOST, WhatIf
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.widths import widths_of, write_widths
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.recipe import PRESETS
 from upvit_core.runs.executors import executor_for
@@ -118,7 +119,8 @@ def sweep(what_if: WhatIf) -> list[WhatIf]:
             round(min(max(value * share, 0), MOST)) for value in (what_if.residual, what_if.attention, what_if.ffn)
         )
         residual, attention, ffn = ratios
-        return replace(what_if, residual=residual, attention=attention, ffn=ffn)
+        spread = "uniform" if what_if.widths else what_if.allocation
+        return replace(what_if, residual=residual, attention=attention, ffn=ffn, allocation=spread, widths="")
 
     return [moved(0.6), what_if, moved(1.4)]
 
@@ -212,7 +214,9 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
         "ffn": 1 - last.ffn / first.ffn,
     }
     told = " ".join(f"--{key} {ratio:.6g}" for key, ratio in ratios.items())
-    merge = f" --heads {what_if.heads}" if what_if.heads else ""
+    told += f" --heads {what_if.heads}" if what_if.heads else ""
+    if not after.is_uniform and len(set(after.blocks)) > 1:
+        told = f"--widths '{write_widths(widths_of(after))}'"
     basis = " --basis directions" if plan.basis == "directions" else ""
     mend = (" --repair" if what_if.repair else "") + (f" --data {data}" if what_if.repair or basis else "")
     run = "python -m upvit_core"
@@ -231,7 +235,7 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
             "--out scores.safetensors"
         ]
     lines += [
-        f"{run} plan scores.safetensors {told}{merge}{basis} --out plan.json",
+        f"{run} plan scores.safetensors {told}{basis} --out plan.json",
         f"{run} prune {name}{heads_option} plan.json{mend} --out student",
         f"{run} distill --teacher {name} --student student --data {data} --epochs 30 --out runs",
     ]

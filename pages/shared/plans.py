@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 
 import numpy as np
 import streamlit as st
@@ -49,7 +49,7 @@ def tried(model: Opened, scores: ImportanceScores) -> dict[str, Tried]:
 def note(model: Opened, scores: ImportanceScores, entry: Tried) -> None:
     """Remember a plan; values measured earlier stay."""
     known = tried(model, scores)
-    key = entry.what_if.words
+    key = repr(entry.what_if)
     before = known.pop(key, None)
     if before is not None:
         new = asdict(entry)
@@ -100,7 +100,7 @@ def points(
         here = entry.what_if == now
         about = f"{entry.what_if.words} removed: {words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
         name = entry.what_if.words if here else ""
-        data = [*entry.what_if.percents, entry.what_if.basis, entry.what_if.repair]
+        data = list(astuple(entry.what_if))
         if loss == LOSSES[0]:
             detail = f"{about}<br>single removals add up to {entry.removed:.3g} nats an image (estimated)"
             found.append(

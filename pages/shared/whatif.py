@@ -1,28 +1,44 @@
-"""The what-if: four numbers that say how much to remove, the same on every page and carried by the link."""
+"""The what-if: four numbers that say how much to remove, the same on every page and carried by the link.
+
+How they are spread over the blocks is part of it: equally, by one ranking (`ALLOCATIONS`), or block by block, as widths
+in a short text that a budget or the table of blocks gave.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
+from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import ModelShape
+from upvit_core.planning.allocate import plan_allocated
+from upvit_core.planning.curves import Widths
 from upvit_core.planning.heads import common_head_counts
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.select import PRESETS, plan_uniform, presets_for
+from upvit_core.planning.widths import parse_widths, plan_from_widths, write_widths
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
 Basis = Literal["channels", "directions"]
+Allocation = Literal["uniform", "isomorphic", "global", "widths"]
+ALLOCATIONS: dict[Allocation, str] = {
+    "uniform": "Equal", "isomorphic": "By kind", "global": "One threshold", "widths": "Block by block",
+}  # fmt: skip
+ROUNDINGS = (1, 8, 16)
 CHANNELS, DIRECTIONS = "Channels", "Directions"
 MOST = 95
 KEYS = ("residual", "attention", "heads", "ffn")
 SAVED = "what_if"
+WIDTHS = "widths-now"
+SPREAD = {"allocation": "allocation", "round-to": "round_to", "widths": "widths"}
+NAMED = {name: key for key, name in ALLOCATIONS.items()}
 HELP = {
     "residual": "Share of the model's D channels that every block reads and writes (component 1). Removing one narrows "
     "everything: the embedding, every norm, every layer.",
@@ -41,6 +57,8 @@ class WhatIf:
     """Percent removed of each component, and the heads that stay (None: as they are, in every block).
 
     `basis` says what is removed: channels, or directions of a rotated basis; `repair`, whether least squares mend it.
+    `allocation` spreads the ratios over the blocks; with `widths` it is the text of `planning.widths` that decides, and
+    the percents are only near. Widths are multiples of `round_to`.
     """
 
     residual: int
@@ -49,12 +67,17 @@ class WhatIf:
     ffn: int
     basis: Basis = "channels"
     repair: bool = False
+    allocation: Allocation = "uniform"
+    round_to: int = 1
+    widths: str = ""
 
     @property
     def words(self) -> str:
         heads = f", {self.heads} head{'s' if self.heads != 1 else ''}" if self.heads else ""
+        spread = {"uniform": "", "widths": ", block by block"}.get(self.allocation, f", {self.allocation}")
+        multiple = f", multiples of {self.round_to}" if self.round_to > 1 else ""
         way = (", directions" if self.basis == "directions" else "") + (", repaired" if self.repair else "")
-        return f"{self.residual}/{self.attention}/{self.ffn} %{heads}{way}"
+        return f"{self.residual}/{self.attention}/{self.ffn} %{heads}{spread}{multiple}{way}"
 
     @property
     def percents(self) -> tuple[int, int, int | None, int]:
@@ -63,14 +86,15 @@ class WhatIf:
 
     def plan(self, scores: ImportanceScores) -> PruningPlan:
         """Widths are taken to the nearest that the heads divide."""
-        return plan_uniform(
-            scores,
-            residual=self.residual / 100,
-            attention=self.attention / 100,
-            ffn=self.ffn / 100,
-            heads=self.heads,
-            snap=True,
-            basis="directions" if scores.basis == "directions" else self.basis,
+        basis = "directions" if scores.basis == "directions" else self.basis
+        if self.widths:
+            return plan_from_widths(scores, self.widths, basis=basis)
+        ratios = {"residual": self.residual / 100, "attention": self.attention / 100, "ffn": self.ffn / 100}
+        allocation = "uniform" if self.allocation == "widths" or scores.criterion == "none" else self.allocation
+        if allocation == "uniform" and self.round_to == 1:
+            return plan_uniform(scores, **ratios, heads=self.heads, snap=True, basis=basis)
+        return plan_allocated(
+            scores, **ratios, heads=self.heads, allocation=allocation, round_to=self.round_to, basis=basis
         )
 
 
@@ -127,7 +151,32 @@ def current(shape: ModelShape) -> WhatIf:
     repair = st.session_state.get("repair")
     if repair is None:
         repair = saved.repair if saved else st.query_params.get("repair") == "true"
-    return WhatIf(**values, basis=basis, repair=bool(repair))
+    return WhatIf(**values, basis=basis, repair=bool(repair), **_spread(shape, tuple(values[key] for key in KEYS)))
+
+
+def _spread(shape: ModelShape, percents: tuple[int | None, ...]) -> dict[str, Any]:
+    """Allocation, rounding and widths as they stand; widths only as long as no slider has moved since they were set."""
+    saved: WhatIf | None = st.session_state.get(SAVED)
+
+    def found(key: str, otherwise: Any) -> Any:
+        value = st.session_state.get(key)
+        if value is None:
+            value = getattr(saved, SPREAD[key]) if saved is not None else st.query_params.get(key)
+        return otherwise if value is None else value
+
+    allocation = NAMED.get(found("allocation", "uniform"), found("allocation", "uniform"))
+    allocation = allocation if allocation in ALLOCATIONS else "uniform"
+    rounding = str(found("round-to", 1))
+    round_to = int(rounding) if rounding in map(str, ROUNDINGS) else 1
+    widths, at = st.session_state.get(WIDTHS) or (found("widths", ""), percents)
+    try:
+        if widths:
+            parse_widths(widths, shape)
+    except PlanError:
+        widths = ""
+    if allocation != "widths" or at != percents:
+        widths = ""
+    return {"allocation": allocation, "round_to": round_to, "widths": widths}
 
 
 def _legal(key: str, value: object, shape: ModelShape, otherwise: int | None) -> int | None:
@@ -149,6 +198,28 @@ def set_to(what_if: WhatIf) -> None:
             st.session_state[key] = value
     st.session_state["basis"] = DIRECTIONS if what_if.basis == "directions" else CHANNELS
     st.session_state["repair"] = what_if.repair
+    st.session_state["allocation"] = ALLOCATIONS[what_if.allocation]
+    st.session_state["round-to"] = what_if.round_to
+    st.session_state[WIDTHS] = (what_if.widths, what_if.percents)
+
+
+def of_widths(widths: Widths, shape: ModelShape, now: WhatIf, allocation: Allocation = "widths") -> WhatIf:
+    """These widths as a what-if: the sliders stand at the shares they remove on the whole."""
+
+    def percent(kept: int, full: int) -> int:
+        return min(round(100 * (1 - kept / full)), MOST)
+
+    heads = {h for h, _, _ in widths.blocks}
+    common = heads.pop() if len(heads) == 1 else None
+    return replace(
+        now,
+        residual=percent(widths.embed_dim, shape.embed_dim),
+        attention=percent(sum(a for _, a, _ in widths.blocks), sum(b.attention for b in shape.blocks)),
+        ffn=percent(sum(f for _, _, f in widths.blocks), sum(b.ffn for b in shape.blocks)),
+        heads=common if common in head_options(shape) else now.heads,
+        allocation=allocation,
+        widths=write_widths(widths),
+    )
 
 
 def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
@@ -180,6 +251,11 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
                 )  # fmt: skip
     result = current(shape)
     st.session_state[SAVED] = result
+    st.session_state[WIDTHS] = (result.widths, result.percents)
+    if result.widths:
+        st.query_params["widths"] = result.widths
+    elif "widths" in st.query_params:
+        del st.query_params["widths"]
     return result
 
 
@@ -225,12 +301,17 @@ def preset_picker(shape: ModelShape) -> None:
     """Named settings as one row of buttons; the one that the sliders stand on is marked."""
     named = presets(shape)
     now = current(shape)
-    st.session_state["preset"] = next((name for name, value in named.items() if value.percents == now.percents), None)
+    st.session_state["preset"] = next(
+        (name for name, value in named.items() if value.percents == now.percents and not now.widths), None
+    )
 
     def apply() -> None:
         chosen = st.session_state["preset"]
         if chosen:
-            set_to(replace(current(shape), **dict(zip(KEYS, named[chosen].percents, strict=True))))
+            now = current(shape)
+            spread = "uniform" if now.widths else now.allocation
+            ratios = dict(zip(KEYS, named[chosen].percents, strict=True))
+            set_to(replace(now, **ratios, allocation=spread, widths=""))
 
     st.segmented_control(
         "Preset", list(named), key="preset", on_change=apply,

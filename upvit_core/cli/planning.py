@@ -79,20 +79,25 @@ def plan(
     ] = None,
     per: Annotated[PerName, typer.Option(help="what a global threshold divides scores by")] = PerName.CHANNEL,
     round_to: Annotated[int, typer.Option(min=1, help="widths are multiples of this, such as 8")] = 1,
+    widths: Annotated[
+        str | None, typer.Option(help="48:3x48x192*6: residual, then heads x attention x FFN of every block")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="of a latency budget")] = 1,
     calibration: Calibrated = None,
     depth: Depth = None,
     depth_scores: DepthScores = None,
     as_json: Json = False,
 ) -> None:
-    """Choose what stays, from scores and ratios, a preset, or a budget."""
+    """Choose what stays, from scores and ratios, a preset, a budget, or widths."""
     from upvit_core.importance.scores import ImportanceScores
     from upvit_core.planning.select import plan_preset, plan_uniform
     from upvit_core.profiling.macs import count_macs, count_parameters
 
     record = ImportanceScores.load(scores)
     found: dict[str, Any] = {}
-    if budget:
+    if widths is not None:
+        made = _given(record, widths, basis.value, bool(residual or attention or ffn or preset or budget))
+    elif budget:
         made, found = _within(
             record, budget, (allocation or AllocationName.BEST).value, per.value, heads, round_to, basis.value,
             calibration, batch_size, bool(residual or attention or ffn or preset),
@@ -122,6 +127,15 @@ def plan(
         },
         as_json,
     )  # fmt: skip
+
+
+def _given(record: ImportanceScores, widths: str, basis: str, has_more: bool) -> PruningPlan:
+    from upvit_core.errors import PlanError
+    from upvit_core.planning.widths import plan_from_widths
+
+    if has_more:
+        raise PlanError("--widths names all widths itself; leave ratios, presets and budgets out.")
+    return plan_from_widths(record, widths, basis=basis)
 
 
 def _within(
