@@ -33,8 +33,8 @@ def test_the_file_gives_the_models_logits(variant: str, tmp_path: Path) -> None:
 
 def test_a_difference_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, shape = tiny("class token", torch.float32)
-    monkeypatch.setattr(export, "_write", lambda model, example, path: path.write_bytes(b""))
-    monkeypatch.setattr(export, "_check", lambda model, shape, path: (0.5, 2.0, "1"))
+    monkeypatch.setattr(export, "_write", lambda model, example, path, outputs: path.write_bytes(b""))
+    monkeypatch.setattr(export, "_check", lambda model, shape, path, outputs: (0.5, 2.0, "1"))
     with pytest.raises(ExportError, match=r"up to 0.5 in its logits, more than 0.002"):
         export_onnx(model, shape, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -42,8 +42,8 @@ def test_a_difference_is_refused_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
 def test_not_a_number_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, shape = tiny("class token", torch.float32)
-    monkeypatch.setattr(export, "_write", lambda model, example, path: path.write_bytes(b""))
-    monkeypatch.setattr(export, "_check", lambda model, shape, path: (float("nan"), 2.0, "1"))
+    monkeypatch.setattr(export, "_write", lambda model, example, path, outputs: path.write_bytes(b""))
+    monkeypatch.setattr(export, "_check", lambda model, shape, path, outputs: (float("nan"), 2.0, "1"))
     with pytest.raises(ExportError):
         export_onnx(model, shape, tmp_path / "model.onnx")
 

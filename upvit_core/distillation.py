@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from upvit_core.errors import RunError
 from upvit_core.models.drop_path import set_drop_path
+from upvit_core.models.retarget import head_parameters
 from upvit_core.recipe import DistillSettings
 from upvit_core.training_batches import TrainingBatches, seed_everything
 
@@ -83,13 +84,15 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
 class Distillation:
     """One run's moving parts; `state_dict` holds all of what a later step depends on.
 
+    Without a teacher the loss is the cross-entropy alone (fine-tuning), and rows have no `kl`.
+
     The student is trained in place; `result` is its averaged copy where weights are averaged, else the student.
     """
 
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         batches: TrainingBatches,
         settings: DistillSettings,
         *,
@@ -103,9 +106,17 @@ class Distillation:
         self.step, self.seconds = 0, 0.0
         set_drop_path(student, settings.drop_path)
         self.student = student.to(accelerator.device)
-        self.teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
+        if settings.head_only:
+            head = head_parameters([name for name, _ in student.named_parameters()])
+            for name, parameter in student.named_parameters():
+                parameter.requires_grad_(name in head)
         self.ema = ModelEmaV3(student, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
-        optimizer = create_optimizer_v2(student, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay)
+        optimizer = create_optimizer_v2(
+            student, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
+        )
         self.model = accelerator.prepare_model(student)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         warmup = min(round(settings.warmup_epochs * batches.steps_per_epoch), self.total_steps // 4)
@@ -178,11 +189,15 @@ class Distillation:
         self.model.train()
         with self.accelerator.autocast():
             with torch.no_grad():
-                teacher_logits = self.teacher(images)
-            logits = self.model(images)
-        parts = distillation_loss(
-            logits.float(), targets, teacher_logits.float(), alpha=settings.alpha, temperature=settings.temperature
-        )
+                teacher_logits = None if self.teacher is None else self.teacher(images).float()
+            logits = self.model(images).float()
+        if teacher_logits is None:
+            ce = _soft_cross_entropy(logits, targets)
+            parts = LossParts(ce, ce, torch.zeros_like(ce))
+        else:
+            parts = distillation_loss(
+                logits, targets, teacher_logits, alpha=settings.alpha, temperature=settings.temperature
+            )
         self.optimizer.zero_grad()
         self.accelerator.backward(parts.loss)
         if settings.clip_grad is not None:
@@ -207,8 +222,9 @@ class Distillation:
             )
         self.sums.zero_()
         self.summed = 0
-        return {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "phase": "train", "loss": loss,
-                "ce": ce, "kl": kl, "lr": lr, "seconds": round(self.seconds, 3)}  # fmt: skip
+        row = {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "phase": "train", "loss": loss,
+               "ce": ce, "lr": lr, "seconds": round(self.seconds, 3)}  # fmt: skip
+        return row if self.teacher is None else row | {"kl": kl}
 
 
 def distill(
@@ -233,4 +249,5 @@ def distill(
     run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     for model in (run.student, run.result):
         set_drop_path(model, 0.0)
+        model.requires_grad_(True)
     return run.result.eval()

@@ -1,4 +1,4 @@
-"""Settings of a distillation run (Eq. 2 and the recipe around it), and presets by name. Imports no torch."""
+"""Settings of a run (Eq. 2 and the recipe around it, or fine-tuning), and presets by name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class DistillSettings(BaseModel):
     off). `batch_size` is the global one, over all processes; the warm-up takes at most a quarter of the run.
     `eval_every` is a share of an epoch (0.25: four times an epoch; None: spread over the run); `eval_images` limits
     evaluations before the last one. `checkpoint_minutes` bounds the work that a kill can lose. `from_scratch` keeps the
-    student's shape and draws fresh weights, for the baseline.
+    student's shape and draws fresh weights, for the baseline. `layer_decay` multiplies the learning rate once more for
+    each layer further from the head (timm's rule); `head_only` trains nothing but the head.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,8 @@ class DistillSettings(BaseModel):
     eval_images: Annotated[int | None, Field(ge=1)] = None
     checkpoint_minutes: Annotated[float, Field(gt=0, le=24 * 60, allow_inf_nan=False)] = 5.0
     from_scratch: bool = False
+    layer_decay: Annotated[float | None, Field(gt=0, le=1)] = None
+    head_only: bool = False
 
 
 PRESETS: dict[str, DistillSettings] = {
@@ -56,6 +59,19 @@ PRESETS: dict[str, DistillSettings] = {
         batch_size=64, warmup_epochs=0.25, drop_path=0.0, ema_decay=0.998, weight_decay=0.02, checkpoint_minutes=0.5
     ),
 }
+
+# Without a teacher, on other data: DeiT's way of fine-tuning, with steps that grow smaller towards the first layers.
+FINETUNE_PRESETS: dict[str, DistillSettings] = {
+    "finetune": DistillSettings(
+        batch_size=128, lr=5e-4, weight_decay=0.05, warmup_epochs=1.0, label_smoothing=0.1, ema_decay=0.9995,
+        drop_path=0.1, layer_decay=0.75,
+    ),
+    # Minutes on two CPU cores.
+    "demo": DistillSettings(
+        batch_size=64, warmup_epochs=0.25, cutmix=0.0, label_smoothing=0.1, drop_path=0.0, ema_decay=0.998,
+        weight_decay=0.05, checkpoint_minutes=0.5,
+    ),
+}  # fmt: skip
 
 
 def evaluation_steps(total_steps: int, steps_per_epoch: int, eval_every: float | None) -> tuple[int, ...]:

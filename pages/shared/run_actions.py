@@ -12,7 +12,7 @@ import streamlit as st
 
 from pages.shared import jobs
 from upvit_core.errors import RunError, UPViTError
-from upvit_core.recipe import PRESETS, DistillSettings
+from upvit_core.recipe import FINETUNE_PRESETS, PRESETS, DistillSettings
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.spec import RESUMABLE, RunSpec
 from upvit_core.runs.store import Run, RunStore, RunSummary
@@ -137,6 +137,8 @@ def commands(run: Run) -> str:
     """Command lines that do the same on a machine without a browser."""
     spec = run.spec
     tool = "python -m upvit_core"
+    if spec.kind == "finetune":
+        return _finetune_commands(run, tool)
     teacher, _, heads = spec.teacher.partition("#heads=")
     lines = []
     student = spec.student
@@ -159,19 +161,37 @@ def commands(run: Run) -> str:
     return "\n".join(lines)
 
 
+def _finetune_commands(run: Run, tool: str) -> str:
+    spec = run.spec
+    model, _, heads = (spec.student or "").partition("#heads=")
+    runs = shlex.quote(str(run.folder.parent))
+    given = {"--num-heads": heads, "--root": spec.data_root, "--in-chans": spec.in_chans, "--img-size": spec.img_size}
+    told = "".join(f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value)
+    told += "" if spec.head == "auto" else f" --head {spec.head}"
+    return (
+        f"{tool} finetune {shlex.quote(model)} --data {shlex.quote(spec.data)} --epochs {spec.epochs}{told}"
+        f"{_options(spec)} --out {runs}\n{tool} resume {run.id} --out {runs}"
+    )
+
+
 def _options(spec: RunSpec) -> str:
     """The nearest preset and what differs from it, as far as the command line has options for it."""
+    presets = FINETUNE_PRESETS if spec.kind == "finetune" else PRESETS
+    first = next(iter(presets))
 
     def differing(preset: DistillSettings) -> dict[str, Any]:
         ours, theirs = spec.settings.model_dump(), preset.model_dump()
         return {name: value for name, value in ours.items() if value != theirs[name]}
 
-    name = min(PRESETS, key=lambda preset: len(differing(PRESETS[preset])))
-    text = "" if name == "letter" else f" --preset {name}"
-    for option in ("lr", "batch_size", "alpha", "temperature", "seed", "checkpoint_minutes"):
-        if option in differing(PRESETS[name]):
-            text += f" --{option.replace('_', '-')} {differing(PRESETS[name])[option]:g}"
-    return text + (" --from-scratch" if spec.settings.from_scratch else "")
+    name = min(presets, key=lambda preset: len(differing(presets[preset])))
+    text = "" if name == first else f" --preset {name}"
+    options = ("lr", "batch_size", "alpha", "temperature", "seed", "checkpoint_minutes")
+    for option in (*options[:2], "layer_decay", *options[4:]) if spec.kind == "finetune" else options:
+        value = differing(presets[name]).get(option)
+        if value is not None:
+            text += f" --{option.replace('_', '-')} {value:g}"
+    flags = ("from_scratch", "head_only")
+    return text + "".join(f" --{flag.replace('_', '-')}" for flag in flags if getattr(spec.settings, flag))
 
 
 def said() -> None:

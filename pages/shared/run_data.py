@@ -19,6 +19,7 @@ from upvit_core.planning.plan import PruningPlan
 from upvit_core.runs.spec import RunSpec, RunState
 from upvit_core.runs.store import RunStore, RunSummary
 
+DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
 MOST_REMEMBERED = 400
 ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
@@ -88,7 +89,13 @@ def curves(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSum
 
 
 def teacher_name(spec: RunSpec) -> str:
-    return Path(spec.teacher.partition("#")[0]).name or spec.teacher
+    return model_name(spec.teacher)
+
+
+def model_name(source: str) -> str:
+    """The last part of where a model lies; of the model of a run, the run's name."""
+    path = Path(source.partition("#")[0])
+    return (path.parent.name if path.name == "model" else path.name) or source
 
 
 def state_words(state: RunState, *, stopping: bool = False) -> str:
@@ -129,7 +136,8 @@ def _shape(root: str, run_id: str, _unhashed: _Unhashed) -> ModelShape | None:
             assert _unhashed.store is not None
             plan = _unhashed.store.get(run_id).spec.plan  # a summary's spec has no channels
             return PruningPlan.from_json(json.dumps(plan), f"the plan of {run_id}").shape_after
-        config = json.loads((Path(str(spec.student)) / "config.json").read_text(encoding="utf-8"))
+        folder = DEMO if spec.student == "demo" else Path(str(spec.student))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return ModelShape.from_dict(config["upvit_shape"])
     except (UPViTError, OSError, ValueError, KeyError, TypeError):
         return None
@@ -138,6 +146,9 @@ def _shape(root: str, run_id: str, _unhashed: _Unhashed) -> ModelShape | None:
 @st.cache_resource(max_entries=MOST_REMEMBERED, show_spinner=False)
 def _plan_words(run_id: str, _unhashed: _Unhashed) -> str:
     spec = _unhashed.spec
+    if spec.kind == "finetune":
+        part = ", head only" if spec.settings.head_only else ""
+        return f"{model_name(spec.student or '')} to {Path(spec.data).name}{part}"
     if spec.plan is None:
         return f"folder {Path(str(spec.student)).name}"
     asked = spec.plan.get("requested", {})
@@ -170,4 +181,4 @@ def _compared(store: RunStore, run_id: str, spec: RunSpec) -> object:
     """What two runs must share to be compared."""
     shape = shape_of(store, run_id, spec)
     widths = run_id if shape is None else (shape.embed_dim, shape.blocks)
-    return widths, spec.data, spec.epochs, spec.settings.batch_size
+    return spec.kind, widths, spec.data, spec.epochs, spec.settings.batch_size

@@ -138,18 +138,37 @@ def _measured(loaded: LoadedModel, pruned: Any, batch_size: int) -> dict[str, An
 
 class Format(StrEnum):
     ONNX = "onnx"
+    TIMM = "timm"
 
 
 @app.command("export")
 def export_model(
     model: Model,
-    out: Annotated[Path, typer.Option(help="file to write")],
+    out: Annotated[Path, typer.Option(help="file (onnx) or folder (timm) to write")],
     format: Annotated[Format, typer.Option()] = Format.ONNX,
+    backbone: Annotated[
+        bool, typer.Option("--backbone", help="without a head: features, for a detector or another task")
+    ] = False,
     num_heads: Heads = None,
     as_json: Json = False,
 ) -> None:
-    """Export to ONNX and check the file with onnxruntime against the model."""
-    from upvit_core.export import export_onnx
+    """Export to ONNX, checked with onnxruntime against the model, or to a folder for timm; whole or without its head.
+
+    The ONNX backbone gives `features` (B, D), pooled, and `map` (B, D, H, W); timm opens a folder as local-dir:FOLDER.
+    """
+    from upvit_core.export import export_backbone_onnx, export_onnx, save_backbone
+    from upvit_core.models.checkpoint import save_model
 
     loaded = open_model(model, num_heads)
-    emit({"out": str(out), "format": format.value, **export_onnx(loaded.model, loaded.shape, out)}, as_json)
+    if format is Format.ONNX:
+        write = export_backbone_onnx if backbone else export_onnx
+        result = write(loaded.model, loaded.shape, out)
+    elif backbone:
+        result = save_backbone(loaded, out)
+    else:
+        save_model(
+            loaded.model, out, shape=loaded.shape, pretrained_cfg=loaded.pretrained_cfg, name=loaded.name,
+            class_names=loaded.class_names,
+        )  # fmt: skip
+        result = {"stock_timm": loaded.shape.is_uniform}
+    emit({"out": str(out), "format": format.value, **result}, as_json)

@@ -1,16 +1,17 @@
-"""distill, runs, pause, resume, cancel, prioritise: work that outlives the command."""
+"""distill, finetune, runs, pause, resume, cancel, prioritise: work that outlives the command."""
 
 from __future__ import annotations
 
 import json
 import os
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from upvit_core.cli.common import Data, Device, Json, Root, emit
+from upvit_core.cli.common import Data, Device, Heads, Json, Model, Root, emit
 
 app = typer.Typer()
 
@@ -39,24 +40,76 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Distil a pruned model from its teacher (Eq. 2); prints the run's folder first."""
-    from upvit_core.errors import RunError
     from upvit_core.recipe import PRESETS
+
+    given = {"lr": lr, "batch_size": batch_size, "alpha": alpha, "temperature": temperature, "seed": seed,
+             "checkpoint_minutes": checkpoint_minutes, "from_scratch": from_scratch}  # fmt: skip
+    order = {"name": Path(student).name, "teacher": teacher, "student": _absolute(student), "data": data,
+             "data_root": root, "epochs": epochs, "settings": _settings(PRESETS, preset, given),
+             "device": device, "priority": priority}  # fmt: skip
+    _carry_out(order, out, detach, as_json)
+
+
+class Head(StrEnum):
+    AUTO = "auto"
+    NEW = "new"
+    KEEP = "keep"
+
+
+@app.command()
+def finetune(
+    model: Model,
+    data: Data,
+    epochs: Annotated[int, typer.Option(min=1)],
+    out: Annotated[Path, typer.Option(help="folder of runs")] = Path("runs"),
+    preset: Annotated[str, typer.Option(help="finetune or demo (minutes on a CPU)")] = "finetune",
+    head: Annotated[Head, typer.Option(help="auto: a new one where the classes are others")] = Head.AUTO,
+    in_chans: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour); default: as the model has it")] = None,
+    img_size: Annotated[int | None, typer.Option(min=1, help="pixels; default: as the model has it")] = None,
+    head_only: Annotated[bool, typer.Option("--head-only", help="train the head alone: a linear probe")] = False,
+    lr: Annotated[float | None, typer.Option()] = None,
+    batch_size: Annotated[int | None, typer.Option()] = None,
+    layer_decay: Annotated[float | None, typer.Option(help="learning rate's factor from layer to layer")] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    checkpoint_minutes: Annotated[float | None, typer.Option(help="work that a kill can lose, at most")] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="same shape, fresh weights: the baseline")
+    ] = False,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    detach: Annotated[bool, typer.Option("--detach", help="return at once; the run goes on by itself")] = False,
+    as_json: Json = False,
+) -> None:
+    """Take a model to other images: a new head where the classes differ, no teacher; a run like any other."""
+    from upvit_core.recipe import FINETUNE_PRESETS
+
+    given = {"lr": lr, "batch_size": batch_size, "seed": seed, "checkpoint_minutes": checkpoint_minutes,
+             "from_scratch": from_scratch, "head_only": head_only, "layer_decay": layer_decay}  # fmt: skip
+    student = _absolute(model) if model != "demo" else model
+    order = {"kind": "finetune", "name": f"{Path(model).name} on {Path(data).name.split('.')[0]}"[:200],
+             "student": f"{student}#heads={num_heads}" if num_heads else student, "data": data, "data_root": root,
+             "head": head.value, "in_chans": in_chans, "img_size": img_size, "epochs": epochs,
+             "settings": _settings(FINETUNE_PRESETS, preset, given), "device": device}  # fmt: skip
+    _carry_out(order, out, detach, as_json)
+
+
+def _settings(presets: dict[str, Any], preset: str, given: dict[str, Any]) -> dict[str, Any]:
+    """A preset's values, with those that were given in their place."""
+    from upvit_core.errors import RunError
+
+    if preset not in presets:
+        raise RunError(f"There is no preset {preset!r}; choose one of {', '.join(presets)}.")
+    return presets[preset].model_dump() | {key: value for key, value in given.items() if value is not None}
+
+
+def _carry_out(order: dict[str, Any], out: Path, detach: bool, as_json: bool) -> None:
+    """Start the run of this order, and follow it to its end unless `detach`."""
     from upvit_core.runs.executors import executor_for
     from upvit_core.runs.spec import RunSpec
     from upvit_core.runs.store import RunStore
 
-    if preset not in PRESETS:
-        raise RunError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
-    given = {"lr": lr, "batch_size": batch_size, "alpha": alpha, "temperature": temperature, "seed": seed,
-             "checkpoint_minutes": checkpoint_minutes, "from_scratch": from_scratch}  # fmt: skip
-    values = PRESETS[preset].model_dump() | {key: value for key, value in given.items() if value is not None}
-    spec = RunSpec.from_json(
-        json.dumps(
-            {"name": Path(student).name, "teacher": teacher, "student": _absolute(student), "data": data,
-             "data_root": root, "epochs": epochs, "settings": values, "device": device, "priority": priority}
-        ),
-        "This run",
-    )  # fmt: skip
+    spec = RunSpec.from_json(json.dumps(order), "This run")
     store = RunStore(out)
     run = store.create(spec)
     typer.echo(str(run.folder), err=as_json)

@@ -26,7 +26,7 @@ STAR = (
     "M0,-1 L0.225,-0.31 L0.951,-0.309 L0.363,0.118 L0.588,0.809 L0,0.382 L-0.588,0.809 L-0.363,0.118 "
     "L-0.951,-0.309 L-0.225,-0.31 Z"
 )
-EVALUATIONS = ("surgery", "eval", "final")
+EVALUATIONS = ("surgery", "start", "eval", "final")
 TITLES: dict[Quantity, str] = {
     "loss": "loss, nats",
     "top1": "top-1, %",
@@ -207,7 +207,9 @@ def _describe(curve: RunCurve) -> Spec:
 
 
 def _phase(row: Row) -> str:
-    return {"surgery": "after surgery", "eval": "while training", "final": "at the end"}[str(row["phase"])]
+    return {"surgery": "after surgery", "start": "before training", "eval": "while training", "final": "at the end"}[
+        str(row["phase"])
+    ]
 
 
 def _unit(curve: RunCurve, relative: bool) -> float:

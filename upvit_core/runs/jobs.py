@@ -1,31 +1,26 @@
-"""What a worker does for one run: prepare the student, measure, distil, evaluate, save. Imports torch."""
+"""What a worker does for one run: prepare the student, measure, train, evaluate, save. Imports torch."""
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upvit_core.cut import cut
-from upvit_core.data import ImageSet, open_images, proxy_indices
+from upvit_core.data import ImageSet, proxy_indices
 from upvit_core.distillation import Distillation, distill, make_accelerator
 from upvit_core.errors import RunError
 from upvit_core.evaluation import Evaluation, predict, score_logits
-from upvit_core.importance.criterion import Report, silent
-from upvit_core.models.checkpoint import LoadedModel, build_model, load_model, save_model
-from upvit_core.models.shape import ModelShape
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.profiling.throughput import Throughput, compare
+from upvit_core.models.checkpoint import build_model, save_model
+from upvit_core.profiling.throughput import Throughput, compare, measure
 from upvit_core.recipe import evaluation_steps
 from upvit_core.runs.checkpoints import load_newest, save_checkpoint
 from upvit_core.runs.folder import Run
+from upvit_core.runs.materials import Student, gather
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.worker import Control
 from upvit_core.training_batches import TrainingBatches, batch_source
@@ -35,21 +30,14 @@ SPEED_BATCH = {"cpu": 32, "cuda": 128}
 SPEED_SECONDS = 4.0
 
 
-@dataclass(frozen=True)
-class Student:
-    """A thinner model with what is saved beside it."""
-
-    model: nn.Module
-    shape: ModelShape
-    plan_json: str | None
-
-
 class Examiner:
-    """Evaluates on a fixed, seeded choice of test images, with the teacher's logits kept."""
+    """Evaluates on a fixed, seeded choice of test images, with the logits of the teacher, if there is one, kept."""
 
-    def __init__(self, teacher: nn.Module, images: ImageSet, count: int | None, seed: int, control: Control):
-        self.teacher, self.images, self.control = teacher, images, control
-        self.device = next(teacher.parameters()).device
+    def __init__(
+        self, teacher: nn.Module | None, images: ImageSet, count: int | None, seed: int, control: Control,
+        device: torch.device,
+    ):  # fmt: skip
+        self.teacher, self.images, self.control, self.device = teacher, images, control, device
         self.indices: np.ndarray | None = None
         if count is not None and count < len(images):
             self.indices = proxy_indices(images, count, seed)
@@ -57,6 +45,7 @@ class Examiner:
 
     def teacher_logits(self, everything: bool = False) -> tuple[Tensor, Tensor]:
         """Logits and labels of the teacher, computed once."""
+        assert self.teacher is not None
         everything = everything or self.indices is None
         if everything not in self._teacher_logits:
             self._teacher_logits[everything] = self._predict(self.teacher, everything)
@@ -68,7 +57,7 @@ class Examiner:
 
     def evaluate(self, model: nn.Module, everything: bool = False) -> Evaluation:
         """`everything` takes all test images in place of the choice."""
-        reference, _ = self.teacher_logits(everything)
+        reference = None if self.teacher is None else self.teacher_logits(everything)[0]
         logits, labels = self._predict(model, everything)
         return score_logits(logits, labels, reference)
 
@@ -78,25 +67,7 @@ class Examiner:
         return predict(model, batches, progress=lambda done: self.control.check())
 
 
-def prepare_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: Report = silent) -> Student:
-    """Open the student's folder, or cut the teacher by the plan."""
-    if spec.student is not None:
-        opened = load_model(spec.student)
-        if opened.shape.num_classes != teacher.shape.num_classes:
-            raise RunError(
-                f"The student has {opened.shape.num_classes} classes and the teacher {teacher.shape.num_classes}; "
-                "choose a student cut from this teacher."
-            )
-        return Student(opened.model, opened.shape, _plan_beside(spec.student))
-    plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run")
-    model = cut(
-        teacher, plan, repair=spec.repair, data=train, images=min(spec.calibration_images, len(train)),
-        seed=spec.settings.seed, report=report,
-    )  # fmt: skip
-    return Student(model, plan.shape_after, plan.to_json())
-
-
-def distill_run(run: Run, control: Control) -> None:
+def do_run(run: Run, control: Control) -> None:
     """Everything from the order to `model/`; goes on from the newest checkpoint where there is one."""
     spec, settings = run.spec, run.spec.settings
     saved = load_newest(run.checkpoints, control.log)
@@ -104,34 +75,16 @@ def distill_run(run: Run, control: Control) -> None:
     if threads is not None:
         torch.set_num_threads(threads)
     accelerator = make_accelerator(_device_of(spec), settings.amp)
-    device = accelerator.device
-
-    control.stage("loading the teacher")
-    weights, _, heads = spec.teacher.partition("#heads=")  # as the pages write a head count that a person corrected
-    teacher = load_model(weights, num_heads=int(heads) if heads.isdigit() else None, device=device)
-    if not teacher.has_weights:
-        raise RunError(f"{spec.teacher} has no trained weights to learn from; choose a trained model as teacher.")
-    control.stage("opening the images")
-    classes = teacher.shape.num_classes
-    train, test = (
-        open_images(spec.data, split, pretrained_cfg=teacher.pretrained_cfg, num_classes=classes, root=spec.data_root)
-        for split in ("train", "val")
-    )
-    if saved is None:
-        control.stage("cutting the student")
-        student = prepare_student(spec, teacher, train, lambda progress: control.check())
-        if settings.from_scratch:
-            student = Student(
-                build_model(student.shape, seed=settings.seed, weight_init="jax"), student.shape, student.plan_json
-            )
-    else:
-        shape = ModelShape.from_dict(saved["shape"])
-        student = Student(build_model(shape), shape, saved["plan_json"])
-    student.model.to(device)
+    materials = gather(spec, saved, control, accelerator.device)
+    student = materials.student
+    if saved is None and settings.from_scratch:
+        fresh = build_model(student.shape, seed=settings.seed, weight_init="jax")
+        student = replace(student, model=fresh)
+    student.model.to(accelerator.device)
 
     source = batch_source(
-        train,
-        teacher.pretrained_cfg,
+        materials.train,
+        student.pretrained_cfg,
         seed=settings.seed,
         augment=settings.augmentation != "none",
         workers=settings.workers,
@@ -139,14 +92,16 @@ def distill_run(run: Run, control: Control) -> None:
     batches = TrainingBatches(source, batch_size=settings.batch_size, seed=settings.seed)
     job = Distillation(
         student.model,
-        teacher.model,
+        materials.teacher,
         batches,
         settings,
         epochs=spec.epochs,
-        num_classes=classes,
+        num_classes=student.shape.num_classes,
         accelerator=accelerator,
     )
-    examiner = Examiner(teacher.model, test, settings.eval_images, settings.seed, control)
+    examiner = Examiner(
+        materials.teacher, materials.test, settings.eval_images, settings.seed, control, accelerator.device
+    )
     control.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
     if saved is None:
         _first_rows(job, examiner, control)
@@ -168,7 +123,7 @@ def distill_run(run: Run, control: Control) -> None:
     if not control.has_row("final", job.step):
         _final_row(job, examiner, control)
     control.stage("saving the model")
-    _save_result(run, result, student, teacher)
+    _save_result(run, result, student)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
@@ -201,11 +156,17 @@ def _train(job: Distillation, examiner: Examiner, control: Control, save: Any) -
 
 
 def _first_rows(job: Distillation, examiner: Examiner, control: Control) -> None:
-    """The teacher's point and the student's right after surgery, speeds measured in turns."""
+    """The student's point before any training; with a teacher, its point too, speeds measured in turns."""
     control.stage("measuring the speed")
     device = job.accelerator.device
     batch = next(iter(examiner.images.batches(SPEED_BATCH[device.type], indices=None, device=device)))[0]
     dtype = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[job.accelerator.mixed_precision]
+    if job.teacher is None:
+        (speed,) = measure([job.student], batch, dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
+        control.update(images_per_s=speed.images_per_s)
+        control.stage("evaluating before training")
+        _note(control, "start", job, examiner.evaluate(job.student), _speed(speed))
+        return
     speeds = compare(job.teacher, job.student, batch, dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
     control.stage("evaluating the teacher")
     teacher = examiner.teacher_result()
@@ -221,16 +182,18 @@ def _eval_row(job: Distillation, examiner: Examiner, control: Control) -> None:
 
 def _final_row(job: Distillation, examiner: Examiner, control: Control) -> None:
     result = examiner.evaluate(job.result, everything=True)
-    teacher = examiner.teacher_result(everything=True)
-    control.update(teacher_top1=teacher.top1)
-    _note(control, "final", job, result, {"images_per_s": control.state.images_per_s, "teacher_top1": teacher.top1})
+    extra = {"images_per_s": control.state.images_per_s}
+    if job.teacher is not None:
+        teacher = examiner.teacher_result(everything=True)
+        control.update(teacher_top1=teacher.top1)
+        extra["teacher_top1"] = teacher.top1
+    _note(control, "final", job, result, extra)
 
 
 def _note(control: Control, phase: str, job: Distillation, result: Evaluation, extra: dict[str, Any]) -> None:
     control.row(_row(phase, job, result) | extra)
-    control.log(
-        f"{phase} at step {job.step}: top-1 {result.top1:.2f} % of {result.images} images, KL {result.kl:.4f} nats"
-    )
+    kl = "" if result.kl is None else f", KL {result.kl:.4f} nats"
+    control.log(f"{phase} at step {job.step}: top-1 {result.top1:.2f} % of {result.images} images{kl}")
     control.update(now=True, top1=result.top1, top1_images=result.images)
 
 
@@ -250,13 +213,13 @@ def _speed(speed: Throughput) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _save_result(run: Run, model: nn.Module, student: Student, teacher: LoadedModel) -> None:
+def _save_result(run: Run, model: nn.Module, student: Student) -> None:
     temporary = run.folder / ".model"
     for leftover in (temporary, run.model):
         shutil.rmtree(leftover, ignore_errors=True)
     save_model(
-        model, temporary, shape=student.shape, pretrained_cfg=teacher.pretrained_cfg, plan_json=student.plan_json,
-        name=run.spec.name, class_names=teacher.class_names,
+        model, temporary, shape=student.shape, pretrained_cfg=student.pretrained_cfg, plan_json=student.plan_json,
+        name=run.spec.name, class_names=student.class_names,
     )  # fmt: skip
     temporary.rename(run.model)
 
@@ -268,8 +231,3 @@ def _device_of(spec: RunSpec) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
-
-
-def _plan_beside(folder: str) -> str | None:
-    plan = Path(folder) / "plan.json"
-    return PruningPlan.load(plan).to_json() if plan.is_file() else None

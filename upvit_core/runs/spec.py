@@ -20,7 +20,11 @@ Short = Annotated[str, Field(max_length=200)]
 
 
 class RunSpec(BaseModel):
-    """The order for one run, written once. The student is a folder, or a plan that the worker cuts the teacher by.
+    """The order for one run, written once. Its `kind` is `distill`, or `finetune`: other data and no teacher.
+
+    The student of `distill` is a folder, or a plan that the worker cuts the teacher by; of `finetune`, anything that
+    `load_model` takes: it gets a new head where its classes are not those of `data` (or always, with `head`), and is
+    made to read images of `in_chans` channels and `img_size` pixels where given.
 
     `plan` is the content of a plan.json; `repair` asks for least-squares repair after the cut (`calibration_images` of
     the training set are used by it, and by a plan that keeps directions). `teacher` and `data` are what `load_model`
@@ -32,13 +36,16 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    kind: Literal["distill"] = "distill"
+    kind: Literal["distill", "finetune"] = "distill"
     name: Short
-    teacher: Text
+    teacher: Text = ""
     student: Text | None = None
     plan: dict[str, Any] | None = None
     repair: bool = False
     calibration_images: Annotated[int, Field(ge=1)] = 2000
+    head: Literal["auto", "new", "keep"] = "auto"
+    in_chans: Literal[1, 3] | None = None
+    img_size: Annotated[int, Field(ge=1, le=16384)] | None = None
     data: Text
     data_root: Text | None = None
     epochs: int = Field(ge=1, le=100_000)
@@ -52,6 +59,12 @@ class RunSpec(BaseModel):
 
     @model_validator(mode="after")
     def _one_student(self) -> RunSpec:
+        if self.kind == "finetune":
+            if self.student is None or self.plan is not None or self.teacher:
+                raise ValueError("fine-tuning takes a student, and neither a teacher nor a plan")
+            return self
+        if not self.teacher:
+            raise ValueError("distillation needs a teacher")
         if (self.student is None) == (self.plan is None):
             raise ValueError(
                 "give either student (a folder) or plan (what to cut the teacher by), not both and not neither"

@@ -144,9 +144,9 @@ def work(run: Run, store: RunStore) -> RunState:
         with device_held(control, store):
             turn = store.next_turn(lease_name(run.spec.device))
             control.update(now=True, state="running", error="", turn=turn)
-            from upvit_core.runs.jobs import distill_run
+            from upvit_core.runs.jobs import do_run
 
-            distill_run(run, control)
+            do_run(run, control)
         ended = {"state": "done", "error": ""}
     except Exception as error:
         if run.cancel_asked:

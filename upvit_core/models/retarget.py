@@ -1,0 +1,92 @@
+"""The same backbone for another task: a new head, other image channels, another image size.
+
+What a backbone has learnt stays; only what the new images or classes do not fit is made anew, with timm's own rules
+where it has one (channels of the first convolution, position embeddings).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models._manipulate import adapt_input_conv
+from torch import Tensor
+
+from upvit_core.errors import UnsupportedModelError
+from upvit_core.models.build import build_model
+from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.models.config import complete_cfg
+
+HeadChoice = Literal["auto", "new", "keep"]
+HEADS = ("head.", "head_dist.")
+FIRST_CONVOLUTION = "patch_embed.proj.weight"
+POSITIONS = "pos_embed"
+
+
+def classes_differ(loaded: LoadedModel, class_names: tuple[str, ...]) -> bool:
+    """Whether the model's head answers other questions; a head without class names counts as another."""
+    return loaded.class_names != class_names
+
+
+def retarget(
+    loaded: LoadedModel,
+    class_names: tuple[str, ...],
+    *,
+    head: HeadChoice = "auto",
+    in_chans: int | None = None,
+    img_size: int | None = None,
+    seed: int = 0,
+) -> LoadedModel:
+    """A copy of the model for `class_names`, with a head of zeros where those are not its own (`head="auto"`).
+
+    `in_chans`: 3 to 1 sums the first convolution over colours, as timm does; 1 to 3 spreads a third of it over each,
+    so that a grey image given in colour is seen as before. `img_size`: position embeddings are resampled by timm.
+    A new head starts at zero, as in the fine-tuning of the first ViTs: every class is as likely.
+    Raises UnsupportedModelError where `head="keep"` does not fit, or the image size is no multiple of the patch.
+    """
+    old = loaded.shape
+    count = len(class_names)
+    if head == "keep" and count != old.num_classes:
+        raise UnsupportedModelError(
+            f"{loaded.name} has a head of {old.num_classes} classes and the images have {count}; give it a new head."
+        )
+    size = old.img_size if img_size is None else (img_size, img_size)
+    if any(pixels < 1 or pixels % patch for pixels, patch in zip(size, old.patch_size, strict=True)):
+        raise UnsupportedModelError(
+            f"{size[0]} pixels are no multiple of the patch of {old.patch_size[0]} of {loaded.name}; give one that is."
+        )
+    shape = replace(old, num_classes=count, in_chans=in_chans or old.in_chans, img_size=size)
+    fresh = head == "new" or (head == "auto" and classes_differ(loaded, class_names))
+    model = build_model(shape, seed=seed)
+    state = {key: value.detach().clone() for key, value in loaded.model.state_dict().items()}
+    if fresh:
+        for key, value in model.state_dict().items():
+            if key.startswith(HEADS):
+                state[key] = value.new_zeros(value.shape)
+    if shape.in_chans != old.in_chans:
+        state[FIRST_CONVOLUTION] = _other_channels(state[FIRST_CONVOLUTION], shape.in_chans)
+    if shape.img_size != old.img_size and POSITIONS in state:
+        grid = [[side // patch for side, patch in zip(s.img_size, s.patch_size, strict=True)] for s in (old, shape)]
+        state[POSITIONS] = resample_abs_pos_embed(
+            state[POSITIONS], grid[1], grid[0], num_prefix_tokens=0 if old.no_embed_class else old.num_prefix_tokens
+        )
+    model.load_state_dict(state)
+    cfg: Any = complete_cfg(loaded.pretrained_cfg, shape)
+    model.pretrained_cfg = model.default_cfg = cfg
+    device = next(loaded.model.parameters()).device
+    return replace(
+        loaded, model=model.eval().to(device), shape=shape, digest="", pretrained_cfg=cfg, class_names=class_names
+    )
+
+
+def head_parameters(names: list[str]) -> set[str]:
+    """Those of the parameters' names that belong to a head."""
+    return {name for name in names if name.startswith(HEADS)}
+
+
+def _other_channels(weight: Tensor, channels: int) -> Tensor:
+    """First convolution (D, C, p, p) for another number of image channels."""
+    if weight.shape[1] == 1 and channels == 3:
+        return weight.repeat(1, 3, 1, 1) / 3
+    return adapt_input_conv(channels, weight)
