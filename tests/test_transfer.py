@@ -10,12 +10,7 @@ import timm
 import torch
 from small_run import (
     CFG,
-    SETTINGS,
-    fork_worker,
     half_plan,
-    run_to_end,
-    wait_for,
-    weights_of,
     write_images,
     write_teacher,
 )
@@ -25,13 +20,11 @@ from typer.testing import CliRunner
 from upvit_core.cli import app
 from upvit_core.data import open_images
 from upvit_core.errors import ExportError, UnsupportedModelError
-from upvit_core.evaluation import evaluate
 from upvit_core.export import export_backbone_onnx, save_backbone
 from upvit_core.models.checkpoint import LoadedModel, load_model
 from upvit_core.models.retarget import retarget
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.recipe import DistillSettings
-from upvit_core.runs import Run, RunSpec, RunStore
 from upvit_core.surgery import prune
 
 NAMES = ("a", "b", "c")
@@ -168,79 +161,12 @@ def test_uneven_blocks_have_no_timm_backbone(tmp_path: Path) -> None:
         save_backbone(uneven, tmp_path)
 
 
-# Runs
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("home")
     write_teacher(root / "teacher")
     write_images(root / "images")
     return root
-
-
-def spec(home: Path, **values: object) -> RunSpec:
-    settings = {**SETTINGS, "cutmix": 0.0, "drop_path": 0.0, **values.pop("settings", {})}  # type: ignore[dict-item]
-    return RunSpec(
-        **{"kind": "finetune", "name": "there", "student": str(home / "teacher"), "data": str(home / "images"),
-           "epochs": 3, "device": "cpu", "settings": DistillSettings(**settings), **values}  # type: ignore[arg-type]
-    )  # fmt: skip
-
-
-def rows(store: RunStore, run: Run) -> list[dict]:
-    return store.read_metrics(run.id)[0]
-
-
-def test_a_run_without_a_teacher(home: Path, tmp_path: Path) -> None:
-    store = RunStore(tmp_path / "runs")
-    run = store.create(spec(home, epochs=12, settings={"lr": 3e-3, "ema_decay": 0.9}))
-    run_to_end(store, run)
-    told = rows(store, run)
-    phases = [row["phase"] for row in told if row["phase"] != "train"]
-    assert (phases[0], phases[-1]) == ("start", "final")
-    assert phases.count("eval") >= 3
-    assert not [row for row in told if {"kl", "kl_teacher", "teacher_top1"} & set(row)]
-    assert told[0]["top1"] == pytest.approx(20), "a head of zeros knows nothing of five classes"
-    assert told[-1]["top1"] > 45
-    result = load_model(run.model)
-    assert result.class_names == tuple(f"class{i}" for i in range(5))
-    test = open_images(str(home / "images"), "val", pretrained_cfg=result.pretrained_cfg)
-    assert evaluate(result.model, test.batches(20)).top1 == pytest.approx(told[-1]["top1"])
-
-
-def test_a_killed_run_goes_on_to_the_same_weights(home: Path, tmp_path: Path) -> None:
-    import os
-    import signal
-    import time
-
-    from upvit_core.runs.checkpoints import list_checkpoints
-
-    store = RunStore(tmp_path / "runs")
-    wish = {"settings": {"checkpoint_minutes": 1e-6, "layer_decay": 0.7}, "in_chans": 1, "img_size": 24}
-    whole, run = (store.create(spec(home, **wish)) for _ in range(2))
-    run_to_end(store, whole)
-    pid = fork_worker(run)
-    deadline = time.monotonic() + 60
-    while not any(int(path.stem.partition("-")[2]) >= 6 for path in list_checkpoints(run.checkpoints)):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    wait_for(pid)
-    store.resume(run.id)
-    run_to_end(store, run)
-    assert "going on from step" in run.log.read_text()
-    assert weights_of(run) == weights_of(whole)
-    shape = load_model(run.model).shape
-    assert (shape.in_chans, shape.img_size) == (1, (24, 24))
-
-
-def test_head_only_leaves_the_backbone_as_it_was(home: Path, tmp_path: Path) -> None:
-    store = RunStore(tmp_path / "runs")
-    run = store.create(spec(home, settings={"head_only": True, "ema_decay": 0.5}))
-    run_to_end(store, run)
-    before, after = (load_model(place).model.state_dict() for place in (home / "teacher", run.model))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {"head.weight", "head.bias"}
 
 
 def test_layer_decay_is_timms_rule(home: Path) -> None:
@@ -261,19 +187,6 @@ def test_layer_decay_is_timms_rule(home: Path) -> None:
     assert of["blocks.2.mlp.fc1.weight"] == pytest.approx(top / 2)
     assert of["blocks.0.mlp.fc1.weight"] == pytest.approx(top / 8)
     assert of["patch_embed.proj.weight"] == pytest.approx(top / 16)
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"teacher": "demo"}, "neither a teacher nor a plan"),
-        ({"student": None}, "takes a student"),
-        ({"kind": "distill"}, "needs a teacher"),
-    ],
-)
-def test_an_order_that_makes_no_sense_is_refused(home: Path, values: dict, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        spec(home, **values)
 
 
 def test_the_verb(home: Path, tmp_path: Path) -> None:
