@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.errors import RunError
+from upvit_core.micro_batches import bounds, halved, is_out_of_memory, sentence
 from upvit_core.models.drop_path import set_drop_path
 from upvit_core.models.retarget import head_parameters
 from upvit_core.recipe import DistillSettings
@@ -86,7 +87,8 @@ class Distillation:
 
     Without a teacher the loss is the cross-entropy alone (fine-tuning), and rows have no `kl`.
 
-    The student is trained in place; `result` is its averaged copy where weights are averaged, else the student.
+    The student is trained in place; `result` is its averaged copy where weights are averaged, else the student. A batch
+    that does not fit into memory is trained in `parts`, of which `say` is told.
     """
 
     def __init__(
@@ -99,7 +101,9 @@ class Distillation:
         epochs: int,
         num_classes: int,
         accelerator: Accelerator,
+        say: Callable[[str], None] = lambda sentence: None,
     ):
+        self.parts, self.say = 1, say
         self.settings, self.batches, self.accelerator = settings, batches, accelerator
         self.epochs, self.num_classes = epochs, num_classes
         self.total_steps = epochs * batches.steps_per_epoch
@@ -146,6 +150,7 @@ class Distillation:
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
+            "parts": self.parts,
             "seconds": self.seconds,
             "total_steps": self.total_steps,
             "student": self.student.state_dict(),
@@ -173,6 +178,7 @@ class Distillation:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.summed = state["step"], state["seconds"], state["summed"]
+        self.parts = state.get("parts", 1)
         self.sums.copy_(state["sums"])
 
     def train_step(self, images: Tensor, labels: Tensor) -> None:
@@ -184,22 +190,11 @@ class Distillation:
             images, targets = self.mixup(images, labels)
         else:
             targets = mixup_target(labels, self.num_classes, smoothing=settings.label_smoothing)
-        if self.accelerator.num_processes > 1:
-            seed_everything(settings.seed, self.step, self.accelerator.process_index)
-        self.model.train()
-        with self.accelerator.autocast():
-            with torch.no_grad():
-                teacher_logits = None if self.teacher is None else self.teacher(images).float()
-            logits = self.model(images).float()
-        if teacher_logits is None:
-            ce = _soft_cross_entropy(logits, targets)
-            parts = LossParts(ce, ce, torch.zeros_like(ce))
-        else:
-            parts = distillation_loss(
-                logits, targets, teacher_logits, alpha=settings.alpha, temperature=settings.temperature
-            )
-        self.optimizer.zero_grad()
-        self.accelerator.backward(parts.loss)
+        means = self._gradients(images, targets)
+        while means is None:
+            self.parts = halved(len(images), self.parts, self.accelerator.num_processes)
+            self.say(sentence(len(images), self.parts))
+            means = self._gradients(images, targets)
         if settings.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
         self.optimizer.step()
@@ -207,8 +202,47 @@ class Distillation:
         self.schedule.step_update(self.step)
         if self.ema is not None:
             self.ema.update(self.student, step=self.step)
-        self.sums += torch.stack([parts.loss.detach(), parts.ce.detach(), parts.kl.detach()]).double()
+        self.sums += means
         self.summed += 1
+
+    def _loss(self, logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> LossParts:
+        if teacher_logits is None:
+            ce = _soft_cross_entropy(logits, targets)
+            return LossParts(ce, ce, torch.zeros_like(ce))
+        alpha, temperature = self.settings.alpha, self.settings.temperature
+        return distillation_loss(logits, targets, teacher_logits, alpha=alpha, temperature=temperature)
+
+    def _gradients(self, images: Tensor, targets: Tensor) -> Tensor | None:
+        """Gradients of a batch (b, C, H, W) with targets (b, classes), in `parts`; means of loss, CE and KL (3,).
+
+        None where memory ran out.
+        """
+        settings, accelerator = self.settings, self.accelerator
+        if accelerator.num_processes > 1:
+            seed_everything(settings.seed, self.step, accelerator.process_index)
+        elif self.parts > 1:  # so that a step tried again, in a run that goes on, draws the same
+            seed_everything(settings.seed, self.step, self.parts)
+        self.model.train()
+        self.optimizer.zero_grad()
+        means = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        try:
+            for first, last in bounds(len(images), self.parts):
+                x, share = images[first:last], (last - first) / len(images)
+                whole = last == len(images)
+                with nullcontext() if whole else accelerator.no_sync(self.model):
+                    with accelerator.autocast():
+                        with torch.no_grad():
+                            teacher_logits = None if self.teacher is None else self.teacher(x).float()
+                        logits = self.model(x).float()
+                    parts = self._loss(logits, targets[first:last], teacher_logits)
+                    accelerator.backward(parts.loss * share)
+                means += share * torch.stack([parts.loss.detach(), parts.ce.detach(), parts.kl.detach()]).double()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.optimizer.zero_grad()
+            return None
+        return means
 
     def take_row(self) -> Row:
         """Means since the last row, over all processes. Raises RunError where the loss is no longer a number."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.errors import DataError
+from upvit_core.micro_batches import is_out_of_memory
 
 Progress = Callable[[int], None]
 
@@ -57,6 +58,18 @@ def mean_kl(teacher_logits: Tensor, logits: Tensor) -> float:
     return F.kl_div(p, q, reduction="batchmean", log_target=True).item()
 
 
+def _logits(model: nn.Module, x: Tensor) -> Tensor:
+    """In halves where memory runs out."""
+    try:
+        return model(x).float().cpu()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(x) < 2:
+            raise
+    if x.is_cuda:
+        torch.cuda.empty_cache()
+    return torch.cat([_logits(model, half) for half in x.chunk(2)])
+
+
 @torch.no_grad()
 def predict(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, progress: Progress | None = None
@@ -71,7 +84,7 @@ def predict(
     logits, labels, done = [], [], 0
     try:
         for x, y in batches:
-            logits.append(model(x.to(device, non_blocking=True)).float().cpu())
+            logits.append(_logits(model, x.to(device, non_blocking=True)))
             labels.append(y.cpu())
             done += len(x)
             if progress is not None:

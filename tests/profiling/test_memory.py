@@ -1,5 +1,6 @@
 """Peak activations against what torch's profiler sees allocated."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 from upvit_core.models.build import build_model
 from upvit_core.models.shape import BlockShape, deit_shape
-from upvit_core.profiling.memory import estimate_memory
+from upvit_core.profiling.memory import TrainingMemory, estimate_memory, estimate_training
 
 DEMO = replace(
     deit_shape("tiny"), name="demo", embed_dim=96, blocks=(BlockShape(6, 96, 384),) * 2, img_size=(28, 28),
@@ -24,9 +25,14 @@ SHAPES = {
 
 def peak(model: torch.nn.Module, images: torch.Tensor) -> int:
     with torch.inference_mode():
-        model(images)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            model(images)
+        return allocated(lambda: model(images))
+
+
+def allocated(work: Callable[[], object]) -> int:
+    """The most bytes beyond those held before."""
+    work()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
     held = highest = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
@@ -50,3 +56,35 @@ def test_half_the_bytes_in_half_precision() -> None:
     assert full.total == 2 * half.total
     with pytest.raises(ValueError, match="not 'int8'"):
         estimate_memory(DEMO, 8, "int8")
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_training_step_within_twenty_percent_of_the_allocator(name: str, autocast: bool) -> None:
+    """Activations: the optimiser's state and gradients are there before; the rest is counted exactly below."""
+    shape, batch = SHAPES[name]
+    model = build_model(shape).train()
+    images = torch.randn(batch, shape.in_chans, *shape.img_size)
+
+    def forward_and_backward() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = model(images.clone()).float().square().mean()
+        loss.backward()
+
+    forward_and_backward()  # the gradients are there
+    measured = allocated(forward_and_backward)
+    estimate = estimate_training(shape, shape, dtype="bfloat16" if autocast else "float32")
+    weights = sum(p.numel() for p in model.parameters())
+    copied = 2 * weights if autocast else 0
+    assert estimate.fixed == 4 * weights * 7 + copied
+    assert batch * estimate.per_image + copied == pytest.approx(measured, rel=0.2)
+
+
+def test_parts_for_a_device() -> None:
+    memory = TrainingMemory(fixed=100, per_image=10)
+    assert memory.parts_for(740, 64) == 1
+    assert memory.parts_for(739, 64) == 2
+    assert memory.parts_for(420, 64) == 2
+    assert memory.parts_for(110, 64) == 64
+    assert memory.parts_for(110, 65) == 65
+    assert memory.parts_for(109, 64) is None

@@ -1,4 +1,4 @@
-"""Memory of a forward pass in inference: weights, and the most that activations hold at once. Imports no torch.
+"""Memory of a forward pass in inference, and of a training step: weights and what activations hold. Imports no torch.
 
 Follows timm's block in eager mode, counting what Python still refers to while an operation runs:
 
@@ -6,6 +6,11 @@ Follows timm's block in eager mode, counting what Python still refers to while a
 - GELU: the block's input, x after attention, norm2(x), fc1's output and GELU's own: 3·D + 2·H a token; fc2: 4·D + H;
 - from the second block on, D more: the embedding, to which the forward pass still refers;
 - the embedding itself: the convolution's output, its copy with the class token, and the sum with the positions.
+
+Training keeps for the backward pass, in every block: norm1's input and output, qkv, attention's output, norm2's input
+and output, fc1's output and GELU's: 4·D + 4·A + 2·H a token; then the last norm's input and output. Under autocast to
+two bytes the inputs of norms stay float32, all else and a copy of the weights take two. Beside a weight lie its
+gradient, AdamW's two moments, its average where there is one, and the optimiser's own intermediate.
 
 Buffers that a library allocates inside an operation (workspaces of matrix products, packed weights) are not counted.
 """
@@ -48,3 +53,46 @@ def estimate_memory(shape: ModelShape, batch: int, dtype: str = "float32") -> Me
         peaks.append(tokens * (held + 3 * D + block.ffn + max(block.ffn, D)))
     size = BYTES[dtype]
     return Memory(count_parameters(shape) * size, max(peaks) * size)
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of a distillation step: what lies there whatever the batch, and the peak beside it for one image."""
+
+    fixed: int
+    per_image: int
+
+    def total(self, images: int) -> int:
+        return self.fixed + images * self.per_image
+
+    def parts_for(self, free: int, batch: int) -> int | None:
+        """The fewest parts, each half the one before, in which a batch fits into `free` bytes; None where none does."""
+        parts = 1
+        while self.total(-(-batch // parts)) > free:
+            if parts >= batch:
+                return None
+            parts = min(2 * parts, batch)
+        return parts
+
+
+def estimate_training(
+    teacher: ModelShape, student: ModelShape, *, dtype: str = "float32", averaged: bool = True
+) -> TrainingMemory:
+    """A step of distillation: teacher forward, student forward and backward, AdamW; `averaged`: with weight averaging.
+
+    Raises ValueError for an unknown number type.
+    """
+    full, size = BYTES["float32"], estimate_memory(teacher, 1, dtype).activations
+    mixed = BYTES[dtype] < full
+    weights = count_parameters(student)
+    fixed = full * (count_parameters(teacher) + weights * (5 + averaged))
+    if mixed:
+        fixed += BYTES[dtype] * max(weights, count_parameters(teacher))
+    D, N, low = student.embed_dim, student.num_tokens, BYTES[dtype]
+    kept = N * D * (full + low)
+    for block in student.blocks:
+        scaled = 2 * D * low * student.layer_scale
+        kept += N * (2 * D * full + (2 * D + 4 * block.attention + 2 * block.ffn) * low + scaled)
+    passing = max(N * max(block.ffn, D) for block in student.blocks) * full
+    images = full * student.in_chans * student.img_size[0] * student.img_size[1]
+    return TrainingMemory(fixed, images + max(kept + passing, size))

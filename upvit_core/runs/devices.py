@@ -1,13 +1,35 @@
-"""Devices by name, without torch: which one `auto` means here, and the lease that only one run at a time holds."""
+"""Devices, without torch: which there are, how much of their memory is in use, and the lease that one run holds."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+import shutil
+import subprocess
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import psutil
+
 from upvit_core.runs.files import locked
+
+CGROUP = Path("/sys/fs/cgroup")
+QUERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Device:
+    """`name` as runs ask for it (`cpu`, `cuda:0`); bytes of its memory in all and free now."""
+
+    name: str
+    label: str
+    total: int
+    free: int
+
+    @property
+    def used(self) -> int:
+        return self.total - self.free
 
 
 @cache
@@ -29,3 +51,68 @@ def lease(root: Path, name: str) -> AbstractContextManager[bool]:
     folder = root / ".leases"
     folder.mkdir(exist_ok=True)
     return locked(folder / f"{name.replace(':', '-')}.lock")
+
+
+def devices() -> list[Device]:
+    """The GPUs that this process may use, in torch's order, then the CPU."""
+    return [*_gpus(), _cpu()]
+
+
+def device_named(name: str) -> Device | None:
+    """The device that a run names; None where this machine has none."""
+    wanted = lease_name(name)
+    if wanted == "cpu":
+        return _cpu()
+    return next((device for device in _gpus() if device.name == wanted), None)
+
+
+def show_only(name: str) -> None:
+    """Have torch, not yet imported, see only the GPU that a run names by number, so that it takes no other."""
+    number = name.partition(":")[2]
+    if number:
+        visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
+        chosen = (visible[int(number) : int(number) + 1] or [""])[0] if visible else number
+        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+
+
+def _cpu() -> Device:
+    """This machine's memory, or what its container may use of it."""
+    memory = psutil.virtual_memory()
+    total, free = memory.total, memory.available
+    with suppress(OSError, ValueError):
+        allowed = int((CGROUP / "memory.max").read_text())
+        inactive = _cgroup_cache()
+        total = min(total, allowed)
+        free = min(free, max(allowed - int((CGROUP / "memory.current").read_text()) + inactive, 0))
+    return Device("cpu", f"CPU, {os.cpu_count()} cores", total, free)
+
+
+def _cgroup_cache() -> int:
+    """File pages that are given up when memory is wanted."""
+    for line in (CGROUP / "memory.stat").read_text().splitlines():
+        if line.startswith("inactive_file "):
+            return int(line.split()[1])
+    return 0
+
+
+def _gpus() -> list[Device]:
+    if default_device() == "cpu" or not shutil.which("nvidia-smi"):
+        return []
+    command = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
+    with suppress(OSError, subprocess.SubprocessError):
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
+        return parse_gpus(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return []
+
+
+def parse_gpus(table: str, visible: str | None) -> list[Device]:
+    """GPUs of nvidia-smi's table (index, uuid, name, MiB in all, MiB free), numbered as CUDA_VISIBLE_DEVICES says."""
+    rows = [[cell.strip() for cell in line.split(",")] for line in table.splitlines() if line.count(",") == 4]
+    if visible is not None:
+        wanted = [word.strip() for word in visible.split(",") if word.strip()]
+        rows = [row for word in wanted for row in rows if row[0] == word or (len(word) > 4 and row[1].startswith(word))]
+    found = []
+    for number, (_, _, name, total, free) in enumerate(rows):
+        if total.isdigit() and free.isdigit():
+            found.append(Device(f"cuda:{number}", f"GPU {number}, {name}", int(total) << 20, int(free) << 20))
+    return found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from upvit_core.data import ImageSet, proxy_indices
 from upvit_core.distillation import Distillation, distill, make_accelerator
 from upvit_core.errors import RunError
 from upvit_core.evaluation import Evaluation, predict, score_logits
+from upvit_core.micro_batches import is_out_of_memory
 from upvit_core.models.checkpoint import build_model, save_model
 from upvit_core.profiling.throughput import Throughput, compare, measure
 from upvit_core.recipe import evaluation_steps
@@ -28,6 +30,7 @@ from upvit_core.training_batches import TrainingBatches, batch_source
 EVAL_BATCH = {"cpu": 250, "cuda": 500}
 SPEED_BATCH = {"cpu": 32, "cuda": 128}
 SPEED_SECONDS = 4.0
+Measured = TypeVar("Measured")
 
 
 class Examiner:
@@ -98,12 +101,14 @@ def do_run(run: Run, control: Control) -> None:
         epochs=spec.epochs,
         num_classes=student.shape.num_classes,
         accelerator=accelerator,
+        say=control.note,
     )
     examiner = Examiner(
         materials.teacher, materials.test, settings.eval_images, settings.seed, control, accelerator.device
     )
     control.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
     if saved is None:
+        job.parts = control.parts
         _first_rows(job, examiner, control)
     else:
         job.load_state_dict(saved)
@@ -162,18 +167,34 @@ def _first_rows(job: Distillation, examiner: Examiner, control: Control) -> None
     batch = next(iter(examiner.images.batches(SPEED_BATCH[device.type], indices=None, device=device)))[0]
     dtype = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[job.accelerator.mixed_precision]
     if job.teacher is None:
-        (speed,) = measure([job.student], batch, dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
+        (speed,) = _in_halves(
+            lambda images: measure([job.student], images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
+        )
         control.update(images_per_s=speed.images_per_s)
         control.stage("evaluating before training")
         _note(control, "start", job, examiner.evaluate(job.student), _speed(speed))
         return
-    speeds = compare(job.teacher, job.student, batch, dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
+    teacher_model, student = job.teacher, job.student
+    speeds = _in_halves(
+        lambda images: compare(teacher_model, student, images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
+    )
     control.stage("evaluating the teacher")
     teacher = examiner.teacher_result()
     control.row(_row("teacher", job, teacher) | _speed(speeds.first))
     control.update(teacher_top1=teacher.top1, images_per_s=speeds.second.images_per_s)
     control.stage("evaluating the student after surgery")
     _note(control, "surgery", job, examiner.evaluate(job.student), _speed(speeds.second) | {"speedup": speeds.ratio})
+
+
+def _in_halves(measure_on: Callable[[Tensor], Measured], batch: Tensor) -> Measured:
+    """With half the images, and half again, where memory runs out."""
+    while True:
+        try:
+            return measure_on(batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error) or len(batch) < 2:
+                raise
+        batch = batch[: len(batch) // 2]
 
 
 def _eval_row(job: Distillation, examiner: Examiner, control: Control) -> None:

@@ -92,7 +92,8 @@ class RunSpec(BaseModel):
 
 
 class RunState(BaseModel):
-    """Where a run stands; `error` is one sentence. Steps and epochs are done ones, seconds are of training alone.
+    """Where a run stands. Steps and epochs are done ones, seconds are of training alone; `error` is one sentence, why
+    it stopped, and `note` another, what is worth knowing though it goes on.
 
     `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
     boot, so that a reused pid is not mistaken for it. `position` counts from 1 in the queue of its device and is filled
@@ -120,6 +121,7 @@ class RunState(BaseModel):
     teacher_top1: float | None = None
     images_per_s: float | None = None
     error: str = ""
+    note: str = ""
     position: int | None = None
     turn: int = 0
 

@@ -23,8 +23,9 @@ from types import FrameType
 from typing import Any
 
 from upvit_core.errors import Cancelled, RunError, UPViTError
-from upvit_core.runs.devices import lease, lease_name
+from upvit_core.runs.devices import lease, lease_name, show_only
 from upvit_core.runs.files import read_lines, sweep_temporaries
+from upvit_core.runs.fit import fit
 from upvit_core.runs.folder import Run, read_state
 from upvit_core.runs.process import ProcessIdentity
 from upvit_core.runs.spec import RunState
@@ -49,6 +50,7 @@ class Control:
     def __init__(self, run: Run, state: RunState):
         self.run, self.state = run, state
         self.terminated = False
+        self.parts = 1  # in which a new run's batches are trained
         self._written = 0.0
         self._seen = {(row.get("phase"), row.get("step")) for row in read_lines(run.metrics)[0]}
 
@@ -81,6 +83,11 @@ class Control:
         self.log(name)
         self.update(now=True, stage=name)
 
+    def note(self, sentence: str) -> None:
+        """Something a person should know though the run goes on; the app shows it with the run."""
+        self.log(sentence)
+        self.update(now=True, note=sentence)
+
     def has_row(self, phase: str, step: int) -> bool:
         """Whether an earlier attempt wrote this row already; a run that goes on writes none twice."""
         return (phase, step) in self._seen
@@ -109,6 +116,17 @@ def device_held(control: Control, store: RunStore) -> Iterator[None]:
         time.sleep(QUEUE_POLL_SECONDS)
 
 
+def warn_of_memory(control: Control) -> None:
+    """Say so where the run will hardly fit. Raises RunError where the CPU has no room: Linux kills what tries."""
+    expected = fit(control.run.spec)
+    if expected is None or not expected.sentence:
+        return
+    if expected.parts is None and expected.device.name == "cpu":
+        raise RunError(expected.sentence)
+    control.note(expected.sentence)
+    control.parts = expected.parts or 1
+
+
 def sentence_of(error: BaseException, folder: Path) -> str:
     """One sentence for a person; the log has the rest."""
     if isinstance(error, UPViTError):
@@ -117,7 +135,7 @@ def sentence_of(error: BaseException, folder: Path) -> str:
     if full or (isinstance(error, RuntimeError) and "writ" in str(error) and disk_usage(folder).free < SPARE_BYTES):
         return "The disk is full; free some space and resume the run."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "The device ran out of memory; start again with a smaller batch_size."
+        return "The device ran out of memory; free memory on it, and resume the run."
     first = str(error).strip().splitlines()
     return f"Unexpected {type(error).__name__}{': ' + first[0] if first else ''}; the log has the details."
 
@@ -144,6 +162,8 @@ def work(run: Run, store: RunStore) -> RunState:
         with device_held(control, store):
             turn = store.next_turn(lease_name(run.spec.device))
             control.update(now=True, state="running", error="", turn=turn)
+            warn_of_memory(control)
+            show_only(run.spec.device)
             from upvit_core.runs.jobs import do_run
 
             do_run(run, control)

@@ -1,0 +1,79 @@
+"""Whether a run will fit its device, said before it starts. An estimate: what else uses the device may change."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from upvit_core.errors import UPViTError
+from upvit_core.models.shape import ModelShape
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.memory import TrainingMemory, estimate_training
+from upvit_core.runs.devices import Device, device_named
+from upvit_core.runs.spec import RunSpec
+
+DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo"
+GPU_OVERHEAD = 700 << 20  # CUDA's context and its libraries' workspaces
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Bytes that one step needs and those the device has free; `parts` in which the batch is trained, None: in none."""
+
+    memory: TrainingMemory
+    batch: int
+    needed: int
+    device: Device
+    parts: int | None
+
+    @property
+    def sentence(self) -> str:
+        """Empty where the run fits as it is."""
+        if self.parts == 1:
+            return ""
+        where = f"{self.device.label} has {gigabytes(self.device.free)} free (estimated)"
+        if self.parts is None:
+            least = self.needed - self.memory.total(self.batch) + self.memory.total(1)
+            return f"Even one image at a time needs {gigabytes(least)}, and {where}; choose another device."
+        return (
+            f"A batch of {self.batch} needs {gigabytes(self.needed)}, and {where}: it will be trained "
+            f"{-(-self.batch // self.parts)} images at a time, gradients added up."
+        )
+
+
+def gigabytes(amount: int) -> str:
+    return f"{amount / 2**30:.1f} GB" if amount >= 2**29 else f"{amount / 2**20:.0f} MB"
+
+
+def fit(spec: RunSpec, device: Device | None = None) -> Fit | None:
+    """What a run needs of its device; None where the shapes are not known without reading weights."""
+    device = device_named(spec.device) if device is None else device
+    shapes = shapes_of(spec)
+    if shapes is None or device is None:
+        return None
+    settings = spec.settings
+    on_gpu = device.name != "cpu"
+    low = settings.amp in ("bf16", "fp16") or (settings.amp == "auto" and on_gpu)
+    memory = estimate_training(*shapes, dtype="bfloat16" if low else "float32", averaged=settings.ema_decay > 0)
+    overhead = GPU_OVERHEAD if on_gpu else 0
+    needed = memory.total(settings.batch_size) + overhead
+    return Fit(
+        memory, settings.batch_size, needed, device, memory.parts_for(device.free - overhead, settings.batch_size)
+    )
+
+
+def shapes_of(spec: RunSpec) -> tuple[ModelShape, ModelShape] | None:
+    """Shapes of teacher and student, from the plan or from their folders."""
+    try:
+        if spec.plan is not None:
+            plan = PruningPlan.from_json(json.dumps(spec.plan))
+            return plan.shape_before, plan.shape_after
+        teacher = DEMO if spec.teacher == "demo" else Path(spec.teacher.partition("#")[0])
+        return _folder_shape(teacher), _folder_shape(Path(str(spec.student)))
+    except (UPViTError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _folder_shape(folder: Path) -> ModelShape:
+    return ModelShape.from_dict(json.loads((folder / "config.json").read_text(encoding="utf-8"))["upvit_shape"])
