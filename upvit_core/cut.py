@@ -32,6 +32,8 @@ def cut(
     `stats`: what `gather` found on the same proxy images, where that is known already.
     Raises PlanError where images are needed and `data` is not given.
     """
+    if repair and loaded.shape.family != "vit":
+        raise PlanError(f"Repair is defined for plain ViTs; cut {loaded.name} without it, and distil.")
     if plan.basis == "channels" and not repair:
         return prune(loaded.model, loaded.shape, plan)
     if data is None:

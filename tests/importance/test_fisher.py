@@ -44,7 +44,7 @@ def test_removal_form_takes_the_exact_change_of_one_layer_norm() -> None:
     model, shape = tiny()
     x = images(3)
     state = adapt(model, shape).sensitivities(x)
-    stream, out, weight, bias, eps = state.norm_sites["residual"][2]
+    stream, out, weight, bias, eps, _ = state.norm_sites["residual"][2]
     from upvit_core.importance.fisher import _SiteRemoval
 
     gradient = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

@@ -34,6 +34,12 @@ app = typer.Typer()
 class Preset(StrEnum):
     DEIT_SMALL = "deit_small"
     DEIT_TINY = "deit_tiny"
+    PVT_V2_B0 = "pvt_v2_b0"
+    PVT_V2_B1 = "pvt_v2_b1"
+    PVT_V2_B2 = "pvt_v2_b2"
+    PVT_V2_B3 = "pvt_v2_b3"
+    PVT_V2_B4 = "pvt_v2_b4"
+    PVT_V2_B5 = "pvt_v2_b5"
 
 
 class AllocationName(StrEnum):
@@ -68,6 +74,9 @@ def plan(
     residual: Annotated[float, typer.Option(help="share of residual channels removed")] = 0.0,
     attention: Annotated[float, typer.Option(help="share of attention channels removed")] = 0.0,
     ffn: Annotated[float, typer.Option(help="share of FFN channels removed")] = 0.0,
+    reduction: Annotated[
+        float | None, typer.Option(help="share of spatial reductions' channels removed; default: the residual's")
+    ] = None,
     heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None,
     preset: Annotated[Preset | None, typer.Option(help="widths of a stock model")] = None,
     basis: Annotated[Basis, typer.Option(help="what is removed: channels (UP-ViT), or directions")] = Basis.CHANNELS,
@@ -112,7 +121,10 @@ def plan(
             allocation=(allocation or AllocationName.UNIFORM).value, basis=basis.value,  # type: ignore[arg-type]
         )  # fmt: skip
     else:
-        made = plan_uniform(record, residual=residual, attention=attention, ffn=ffn, heads=heads, basis=basis.value)
+        made = plan_uniform(
+            record, residual=residual, attention=attention, ffn=ffn, reduction=reduction, heads=heads,
+            basis=basis.value,
+        )  # fmt: skip
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.planning.blocks import plan_depth
 

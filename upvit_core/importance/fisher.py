@@ -20,7 +20,7 @@ from torch import Tensor
 
 from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, autocast, frozen, silent
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.adapter import Adapter
+from upvit_core.models.adapter import Adapter, NormSite
 
 Directions = Literal["eigenvectors", "all", "labels"]
 
@@ -79,7 +79,7 @@ class Fisher:
         with torch.no_grad():
             exact = self.residual == "removal"
             sites = {
-                key: [_SiteRemoval(*site, exact=exact) for site in group] for key, group in state.norm_sites.items()
+                key: [_SiteRemoval(site, exact=exact) for site in group] for key, group in state.norm_sites.items()
             }
         for s, direction in enumerate(outputs):
             gradients = torch.autograd.grad(state.logits, wanted, direction, retain_graph=s + 1 < len(outputs))
@@ -125,7 +125,8 @@ class _SiteRemoval:
     σ'² = (D/(D-1)) (v - (x_c - μ)²/(D-1)) + ε, where σ² = v + ε; the output of c itself becomes 0.
     """
 
-    def __init__(self, x: Tensor, out: Tensor, weight: Tensor, bias: Tensor, eps: float, *, exact: bool):
+    def __init__(self, site: NormSite, *, exact: bool):
+        x, out, weight, bias, eps, writes = site
         D = x.shape[-1]
         mean = x.mean(-1, keepdim=True)
         centred = x - mean
@@ -139,7 +140,9 @@ class _SiteRemoval:
             self.gain = ratio - 1
             self.shift = self.normed * ratio / (D - 1)
             # Output that c would have had after the removal, which is subtracted since c is gone.
-            self.own = self.normed * ratio * (D / (D - 1)) * weight + bias
+            # Where the output is the stream itself, that value is not read: the sites that follow leave c out anyway.
+            own = self.normed * ratio * (D / (D - 1)) * weight + bias
+            self.own = self.gain * self.normed * weight + self.shift * weight if writes else own
         else:
             self.gain = (self.normed.square() - variance / sigma.square()) / (2 * D)
             self.shift = self.normed / D

@@ -18,22 +18,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from upvit_core.models.layout import layout
 from upvit_core.models.shape import ModelShape
 
-NormSite = tuple[Tensor, Tensor, Tensor, Tensor, float]
+
+class NormSite(NamedTuple):
+    """A LayerNorm in a forward pass; `writes`: its output is the stream itself, which other sites read."""
+
+    input: Tensor
+    output: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+    writes: bool = False
 
 
 @dataclass(frozen=True)
 class Sensitivities:
     """Differentiable intermediates of one forward pass, from which gradients by channel masks follow in closed form.
 
-    `norm_sites` maps a score key to (input, output, weight, bias, eps) of every LayerNorm over its channels, which
-    their removal narrows; `activations` maps the other keys to the tensors (B, ..., channels) that a mask multiplies.
+    `norm_sites` maps a score key to every LayerNorm over its channels, which their removal narrows; `activations` maps
+    the other keys to the tensors (B, ..., channels) that a mask multiplies.
     """
 
     logits: Tensor

@@ -1,7 +1,8 @@
-"""Between a `ModelShape` and a live timm Vision Transformer: build one of any shape, read the shape of one.
+"""Between a `ModelShape` and a live timm model: build one of any shape, read the shape of one.
 
-Uneven widths are timm's own modules too: `Attention` takes its head width, `Mlp` its hidden width, so every model is
-run by timm's code. What no `ModelShape` can say is refused by name rather than dropped.
+Here Vision Transformers; `pvt_build` has the pyramids. Uneven widths are timm's own modules too: `Attention` takes its
+head width, `Mlp` its hidden width, so every ViT is run by timm's code. What no `ModelShape` can say is refused by name
+rather than dropped.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.layout import layout
+from upvit_core.models.pvt_build import build_pvt, shape_of_pvt
 from upvit_core.models.shape import BlockShape, ModelShape
 
 INIT_VALUES = 1e-5
@@ -43,8 +46,13 @@ def build_model(
 ) -> nn.Module:
     """A fresh timm model of any shape, in training mode, its weights drawn by `seed` (global RNG untouched).
 
-    `weight_init` is timm's (`""`, `"jax"`, …). On the device `"meta"` nothing is drawn or stored.
+    `weight_init` is timm's (`""`, `"jax"`, …), for Vision Transformers. On the device `"meta"` nothing is drawn or
+    stored.
     """
+    if shape.family == "pvt_v2":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_pvt(shape, drop_path_rate=drop_path_rate, device=device)
     stock = shape.is_uniform
     arguments: dict[str, Any] = {
         "img_size": shape.img_size,
@@ -93,15 +101,17 @@ def mlp_ratio(hidden: int, width: int) -> float:
 
 
 def shape_of(model: nn.Module, name: str = "model") -> ModelShape:
-    """Shape of a live timm ViT or DeiT.
+    """Shape of a live timm ViT, DeiT or PVTv2.
 
     Raises UnsupportedModelError, naming the part, where the model has anything that a `ModelShape` cannot say.
     """
     vit: Any = model
+    if type(model) is PyramidVisionTransformerV2:
+        return shape_of_pvt(model, name)
     if type(model) not in (VisionTransformer, VisionTransformerDistilled):
         raise UnsupportedModelError(
-            f"{name} is a {type(model).__name__}, not a plain Vision Transformer; give a ViT or DeiT of timm's classes "
-            "VisionTransformer or VisionTransformerDistilled."
+            f"{name} is a {type(model).__name__}, not a plain Vision Transformer; give a ViT, DeiT or PVTv2 of timm's "
+            "classes VisionTransformer, VisionTransformerDistilled or PyramidVisionTransformerV2."
         )
     distilled = type(model) is VisionTransformerDistilled
 

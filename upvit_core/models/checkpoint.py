@@ -1,4 +1,4 @@
-"""Read any accepted checkpoint into a timm Vision Transformer, and write folders that stock timm opens too."""
+"""Read any accepted checkpoint into a timm model, and write folders that stock timm opens too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -32,14 +32,16 @@ from upvit_core.models.config import (
 from upvit_core.models.files import SUFFIXES, load_state_dict_file, reason
 from upvit_core.models.hub import fetch
 from upvit_core.models.keys import to_timm_names
-from upvit_core.models.shape import ModelShape
+from upvit_core.models.pvt_build import shape_of_pvt_tensors
+from upvit_core.models.resize import at_size
+from upvit_core.models.shape import ModelShape, PvtVariant, pvt_shape
 from upvit_core.models.tensors import check_tensors, digest_of, heads_of, shape_of_tensors
 
 __all__ = ["LoadedModel", "build_model", "load_model", "load_state_dict_file", "save_model", "shape_of"]
 
 DEMO_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "demo"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-HeadCountSource = Literal["config", "assumed head width 64", "given"]
+HeadCountSource = Literal["config", "assumed head width 64", "assumed 1, 2, 5, 8", "given"]
 
 
 @dataclass(frozen=True)
@@ -79,11 +81,14 @@ def load_model(
     pretrained: bool = True,
     device: torch.device | str = "cpu",
     seed: int = 0,
+    img_size: int | tuple[int, int] | None = None,
 ) -> LoadedModel:
     """Open `demo`, a folder, a file, `hf-hub:owner/name`, or a timm model name.
 
-    `num_heads` overrides the head count, which no tensor holds. With `pretrained=False` a timm name gets random weights
-    drawn by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence; no code from a file is run.
+    `num_heads` overrides the head count, which no tensor holds; `img_size` (height, width, or both) the size of the
+    images: a position embedding is then resampled by timm, bicubic. With `pretrained=False` a timm name gets random
+    weights drawn by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence; no code from a file is
+    run.
     """
     text = str(source).strip()
     opened = _open(text, num_heads, pretrained)
@@ -95,6 +100,10 @@ def load_model(
             for index, block in enumerate(shape.blocks)
         )
         shape, head_count_source = replace(shape, blocks=blocks), "given"
+    if img_size is not None:
+        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        tensors, shape = at_size(opened.tensors, shape, (size[0], size[1]))
+        opened = replace(opened, tensors=tensors)
     cfg = complete_cfg(opened.cfg, shape)
     if opened.tensors is None:
         model, digest = build_model(shape, seed=seed), ""
@@ -180,14 +189,16 @@ def _describe(path: Path, config: ModelConfig, num_heads: int | None, name: str)
             head_count_source = "assumed head width 64" if num_heads is None else "given"
         elif num_heads is not None:
             head_count_source = "given"
-        alone = 1e-6 if flavour == "timm" else 1e-12  # transformers' default
-        shape = shape_of_tensors(
-            tensors,
-            str(path),
-            heads=config.heads if num_heads is None else num_heads,
-            img_size=config.img_size,
-            norm_eps=alone if config.norm_eps is None else config.norm_eps,
-        )
+        alone = 1e-12 if flavour in ("vit", "deit") else 1e-6  # transformers' default
+        eps = alone if config.norm_eps is None else config.norm_eps
+        heads = config.heads if num_heads is None else num_heads
+        if flavour == "pvt":
+            shape, assumed = shape_of_pvt_tensors(
+                tensors, str(path), heads=heads, img_size=config.img_size, norm_eps=eps
+            )
+            head_count_source = "assumed 1, 2, 5, 8" if assumed else head_count_source
+        else:
+            shape = shape_of_tensors(tensors, str(path), heads=heads, img_size=config.img_size, norm_eps=eps)
         cfg = cfg or HF_CFG[flavour]
     return _Opened(tensors, shape, head_count_source, cfg, config.class_names, config.name or _human_name(name, shape))
 
@@ -238,6 +249,10 @@ def _human_name(name: str, shape: ModelShape) -> str:
         if shape.is_uniform and (shape.embed_dim, shape.depth) == (width, 12):
             pixels = f" {shape.img_size[0]}" if shape.img_size != (224, 224) else ""
             return f"DeiT-{letter}{' distilled' if shape.distilled else ''}{pixels}"
+    if match := re.match(r"pvt_v2_(b[0-5])(?![a-z0-9])", last):
+        stock = pvt_shape(cast(PvtVariant, match[1]))
+        if (shape.embed_dims, shape.depths) == (stock.embed_dims, stock.depths):
+            return f"PVTv2-{match[1].upper()}"
     return last
 
 

@@ -13,12 +13,13 @@ import timm
 from timm.models import PretrainedCfg
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.models import pvt_build
 from upvit_core.models.build import INIT_VALUES, mlp_ratio, shape_of
 from upvit_core.models.files import reason
 from upvit_core.models.keys import Flavour
-from upvit_core.models.shape import ModelShape, deit_shape
+from upvit_core.models.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
 
-TIMM_MODULES = ("vision_transformer", "deit")
+TIMM_MODULES = ("vision_transformer", "deit", "pvt_v2")
 UNEVEN = "upvit_uneven"
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load")
 CFG_FIELDS = {field.name for field in dataclasses.fields(PretrainedCfg)}
@@ -33,6 +34,7 @@ DEIT_CFG: dict[str, Any] = {
 HF_CFG: dict[Flavour, dict[str, Any]] = {
     "timm": DEIT_CFG,
     "deit": {**DEIT_CFG, "crop_pct": 0.875},
+    "pvt": DEIT_CFG,
     "vit": {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
 }
 
@@ -166,8 +168,8 @@ def require_vit_name(architecture: str) -> None:
     module = timm.model_entrypoint(bare).__module__.rsplit(".", 1)[-1]
     if module not in TIMM_MODULES:
         raise UnsupportedModelError(
-            f"{architecture} is not a Vision Transformer that is understood (timm defines it in {module}); give a ViT "
-            "or DeiT, for example deit_small_patch16_224."
+            f"{architecture} is not a Vision Transformer that is understood (timm defines it in {module}); give a ViT, "
+            "DeiT or PVTv2, for example deit_small_patch16_224 or pvt_v2_b1."
         )
 
 
@@ -191,7 +193,7 @@ def complete_cfg(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[st
         ) from error
     return cfg | {
         "input_size": (shape.in_chans, *shape.img_size),
-        "fixed_input_size": True,
+        "fixed_input_size": not shape.stages,
         "num_classes": shape.num_classes,
         "pool_size": None,
         "first_conv": "patch_embed.proj",
@@ -206,18 +208,19 @@ def timm_config(
 
     Where no stock timm model has such widths, the architecture is one that timm says it does not know.
     """
-    wanted = _timm_arguments(shape)
-    bases = [deit_shape(variant, distilled=shape.distilled) for variant in ("tiny", "small", "base")]
-    base = next((base for base in bases if _timm_arguments(base) == wanted), bases[0])
-    model_args = {key: value for key, value in wanted.items() if value != _timm_arguments(base)[key]}
+    uniform = shape.is_uniform
+    wanted = _timm_arguments(shape) if uniform else {}
+    bases = {base.name: _timm_arguments(base) for base in _bases(shape)}
+    base = next((name for name, arguments in bases.items() if arguments == wanted), next(iter(bases)))
+    model_args = {key: value for key, value in wanted.items() if value != bases[base][key]}
     cfg = complete_cfg(pretrained_cfg, shape)
     values = {
-        "architecture": base.name if shape.is_uniform else UNEVEN,
+        "architecture": base if uniform else UNEVEN,
         "num_classes": shape.num_classes,
         "num_features": shape.embed_dim,
-        "global_pool": wanted["global_pool"],
+        "global_pool": "token" if shape.head_tokens else "avg",
         "label_names": list(class_names) if class_names else None,
-        "model_args": model_args if shape.is_uniform else None,
+        "model_args": model_args,
         "pretrained_cfg": {key: value for key, value in cfg.items() if not key.startswith("label_")},
         "upvit_name": name,
         "upvit_shape": replace(shape, name=name).to_dict(),
@@ -225,7 +228,16 @@ def timm_config(
     return {key: value for key, value in values.items() if value not in (None, {})}
 
 
+def _bases(shape: ModelShape) -> list[ModelShape]:
+    """Shapes that timm has a name for, of this one's kind."""
+    if shape.family == "pvt_v2":
+        return [pvt_shape(variant) for variant in PVT_VARIANTS]
+    return [deit_shape(variant, distilled=shape.distilled) for variant in ("tiny", "small", "base")]
+
+
 def _timm_arguments(shape: ModelShape) -> dict[str, Any]:
+    if shape.family == "pvt_v2":
+        return pvt_build.timm_arguments(shape)
     block = shape.blocks[0]
     average = not shape.head_tokens
     return {

@@ -1,4 +1,5 @@
-"""Translate a checkpoint's tensor names to timm's: prefixes, DeiT III's layer scale, Hugging Face's ViT and DeiT.
+"""Translate a checkpoint's tensor names to timm's: prefixes, DeiT III's layer scale, the PVTv2 authors'
+own, Hugging Face's ViT and DeiT.
 
 Hugging Face `transformers` keeps query, key and value apart (timm stacks them) and has two generations of names. Its
 `DeiTForImageClassification` has a distillation token that no head reads: to timm that is a register token.
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor
 
 from upvit_core.errors import CheckpointError
+from upvit_core.models.pvt_build import from_authors, is_pvt
 from upvit_core.models.tensors import listed
 
-Flavour = Literal["timm", "vit", "deit"]
+Flavour = Literal["timm", "vit", "deit", "pvt"]
 PREFIXES = ("module.", "_orig_mod.", "model.")
 HF_MARK = "embeddings.patch_embeddings.projection.weight"
 HF_BLOCK = r"^(?:encoder\.layer|layers)\.(\d+)\."
@@ -47,6 +49,8 @@ def to_timm_names(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str,
         renamed = {key.removeprefix(prefix): tensor for key, tensor in renamed.items()}
     if any(key.endswith(HF_MARK) for key in renamed):
         return _from_transformers(renamed, source)
+    if is_pvt(renamed):
+        return from_authors(renamed), "pvt"
     return {re.sub(r"\.gamma_([12])$", r".ls\1.gamma", key): tensor for key, tensor in renamed.items()}, "timm"
 
 

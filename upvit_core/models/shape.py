@@ -264,3 +264,41 @@ def deit_shape(variant: Literal["base", "small", "tiny"], *, distilled: bool = F
         head_tokens=1 + distilled,
         distilled=distilled,
     )
+
+
+PvtVariant = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
+PVT_VARIANTS: dict[PvtVariant, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "b0": ((2, 2, 2, 2), (32, 64, 160, 256), (8, 8, 4, 4)),
+    "b1": ((2, 2, 2, 2), (64, 128, 320, 512), (8, 8, 4, 4)),
+    "b2": ((3, 4, 6, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
+    "b3": ((3, 4, 18, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
+    "b4": ((3, 8, 27, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
+    "b5": ((3, 6, 40, 3), (64, 128, 320, 512), (4, 4, 4, 4)),
+}
+"""Depths, residual widths and FFN ratios of the stages of PVTv2."""
+
+
+def pvt_shape(
+    variant: PvtVariant, *, img_size: tuple[int, int] = (224, 224), in_chans: int = 3, num_classes: int = 1000
+) -> ModelShape:
+    """Shape of timm's pvt_v2_b0 … b5."""
+    depths, dims, ratios = PVT_VARIANTS[variant]
+    stages, blocks = [], []
+    for stage, (depth, dim, ratio) in enumerate(zip(depths, dims, ratios, strict=True)):
+        reduction = (8, 4, 2, 1)[stage]
+        stages.append(StageShape(dim, depth, 3 if stage else 7, 2 if stage else 4, reduction))
+        blocks += [BlockShape((1, 2, 5, 8)[stage], dim, ratio * dim, dim if reduction > 1 else 0)] * depth
+    return ModelShape(
+        name=f"pvt_v2_{variant}",
+        embed_dim=dims[-1],
+        blocks=tuple(blocks),
+        img_size=img_size,
+        patch_size=(4, 4),
+        in_chans=in_chans,
+        num_classes=num_classes,
+        num_prefix_tokens=0,
+        head_tokens=0,
+        class_token=False,
+        family="pvt_v2",
+        stages=tuple(stages),
+    )

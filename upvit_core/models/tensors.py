@@ -19,6 +19,7 @@ from upvit_core.models.build import expected_tensors
 from upvit_core.models.shape import BlockShape, ModelShape
 
 ASSUMED_HEAD_DIM = 64
+KINDS = {"vit": "ViT", "pvt_v2": "PVTv2"}
 SHOWN = 4
 FOREIGN_PARTS = (
     (r"\.attn\.[qk]_norm\.", "normalised queries and keys"),
@@ -167,10 +168,12 @@ def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str)
     missing = [key for key in expected if key not in tensors]
     surplus = [key for key in tensors if key not in expected]
     if missing or surplus:
-        refuse_foreign_parts({key: tensors[key] for key in surplus}, source)
+        if shape.family == "vit":
+            refuse_foreign_parts({key: tensors[key] for key in surplus}, source)
         problems = [f"misses {listed(missing)}"] * bool(missing) + [f"has surplus {listed(surplus)}"] * bool(surplus)
         raise CheckpointError(
-            f"{source} {' and '.join(problems)}, against a ViT of {shape.depth} blocks and width {shape.embed_dim}; "
+            f"{source} {' and '.join(problems)}, against a {KINDS[shape.family]} of {shape.depth} blocks and width "
+            f"{', '.join(map(str, shape.embed_dims))}; "
             "give a complete checkpoint of one classifier."
         )
     for key, wanted in expected.items():

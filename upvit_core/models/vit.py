@@ -198,7 +198,7 @@ class ViTAdapter:
             if not isinstance(layer, nn.LayerNorm):
                 return x
             out = layer(x)
-            sites.append((x.detach(), out, layer.weight, layer.bias, layer.eps))
+            sites.append(NormSite(x.detach(), out, layer.weight, layer.bias, layer.eps))
             return out
 
         x = self.embed(images).detach().requires_grad_()

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from upvit_core.errors import PlanError
 from upvit_core.importance.block_removals import BlockRemovals
-from upvit_core.models.shape import BlockShape, ModelShape
+from upvit_core.models.shape import ModelShape
 from upvit_core.planning.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 
 Pair = tuple[int, int]
@@ -47,8 +47,10 @@ def pairs_at(removals: BlockRemovals, depth: int) -> tuple[Pair, ...]:
 
 def shape_at(shape: ModelShape, pairs: Sequence[Pair]) -> ModelShape:
     """Shape of the model that keeps these blocks at their widths."""
-    blocks = (BlockShape(shape.blocks[a].num_heads, shape.blocks[a].attention, shape.blocks[f].ffn) for a, f in pairs)
-    return replace(shape, blocks=tuple(blocks))
+    blocks = tuple(replace(shape.blocks[a], ffn=shape.blocks[f].ffn) for a, f in pairs)
+    held = [shape.stage_of(a) for a, _ in pairs]
+    stages = tuple(replace(stage, depth=held.count(number)) for number, stage in enumerate(shape.stages))
+    return replace(shape, blocks=blocks, stages=stages)
 
 
 def digest_at(removals: BlockRemovals, depth: int) -> str:
@@ -68,6 +70,7 @@ def plan_depth_only(removals: BlockRemovals, depth: int) -> PruningPlan:
             attention=KeptAttention(heads=shape.blocks[a].num_heads, keep=tuple(range(shape.blocks[a].attention))),
             ffn=Kept(keep=tuple(range(shape.blocks[f].ffn))),
             ffn_source=f if f != a else None,
+            reduction=Kept(keep=tuple(range(shape.blocks[a].reduction))) if shape.blocks[a].reduction else None,
         )
         for a, f in pairs_at(removals, depth)
     )
@@ -75,7 +78,8 @@ def plan_depth_only(removals: BlockRemovals, depth: int) -> PruningPlan:
         model=removals.model,
         model_digest=removals.model_digest,
         source_shape=shape.to_dict(),
-        residual=Kept(keep=tuple(range(shape.embed_dim))),
+        residual=Kept(keep=tuple(range(shape.embed_dims[0]))),
+        later_residuals=tuple(Kept(keep=tuple(range(width))) for width in shape.embed_dims[1:]),
         blocks=blocks,
         requested=_requested(removals, depth, "depth only"),
     )
@@ -123,7 +127,7 @@ def plan_depth(plan: PruningPlan, removals: BlockRemovals, depth: int) -> Prunin
 
 
 def _same(a: ModelShape, b: ModelShape) -> bool:
-    return (a.embed_dim, a.blocks) == (b.embed_dim, b.blocks)
+    return (a.embed_dims, a.depths, a.blocks) == (b.embed_dims, b.depths, b.blocks)
 
 
 def _requested(removals: BlockRemovals, depth: int, order: str) -> dict[str, object]:
@@ -141,6 +145,7 @@ def _reordered(
             "attention": blocks[a].attention.model_dump(),
             "ffn": blocks[f].ffn.model_dump(),
             "ffn_source": f if f != a else None,
+            "reduction": None if (reduction := blocks[a].reduction) is None else reduction.model_dump(),
         }
         for a, f in pairs
     ]

@@ -93,6 +93,11 @@ def removal_curves(scores: ImportanceScores, *, heads: int | Sequence[int] | Non
     if round_to < 1:
         raise PlanError(f"Widths can be rounded to multiples of 1, 8 or 16, not of {round_to}.")
     shape = scores.shape
+    if shape.stages:
+        raise PlanError(
+            f"{shape.name} has stages, for which only equal ratios are defined; give --residual, --attention, --ffn "
+            "and --reduction, or a preset."
+        )
     chosen = resolve_heads(shape, heads)
     images = max(scores.images, 1)
     return Curves(
@@ -115,8 +120,5 @@ def predicted_loss(scores: ImportanceScores, plan: PruningPlan) -> float:
     """Sum of the scores of all that a plan removes, in nats an image: the predicted KL, where scores are in nats."""
     lost = {key: np.maximum(values, 0) for key, values in scores.values.items()}
     total = sum(float(values.sum()) for values in lost.values())
-    total -= float(lost["residual"][list(plan.residual.keep)].sum())
-    for block in plan.blocks:
-        total -= float(lost[f"attention.{block.source}"][list(block.attention.keep)].sum())
-        total -= float(lost[f"ffn.{block.ffn_block}"][list(block.ffn.keep)].sum())
+    total -= sum(float(values[list(plan.kept(key))].sum()) for key, values in lost.items())
     return max(total, 0.0) / max(scores.images, 1)

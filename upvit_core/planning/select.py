@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import ModelShape, deit_shape
+from upvit_core.models.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
 from upvit_core.planning.heads import common_head_counts, keep_best, keep_in_merged_heads
 from upvit_core.planning.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 
-PRESETS = {"deit_small": deit_shape("small"), "deit_tiny": deit_shape("tiny")}
+PRESETS = {
+    "deit_small": deit_shape("small"),
+    "deit_tiny": deit_shape("tiny"),
+    **{f"pvt_v2_{variant}": pvt_shape(variant) for variant in PVT_VARIANTS},
+}
 
 
 def kept_channels(width: int, pruning_ratio: float, multiple_of: int = 1, *, snap: bool = False) -> int:
@@ -43,34 +48,44 @@ def plan_uniform(
     residual: float = 0.0,
     attention: float = 0.0,
     ffn: float = 0.0,
+    reduction: float | None = None,
     heads: int | None = None,
     snap: bool = False,
     basis: str = "channels",
 ) -> PruningPlan:
-    """The same pruning ratio in every block; `heads` merges every block's heads (None leaves them as they are).
+    """The same pruning ratio in every block and stage; `heads` merges every block's heads (None: as they are).
 
-    Raises PlanError for a ratio outside [0, 1), heads that do not divide, or widths that heads do not divide.
+    `reduction` is the ratio of spatial reductions, where the model has them (None: the residual's, as stock timm
+    builds). Raises PlanError for a ratio outside [0, 1), heads that do not divide, or widths that heads do not divide.
     """
     shape = scores.shape
     target = heads if heads is not None else shape.num_heads
     if target is not None and target not in common_head_counts(shape.blocks):
         options = ", ".join(str(n) for n in common_head_counts(shape.blocks))
         raise PlanError(f"The heads of {shape.name} cannot be merged into {target}; choose one of {options}.")
-    width = kept_channels(shape.embed_dim, residual, target or 1, snap=snap)
-    widths = [
-        (
-            target or block.num_heads,
-            kept_channels(block.attention, attention, target or block.num_heads, snap=snap),
-            kept_channels(block.ffn, ffn, snap=snap),
-        )
-        for block in shape.blocks
-    ]
-    requested = {"residual": residual, "attention": attention, "ffn": ffn, "heads": heads, "allocation": "uniform"}
-    return plan_widths(scores, width, widths, requested=requested, basis=basis)
+    if reduction is not None and "reduction" not in shape.components:
+        raise PlanError(f"{shape.name} has no spatial reduction to cut; leave its ratio out.")
+    counts = {b: target or block.num_heads for b, block in enumerate(shape.blocks)}
+    ratios: dict[str, float] = {"residual": residual, "attention": attention, "ffn": ffn,
+                                "reduction": residual if reduction is None else reduction}  # fmt: skip
+    widths = {}
+    for group in shape.groups:
+        # As stock timm builds, a residual is as wide as the attention of its blocks, whose heads divide it.
+        first = shape.first_block(group.place) if group.component == "residual" else group.place
+        shared = group.component == "reduction" and reduction is None
+        multiple = 1 if group.component == "ffn" or (group.component == "reduction" and not shared) else counts[first]
+        if group.component == "residual" and not shape.stages:
+            multiple = target or 1
+        widths[group.key] = kept_channels(group.width, ratios[group.component], multiple, snap=snap)
+    requested: dict[str, Any] = {"residual": residual, "attention": attention, "ffn": ffn, "heads": heads,
+                                 "allocation": "uniform"}  # fmt: skip
+    if reduction is not None:
+        requested["reduction"] = reduction
+    return plan_groups(scores, widths, counts, requested=requested, basis=basis)
 
 
 def plan_preset(scores: ImportanceScores, preset: str, *, basis: str = "channels") -> PruningPlan:
-    """Widths of a stock model, such as `deit_small`, of a model with the same depth.
+    """Widths of a stock model, such as `deit_small` or `pvt_v2_b0`, of a model with the same depth.
 
     Raises PlanError for an unknown preset, or one that is wider or deeper than the model.
     """
@@ -79,8 +94,9 @@ def plan_preset(scores: ImportanceScores, preset: str, *, basis: str = "channels
     if preset not in presets_for(scores.shape):
         raise PlanError(f"{scores.shape.name} cannot be cut to {preset}: its widths, heads or depth do not allow it.")
     target = PRESETS[preset]
-    widths = [(block.num_heads, block.attention, block.ffn) for block in target.blocks]
-    return plan_widths(scores, target.embed_dim, widths, requested={"preset": preset}, basis=basis)
+    widths = {group.key: group.width for group in target.groups}
+    heads = {b: block.num_heads for b, block in enumerate(target.blocks)}
+    return plan_groups(scores, widths, heads, requested={"preset": preset}, basis=basis)
 
 
 def presets_for(shape: ModelShape) -> tuple[str, ...]:
@@ -88,11 +104,12 @@ def presets_for(shape: ModelShape) -> tuple[str, ...]:
     return tuple(
         name
         for name, target in PRESETS.items()
-        if target.depth == shape.depth
+        if (target.family, target.depths) == (shape.family, shape.depths)
         and target.embed_dim < shape.embed_dim
+        and [group.key for group in target.groups] == [group.key for group in shape.groups]
         and all(
-            own.num_heads % new.num_heads == 0 and new.attention <= own.attention and new.ffn <= own.ffn
-            for own, new in zip(shape.blocks, target.blocks, strict=True)
+            own.heads % new.heads == 0 and new.width <= own.width
+            for own, new in zip(shape.groups, target.groups, strict=True)
         )
     )
 
@@ -105,36 +122,66 @@ def plan_widths(
     requested: dict[str, Any],
     basis: str = "channels",
 ) -> PruningPlan:
-    """The best channels for given widths; `blocks` holds (heads, attention channels, ffn channels) of every block.
+    """The best channels for given widths of a model without stages, as `plan_groups` chooses them.
+
+    `blocks` holds (heads, attention channels, ffn channels) of every block.
+    """
+    widths = {"residual": embed_dim}
+    for b, (_, attention, ffn) in enumerate(blocks):
+        widths |= {f"attention.{b}": attention, f"ffn.{b}": ffn}
+    heads = {b: count for b, (count, _, _) in enumerate(blocks)}
+    return plan_groups(scores, widths, heads, requested=requested, basis=basis)
+
+
+def plan_groups(
+    scores: ImportanceScores,
+    widths: Mapping[str, int],
+    heads: Mapping[int, int],
+    *,
+    requested: dict[str, Any],
+    basis: str = "channels",
+) -> PruningPlan:
+    """The best channels for given widths by key and heads by block.
 
     With basis "directions" and scores of channels, the leading directions stay: they come ordered by importance.
 
-    Raises PlanError where scores of directions are to give a plan of channels.
+    Raises PlanError where scores of directions are to give a plan of channels, or the model has no directions.
     """
+    shape = scores.shape
     if scores.basis == "directions" != basis:
         raise PlanError("These are scores of directions; plan with basis=directions, or score channels.")
+    if basis == "directions" and shape.family != "vit":
+        raise PlanError(f"Directions are defined for plain ViTs; {shape.name} is cut by channels.")
     leading = basis == "directions" and scores.basis == "channels"
-    chosen = []
-    for b, (heads, attention, ffn) in enumerate(blocks):
-        own = scores.shape.blocks[b]
-        values = -np.arange(own.attention, dtype=float) if leading else scores.attention(b)
-        keep = keep_in_merged_heads(values, own.num_heads, heads, attention)
-        chosen.append(
-            BlockPlan(
-                source=b,
-                attention=KeptAttention(heads=heads, keep=tuple(keep.tolist())),
-                ffn=Kept(keep=tuple(keep_best(scores.ffn(b), ffn).tolist())),
-            )
-        )
-    residual = np.arange(embed_dim) if leading else keep_best(scores.residual, embed_dim)
+
+    def best(key: str) -> tuple[int, ...]:
+        component, _, place = key.partition(".")
+        values = scores.values[key]
+        if leading and component in ("residual", "attention"):
+            values = -np.arange(len(values), dtype=float)
+        if component == "attention":
+            own = shape.blocks[int(place)].num_heads
+            return tuple(keep_in_merged_heads(values, own, heads[int(place)], widths[key]).tolist())
+        return tuple(keep_best(values, widths[key]).tolist())
+
+    residuals = [Kept(keep=best(group.key)) for group in shape.groups_of("residual")]
     return PruningPlan(
         model=scores.model,
         model_digest=scores.model_digest,
         scores_digest=scores.digest,
         criterion=scores.criterion,
         basis="directions" if basis == "directions" else "channels",
-        source_shape=scores.shape.to_dict(),
-        residual=Kept(keep=tuple(residual.tolist())),
-        blocks=tuple(chosen),
+        source_shape=shape.to_dict(),
+        residual=residuals[0],
+        later_residuals=tuple(residuals[1:]),
+        blocks=tuple(
+            BlockPlan(
+                source=b,
+                attention=KeptAttention(heads=heads[b], keep=best(f"attention.{b}")),
+                ffn=Kept(keep=best(f"ffn.{b}")),
+                reduction=Kept(keep=best(f"reduction.{b}")) if block.reduction else None,
+            )
+            for b, block in enumerate(shape.blocks)
+        ),
         requested=requested,
     )

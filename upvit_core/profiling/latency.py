@@ -207,6 +207,11 @@ class Latency:
     """
 
     def __init__(self, shape: ModelShape, batch: int, calibration: Calibration):
+        if shape.family != "vit":
+            raise CalibrationError(
+                f"The calibration times what plain ViTs are made of, and {shape.name} is none; measure it "
+                "(`profile --measure`)."
+            )
         if batch < 1:
             raise CalibrationError(f"A batch holds at least one image, not {batch}.")
         self._shape, self._batch, self._calibration = shape, batch, calibration

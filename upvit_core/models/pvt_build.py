@@ -1,0 +1,256 @@
+"""Between a `ModelShape` with stages and a live timm PVTv2: build one of any widths, read the shape of one.
+
+timm's attention knows one width for residual, attention and reduction; where a plan makes them differ, `Attention` here
+takes its place, with the same tensors under the same names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers.norm import LayerNorm
+from timm.models import pvt_v2
+from timm.models.pvt_v2 import MlpWithDepthwiseConv, OverlapPatchEmbed, PyramidVisionTransformerV2
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.models.layout import layout
+from upvit_core.models.shape import BlockShape, ModelShape, StageShape
+
+OPENINGS = ((7, 4), (3, 2))  # kernel and stride of the first patch embedding, and of the later ones
+INNER_EPS = 1e-5  # of the norms of patch embeddings and reductions, whatever the blocks' own
+USUAL_HEADS = (1, 2, 5, 8)
+
+
+class Attention(pvt_v2.Attention):
+    """timm's, with widths of its own for attention and for the reduction of keys and values."""
+
+    def __init__(self, dim: int, block: BlockShape, ratio: int, *, qkv_bias: bool, device: Any = None):
+        super().__init__(block.num_heads, block.num_heads, qkv_bias=qkv_bias, device=device)
+        self.dim, self.head_dim = dim, block.head_dim
+        self.scale = self.head_dim**-0.5
+        source = block.reduction or dim
+        self.q = nn.Linear(dim, block.attention, bias=qkv_bias, device=device)
+        self.kv = nn.Linear(source, 2 * block.attention, bias=qkv_bias, device=device)
+        self.proj = nn.Linear(block.attention, dim, device=device)
+        if block.reduction:
+            self.sr = nn.Conv2d(dim, source, kernel_size=ratio, stride=ratio, device=device)
+            self.norm = nn.LayerNorm(source, device=device)
+
+    def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:
+        """x: (B, N, D), of a map of `feat_size`."""
+        B, N, _ = x.shape
+        q = self.q(x).reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
+        if self.sr is not None:
+            x = self.sr(x.transpose(1, 2).reshape(B, self.dim, feat_size[0], feat_size[1])).flatten(2).transpose(1, 2)
+            x = self.norm(x)
+        k, v = self.kv(x).reshape(B, -1, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
+        return self.proj_drop(self.proj(out.transpose(1, 2).reshape(B, N, -1)))
+
+
+def timm_arguments(shape: ModelShape) -> dict[str, Any]:
+    """What timm's class takes for a uniform shape."""
+    firsts = [shape.blocks[shape.first_block(stage)] for stage in range(len(shape.stages))]
+    return {
+        "in_chans": shape.in_chans,
+        "depths": list(shape.depths),
+        "embed_dims": list(shape.embed_dims),
+        "num_heads": [block.num_heads for block in firsts],
+        "sr_ratios": [stage.reduction_ratio for stage in shape.stages],
+        "mlp_ratios": [
+            block.ffn // width if block.ffn % width == 0 else (block.ffn + 0.5) / width
+            for block, width in zip(firsts, shape.embed_dims, strict=True)
+        ],
+        "qkv_bias": shape.qkv_bias,
+    }
+
+
+def build_pvt(shape: ModelShape, *, drop_path_rate: float = 0.0, device: torch.device | str = "cpu") -> nn.Module:
+    """A fresh model in training mode, its weights drawn from the global generator."""
+    stock = shape.is_uniform
+    arguments = timm_arguments(shape)
+    if not stock:
+        arguments |= {"num_heads": [1] * len(shape.stages), "mlp_ratios": [1.0] * len(shape.stages)}
+    norm_layer: Any = partial(LayerNorm, eps=shape.norm_eps)
+    model: Any = PyramidVisionTransformerV2(
+        num_classes=shape.num_classes, drop_path_rate=drop_path_rate,
+        norm_layer=norm_layer, device=device, **arguments,
+    )  # fmt: skip
+    if not stock:
+        blocks = [(module, number) for number, stage in enumerate(model.stages) for module in stage.blocks]
+        for (module, number), block in zip(blocks, shape.blocks, strict=True):
+            stage = shape.stages[number]
+            module.attn = Attention(
+                stage.embed_dim, block, stage.reduction_ratio, qkv_bias=shape.qkv_bias, device=device
+            )
+            module.mlp = MlpWithDepthwiseConv(stage.embed_dim, block.ffn, device=device)
+        if torch.device(device).type != "meta":
+            model.apply(model._init_weights)
+    model.pretrained_cfg = {"input_size": (shape.in_chans, *shape.img_size)}  # no tensor tells it
+    built: nn.Module = model
+    return built
+
+
+def shape_of_pvt(model: nn.Module, name: str, img_size: tuple[int, int] | None = None) -> ModelShape:
+    """Shape of a live timm PVTv2; `img_size` defaults to its configuration's.
+
+    Raises UnsupportedModelError, naming the part, where the model has anything that a `ModelShape` cannot say.
+    """
+    pvt: Any = model
+
+    def refuse(part: str, found: object, wanted: str) -> None:
+        raise UnsupportedModelError(f"{name}: {part} is {found}, which is not understood; only {wanted} is.")
+
+    if pvt.num_classes == 0 or not isinstance(pvt.head, nn.Linear):
+        refuse("head", "absent", "a model with a classifier")
+    if pvt.global_pool != "avg":
+        refuse("global_pool", repr(pvt.global_pool), "'avg'")
+    stages, blocks, epsilons = [], [], {stage.norm.eps for stage in pvt.stages}
+    for number, stage in enumerate(pvt.stages):
+        opening: OverlapPatchEmbed = stage.downsample if number else pvt.patch_embed
+        kernel, stride = opening.proj.kernel_size[0], opening.proj.stride[0]
+        if (kernel, stride) != OPENINGS[min(number, 1)] or opening.norm.eps != INNER_EPS:
+            refuse(f"the patch embedding of stage {number}", f"{kernel} wide with stride {stride}", "timm's own")
+        ratios = set()
+        for index, block in enumerate(stage.blocks):
+            stem, attn = f"stages.{number}.blocks.{index}", block.attn
+            if attn.pool is not None:
+                refuse(f"{stem}.attn", "linear attention (pooled keys)", "attention with a strided reduction")
+            if type(attn) not in (pvt_v2.Attention, Attention) or type(block.mlp) is not MlpWithDepthwiseConv:
+                refuse(stem, f"{type(attn).__name__} with {type(block.mlp).__name__}", "timm's PVTv2 block")
+            if type(block.mlp.act) is not nn.GELU or block.mlp.act.approximate != "none":
+                refuse(f"{stem}.mlp.act", repr(block.mlp.act), "exact GELU")
+            epsilons |= {block.norm1.eps, block.norm2.eps}
+            ratios.add(1 if attn.sr is None else attn.sr.stride[0])
+            blocks.append(
+                BlockShape(
+                    attn.num_heads, attn.q.out_features, block.mlp.fc1.out_features,
+                    0 if attn.sr is None else attn.sr.out_channels,
+                )
+            )  # fmt: skip
+        if len(ratios) != 1:
+            refuse(f"the reduction of stage {number}", sorted(ratios) or "absent", "one ratio for all its blocks")
+        stages.append(StageShape(opening.proj.out_channels, len(stage.blocks), kernel, stride, ratios.pop()))
+    if len(epsilons) > 1:
+        refuse("the norms' eps", sorted(epsilons), "one value for all")
+    size = img_size or tuple((getattr(pvt, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:])
+    shape = _shape(
+        name, stages, blocks, size, pvt.patch_embed.proj.in_channels, pvt.head.out_features,
+        qkv_bias=pvt.stages[0].blocks[0].attn.q.bias is not None, norm_eps=epsilons.pop(),
+    )  # fmt: skip
+    expected = {key: part.size for key, part in layout(shape).items()}
+    found = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    for key in [*expected, *found]:
+        if expected.get(key) != found.get(key):
+            refuse(key, found.get(key, "absent"), str(expected.get(key, "a model without it")))
+    return shape
+
+
+def _shape(
+    name: str, stages: list[StageShape], blocks: list[BlockShape], img_size: Any, in_chans: int, num_classes: int,
+    *, qkv_bias: bool, norm_eps: float,
+) -> ModelShape:  # fmt: skip
+    shape = ModelShape(
+        name=name, embed_dim=stages[-1].embed_dim, blocks=tuple(blocks), img_size=tuple(img_size),
+        patch_size=(stages[0].stride,) * 2, in_chans=in_chans, num_classes=num_classes, num_prefix_tokens=0,
+        head_tokens=0, qkv_bias=qkv_bias, class_token=False, norm_eps=norm_eps, family="pvt_v2", stages=tuple(stages),
+    )  # fmt: skip
+    check_size(shape)
+    return shape
+
+
+def check_size(shape: ModelShape) -> None:
+    """Raises UnsupportedModelError where an image is too small for a stage's spatial reduction."""
+    for number, stage in enumerate(shape.stages):
+        if min(shape.map_size(number)) < stage.reduction_ratio:
+            height, width = shape.img_size
+            raise UnsupportedModelError(
+                f"{shape.name}: images of {height} by {width} pixels leave a map of {min(shape.map_size(number))} in "
+                f"stage {number}, which its spatial reduction by {stage.reduction_ratio} needs larger; give larger "
+                "images."
+            )
+
+
+def is_pvt(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict, in timm's names or the authors', is one of a PVTv2."""
+    return any(re.search(r"(^|\.)mlp\.dwconv\.", key) for key in tensors) and any(
+        key.startswith(("stages.0.blocks.0.", "block1.0.")) for key in tensors
+    )
+
+
+def from_authors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """timm's names for `patch_embed1`, `block1.0`, `norm1`, `mlp.dwconv.dwconv`, as timm itself translates them."""
+    return dict(pvt_v2.checkpoint_filter_fn(dict(tensors), None))
+
+
+def shape_of_pvt_tensors(
+    tensors: Mapping[str, Tensor], source: str, *, heads: int | None, img_size: tuple[int, int] | None, norm_eps: float
+) -> tuple[ModelShape, bool]:
+    """Architecture of a state dict in timm's names, and whether its heads were assumed to be 1, 2, 5, 8.
+
+    Raises CheckpointError where what names the architecture is missing or contradictory.
+    """
+    size = dict[str, tuple[int, ...]]((key, tuple(tensor.shape)) for key, tensor in tensors.items())
+
+    def take(key: str, dims: int) -> tuple[int, ...]:
+        if key not in size or len(size[key]) != dims:
+            raise CheckpointError(
+                f"{source} has {f'a tensor of shape {size[key]}' if key in size else 'no tensor'} {key}, without "
+                "which the architecture of a PVTv2 is unknown; give a complete checkpoint of one classifier."
+            )
+        return size[key]
+
+    found = sorted(
+        {tuple(map(int, m.groups())) for m in (re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", k) for k in size) if m}
+    )
+    depths = [sum(1 for s, _ in found if s == number) for number in range(1 + max(s for s, _ in found))]
+    if found != [(s, b) for s, depth in enumerate(depths) for b in range(depth)] or 0 in depths:
+        raise CheckpointError(f"{source} misses blocks of a stage; give a complete checkpoint of one classifier.")
+    if heads is None and len(depths) != len(USUAL_HEADS):
+        raise CheckpointError(
+            f"{source} has {len(depths)} stages, and no tensor tells their heads; put the model's config.json beside "
+            "it."
+        )
+    stages, blocks = [], []
+    for number, depth in enumerate(depths):
+        opening = "patch_embed" if number == 0 else f"stages.{number}.downsample"
+        width, _, kernel, _ = take(f"{opening}.proj.weight", 4)
+        own = heads or USUAL_HEADS[number]
+        ratio = 1
+        for index in range(depth):
+            stem = f"stages.{number}.blocks.{index}"
+            attention, _ = take(f"{stem}.attn.q.weight", 2)
+            hidden, _ = take(f"{stem}.mlp.fc1.weight", 2)
+            reduction = 0
+            if f"{stem}.attn.sr.weight" in size:
+                reduction, _, ratio, _ = take(f"{stem}.attn.sr.weight", 4)
+            if attention % own:
+                raise CheckpointError(
+                    f"{source}: {stem} has {attention} attention channels, which {own} heads do not divide, and no "
+                    "tensor tells the number of heads; put the model's config.json beside it."
+                )
+            blocks.append(BlockShape(own, attention, hidden, reduction))
+        if ratio == 1 and any(f"stages.{number}.blocks.{b}.attn.sr.weight" in size for b in range(depth)):
+            raise UnsupportedModelError(
+                f"{source}: stage {number} has linear attention (pooled keys), which is not understood; give a PVTv2 "
+                "with a strided spatial reduction."
+            )
+        stages.append(StageShape(width, depth, kernel, OPENINGS[min(number, 1)][1], ratio))
+    shape = _shape(
+        source, stages, blocks, img_size or (224, 224), take("patch_embed.proj.weight", 4)[1],
+        take("head.weight", 2)[0], qkv_bias="stages.0.blocks.0.attn.q.bias" in size, norm_eps=norm_eps,
+    )  # fmt: skip
+    return shape, heads is None
+
+
+def stock_bases() -> dict[str, dict[str, Any]]:
+    """Arguments of timm's pvt_v2_b0 … b5, by name; what a name does not say is timm's default."""
+    from upvit_core.models.shape import PVT_VARIANTS, pvt_shape
+
+    return {f"pvt_v2_{variant}": timm_arguments(pvt_shape(variant)) for variant in PVT_VARIANTS}
