@@ -102,6 +102,27 @@ def test_teacher_sees_the_mixed_image_and_ce_takes_mixed_targets(
     }  # fmt: skip
 
 
+def test_features_are_matched_through_a_linear_map(train_images: Any) -> None:
+    """The first step's term by hand; with a heavy weight the student's feature nears the teacher's."""
+    rows: list[dict[str, Any]] = []
+    job = make_job(train_images, epochs=20, feature_weight=50.0, drop_path=0.0, cutmix=0.0, alpha=0.0, lr=3e-3)
+    assert isinstance(job.map, nn.Linear)
+    assert (job.map.in_features, job.map.out_features) == (8, 16)
+    images, labels = next(job.batches.epoch(0))
+    with torch.no_grad():
+        theirs, ours = (m.forward_head(m.forward_features(images), pre_logits=True) for m in (job.teacher, job.student))
+        expected = (job.map(ours) - theirs).square().mean().item()
+    with isolated_rng():
+        job.train_step(images, labels)
+    row = job.take_row()
+    assert row["features"] == pytest.approx(expected, rel=1e-5)
+    assert row["loss"] == pytest.approx(row["ce"] + 50 * row["features"], rel=1e-5)
+    distill(job, report=rows.append, after_step=nothing)
+    assert rows[-1]["features"] < expected / 2
+    assert "map.weight" not in job.result.state_dict()
+    assert all(not m._forward_pre_hooks for model in (job.teacher, job.student) for m in model.modules())
+
+
 def test_training_leaves_the_teacher_and_the_random_state_alone(train_images: Any) -> None:
     job = make_job(train_images)
     before = copy.deepcopy(job.teacher.state_dict())
@@ -135,8 +156,9 @@ def test_the_student_learns(train_images: Any) -> None:
         {"drop_path": 0.3, "mixup": 0.4},
         {"ema_decay": 0.0, "cutmix": 0.0},
         {"clip_grad": 0.5, "label_smoothing": 0.1},
+        {"feature_weight": 0.7},
     ],
-    ids=["recipe", "stochastic depth and mixup", "no averaging", "clipping"],
+    ids=["recipe", "stochastic depth and mixup", "no averaging", "clipping", "features"],
 )
 def test_going_on_from_any_step_is_the_same_run_bit_for_bit(
     train_images: Any, settings: dict[str, Any], tmp_path: Any

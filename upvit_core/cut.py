@@ -34,6 +34,7 @@ def cut(
     """
     if repair and loaded.shape.family != "vit":
         raise PlanError(f"Repair is defined for plain ViTs; cut {loaded.name} without it, and distil.")
+    plan = plan.at_size(loaded.shape.img_size)
     if plan.basis == "channels" and not repair:
         return prune(loaded.model, loaded.shape, plan)
     if data is None:

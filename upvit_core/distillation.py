@@ -3,7 +3,8 @@
 q is the teacher's softmax at temperature T, p the student's; both terms are means over the batch, in nats, so the loss
 depends neither on the batch size nor on the number of processes. (The released code sums the KL over one GPU's batch
 and takes 0.2 of it: the preset `released_code`.) CE is against CutMix's soft targets and the teacher sees the mixed
-image. At T = 1 the factor T² (Hinton et al. 2015, which keeps the gradient's size) is 1, as in the letter.
+image. At T = 1 the factor T² (Hinton et al. 2015, which keeps the gradient's size) is 1, as in the letter. The last
+feature may be matched beside the logits, through a linear map as in FitNets (Romero et al., ICLR 2015).
 
 Optimiser, schedule, weight averaging, CutMix and stochastic depth are timm's; device, mixed precision and processes are
 Accelerate's. The random state of step s is a function of (seed, s), so a run resumed at step s is the run itself.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,25 @@ class LossParts:
     loss: Tensor
     ce: Tensor
     kl: Tensor
+
+
+@contextmanager
+def last_feature(model: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that receives what the classifier reads, (B, D), at every forward pass inside the block."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule("head").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def feature_map(student: nn.Module, teacher: nn.Module, seed: int) -> nn.Linear:
+    """A linear map from the width of the student's last feature to the teacher's; its weights are drawn by `seed`."""
+    inputs, outputs = (model.get_submodule("head").in_features for model in (student, teacher))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(int(inputs), int(outputs))  # type: ignore[arg-type]
 
 
 def distillation_loss(
@@ -121,6 +141,11 @@ class Distillation:
         optimizer = create_optimizer_v2(
             student, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
         )
+        self.map: nn.Module | None = None
+        if settings.feature_weight and teacher is not None:
+            self.map = feature_map(student, teacher, settings.seed).to(accelerator.device)
+            optimizer.add_param_group({"params": list(self.map.parameters()), "weight_decay": settings.weight_decay})
+        self.projection = None if self.map is None else accelerator.prepare_model(self.map)
         self.model = accelerator.prepare_model(student)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         warmup = min(round(settings.warmup_epochs * batches.steps_per_epoch), self.total_steps // 4)
@@ -134,7 +159,9 @@ class Distillation:
                 mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix, prob=settings.mix_probability,
                 label_smoothing=settings.label_smoothing, num_classes=num_classes,
             )  # fmt: skip
-        self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)  # loss, ce, kl since the last row
+        # loss, ce, kl, and with a feature term its mean square, since the last row
+        parts = 3 if self.map is None else 4
+        self.sums = torch.zeros(parts, dtype=torch.float64, device=accelerator.device)
         self.summed = 0
 
     @property
@@ -154,6 +181,7 @@ class Distillation:
             "seconds": self.seconds,
             "total_steps": self.total_steps,
             "student": self.student.state_dict(),
+            "map": None if self.map is None else self.map.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
@@ -170,6 +198,8 @@ class Distillation:
             )
         try:
             self.student.load_state_dict(state["student"])
+            if self.map is not None:
+                self.map.load_state_dict(state["map"])
             if self.ema is not None:
                 self.ema.load_state_dict(state["ema"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -212,10 +242,17 @@ class Distillation:
         alpha, temperature = self.settings.alpha, self.settings.temperature
         return distillation_loss(logits, targets, teacher_logits, alpha=alpha, temperature=temperature)
 
-    def _gradients(self, images: Tensor, targets: Tensor) -> Tensor | None:
-        """Gradients of a batch (b, C, H, W) with targets (b, classes), in `parts`; means of loss, CE and KL (3,).
+    def _watched(self, held: ExitStack) -> tuple[list[Tensor], list[Tensor]]:
+        """Lists that receive the last feature of student and teacher while `held` is open, where they are wanted."""
+        if self.projection is None or self.teacher is None:
+            return [], []
+        return held.enter_context(last_feature(self.student)), held.enter_context(last_feature(self.teacher))
 
-        None where memory ran out.
+    def _gradients(self, images: Tensor, targets: Tensor) -> Tensor | None:
+        """Gradients of a batch (b, C, H, W) with targets (b, classes), in `parts`.
+
+        Returns means of loss, CE and KL (3,), with a feature term also of its mean square (4,); None where memory
+        ran out.
         """
         settings, accelerator = self.settings, self.accelerator
         if accelerator.num_processes > 1:
@@ -224,19 +261,27 @@ class Distillation:
             seed_everything(settings.seed, self.step, self.parts)
         self.model.train()
         self.optimizer.zero_grad()
-        means = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+        means = torch.zeros_like(self.sums)
         try:
             for first, last in bounds(len(images), self.parts):
                 x, share = images[first:last], (last - first) / len(images)
                 whole = last == len(images)
-                with nullcontext() if whole else accelerator.no_sync(self.model):
+                with ExitStack() as held:
+                    for module in (self.model, self.projection) if not whole else ():
+                        held.enter_context(nullcontext() if module is None else accelerator.no_sync(module))
+                    ours, theirs = self._watched(held)
                     with accelerator.autocast():
                         with torch.no_grad():
                             teacher_logits = None if self.teacher is None else self.teacher(x).float()
                         logits = self.model(x).float()
+                        mapped = None if self.projection is None else self.projection(ours[0])
                     parts = self._loss(logits, targets[first:last], teacher_logits)
-                    accelerator.backward(parts.loss * share)
-                means += share * torch.stack([parts.loss.detach(), parts.ce.detach(), parts.kl.detach()]).double()
+                    loss, terms = parts.loss, [parts.ce, parts.kl]
+                    if mapped is not None:
+                        terms.append(F.mse_loss(mapped.float(), theirs[0].float()))
+                        loss = loss + settings.feature_weight * terms[-1]
+                    accelerator.backward(loss * share)
+                means += share * torch.stack([term.detach() for term in (loss, *terms)]).double()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -248,7 +293,7 @@ class Distillation:
         """Means since the last row, over all processes. Raises RunError where the loss is no longer a number."""
         lr = self.optimizer.param_groups[0]["lr"]
         means = self.accelerator.reduce(self.sums / max(self.summed, 1), reduction="mean")
-        loss, ce, kl = means.tolist()
+        loss, ce, kl, *features = means.tolist()
         if not np.isfinite(loss):
             raise RunError(
                 f"The loss became {loss} at step {self.step} with a learning rate of {lr:.2g}; "
@@ -258,6 +303,7 @@ class Distillation:
         self.summed = 0
         row = {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "phase": "train", "loss": loss,
                "ce": ce, "lr": lr, "seconds": round(self.seconds, 3)}  # fmt: skip
+        row |= {"features": features[0]} if features else {}
         return row if self.teacher is None else row | {"kl": kl}
 
 

@@ -18,7 +18,9 @@ class DistillSettings(BaseModel):
     `eval_every` is a share of an epoch (0.25: four times an epoch; None: spread over the run); `eval_images` limits
     evaluations before the last one. `checkpoint_minutes` bounds the work that a kill can lose. `from_scratch` keeps the
     student's shape and draws fresh weights, for the baseline. `layer_decay` multiplies the learning rate once more for
-    each layer further from the head (timm's rule); `head_only` trains nothing but the head.
+    each layer further from the head (timm's rule); `head_only` trains nothing but the head. `feature_weight` adds that
+    many times the mean square by which the student's last feature, through a linear map that is learnt with it, misses
+    the teacher's (0: off).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +50,7 @@ class DistillSettings(BaseModel):
     from_scratch: bool = False
     layer_decay: Annotated[float | None, Field(gt=0, le=1)] = None
     head_only: bool = False
+    feature_weight: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
 
 
 PRESETS: dict[str, DistillSettings] = {

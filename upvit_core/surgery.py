@@ -28,7 +28,7 @@ def prune(model: nn.Module, shape: ModelShape, plan: PruningPlan) -> nn.Module:
     check_fits(shape, plan)
     source = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     first = next(iter(source.values()))
-    thin = build_model(plan.shape_after).to(device=first.device, dtype=first.dtype)
+    thin = build_model(plan.at_size(shape.img_size).shape_after).to(device=first.device, dtype=first.dtype)
     thin.load_state_dict(thin_state_dict(source, shape, plan))
     return thin.eval()
 

@@ -18,9 +18,11 @@ from torch import nn
 
 from upvit_core.cut import cut
 from upvit_core.errors import CheckpointError, PlanError, UnsupportedModelError
+from upvit_core.export import export_onnx
 from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.models.adapt import adapt
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model, save_model, shape_of
+from upvit_core.models.drop_path import set_drop_path
 from upvit_core.models.shape import PVT_VARIANTS, ModelShape, pvt_shape
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.select import plan_groups, plan_preset, plan_uniform, presets_for
@@ -223,3 +225,18 @@ def test_uniform_ratios_reach_every_group() -> None:
         best = np.sort(np.argsort(-scores.values[before.key], kind="stable")[: after.width])
         if before.component != "attention":
             assert list(plan.kept(before.key)) == best.tolist()
+
+
+def test_export_runs_in_onnxruntime(tmp_path: Path) -> None:
+    loaded = tiny_loaded()
+    plan = plan_uniform(random_scores(loaded.model, loaded.shape), residual=0.25, ffn=0.5, reduction=0.5, snap=True)
+    thin = cut(loaded, plan)
+    result = export_onnx(thin, plan.shape_after, tmp_path / "thin.onnx")
+    assert result["max_abs_difference"] < 1e-4
+
+
+def test_stochastic_depth_reaches_every_block() -> None:
+    model = build_model(tiny_pvt()[1])
+    set_drop_path(model, 0.4)
+    found = [getattr(block.drop_path1, "drop_prob", 0.0) for stage in model.stages for block in stage.blocks]  # type: ignore[attr-defined,union-attr]
+    assert found == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4])

@@ -22,6 +22,7 @@ Data = Annotated[
 Root = Annotated[str | None, typer.Option("--root", help="where a named data set lies")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Heads = Annotated[int | None, typer.Option("--num-heads", help="head count, which no tensor holds")]
+Size = Annotated[int | None, typer.Option("--img-size", help="side of the images in pixels; default: the model's")]
 Calibrated = Annotated[Path | None, typer.Option("--calibration", help="default: what `calibrate` left on this device")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Depth = Annotated[int | None, typer.Option(min=1, help="blocks that stay; needs --depth-scores")]
@@ -71,11 +72,12 @@ def device_of(name: str) -> str:
 
 
 def open_model(
-    model: str, num_heads: int | None = None, *, pretrained: bool = True, device: str = "cpu"
-) -> LoadedModel:
+    model: str, num_heads: int | None = None, *, pretrained: bool = True, device: str = "cpu",
+    img_size: int | None = None,
+) -> LoadedModel:  # fmt: skip
     from upvit_core.models.checkpoint import load_model
 
-    return load_model(model, num_heads=num_heads, pretrained=pretrained, device=device)
+    return load_model(model, num_heads=num_heads, pretrained=pretrained, device=device, img_size=img_size)
 
 
 def removals_of(depth: int | None, path: Path | None) -> tuple[BlockRemovals, int] | None:

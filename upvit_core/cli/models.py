@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upvit_core.cli.common import Bar, Data, Device, Heads, Json, Model, Root, device_of, emit, open_model
+from upvit_core.cli.common import Bar, Data, Device, Heads, Json, Model, Root, Size, device_of, emit, open_model
 
 if TYPE_CHECKING:
     from upvit_core.models.checkpoint import LoadedModel
@@ -26,6 +26,7 @@ def prune(
     images: Annotated[int, typer.Option(min=1, help="proxy images for --repair and directions")] = 2000,
     seed: Annotated[int, typer.Option()] = 0,
     num_heads: Heads = None,
+    img_size: Size = None,
     root: Root = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -36,7 +37,8 @@ def prune(
     from upvit_core.planning.plan import PruningPlan
     from upvit_core.profiling.macs import count_macs, count_parameters
 
-    loaded, wanted = open_model(model, num_heads, device=device_of(device)), PruningPlan.load(plan)
+    loaded, wanted = open_model(model, num_heads, device=device_of(device), img_size=img_size), PruningPlan.load(plan)
+    wanted = wanted.at_size(loaded.shape.img_size)
     student = cut(loaded, wanted, repair=repair, data=data, root=root, images=images, seed=seed, report=Bar())
     shape = wanted.shape_after
     name = f"{loaded.name} pruned"
@@ -59,6 +61,7 @@ def evaluate(
     seed: Annotated[int, typer.Option()] = 0,
     batch_size: Annotated[int, typer.Option(min=1)] = 100,
     num_heads: Heads = None,
+    img_size: Size = None,
     root: Root = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -69,7 +72,7 @@ def evaluate(
     from upvit_core.evaluation import predict
 
     where = device_of(device)
-    loaded = open_model(model, num_heads, device=where)
+    loaded = open_model(model, num_heads, device=where, img_size=img_size)
     test = open_images(
         data, "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
     )
@@ -77,7 +80,8 @@ def evaluate(
     teacher_logits = None
     if teacher is not None:
         teacher_logits, _ = predict(
-            open_model(teacher, device=where).model, test.batches(batch_size, indices=chosen, device=where)
+            open_model(teacher, device=where, img_size=img_size).model,
+            test.batches(batch_size, indices=chosen, device=where),
         )
     result = run(loaded.model, test.batches(batch_size, indices=chosen, device=where), teacher_logits=teacher_logits)
     low, high = result.top1_interval
@@ -98,6 +102,7 @@ def profile(
     batch_size: Annotated[int, typer.Option(min=1)] = 32,
     pretrained: Annotated[bool, typer.Option(help="--no-pretrained: shape only")] = True,
     num_heads: Heads = None,
+    img_size: Size = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -105,13 +110,14 @@ def profile(
     from upvit_core.planning.plan import PruningPlan
     from upvit_core.profiling.macs import count_macs, count_parameters
 
-    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device))
+    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
     wanted = None if plan is None else PruningPlan.load(plan)
+    after = None if wanted is None else wanted.at_size(loaded.shape.img_size).shape_after
     values: dict[str, Any] = {"params": count_parameters(loaded.shape), "macs": count_macs(loaded.shape)}
-    if wanted is not None:
-        values |= {"params_pruned": count_parameters(wanted.shape_after), "macs_pruned": count_macs(wanted.shape_after)}
+    if after is not None:
+        values |= {"params_pruned": count_parameters(after), "macs_pruned": count_macs(after)}
     if measure:
-        values |= _measured(loaded, None if wanted is None else wanted.shape_after, batch_size)
+        values |= _measured(loaded, after, batch_size)
     emit(values, as_json)
 
 
@@ -150,6 +156,7 @@ def export_model(
         bool, typer.Option("--backbone", help="without a head: features, for a detector or another task")
     ] = False,
     num_heads: Heads = None,
+    img_size: Size = None,
     as_json: Json = False,
 ) -> None:
     """Export to ONNX, checked with onnxruntime against the model, or to a folder for timm; whole or without its head.
@@ -159,7 +166,7 @@ def export_model(
     from upvit_core.export import export_backbone_onnx, export_onnx, save_backbone
     from upvit_core.models.checkpoint import save_model
 
-    loaded = open_model(model, num_heads)
+    loaded = open_model(model, num_heads, img_size=img_size)
     if format is Format.ONNX:
         write = export_backbone_onnx if backbone else export_onnx
         result = write(loaded.model, loaded.shape, out)

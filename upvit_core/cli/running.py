@@ -28,6 +28,9 @@ def distill(
     batch_size: Annotated[int | None, typer.Option()] = None,
     alpha: Annotated[float | None, typer.Option(help="weight of the KL term")] = None,
     temperature: Annotated[float | None, typer.Option()] = None,
+    feature_weight: Annotated[
+        float | None, typer.Option(help="weight of the last feature's mean square, beside the logits; default: 0")
+    ] = None,
     seed: Annotated[int, typer.Option()] = 0,
     checkpoint_minutes: Annotated[float | None, typer.Option(help="work that a kill can lose, at most")] = None,
     from_scratch: Annotated[
@@ -43,7 +46,8 @@ def distill(
     from upvit_core.recipe import PRESETS
 
     given = {"lr": lr, "batch_size": batch_size, "alpha": alpha, "temperature": temperature, "seed": seed,
-             "checkpoint_minutes": checkpoint_minutes, "from_scratch": from_scratch}  # fmt: skip
+             "feature_weight": feature_weight, "checkpoint_minutes": checkpoint_minutes,
+             "from_scratch": from_scratch}  # fmt: skip
     order = {"name": Path(student).name, "teacher": teacher, "student": _absolute(student), "data": data,
              "data_root": root, "epochs": epochs, "settings": _settings(PRESETS, preset, given),
              "device": device, "priority": priority}  # fmt: skip

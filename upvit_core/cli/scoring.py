@@ -19,6 +19,7 @@ from upvit_core.cli.common import (
     Json,
     Model,
     Root,
+    Size,
     device_of,
     emit,
     open_model,
@@ -32,8 +33,8 @@ app = typer.Typer()
 @app.command()
 def score(
     model: Model,
-    data: Data,
     out: Annotated[Path, typer.Option(help="scores record to write, .safetensors")],
+    data: Annotated[str | None, typer.Option(help="as for the other verbs; l1, l2 and random need none")] = None,
     criterion: Annotated[CriterionName, typer.Option()] = CriterionName.FISHER,
     images: Annotated[
         int | None, typer.Option(min=1, help="proxy images; default: 2,000, fisher stops when the kept set is stable")
@@ -47,22 +48,31 @@ def score(
     depth: Depth = None,
     depth_scores: DepthScores = None,
     num_heads: Heads = None,
+    img_size: Size = None,
     root: Root = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Score every channel by the KL-divergence that its removal causes; with --depth, of the model cut to it first."""
     from upvit_core.data import open_images
+    from upvit_core.errors import ScoresError
+    from upvit_core.importance.score import WITHOUT_IMAGES
     from upvit_core.importance.score import score as run
     from upvit_core.importance.sharding import rank
 
-    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device))
+    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.depth import at_depth
 
         loaded = at_depth(loaded, *removals)
-    train = open_images(
-        data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
+    if data is None and criterion.value not in WITHOUT_IMAGES:
+        raise ScoresError(f"The criterion {criterion.value} looks at images; give --data.")
+    train = (
+        None
+        if data is None or criterion.value in WITHOUT_IMAGES
+        else open_images(
+            data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
+        )
     )
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     record = run(
@@ -78,7 +88,8 @@ def score(
         {
             "out": str(out), "model": record.model, "criterion": record.criterion, "unit": record.unit,
             "images": record.images, "seed": seed, "seconds": record.seconds, "digest": record.digest,
-            "skipped": len(train.skipped), **{key: record.notes[key] for key in ("stability",) if key in record.notes},
+            "skipped": len(train.skipped) if train else 0,
+            **{key: record.notes[key] for key in ("stability",) if key in record.notes},
         },
         as_json,
     )  # fmt: skip
@@ -96,6 +107,7 @@ def score_blocks(
     balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False,
     pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True,
     num_heads: Heads = None,
+    img_size: Size = None,
     root: Root = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -106,7 +118,7 @@ def score_blocks(
     from upvit_core.importance.block_removals import pair_name
     from upvit_core.planning.plan import PruningPlan
 
-    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device))
+    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
     train = open_images(
         data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
     )
@@ -161,6 +173,7 @@ def compare(
     test_images: Annotated[int, typer.Option(min=1)] = 1000,
     seed: Annotated[int, typer.Option()] = 0,
     num_heads: Heads = None,
+    img_size: Size = None,
     root: Root = None,
     device: Device = "auto",
     as_json: Json = False,
@@ -171,7 +184,7 @@ def compare(
     from upvit_core.data import open_images
     from upvit_core.planning.select import plan_uniform
 
-    loaded = open_model(model, num_heads, device=device_of(device))
+    loaded = open_model(model, num_heads, device=device_of(device), img_size=img_size)
     train, test = (
         open_images(data, split, pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root)
         for split in ("train", "val")

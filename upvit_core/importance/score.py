@@ -22,6 +22,7 @@ from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.shape import ModelShape
 
 DEFAULT_IMAGES = 2000
+WITHOUT_IMAGES = ("l1", "l2", "random")
 CRITERIA = tuple(name.value for name in CriterionName)
 
 
@@ -58,7 +59,7 @@ def make_criterion(
 
 def score(
     loaded: LoadedModel,
-    images: ImageSet,
+    images: ImageSet | None,
     criterion: str | Criterion = "fisher",
     *,
     n: int | None = None,
@@ -68,7 +69,7 @@ def score(
     journal: Path | None = None,
     report: Report = silent,
 ) -> ImportanceScores:
-    """Score every channel of a model on `n` images drawn by `seed`.
+    """Score every channel of a model on `n` images drawn by `seed`; criteria of weights alone need none (None).
 
     Without `n`, `fisher` takes as many as a stable kept set needs (`StableFisher`), up to 2,000; the others take 2,000.
     `journal`: a file that keeps the finished part of an exact score, so that a killed one goes on. Under a launcher
@@ -78,6 +79,11 @@ def score(
         criterion = make_criterion(criterion, loaded.shape, seed=seed, precision=precision, journal=journal)
         if n is None and isinstance(criterion, Fisher):
             criterion = StableFisher(fisher=criterion)
+    if images is None:
+        if not isinstance(criterion, Magnitude | Random):
+            raise ScoresError(f"The criterion {criterion.name} looks at images; give some.")
+        record = criterion.attribute(adapt(loaded.model, loaded.shape), report=report)
+        return replace(record, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest, seed=seed)
     count = min(DEFAULT_IMAGES, len(images)) if n is None else n
     whole = proxy = draw_proxy(images, count, seed, balanced=balanced)
     if sharding.process_count() > 1:

@@ -10,16 +10,11 @@ from torch import nn
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
     """Give block b of n the rate b / (n - 1) · `rate`, timm's linear rule; 0 takes stochastic depth away."""
-    owners = [
-        [
-            (owner, name)
-            for owner in block.modules()
-            for name, _ in owner.named_children()
-            if name.startswith("drop_path")
-        ]
-        for block in model.get_submodule("blocks").children()
-    ]
-    rates: Any = calculate_drop_path_rates(rate, len(owners))
-    for slots, block_rate in zip(owners, rates, strict=True):
-        for owner, name in slots:
+    owners = []
+    for module in model.modules():
+        if names := [name for name, _ in module.named_children() if name.startswith("drop_path")]:
+            owners.append((module, names))
+    rates: Any = calculate_drop_path_rates(rate, len(owners)) if owners else []
+    for (owner, names), block_rate in zip(owners, rates, strict=True):
+        for name in names:
             setattr(owner, name, DropPath(block_rate) if block_rate > 0 else nn.Identity())

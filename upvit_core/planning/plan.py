@@ -142,6 +142,10 @@ class PruningPlan(_Record):
         )
         return replace(before, embed_dim=widths[-1], blocks=blocks, stages=stages)
 
+    def at_size(self, img_size: tuple[int, int]) -> PruningPlan:
+        """The same plan for the model at another image size, which no width depends on."""
+        return self.model_copy(update={"source_shape": {**self.source_shape, "img_size": list(img_size)}})
+
     def kept(self, key: str) -> tuple[int, ...]:
         """Channels that stay of a group of the SOURCE model, by its key; none where its block is gone."""
         component, _, place = key.partition(".")

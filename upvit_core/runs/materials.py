@@ -62,7 +62,7 @@ def prepare_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report
                 "choose a student cut from this teacher."
             )
         return Student(opened.model, opened.shape, _plan_beside(spec.student), *beside)
-    plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run")
+    plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run").at_size(teacher.shape.img_size)
     model = cut(
         teacher, plan, repair=spec.repair, data=train, images=min(spec.calibration_images, len(train)),
         seed=spec.settings.seed, report=report,
@@ -70,10 +70,10 @@ def prepare_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report
     return Student(model, plan.shape_after, plan.to_json(), *beside)
 
 
-def _opened(name: str, device: torch.device | str) -> LoadedModel:
-    """A model with weights, under the name that a spec gives it."""
+def _opened(name: str, device: torch.device | str, img_size: tuple[int, int] | None = None) -> LoadedModel:
+    """A model with weights, under the name that a spec gives it; `img_size` where it is to see images of that size."""
     weights, _, heads = name.partition("#heads=")  # as the pages write a head count that a person corrected
-    opened = load_model(weights, num_heads=int(heads) if heads.isdigit() else None, device=device)
+    opened = load_model(weights, num_heads=int(heads) if heads.isdigit() else None, device=device, img_size=img_size)
     if not opened.has_weights:
         raise RunError(f"{name} has no trained weights to learn from; choose a trained model.")
     return opened
@@ -81,7 +81,8 @@ def _opened(name: str, device: torch.device | str) -> LoadedModel:
 
 def _distilling(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device: torch.device) -> Materials:
     control.stage("loading the teacher")
-    teacher = _opened(spec.teacher, device)
+    size = None if spec.student is None else load_model(spec.student).shape.img_size
+    teacher = _opened(spec.teacher, device, size)
     control.stage("opening the images")
     train, test = (
         open_images(
