@@ -1,10 +1,24 @@
 """Trade-off: move four sliders, see at once what stays, what it costs, and what it is expected to lose."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import streamlit as st
 
-from pages.shared import actions, blocks_table, charts, frame, jobs, measured, plans, scoring, whatif, words
+from pages.shared import (
+    actions,
+    best_under,
+    blocks_table,
+    charts,
+    device,
+    facts,
+    frame,
+    jobs,
+    measured,
+    plans,
+    scoring,
+    whatif,
+    words,
+)
 from pages.shared.cards import ESTIMATED, MEASURED, Card, cards
 from pages.shared.opened import Opened, no_scores
 from pages.shared.whatif import WhatIf
@@ -19,42 +33,7 @@ from upvit_core.profiling.macs import count_macs, count_parameters
 AUTOMATIC_MACS = 2e8  # previews of models up to this size run by themselves
 
 
-def best_under(model: Opened, scores: ImportanceScores | None, now: WhatIf) -> None:
-    """The plan that removes least score within a budget, at the heads that are set."""
-    with st.popover(
-        "Best under…", icon=":material/target:", width="stretch", help="Let the scores choose the three ratios."
-    ):
-        if scores is None or now.heads is None:
-            st.caption("Needs scores, and blocks of one width.")
-            return
-        table = plans.table(scores, scores.digest, now.heads)
-        what = st.segmented_control(
-            "Budget", ["Parameters", "MACs"], default="Parameters", required=True, wrap=True, key="budget-of"
-        )
-        costs, unit = (
-            (table.params, 1e6) if what == "Parameters" else (table.macs, 1e6 if table.macs.max() < 1e9 else 1e9)
-        )
-        suffix = "M" if unit == 1e6 else "G"
-        low, high = float(costs.min()) / unit, float(costs.max()) / unit
-        limit = st.number_input(
-            f"At most ({suffix})", low, high, value=float(min(max(costs[50, 50, 50] / unit, low), high)), format="%.3f",
-            key=f"budget-{what}-{model.source}",
-        )  # fmt: skip
-        bound = (limit + 1e-9) * unit
-        choice = table.best(**{"params" if what == "Parameters" else "macs": bound})
-        if choice is None:
-            st.caption(f"No plan is that small; the smallest has {words.short(float(costs.min()))}.")
-            return
-        best = replace(now, residual=choice.residual, attention=choice.attention, ffn=choice.ffn)
-        st.markdown(
-            f"**{best.words}** → {words.short(choice.params)} parameters, {words.short(choice.macs)} MACs.  \n"
-            f"Removes {choice.removed:.3g} nats of score an image; the least of {table.removed.size:,} uniform plans."
-        )
-        st.caption("Scores add up single removals and say nothing of merging heads, so the head count stays as set.")
-        st.button("Set the sliders", on_click=whatif.set_to, args=(best,), type="primary", key="set-best")
-
-
-def speed_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
+def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
     if job is not None and job.state == "done":
         result = job.result
         first, second = result.first, result.second
@@ -64,8 +43,14 @@ def speed_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
             f"{second.device}, batch {second.batch_size}, {second.dtype}"
         )
         return Card("Speed-up", words.times(result.ratio), note, MEASURED)
-    ratio = count_macs(plan.shape_before) / count_macs(plan.shape_after)
-    return Card("Speed-up", words.times(ratio), "from MACs alone, not calibrated on this device", ESTIMATED)
+    known, batch = device.calibration(), device.batch_of(model)
+    if known is None:
+        return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")
+    before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
+    assert before is not None
+    assert after is not None
+    note = f"{device.error_words(known)}, {known.device}, batch {batch}, {known.dtype}"
+    return Card("Speed-up", words.times(before / after), note, ESTIMATED)
 
 
 def top1_card(model: Opened, spec: str, job: jobs.Job | None, unmended: jobs.Job | None) -> Card:
@@ -116,7 +101,7 @@ def numbers(model: Opened, plan: PruningPlan, spec: str, found: Measured) -> Non
                     f"{words.times(count_parameters(before) / params)} smaller{stock}",
                 ),
                 Card("MACs, one image", words.short(macs), f"{words.times(count_macs(before) / macs)} fewer"),
-                speed_card(plan, found.speed),
+                speed_card(model, plan, found.speed),
                 top1_card(model, spec, found.accuracy, found.unmended),
             ]
         )
@@ -165,6 +150,13 @@ def measure(model: Opened, plan: PruningPlan, spec: str, now: WhatIf) -> Measure
     return Measured(accuracy, unmended, jobs.find(measured.throughput_key(plan)))
 
 
+def speed_up(model: Opened, plan: PruningPlan) -> float:
+    """Estimated for the batch size that is set; 0 where this device is not calibrated."""
+    batch = device.batch_of(model)
+    before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
+    return before / after if before and after else 0.0
+
+
 def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, found: Measured) -> None:
     """Put this plan on the front, with what has been measured of it."""
     values = {
@@ -172,7 +164,7 @@ def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: Pruning
         "params": count_parameters(plan.shape_after),
         "macs": count_macs(plan.shape_after),
         "removed": predicted_loss(scores, plan),
-        "speed_up": count_macs(model.shape) / count_macs(plan.shape_after),
+        "speed_up": speed_up(model, plan),
     }
     if found.accuracy is not None and found.accuracy.state == "done":
         result = found.accuracy.result
@@ -258,7 +250,8 @@ with frame.page(
         now = whatif.controls(model.shape)
         plan = now.plan(scores or no_scores(model.shape))
         found = measure(model, plan, spec, now)
-        best_under(model, scores, now)
+        device.panel(model)
+        best_under.panel(model, scores, now, plan)
         measure_button(model, plan, spec, now)
         actions.prune_button(model, plan, now)
         actions.distil_button(model, scores, now)
@@ -269,6 +262,8 @@ with frame.page(
         shown = finding.result if finding.state == "done" else None
     with right:
         numbers(model, plan, spec, found)
+        facts.row(model, shown, plan, now)
+        best_under.answer(model, scores, plan)
         for job in (*found.all, finding):
             if job is not None and job.state == "failed":
                 st.error(job.error)

@@ -44,3 +44,8 @@ def import_heavy(say: Callable[[str], None]) -> None:
             importlib.import_module(name)
             gc.freeze()
         _state["imported"] = True
+
+
+def loaded() -> bool:
+    """Whether torch is there already, so that a page may ask it without waiting."""
+    return _state["imported"]

@@ -1,6 +1,7 @@
 """Ours against the peers: the demo teacher, the same images, the same MACs, the same training budget, three seeds.
 
 heavy python -m tests.benchmarks.peers run --out work/peers.jsonl     every cut, then training; goes on where it stopped
+python -m tests.benchmarks.peers speed work/peers.jsonl               images/s of every shape, in turns with the teacher
 python -m tests.benchmarks.peers table work/peers.jsonl               the tables, from what is there
 python -m tests.benchmarks.peers figure work/peers.jsonl --out assets/readme/peers.png      needs Chromium
 
@@ -16,7 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -37,10 +38,11 @@ from upvit_core.importance.score import score
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.adapt import adapt
 from upvit_core.models.checkpoint import DEMO_FOLDER, build_model, load_model
-from upvit_core.models.shape import ModelShape
+from upvit_core.models.shape import BlockShape, ModelShape
 from upvit_core.planning.best import Budget, best_plan
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.widths import parse_widths, widths_of, write_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.throughput import compare
 from upvit_core.recipe import PRESETS
@@ -205,9 +207,7 @@ def with_ffn_of(directions: ImportanceScores, scores: ImportanceScores) -> Impor
     return directions.with_values({key: v * share for key, v in scores.values.items() if key.startswith("ffn")})
 
 
-def run(
-    bench: Bench, out: Path, ratios: list[float], seeds: list[int], trained_ratios: list[float], speed: bool
-) -> None:
+def run(bench: Bench, out: Path, ratios: list[float], seeds: list[int], trained_ratios: list[float]) -> None:
     done = {(row["way"], row["ratio"], row["seed"], row["epoch"]) for row in peers_report.read(out)}
     settings = {"images": bench.images, "epochs": bench.epochs, "test_images": len(bench.teacher_logits), **machine()}
 
@@ -227,11 +227,7 @@ def run(
             values |= {"score_seconds": made.score_seconds, "cut_seconds": made.cut_seconds}
             values |= {"macs": count_macs(made.shape), "params": count_parameters(made.shape)}
             values["macs_target"] = count_macs(bench.target(ratio).shape_after)
-            if speed and seed == seeds[0]:
-                x = torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-                pace = compare(bench.teacher.model, made.model, x, repeats=12)
-                values |= {"images_per_s": pace.second.images_per_s, "speed_up": pace.ratio}
-                values["teacher_images_per_s"] = pace.first.images_per_s
+            values["widths"] = write_widths(widths_of(made.shape))
             write(way, ratio, seed, 0, values)
 
     def train(ways: Sequence[Way], seed: int) -> None:
@@ -251,9 +247,24 @@ def run(
         train([*TRAINED_FIRST, *WAYS], seed)
 
 
+def speed(rows: Path) -> None:
+    """Images/s at batch 32 of every distinct shape that came out, each in turns with the teacher."""
+    teacher = load_model("demo")
+    x = torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    for text in sorted({row["widths"] for row in peers_report.read(rows)}):
+        widths = parse_widths(text, teacher.shape)
+        blocks = tuple(BlockShape(*block) for block in widths.blocks)
+        model = build_model(replace(teacher.shape, embed_dim=widths.embed_dim, blocks=blocks))
+        pace = compare(teacher.model, model, x, repeats=15)
+        row = {"widths": text, "images_per_s": pace.second.images_per_s, "speed_up": pace.ratio, **machine()}
+        with peers_report.speeds_file(rows).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{pace.ratio:.2f}  {text}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table", "figure"])
+    parser.add_argument("what", choices=["run", "speed", "table", "figure"])
     parser.add_argument("rows", type=Path, nargs="?", default=Path("work/peers.jsonl"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", type=int, default=500, help="scored, and repaired on")
@@ -263,7 +274,6 @@ def main() -> None:
     parser.add_argument("--trained-ratios", type=float, nargs="+", default=[0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--no-speed", dest="speed", action="store_false", help="leave images/s out")
     arguments = parser.parse_args()
     if arguments.what == "table":
         peers_report.tables(arguments.rows)
@@ -272,10 +282,13 @@ def main() -> None:
         peers_report.picture(arguments.rows, arguments.out or Path("assets/readme/peers.png"))
         return
     torch.set_num_threads(arguments.threads)
+    if arguments.what == "speed":
+        speed(arguments.rows)
+        return
     out = arguments.out or arguments.rows
     out.parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(out.parent, arguments.images, arguments.test_images, arguments.epochs)
-    run(bench, out, arguments.ratios, arguments.seeds, arguments.trained_ratios, arguments.speed)
+    run(bench, out, arguments.ratios, arguments.seeds, arguments.trained_ratios)
 
 
 if __name__ == "__main__":

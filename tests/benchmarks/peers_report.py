@@ -31,6 +31,17 @@ def read(path: Path) -> list[Row]:
     return rows
 
 
+def speeds_file(path: Path) -> Path:
+    return path.with_suffix(".speed.jsonl")
+
+
+def with_speeds(path: Path) -> list[Row]:
+    """Rows, with what was measured last of their shape's speed."""
+    known = {row["widths"]: row for row in read(speeds_file(path))}
+    keys = ("images_per_s", "speed_up")
+    return [row | {key: known[row["widths"]][key] for key in keys if row.get("widths") in known} for row in read(path)]
+
+
 def by_way(rows: list[Row]) -> dict[tuple[str, float], dict[int, list[Row]]]:
     """Rows of the seeds, by (way, ratio) and epoch."""
     found: dict[tuple[str, float], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
@@ -49,7 +60,7 @@ def spread(rows: list[Row], key: str, digits: int = 2) -> str:
 
 def tables(path: Path) -> None:
     """One table a ratio, best right after surgery first."""
-    rows = read(path)
+    rows = with_speeds(path)
     found = by_way(rows)
     last = max((row["epoch"] for row in rows), default=0)
     for ratio in sorted({row["ratio"] for row in rows}):

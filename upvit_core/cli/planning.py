@@ -253,24 +253,18 @@ def calibrate(
     import torch
 
     from upvit_core.importance.criterion import Progress
-    from upvit_core.models.shape import deit_shape
-    from upvit_core.profiling.calibrate import DEMO
     from upvit_core.profiling.calibrate import calibrate as run
-    from upvit_core.profiling.held_out import held_out
+    from upvit_core.profiling.held_out import calibrate_and_check
     from upvit_core.profiling.latency import default_path
 
     if threads is not None:
         torch.set_num_threads(threads)
     bar, where = Bar(), device_of(device)
     shapes = [] if model is None else [open_model(model, pretrained=False).shape]
-    known = run(
+    known = (calibrate_and_check if check else run)(
         device=where, dtype=dtype, seconds=seconds, shapes=shapes,
         progress=lambda done, total: bar(Progress(done, max(total, 1e-9), "s", "timing", total - done)),
     )  # fmt: skip
-    if check:
-        known = known.with_error(
-            held_out(known, [(DEMO, (8, 32), 6), (deit_shape("tiny"), (1, 4), 6)], device=where)[1]
-        )
     path = out or default_path(known.device, known.dtype, known.threads)
     known.save(path)
     values: dict[str, Any] = {"out": str(path), "device": known.device, "dtype": known.dtype, "threads": known.threads,

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from upvit_core.models.shape import BlockShape, ModelShape
-from upvit_core.profiling.calibrate import CLOCKS, random_model
+from upvit_core.models.shape import BlockShape, ModelShape, deit_shape
+from upvit_core.profiling.calibrate import CLOCKS, DEMO, Progress, calibrate, random_model
 from upvit_core.profiling.latency import Calibration, HeldOutError, estimate_latency, estimate_speed_up
 from upvit_core.profiling.macs import count_macs
 from upvit_core.profiling.throughput import DTYPES
@@ -58,19 +58,28 @@ def held_out(
     rounds: int = 5,
     seed: int = 1,
     report: Callable[[Case], None] = lambda case: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[list[Case], HeldOutError]:
     """Measure random plans in turns with their unpruned model, and compare speed-ups with the estimates.
 
     models: (shape, batch sizes, number of plans) each; every plan is timed at every batch size, with the calibration's
-    clock, number type and torch's threads.
+    clock, number type and torch's threads. `progress` receives the share done; raise `Cancelled` in it to stop.
     """
     rng, cases = np.random.default_rng(seed), []
+    passes = sum(len(batches) * (plans + 1) for _, batches, plans in models) * (rounds + 1)
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        progress(done / passes)
+
     for shape, batches, plans in models:
         shapes = [shape] + [random_shape(shape, rng) for _ in range(plans)]
         networks = [random_model(one, torch.device(device)) for one in shapes]
         for batch in batches:
             images = torch.randn(batch, shape.in_chans, *shape.img_size, device=device)
-            seconds = _in_turns(networks, images, rounds, calibration)
+            seconds = _in_turns(networks, images, rounds, calibration, tick)
             for one, own in zip(shapes[1:], seconds[1:], strict=True):
                 case = Case(
                     shape.name, batch, one, count_macs(shape) / count_macs(one), 1e3 * float(np.median(own)),
@@ -88,8 +97,36 @@ def held_out(
     )  # fmt: skip
 
 
+def calibrate_and_check(
+    *,
+    device: torch.device | str = "cpu",
+    dtype: str = "float32",
+    seconds: float = 45.0,
+    shapes: Sequence[ModelShape] = (),
+    progress: Progress = lambda done, total: None,
+) -> Calibration:
+    """A calibration that knows its error: what the button and the verb make, in about 1.4 times `seconds`.
+
+    The error is that of 12 random plans of the demo's and of DeiT-T's shape, each at two batch sizes. `progress`
+    receives seconds done and in all, as estimated from `seconds`; raise `Cancelled` in it to stop.
+    """
+    total = 1.4 * seconds
+    known = calibrate(
+        device=device, dtype=dtype, seconds=seconds, shapes=shapes, progress=lambda done, _: progress(done, total)
+    )
+    models = [(DEMO, (8, 32), 6), (deit_shape("tiny"), (1, 4), 6)]
+    _, error = held_out(
+        known, models, device=device, progress=lambda share: progress(seconds + share * (total - seconds), total)
+    )
+    return known.with_error(error)
+
+
 def _in_turns(
-    networks: Sequence[torch.nn.Module], images: torch.Tensor, rounds: int, calibration: Calibration
+    networks: Sequence[torch.nn.Module],
+    images: torch.Tensor,
+    rounds: int,
+    calibration: Calibration,
+    tick: Callable[[], None],
 ) -> np.ndarray:
     """Seconds (networks, rounds) of a forward pass, after one to warm up."""
     clock, dtype = CLOCKS[calibration.clock], calibration.dtype
@@ -106,6 +143,7 @@ def _in_turns(
                 if on_gpu:
                     torch.cuda.synchronize()
                 taken[n, turn] = max(clock() - start, 1e-9)
+                tick()
     return taken[:, 1:]
 
 

@@ -188,10 +188,15 @@ class Calibration:
 
 
 def default_path(device: str, dtype: str, threads: int) -> Path:
-    """Where the calibration of a device lies by default, in the user's cache folder."""
+    """Where the calibration of a device lies by default, so that the studio and the verbs share it."""
     name = "-".join("".join(c if c.isalnum() else " " for c in device).split()).lower()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "upvit-studio" / "calibrations" / f"{name}-{dtype}-{threads}.json"
+    return default_folder() / f"{name}-{dtype}-{threads}.json"
+
+
+def default_folder() -> Path:
+    """`calibrations` in $UPVIT_HOME, else in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upvit-studio"
+    return Path(os.environ.get("UPVIT_HOME") or cache).expanduser() / "calibrations"
 
 
 def geometry(shape: ModelShape) -> str:

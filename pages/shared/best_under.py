@@ -1,0 +1,168 @@
+"""Best under a budget of parameters, MACs and time, one or two at once: the solver's plan becomes the current one."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import pandas as pd
+import streamlit as st
+
+from pages.shared import device, whatif, words
+from pages.shared.facts import in_nats
+from pages.shared.opened import Opened
+from pages.shared.whatif import WhatIf
+from upvit_core.errors import PlanError
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.best import BestPlan, Budget, Family, best_plan
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.widths import widths_of
+from upvit_core.profiling.macs import count_macs, count_parameters
+
+FAMILIES: dict[Family, str] = {
+    "best": "every block its own widths",
+    "uniform": "equal shares in all blocks",
+    "stock": "a shape of stock timm",
+}
+FOUND = "best-found"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the solver found for one budget, by family; `chosen` is the current plan."""
+
+    source: str
+    limits: dict[str, float]
+    chosen: Family
+    found: dict[Family, BestPlan]
+    seconds: float
+
+
+def panel(model: Opened, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan) -> None:
+    """The form in its popover; pressing its button sets the plan."""
+    with st.popover(
+        "Best under…", icon=":material/target:", width="stretch",
+        help="The plan that is predicted to lose least within a budget, found exactly.",
+    ):  # fmt: skip
+        if scores is None:
+            st.caption("Needs scores: make them on Importance.")
+            return
+        limits = inputs(model, plan)
+        family = st.radio("Among", list(FAMILIES), format_func=FAMILIES.__getitem__, key="budget-family")
+        own = model.shape.num_heads
+        if now.heads is not None and own is not None and now.heads != own:
+            st.caption(f"With {now.heads} heads, as the slider says; scores cannot foretell what merging {own} does.")
+        if now.round_to > 1:
+            st.caption(f"Widths are multiples of {now.round_to}.")
+        ready = bool(limits)
+        if st.button(
+            "Find the best plan", type="primary", icon=":material/target:", key="find-best", disabled=not ready
+        ):
+            find(model, scores, now, limits, family)
+        if not ready:
+            st.caption("Tick at least one limit.")
+
+
+def inputs(model: Opened, plan: PruningPlan) -> dict[str, float]:
+    """Limits that are ticked; each begins at what the current plan has."""
+    limits: dict[str, float] = {}
+    shape = plan.shape_after
+    full = {"params": count_parameters(model.shape), "macs": count_macs(model.shape)}
+    for name, label, value in (
+        ("params", "Parameters", count_parameters(shape)), ("macs", "MACs of one image", count_macs(shape)),
+    ):  # fmt: skip
+        suffix, scale = ("G", 1e9) if full[name] >= 2e9 else ("M", 1e6)
+        key, ticked = f"{name}-{model.source}", name == "params"
+        given = _limit(key, f"{label}, {suffix}", value / scale, full[name] / scale, ticked)
+        if given is not None:
+            limits[name] = (given + 5e-5) * scale
+    batch = device.batch_of(model)
+    now, before = (device.milliseconds(s, batch) for s in (shape, model.shape))
+    if now is None or before is None:
+        st.caption("A limit on time needs this device calibrated.")
+        return limits
+    given = _limit(f"ms-{model.source}-{batch}", f"Time of a batch of {batch}, ms (estimated)", now, before, False)
+    if given is not None:
+        limits["latency_ms"] = given
+    return limits
+
+
+def _limit(key: str, label: str, value: float, most: float, ticked: bool) -> float | None:
+    one, two = st.columns([0.12, 0.88], vertical_alignment="bottom")
+    on = one.checkbox(f"Limit {label}", value=ticked, key=f"limit-{key}", label_visibility="collapsed")
+    given = two.number_input(
+        f"{label}, at most", min_value=0.0, max_value=float(most), value=float(value), format="%.4f",
+        key=f"limit-{key}-value", disabled=not on,
+    )  # fmt: skip
+    return float(given) if on and given > 0 else None
+
+
+def find(model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family) -> None:
+    """Solve for the family asked for and, to compare, for the others; then move the sliders."""
+    began = time.perf_counter()
+    try:
+        solved = {family: _solve(model, scores, now, limits, family)}
+    except PlanError as error:
+        st.warning(str(error))
+        return
+    seconds = time.perf_counter() - began
+    for other in FAMILIES:
+        if other not in solved and (other != "uniform" or model.shape.embed_dim < 400):
+            try:
+                solved[other] = _solve(model, scores, now, limits, other)
+            except PlanError:
+                continue
+    st.session_state[FOUND] = Answer(model.source, limits, family, solved, seconds)
+    widths = widths_of(solved[family].plan.shape_after)
+    st.session_state["move-to"] = whatif.of_widths(widths, model.shape, replace(now, widths=""))
+    st.rerun()
+
+
+def _solve(
+    model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family
+) -> BestPlan:  # fmt: skip
+    basis = "directions" if scores.basis == "directions" else now.basis
+    return best_plan(
+        scores, Budget(**limits), family=family, latency=device.latency(model), heads=now.heads,
+        round_to=now.round_to, basis=basis,
+    )  # fmt: skip
+
+
+def answer(model: Opened, scores: ImportanceScores | None, plan: PruningPlan) -> None:
+    """Under the numbers, as long as the plan is the one that was found: how good it is, and what others would cost."""
+    found: Answer | None = st.session_state.get(FOUND)
+    if found is None or found.source != model.source or scores is None:
+        return
+    best = found.found[found.chosen]
+    if widths_of(best.plan.shape_after) != widths_of(plan.shape_after):
+        return
+    unit = "nats" if in_nats(scores) else scores.unit or "of score"
+    gap = "the least possible, exactly" if best.gap == 0 else f"at most {best.gap:.2g} above the least possible"
+    st.success(
+        f"Best within {_limits(found.limits)}, {FAMILIES[found.chosen]}: predicted KL {best.predicted:.3g} {unit}, "
+        f"{gap}; found in {found.seconds:.2f} s.",
+        icon=":material/target:",
+    )
+    rows = []
+    for family, other in found.found.items():
+        row = {
+            "Among": FAMILIES[family], f"Predicted KL, {unit}": other.predicted, "Parameters": other.params,
+            "MACs": other.macs, "Stock timm": other.plan.shape_after.is_uniform,
+        }  # fmt: skip
+        if other.latency_ms is not None:
+            row["Time, ms (estimated)"] = other.latency_ms
+        rows.append(row)
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        pd.DataFrame(rows).sort_values(f"Predicted KL, {unit}"), hide_index=True, width="stretch",
+        column_config={"Parameters": number(format="localized"), "MACs": number(format="localized"),
+                       f"Predicted KL, {unit}": number(format="%.4g")},
+    )  # fmt: skip
+
+
+def _limits(limits: dict[str, float]) -> str:
+    names = {"params": "parameters", "macs": "MACs"}
+    told = {name: f"{words.short(value)} {names[name]}" for name, value in limits.items() if name in names}
+    if "latency_ms" in limits:
+        told["latency_ms"] = f"{limits['latency_ms']:.3g} ms"
+    return " and ".join(told.values())

@@ -1,0 +1,131 @@
+"""The second row of numbers: what scores predict, time, memory, and what stock timm's shapes would cost."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import streamlit as st
+
+from pages.shared import device, jobs, words
+from pages.shared.cards import ESTIMATED, Card, cards
+from pages.shared.opened import Opened
+from pages.shared.whatif import WhatIf
+from upvit_core.errors import PlanError
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.best import Budget, best_plan
+from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.profiling.memory import estimate_memory
+
+AT_ONCE = 2000  # channels of residual times depth up to which the solver answers while the page waits
+
+
+def row(model: Opened, scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> None:
+    """Four small cards, and a line where widths were rounded."""
+    stock = stock_job(scores, plan, now)
+
+    def draw() -> None:
+        cards(
+            [predicted_card(scores, plan), latency_card(model, plan), memory_card(model, plan), stock_card(plan, stock)]
+        )
+
+    with st.container(key="facts"):
+        jobs.follow([stock], draw)
+    if now.round_to > 1 and scores is not None:
+        st.html(f'<p class="quiet">{rounding(model, scores, plan, now)}</p>')
+
+
+def in_nats(scores: ImportanceScores | None) -> bool:
+    return scores is not None and scores.unit.startswith("nats")
+
+
+def predicted_card(scores: ImportanceScores | None, plan: PruningPlan) -> Card:
+    name = "KL right after the cut"
+    if scores is None or not in_nats(scores):
+        return Card(name, "—", "needs scores in nats: make them on Importance")
+    return Card(name, f"{predicted_loss(scores, plan):.3g}", "nats an image: single removals, added up", ESTIMATED)
+
+
+def latency_card(model: Opened, plan: PruningPlan) -> Card:
+    batch = device.batch_of(model)
+    name = f"Time of a batch of {batch}"
+    known = device.calibration()
+    if known is None:
+        return Card(name, "—", "not calibrated")
+    before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
+    assert before is not None
+    assert after is not None
+    note = f"of {before:.3g} ms; {words.short(1e3 * batch / after, 0)} images/s; {device.error_words(known)}"
+    return Card(name, f"{after:.3g} ms", note, ESTIMATED)
+
+
+def memory_card(model: Opened, plan: PruningPlan) -> Card:
+    batch = device.batch_of(model)
+    before, after = (estimate_memory(shape, batch) for shape in (plan.shape_before, plan.shape_after))
+    note = f"weights {size(after.weights)} + activations at most {size(after.activations)}; was {size(before.total)}"
+    return Card(f"Memory, batch of {batch}", size(after.total), note, ESTIMATED)
+
+
+def size(count: int) -> str:
+    """`3.9 MiB`."""
+    for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= scale:
+            return f"{count / scale:.3g} {unit}"
+    return f"{count} B"
+
+
+def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job | None:
+    """What the best shape of stock timm loses more than the best of all, at the MACs of this plan."""
+    if scores is None or not in_nats(scores) or scores.criterion == "none":
+        return None
+    shape = plan.shape_after
+    key = f"stock {scores.digest} {count_macs(shape)} {now.heads} {now.round_to} {plan.basis}"
+    found = jobs.find(key)
+    if found is None and shape.embed_dim * shape.depth <= AT_ONCE:
+        return jobs.finished(key, "Comparing with stock timm", compatibility(scores, plan, now))
+    return found or jobs.start(key, lambda report: compatibility(scores, plan, now), "Comparing with stock timm")
+
+
+def compatibility(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> tuple[float, float] | None:
+    """Predicted KL of the best stock shape and of the best of all within this plan's MACs; None where none fits."""
+    budget = Budget(macs=count_macs(plan.shape_after))
+    choices = {"heads": now.heads, "round_to": now.round_to, "basis": plan.basis}
+    try:
+        stock = best_plan(scores, budget, family="stock", **choices)  # type: ignore[arg-type]
+        return stock.predicted, best_plan(scores, budget, **choices).predicted  # type: ignore[arg-type]
+    except PlanError:
+        return None
+
+
+def stock_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
+    opens = plan.shape_after.is_uniform
+    value = "opens it" if opens else "cannot"
+    if job is None:
+        return Card("Stock timm", value, "equal blocks, attention as wide as the residual" if opens else WHY_NOT)
+    if job.state != "done":
+        return Card("Stock timm", value, "what such a shape costs: being computed", stale=job.active)
+    if job.result is None:
+        return Card("Stock timm", value, "no stock shape has so few MACs")
+    stock, best = job.result
+    note = f"at these MACs its best shape costs {max(stock - best, 0):.2g} nats more ({stock:.2g}, not {best:.2g})"
+    return Card("Stock timm", value, note, ESTIMATED)
+
+
+WHY_NOT = "it wants equal blocks, attention as wide as the residual; this studio opens it"
+
+
+def rounding(model: Opened, scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> str:
+    """What multiples of 8 or 16 change, against widths as the ratios say."""
+    if now.widths:
+        return f"Every width is a multiple of {now.round_to} where the heads allow it."
+    free = replace(now, round_to=1).plan(scores)
+    sizes = [words.short(count_parameters(p.shape_after)) for p in (free, plan)]
+    told = [f"parameters {sizes[0]} → {sizes[1]}"]
+    if in_nats(scores):
+        told.append(f"predicted KL {predicted_loss(scores, free):.3g} → {predicted_loss(scores, plan):.3g} nats")
+    known, batch = device.calibration(), device.batch_of(model)
+    if known is not None:
+        times = [device.milliseconds(p.shape_after, batch) for p in (free, plan)]
+        told.append(f"time {times[0]:.3g} → {times[1]:.3g} ms (estimated, {device.error_words(known)})")
+    return f"What multiples of {now.round_to} change: {'; '.join(told)}."
