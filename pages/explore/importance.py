@@ -6,21 +6,24 @@ from pages.shared import channel, charts, frame, scoring, whatif
 from upvit_core.figures.curves import kept_curve
 from upvit_core.figures.heatmaps import channel_at, heatmap
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import COMPONENTS, Component
+from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
 
-HEIGHTS: dict[Component, int] = {"residual": 250, "attention": 300, "ffn": 300}
+HEIGHTS: dict[Component, int] = {"residual": 250, "attention": 300, "ffn": 300, "reduction": 280}
 WHAT: dict[Component, str] = {
     "residual": "Channels of the stream that every block reads from and writes to. Removing one narrows the whole "
     "model.",
     "attention": "Channels inside the attention heads, block by block. Heads are merged first; then each merged head "
     "is cut.",
     "ffn": "Hidden channels of the feed-forward networks, block by block.",
+    "reduction": "Channels of the smaller map from which a block makes its keys and values, block by block.",
 }
 
 
 def picture(scores: ImportanceScores, component: Component, plan: PruningPlan, order: str, block: int | None) -> None:
     alone = None if component == "residual" else block
+    if alone is not None and alone not in {group.place for group in scores.shape.groups_of(component)}:
+        return
     theme, selected = charts.theme(), st.session_state.get("channel")
     wide, narrow = st.columns([0.73, 0.27], gap="small")
     with wide:
@@ -71,7 +74,8 @@ with frame.page(
             f"Three pictures will be here, one per component, once there are scores. {what}", icon=":material/grid_on:"
         )
     else:
-        cells = dict(zip(whatif.KEYS, st.columns(4, gap="medium"), strict=True))
+        keys = whatif.keys_of(model.shape)
+        cells = dict(zip(keys, st.columns(len(keys), gap="medium"), strict=True))
         what_if = whatif.controls(model.shape, cells)
         plan = what_if.plan(scores)
         one, two, _ = st.columns([0.3, 0.2, 0.5], vertical_alignment="bottom")
@@ -91,6 +95,6 @@ with frame.page(
             names = ["All blocks", *(f"Block {b}" for b in range(model.shape.depth))]
             row = st.selectbox("Blocks", names, key="row", bind="query-params")
         block = None if row == names[0] else names.index(row) - 1
-        for component in COMPONENTS:
+        for component in model.shape.components:
             picture(scores, component, plan, order, block)
         channel.inspector(model, scores, plan)

@@ -245,8 +245,9 @@ with frame.page(
     left, right = st.columns([0.25, 0.75], gap="medium")
     with left:
         whatif.preset_picker(model.shape)
-        whatif.way_controls(model.shape, model.has_weights and bool(spec))
-        blocks_table.spread_controls(model.shape, scores)
+        if model.shape.is_plain:
+            whatif.way_controls(model.shape, model.has_weights and bool(spec))
+            blocks_table.spread_controls(model.shape, scores)
         now = whatif.controls(model.shape)
         plan = now.plan(scores or no_scores(model.shape))
         found = measure(model, plan, spec, now)
@@ -269,8 +270,9 @@ with frame.page(
                 st.error(job.error)
         if shown is not None:
             charts.show(strips(shown, plan, charts.theme()), "strips")
-            with st.expander("Block by block", icon=":material/table_rows:", expanded=bool(now.widths)):
-                blocks_table.table(plan, now)
+            if model.shape.is_plain:
+                with st.expander("Block by block", icon=":material/table_rows:", expanded=bool(now.widths)):
+                    blocks_table.table(plan, now)
         elif finding is not None and finding.active:
             with st.container(height=560, border=False):
                 jobs.progress(finding)

@@ -92,7 +92,7 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
     with text:
         component = component_choice("remove")
         block = 0 if component == "residual" else model.shape.depth // 2
-        key = channel.score_key(component, block)
+        key = model.shape.key_of(component, block)
         values = scores.values[key]
         ranked = np.argsort(-values, kind="stable")
         place = st.slider(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
@@ -16,8 +16,11 @@ from upvit_core.figures.channel import kl_by_image, place
 from upvit_core.figures.heatmaps import heads_after, kept_mask
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import COMPONENTS, Component
+from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
+
+if TYPE_CHECKING:
+    from upvit_core.models.checkpoint import LoadedModel
 
 KEY = "channel"
 IMAGES = 500
@@ -49,24 +52,28 @@ def choose(component: Component, block: int, number: int) -> None:
     st.session_state["glass-channel"] = number
 
 
-def score_key(component: Component, block: int) -> str:
-    return "residual" if component == "residual" else f"{component}.{block}"
-
-
 def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
     """Three fields that name a channel."""
     shape = scores.shape
     a, b, c = st.columns(3)
     if "glass-component" not in st.session_state:
         st.session_state["glass-component"] = "residual"
-    component: Component = a.selectbox("Component", COMPONENTS, format_func=TITLES.__getitem__, key="glass-component")
-    if st.session_state.get("glass-block", 0) >= shape.depth:
+    if st.session_state["glass-component"] not in shape.components:
+        st.session_state["glass-component"] = "residual"
+    component: Component = a.selectbox(
+        "Component", shape.components, format_func=TITLES.__getitem__, key="glass-component"
+    )
+    most = max(group.place for group in shape.groups_of(component))
+    if component == "residual" and most == 0:
+        most = shape.depth - 1  # the field keeps its block while it is off
+    if st.session_state.get("glass-block", 0) > most:
         st.session_state["glass-block"] = 0
+    alone = component == "residual" and not shape.stages
     block = b.number_input(
-        "Block", 0, shape.depth - 1, step=1, key="glass-block", disabled=component == "residual",
-        help="The residual is one for all blocks." if component == "residual" else None,
+        "Stage" if component == "residual" and shape.stages else "Block", 0, max(most, 1), step=1, key="glass-block",
+        disabled=alone or most == 0, help="The residual is one for all blocks." if alone else None,
     )  # fmt: skip
-    width = len(scores.values[score_key(component, int(block))])
+    width = len(scores.values[shape.key_of(component, int(block))])
     if st.session_state.get("glass-channel", 0) >= width:
         st.session_state["glass-channel"] = 0
     number = c.number_input(f"Channel (0 to {width - 1})", 0, width - 1, step=1, key="glass-channel")
@@ -76,7 +83,7 @@ def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
 
 def rivals(scores: ImportanceScores, plan: PruningPlan, component: Component, block: int, number: int) -> np.ndarray:
     """Channels that compete for the same places: all of the component, or those of the same merged head."""
-    width = len(scores.values[score_key(component, block)])
+    width = len(scores.values[scores.shape.key_of(component, block)])
     if component != "attention":
         return np.arange(width)
     size = width // heads_after(plan, scores, block)
@@ -89,13 +96,19 @@ def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> Non
     left, right = st.columns([0.5, 0.5], gap="medium")
     with left:
         component, block, number = picker(scores)
-        key = score_key(component, block)
+        key = scores.shape.key_of(component, block)
         group = rivals(scores, plan, component, block, number)
         kept = kept_mask(plan, scores, component, block)
         value = float(scores.values[key][number])
         error = scores.stderr.get(key)
         rank = int((scores.values[key][group] > value).sum()) + 1
-        where = "of its merged head" if component == "attention" else "in its block" if component == "ffn" else "of all"
+        where = (
+            "of its merged head"
+            if component == "attention"
+            else "of all"
+            if component == "residual"
+            else "in its block"
+        )
         cards(
             [
                 Card(
@@ -131,7 +144,7 @@ def removal_job(
     model: Opened, component: Component, block: int, number: int, spec: str, count: int = IMAGES
 ) -> jobs.Job:
     """The job that removes one channel and looks at every image."""
-    key = score_key(component, block)
+    key = model.shape.key_of(component, block)
 
     def work(report: jobs.Report) -> Effect:
         report.say("reading the weights")
@@ -153,7 +166,7 @@ def removal_job(
             names=tuple(live.class_names or data.class_names),
             indices=np.asarray(indices),
             data=data.name,
-            norms=weight_norms(live.model, key, number),
+            norms=weight_norms(live, key, number),
         )
 
     return jobs.start(
@@ -161,26 +174,15 @@ def removal_job(
     )
 
 
-def weight_norms(network: Any, key: str, number: int) -> dict[str, float]:
-    """L2 norms of the weights that carry the channel, by layer."""
-    if key == "residual":
-        return {
-            "written by the patch embedding": float(network.patch_embed.proj.weight[number].detach().norm()),
-            "read by the classifier": float(network.head.weight[:, number].detach().norm()),
-        }
-    component, block = key.split(".")
-    own = network.blocks[int(block)]
-    if component == "ffn":
-        return {
-            "fc1 row": float(own.mlp.fc1.weight[number].detach().norm()),
-            "fc2 column": float(own.mlp.fc2.weight[:, number].detach().norm()),
-        }
-    width = own.attn.proj.weight.shape[1]
-    rows = {
-        name: float(own.attn.qkv.weight[i * width + number].detach().norm())
-        for i, name in enumerate(("q row", "k row", "v row"))
-    }
-    return {**rows, "proj column": float(own.attn.proj.weight[:, number].detach().norm())}
+def weight_norms(live: LoadedModel, key: str, number: int) -> dict[str, float]:
+    """L2 norms of the weights that carry the channel, by layer; of a residual, only where it comes in and goes out."""
+    from upvit_core.models.adapter import carriers
+
+    found = {name: tensor for name, tensor in carriers(live.model, live.shape, key).items() if "bias" not in name}
+    if key.startswith("residual"):
+        names = list(found)
+        found = {name: found[name] for name in (names[0], names[-1])}
+    return {name.replace(".weight", ""): float(t[number].detach().norm()) for name, t in found.items()}
 
 
 def _removal(model: Opened, component: Component, block: int, number: int) -> None:

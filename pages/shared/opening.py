@@ -43,7 +43,9 @@ def _open(source: str) -> None:
 
 def _timm() -> None:
     with st.form("timm", border=False):
-        name = st.text_input("Name", placeholder="deit_small_patch16_224", help="Any ViT or DeiT that timm knows.")
+        name = st.text_input(
+            "Name", placeholder="deit_small_patch16_224", help="Any ViT, DeiT or PVTv2 that timm knows."
+        )
         weights = st.checkbox(
             "With pretrained weights", value=True, help="Without them only widths and costs can be shown."
         )

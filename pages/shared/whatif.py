@@ -49,7 +49,13 @@ HELP = {
     "softmax, so "
     "this changes the model too, and no score foretells by how much.",
     "ffn": "Share of the hidden channels of every block's feed-forward network (component 3).",
+    "reduction": "Share of the channels of the map from which a block makes its keys and values, where that map is "
+    "made smaller first (PVTv2). At the residual's share, stock timm builds the result.",
 }
+NAMES = {
+    "residual": "Residual removed", "attention": "Attention removed", "heads": "Heads", "ffn": "FFN removed",
+    "reduction": "Reduction removed",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,8 @@ class WhatIf:
 
     `basis` says what is removed: channels, or directions of a rotated basis; `repair`, whether least squares mend it.
     `allocation` spreads the ratios over the blocks; with `widths` it is the text of `planning.widths` that decides, and
-    the percents are only near. Widths are multiples of `round_to`.
+    the percents are only near. Widths are multiples of `round_to`. `reduction`: percent of spatial reductions, None
+    where the model has none.
     """
 
     residual: int
@@ -70,6 +77,7 @@ class WhatIf:
     allocation: Allocation = "uniform"
     round_to: int = 1
     widths: str = ""
+    reduction: int | None = None
 
     @property
     def words(self) -> str:
@@ -77,7 +85,8 @@ class WhatIf:
         spread = {"uniform": "", "widths": ", block by block"}.get(self.allocation, f", {self.allocation}")
         multiple = f", multiples of {self.round_to}" if self.round_to > 1 else ""
         way = (", directions" if self.basis == "directions" else "") + (", repaired" if self.repair else "")
-        return f"{self.residual}/{self.attention}/{self.ffn} %{heads}{spread}{multiple}{way}"
+        last = "" if self.reduction is None else f"/{self.reduction}"
+        return f"{self.residual}/{self.attention}/{self.ffn}{last} %{heads}{spread}{multiple}{way}"
 
     @property
     def percents(self) -> tuple[int, int, int | None, int]:
@@ -86,6 +95,12 @@ class WhatIf:
 
     def plan(self, scores: ImportanceScores) -> PruningPlan:
         """Widths are taken to the nearest that the heads divide."""
+        if not scores.shape.is_plain:
+            reduction = None if self.reduction in (None, self.residual) else self.reduction / 100  # type: ignore[operator]
+            return plan_uniform(
+                scores, residual=self.residual / 100, attention=self.attention / 100, ffn=self.ffn / 100,
+                reduction=reduction, heads=self.heads, snap=True,
+            )  # fmt: skip
         basis = "directions" if scores.basis == "directions" else self.basis
         if self.widths:
             return plan_from_widths(scores, self.widths, basis=basis)
@@ -108,7 +123,12 @@ def default(shape: ModelShape) -> WhatIf:
     options = head_options(shape)
     half = (shape.num_heads or 0) // 2
     heads = half if half in options and shape.num_heads == 2 * half else shape.num_heads
-    return WhatIf(50, 50, heads if options else None, 50)
+    return WhatIf(50, 50, heads if options else None, 50, reduction=50 if "reduction" in shape.components else None)
+
+
+def keys_of(shape: ModelShape) -> tuple[str, ...]:
+    """The sliders that this model has."""
+    return KEYS + (("reduction",) if "reduction" in shape.components else ())
 
 
 def presets(shape: ModelShape) -> dict[str, WhatIf]:
@@ -117,18 +137,20 @@ def presets(shape: ModelShape) -> dict[str, WhatIf]:
     for name in presets_for(shape):
         target = PRESETS[name]
         block, own = target.blocks[0], shape.blocks[0]
-        label = {"deit_small": "DeiT-S", "deit_tiny": "DeiT-T"}.get(name, name)
+        label = {"deit_small": "DeiT-S", "deit_tiny": "DeiT-T"}.get(name, name.replace("pvt_v2_b", "PVTv2-B"))
+        residual = round(100 * (1 - target.embed_dim / shape.embed_dim))
         found[label] = WhatIf(
-            round(100 * (1 - target.embed_dim / shape.embed_dim)),
+            residual,
             round(100 * (1 - block.attention / own.attention)),
-            block.num_heads,
+            target.num_heads,
             round(100 * (1 - block.ffn / own.ffn)),
+            reduction=residual if "reduction" in shape.components else None,
         )
     heads = shape.num_heads
     start = default(shape)
     for share in (25, 50, 75):
         kept = heads if share == 25 else start.heads
-        candidate = WhatIf(share, share, kept, share)
+        candidate = WhatIf(share, share, kept, share, reduction=share if "reduction" in shape.components else None)
         if candidate not in found.values():
             found[f"{share} %"] = candidate
     return found
@@ -139,7 +161,7 @@ def current(shape: ModelShape) -> WhatIf:
     start = default(shape)
     saved: WhatIf | None = st.session_state.get(SAVED)
     values = {}
-    for key in KEYS:
+    for key in keys_of(shape):
         value = st.session_state.get(key)
         if value is None and saved is not None:
             value = getattr(saved, key)
@@ -192,7 +214,7 @@ def _legal(key: str, value: object, shape: ModelShape, otherwise: int | None) ->
 def set_to(what_if: WhatIf) -> None:
     """Move the sliders; to be called before they are drawn, or in a callback."""
     st.session_state[SAVED] = what_if
-    for key in KEYS:
+    for key in (*KEYS, "reduction"):
         value = getattr(what_if, key)
         if value is not None:
             st.session_state[key] = value
@@ -223,30 +245,29 @@ def of_widths(widths: Widths, shape: ModelShape, now: WhatIf, allocation: Alloca
 
 
 def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
-    """Draw the four sliders, bound to the link; returns where they stand.
+    """Draw the model's sliders, bound to the link; returns where they stand.
 
     `cells` holds the container of each slider (default: one under another).
     """
     now = current(shape)
     start = default(shape)
-    names = {"residual": "Residual removed", "attention": "Attention removed", "heads": "Heads", "ffn": "FFN removed"}
-    for key in KEYS:
+    for key in keys_of(shape):
         value = getattr(now, key)
         if key not in st.session_state and value is not None and value != getattr(start, key):
             st.session_state[key] = value
-    for key in KEYS:
+    for key in keys_of(shape):
         with cells[key] if cells else nullcontext(), st.container(key=f"knob-{key}"):
             if key == "heads":
                 options = head_options(shape)
                 if len(options) > 1:
                     st.select_slider(
-                        names[key], options, value=start.heads, key=key, bind="query-params", help=HELP[key]
+                        NAMES[key], options, value=start.heads, key=key, bind="query-params", help=HELP[key]
                     )
                 else:
                     st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
             else:
                 st.slider(
-                    names[key], 0, MOST, value=getattr(start, key), step=1, format="%d%%", key=key, bind="query-params",
+                    NAMES[key], 0, MOST, value=getattr(start, key), step=1, format="%d%%", key=key, bind="query-params",
                     help=HELP[key],
                 )  # fmt: skip
     result = current(shape)
@@ -302,7 +323,12 @@ def preset_picker(shape: ModelShape) -> None:
     named = presets(shape)
     now = current(shape)
     st.session_state["preset"] = next(
-        (name for name, value in named.items() if value.percents == now.percents and not now.widths), None
+        (
+            name
+            for name, value in named.items()
+            if (*value.percents, value.reduction) == (*now.percents, now.reduction) and not now.widths
+        ),
+        None,
     )
 
     def apply() -> None:
@@ -310,11 +336,11 @@ def preset_picker(shape: ModelShape) -> None:
         if chosen:
             now = current(shape)
             spread = "uniform" if now.widths else now.allocation
-            ratios = dict(zip(KEYS, named[chosen].percents, strict=True))
+            ratios = {key: getattr(named[chosen], key) for key in keys_of(shape)}
             set_to(replace(now, **ratios, allocation=spread, widths=""))
 
     st.segmented_control(
         "Preset", list(named), key="preset", on_change=apply,
-        help="DeiT-S and DeiT-T are the widths of those published models, so stock timm loads the result under their "
-             "name.",
+        help="A preset with a model's name has the widths of that published model, so stock timm loads the result "
+             "under it.",
     )  # fmt: skip

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import ModelShape, deit_shape
+from upvit_core.models.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
 
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -38,6 +39,9 @@ def duration(seconds: float | None) -> str:
 
 def model_name(shape: ModelShape) -> str:
     """`DeiT-B` for the well-known shapes, else the shape's own name."""
+    for pyramid in PVT_VARIANTS if shape.stages else ():
+        if replace(shape, name="") == replace(pvt_shape(pyramid), name=""):
+            return f"PVTv2-{pyramid.upper()}"
     for variant, letter in (("base", "B"), ("small", "S"), ("tiny", "T")):
         known = deit_shape(variant)
         if (shape.embed_dim, shape.blocks, shape.img_size) == (known.embed_dim, known.blocks, known.img_size):

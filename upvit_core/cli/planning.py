@@ -78,6 +78,7 @@ def plan(
         float | None, typer.Option(help="share of spatial reductions' channels removed; default: the residual's")
     ] = None,
     heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None,
+    snap: Annotated[bool, typer.Option("--snap", help="take widths to the nearest that heads divide")] = False,
     preset: Annotated[Preset | None, typer.Option(help="widths of a stock model")] = None,
     basis: Annotated[Basis, typer.Option(help="what is removed: channels (UP-ViT), or directions")] = Basis.CHANNELS,
     budget: Annotated[
@@ -123,7 +124,7 @@ def plan(
     else:
         made = plan_uniform(
             record, residual=residual, attention=attention, ffn=ffn, reduction=reduction, heads=heads,
-            basis=basis.value,
+            snap=snap, basis=basis.value,
         )  # fmt: skip
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.planning.blocks import plan_depth

@@ -28,7 +28,7 @@ def place(
 
     kept: mask over the group.
     """
-    key = "residual" if component == "residual" else f"{component}.{block}"
+    key = scores.shape.key_of(component, block)
     values = np.maximum(scores.values[key][group], 1e-12)
     errors = scores.stderr.get(key)
     order = np.argsort(-values, kind="stable")

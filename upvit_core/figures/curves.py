@@ -26,7 +26,7 @@ def share_kept(values: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np
 
 def plan_share(scores: ImportanceScores, plan: PruningPlan, component: Component, block: int) -> tuple[float, float]:
     """Share of channels that a plan keeps of one block, and share of the score with them."""
-    values = np.maximum(scores.residual if component == "residual" else scores.values[f"{component}.{block}"], 0)
+    values = np.maximum(scores.values[scores.shape.key_of(component, block)], 0)
     kept = kept_mask(plan, scores, component, block)
     return float(kept.mean()), float(values[kept].sum() / values.sum()) if values.sum() else float(kept.mean())
 
@@ -41,16 +41,17 @@ def kept_curve(
     height: int = 250,
 ) -> Chart:
     """Curves of every block (or of one, the others pale), the cut, and where the plan's own choice lies."""
-    blocks = [0] if component == "residual" else list(range(scores.shape.depth))
+    blocks = [group.place for group in scores.shape.groups_of(component)]
+    word = "stage" if component == "residual" else "block"
     colour = COLOURS[component]
     traces: list[Spec] = []
     shown = []
     for b in blocks:
-        values = scores.residual if component == "residual" else scores.values[f"{component}.{b}"]
-        x, y = share_kept(values)
+        key = scores.shape.key_of(component, b)
+        x, y = share_kept(scores.values[key])
         shown.append(y)
         chosen = block is None or b == block
-        name = "all blocks" if component == "residual" else f"block {b}"
+        name = "all blocks" if key == "residual" else f"{word} {b}"
         traces.append(
             {
                 "type": "scatter",
@@ -87,7 +88,7 @@ def kept_curve(
                 "x": [100 * x for x, _ in points],
                 "y": held,
                 "marker": {"size": 8, "color": theme.surface, "line": {"color": colour, "width": 2}},
-                "text": [f"block {b}" for b in inside],
+                "text": [f"{word} {b}" for b in inside],
                 "hovertemplate": "this plan, %{text}: %{x:.0f} % of channels, %{y:.1f} % of the score<extra></extra>",
             }
         )
@@ -117,8 +118,8 @@ def kept_curve(
 def _table(scores: ImportanceScores, component: Component, blocks: list[int]) -> dict[str, np.ndarray]:
     rows = []
     for b in blocks:
-        values = scores.residual if component == "residual" else scores.values[f"{component}.{b}"]
-        x, y = share_kept(values, len(values) + 1)
-        rows.append(np.stack([np.full(len(x), -1 if component == "residual" else b), x, y]))
+        key = scores.shape.key_of(component, b)
+        x, y = share_kept(scores.values[key], len(scores.values[key]) + 1)
+        rows.append(np.stack([np.full(len(x), -1 if key == "residual" else b), x, y]))
     block, x, y = np.concatenate(rows, axis=1)
     return {"block": block.astype(int), "share_of_channels": x, "share_of_score": y}

@@ -1,5 +1,7 @@
 """Scores as pictures: a component's channels in columns, blocks in rows, log10 colour, what the plan removes veiled.
 
+The residual of a staged model has a row for every stage. Rows of unequal widths end where their channels do.
+
 `picture` arranges numbers; `heatmap` and `strips` draw them. Rows are sorted by importance (then the cut is a line that
 can be read off) or left in the model's order. More columns than a screen has pixels are averaged in log10.
 """
@@ -14,11 +16,15 @@ import numpy as np
 
 from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, log_ticks
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import COMPONENTS, Component
+from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
 
 Order = Literal["importance", "position"]
 MOST_COLUMNS = 1200
+AXES: dict[Component, str] = {
+    "residual": "residual channels", "attention": "attention channels, head by head", "ffn": "hidden channels",
+    "reduction": "channels of reduced keys and values",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,8 @@ class Picture:
     values: log10 of the score, (R, C) float32. removed: share of the cell's channels that the plan removes, (R, C).
     channel: the cell's (first) channel in the source, (R, C). step: channels per cell. groups: heads that the columns
     are divided into, each row. cuts: channels kept in each group, (R, groups), or None where they are no prefix.
-    blocks: source block of each row; the residual has one row for all.
+    blocks: source block of each row; of the residual its stage, 0 where it is one for all. share: of the channels that
+    are kept where it is the same in all rows, else -1.
     """
 
     component: Component
@@ -44,44 +51,45 @@ class Picture:
     blocks: tuple[int, ...]
     heads_before: int
     floor: float
+    share: float = -1.0
+    staged: bool = False
 
     @property
     def uniform_kept(self) -> bool:
         return self.kept >= 0
 
+    @property
+    def row_word(self) -> str:
+        """What a row is: a block, or of a residual a stage."""
+        return "stage" if self.component == "residual" else "block"
+
 
 def component_rows(scores: ImportanceScores, component: Component, blocks: Sequence[int] | None = None) -> np.ndarray:
-    """Scores of a component, (1, D) for the residual, (blocks, channels) for the others.
+    """Scores of a component, (rows, channels): a row a block, of the residual a row a stage (one, without stages).
 
-    Blocks of unequal widths are filled up with NaN.
+    Rows of unequal widths are filled up with NaN.
     """
-    if component == "residual":
-        return scores.residual[None, :]
-    rows = [scores.values[f"{component}.{b}"] for b in (range(scores.shape.depth) if blocks is None else blocks)]
+    shape = scores.shape
+    places = [group.place for group in shape.groups_of(component)] if blocks is None else blocks
+    rows = [scores.values[shape.key_of(component, place)] for place in places]
     width = max(map(len, rows))
     return np.stack([np.pad(row.astype(float), (0, width - len(row)), constant_values=np.nan) for row in rows])
 
 
 def kept_mask(plan: PruningPlan | None, scores: ImportanceScores, component: Component, block: int) -> np.ndarray:
     """Which channels of a source block the plan keeps, (channels,); blocks that the plan drops keep none."""
-    width = len(scores.residual if component == "residual" else scores.values[f"{component}.{block}"])
+    key = scores.shape.key_of(component, block)
+    width = len(scores.values[key])
     if plan is None:
         return np.ones(width, bool)
     mask = np.zeros(width, bool)
-    if component == "residual":
-        mask[list(plan.residual.keep)] = True
-    for own in plan.blocks:
-        if component == "attention" and own.source == block:
-            mask[list(own.attention.keep)] = True
-        if component == "ffn" and own.ffn_block == block:
-            mask[list(own.ffn.keep)] = True
+    mask[list(plan.kept(key))] = True
     return mask
 
 
 def heads_after(plan: PruningPlan | None, scores: ImportanceScores, block: int) -> int:
     """Heads into which a source block's attention is merged."""
-    own = [b.attention.heads for b in plan.blocks if b.source == block] if plan else []
-    return own[0] if own else scores.shape.blocks[block].num_heads
+    return (plan.heads_of(block) if plan else None) or scores.shape.blocks[block].num_heads
 
 
 def picture(
@@ -94,7 +102,8 @@ def picture(
     columns: int = MOST_COLUMNS,
 ) -> Picture:
     """Arrange one component; `blocks` chooses rows (default: all)."""
-    chosen = (0,) if component == "residual" else tuple(range(scores.shape.depth) if blocks is None else blocks)
+    places = tuple(group.place for group in scores.shape.groups_of(component))
+    chosen = places if blocks is None else tuple(place for place in blocks if place in places) or places[:1]
     raw = component_rows(scores, component, chosen)  # (R, C)
     R, C = raw.shape
     positive = raw[raw > 0]
@@ -114,15 +123,14 @@ def picture(
     counts = (~removed).reshape(R, groups, -1).sum(-1)  # (R, groups)
     prefix = bool((np.diff(removed.reshape(R, groups, -1).astype(np.int8), axis=-1) >= 0).all())
     kept = counts.sum(1)
+    shares = kept / (~np.isnan(raw)).sum(1)
     step = 1
     while C // step > columns or (C // groups) % step:
         step += 1
     return Picture(
         component=component,
         order=order,
-        values=np.nanmean(logs.reshape(R, -1, step), axis=-1).astype(np.float32)
-        if step > 1
-        else logs.astype(np.float32),
+        values=_mean_or_nan(logs.reshape(R, -1, step)).astype(np.float32) if step > 1 else logs.astype(np.float32),
         removed=removed.reshape(R, -1, step).mean(-1).astype(np.float32),
         channel=channel.reshape(R, -1, step)[..., 0],
         step=step,
@@ -133,12 +141,21 @@ def picture(
         blocks=chosen,
         heads_before=scores.shape.blocks[chosen[0]].num_heads if component == "attention" else 1,
         floor=floor,
+        share=float(shares[0]) if np.ptp(shares) < 0.005 else -1.0,
+        staged=bool(scores.shape.stages),
     )
+
+
+def _mean_or_nan(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is a number there; NaN where nothing is."""
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(-1)
+    return np.divide(total, known.sum(-1), out=np.full(total.shape, np.nan), where=known.any(-1))
 
 
 def heading(p: Picture) -> str:
     """One line that says what stays: `Residual: 384 of 768 kept in every block`."""
-    if p.component == "attention":
+    if p.component == "attention" and not (p.staged and len(p.blocks) > 1):
         merged = (
             f"{p.heads_before} heads merged to {p.groups}, " if p.groups != p.heads_before else f"{p.groups} heads, "
         )
@@ -146,7 +163,11 @@ def heading(p: Picture) -> str:
             f"{p.kept // p.groups} of {p.width // p.groups} channels kept in each" if p.kept >= 0 else "uneven cuts"
         )
         return f"{TITLES[p.component]}: {merged}{inside}"
-    where = "in every block" if len(p.blocks) > 1 or p.component == "residual" else f"in block {p.blocks[0]}"
+    if p.staged and len(p.blocks) > 1:
+        kept = f"{p.share:.0%} kept in every {p.row_word}" if p.share >= 0 else "uneven cuts"
+        return f"{TITLES[p.component]}: {kept}"
+    every = len(p.blocks) > 1 or (p.component == "residual" and not p.staged)
+    where = "in every block" if every else f"in {p.row_word} {p.blocks[0]}"
     return (
         f"{TITLES[p.component]}: {p.kept:,} of {p.width:,} kept {where}"
         if p.kept >= 0
@@ -168,11 +189,11 @@ def _table(
         name: [] for name in ("block", "channel", "score", "stderr", "rank", "kept")
     }
     for block in blocks:
-        key = "residual" if component == "residual" else f"{component}.{block}"
+        key = scores.shape.key_of(component, block)
         values = scores.values[key]
         rank = np.empty(len(values), int)
         rank[np.argsort(-values, kind="stable")] = np.arange(1, len(values) + 1)
-        columns["block"].append(np.full(len(values), -1 if component == "residual" else block))
+        columns["block"].append(np.full(len(values), -1 if key == "residual" else block))
         columns["channel"].append(np.arange(len(values)))
         columns["score"].append(values)
         columns["stderr"].append(scores.stderr.get(key, np.full(len(values), np.nan)))
@@ -183,7 +204,7 @@ def _table(
 
 def _alt(p: Picture, unit: str) -> str:
     low, high = 10.0 ** np.nanmin(p.values), 10.0 ** np.nanmax(p.values)
-    rows = f"{len(p.blocks)} blocks" if len(p.blocks) > 1 else "one row"
+    rows = f"{len(p.blocks)} {p.row_word}s" if len(p.blocks) > 1 else "one row"
     sorted_as = "most important first" if p.order == "importance" else "in the model's order"
     scores = f"scores from {low:.2g} to {high:.2g} {unit}"
     return f"{heading(p)}. Heatmap of {rows} by {p.width} channels, {sorted_as}; {scores}."
@@ -192,7 +213,8 @@ def _alt(p: Picture, unit: str) -> str:
 def _hover(p: Picture) -> tuple[np.ndarray, str]:
     """Per cell: channel and score, (R, C, 2) float32; and the template that reads them."""
     data = np.stack([p.channel, 10.0**p.values], axis=-1).astype(np.float32)
-    where = "" if p.component == "residual" else "block %{y} · " if len(p.blocks) > 1 else f"block {p.blocks[0]} · "
+    where = f"{p.row_word} %{{y}} · " if len(p.blocks) > 1 else f"{p.row_word} {p.blocks[0]} · "
+    where = "" if p.component == "residual" and not p.staged else where
     cell = "channel %{customdata[0]:.0f}" if p.step == 1 else f"{p.step} channels, the first %{{customdata[0]:.0f}}"
     place = "place %{x:.0f} · " if p.order == "importance" else ""
     return data, f"{where}{place}{cell}<br>score %{{customdata[1]:.3g}} nats<extra></extra>"
@@ -219,6 +241,8 @@ def traces_of(p: Picture, theme: Theme, *, number: int, limits: tuple[float, flo
     ]
     if p.removed.any():
         veil = np.round(100 * p.removed).astype(np.uint8)
+        if np.isnan(p.values).any():
+            veil = np.where(np.isnan(p.values), np.nan, veil).astype(np.float32)
         scale = [[0, theme.veil_at(0)], [1, theme.veil_at(0.64)]]
         traces.append(
             {**shared, "z": veil, "zmin": 0, "zmax": 100, "colorscale": scale, "showscale": False, "hoverinfo": "skip"}
@@ -241,7 +265,7 @@ def axes_of(p: Picture, theme: Theme, title: str) -> tuple[Spec, Spec]:
     rows = len(p.blocks)
     x = axis(theme, title, range=[-0.5, p.width - 0.5], showgrid=False, ticks="outside", ticklen=4, nticks=10)
     ticks: Spec = {"tickvals": sorted({0, rows // 2, rows - 1})} if rows > 1 else {"showticklabels": False}
-    y = axis(theme, "block" if rows > 1 else "", range=[rows - 0.5, -0.5], showgrid=False, ticks="", **ticks)
+    y = axis(theme, p.row_word if rows > 1 else "", range=[rows - 0.5, -0.5], showgrid=False, ticks="", **ticks)
     return x, y
 
 
@@ -250,16 +274,19 @@ def _order_words(order: Order) -> str:
 
 
 def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, order: Order = "importance") -> Chart:
-    """The three components under one another, as the sliders leave them."""
+    """The components under one another, as the sliders leave them."""
     directions = scores.basis == "directions"
+    components = scores.shape.components
     # Directions come ordered already, within the residual and within every head.
-    orders: list[Order] = ["position", "position", order] if directions else [order] * 3
-    pictures = [picture(scores, c, plan, o, columns=800) for c, o in zip(COMPONENTS, orders, strict=True)]
-    heights, gap, top, bottom = (54.0, 138.0, 138.0), 84.0, 34.0, 46.0
-    inner = sum(heights) + 2 * gap
-    what = "directions" if directions else "channels"
-    words = ["strongest first" if directions else _order_words(o) for o in orders[:2]] + [_order_words(order)]
-    names = (f"residual {what}", f"attention {what}, head by head", "hidden channels")
+    turned = [directions and component in ("residual", "attention") for component in components]
+    orders: list[Order] = ["position" if own else order for own in turned]
+    pictures = [picture(scores, c, plan, o, columns=800) for c, o in zip(components, orders, strict=True)]
+    heights = [54.0 if len(p.blocks) == 1 else 96.0 if p.component == "residual" else 138.0 for p in pictures]
+    gap, top, bottom = 84.0, 34.0, 46.0
+    inner = sum(heights) + (len(heights) - 1) * gap
+    words = ["strongest first" if own else _order_words(o) for own, o in zip(turned, orders, strict=True)]
+    names = [AXES[p.component] for p in pictures]
+    names = [name.replace("channels", "directions") if own else name for name, own in zip(names, turned, strict=True)]
     traces: list[Spec] = []
     layout: Spec = {"annotations": []}
     start = inner
@@ -335,10 +362,7 @@ def heatmap(
     }
     traces = traces_of(p, theme, number=1, limits=limits, colourbar=bar)
     words = _order_words(order)
-    name = {"residual": "residual channels", "attention": "attention channels, head by head", "ffn": "hidden channels"}[
-        component
-    ]
-    x, y = axes_of(p, theme, f"{name}, {words}")
+    x, y = axes_of(p, theme, f"{AXES[component]}, {words}")
     if window is not None:
         x["range"] = [window[0] - 0.5, window[1] + 0.5]
     layout: Spec = {"xaxis": {**x, "anchor": "y"}, "yaxis": {**y, "domain": [0, share]}, "hovermode": "closest"}
@@ -389,14 +413,13 @@ def heatmap(
             }
         )
     figure = drawn(traces, layout, theme, height=height, margin=(60, 78, int(top), int(bottom)))
-    blocks = (0,) if component == "residual" else p.blocks
-    chart = Chart(figure, heading(p), _alt(p, scores.unit), lambda: _table(scores, component, plan, blocks))
+    chart = Chart(figure, heading(p), _alt(p, scores.unit), lambda: _table(scores, component, plan, p.blocks))
     return chart, p
 
 
 def _profile(scores: ImportanceScores, p: Picture, theme: Theme) -> list[Spec]:
     """Scores of one row as a curve with its standard error, and the cut through it, on axes x2 and y2."""
-    key = "residual" if p.component == "residual" else f"{p.component}.{p.blocks[0]}"
+    key = scores.shape.key_of(p.component, p.blocks[0])
     x = (np.arange(p.values.shape[1]) * p.step + (p.step - 1) / 2).astype(np.float32)
     y = (10.0 ** p.values[0]).astype(np.float32)
     axes = {"xaxis": "x2", "yaxis": "y2", "hoverinfo": "skip", "type": "scatter", "mode": "lines"}
@@ -427,7 +450,7 @@ def _profile(scores: ImportanceScores, p: Picture, theme: Theme) -> list[Spec]:
 
 def find(p: Picture, block: int, channel: int) -> tuple[float, int] | None:
     """Column (x) and row (y) at which a channel is drawn; None where it is not."""
-    row = 0 if p.component == "residual" else p.blocks.index(block) if block in p.blocks else None
+    row = p.blocks.index(block) if block in p.blocks else None
     if row is None:
         return None
     if p.step == 1:
@@ -448,7 +471,8 @@ def channel_at(p: Picture, x: float, y: float) -> tuple[int, int]:
 def score_table(scores: ImportanceScores, plan: PruningPlan | None = None) -> dict[str, np.ndarray]:
     """Every channel as columns: component, block (-1: residual), channel, score, stderr, rank, kept."""
     parts = []
-    for component in COMPONENTS:
-        part = _table(scores, component, plan, (0,) if component == "residual" else range(scores.shape.depth))
+    for component in scores.shape.components:
+        places = [group.place for group in scores.shape.groups_of(component)]
+        part = _table(scores, component, plan, places)
         parts.append({"component": np.full(len(part["block"]), component), **part})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

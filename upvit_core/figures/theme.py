@@ -11,8 +11,12 @@ import plotly.graph_objects as go
 
 from upvit_core.models.shape import Component
 
-COLOURS: dict[Component, str] = {"residual": "#0072B2", "attention": "#D55E00", "ffn": "#009E73"}
-TITLES: dict[Component, str] = {"residual": "Residual", "attention": "Attention", "ffn": "FFN"}
+COLOURS: dict[Component, str] = {
+    "residual": "#0072B2", "attention": "#D55E00", "ffn": "#009E73", "reduction": "#CC79A7",
+}  # fmt: skip
+TITLES: dict[Component, str] = {
+    "residual": "Residual", "attention": "Attention", "ffn": "FFN", "reduction": "Reduction",
+}  # fmt: skip
 FONT = '"Source Sans", "Source Sans Pro", "Segoe UI", sans-serif'
 
 

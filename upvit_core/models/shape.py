@@ -103,6 +103,11 @@ class ModelShape:
         return len(self.blocks)
 
     @property
+    def is_plain(self) -> bool:
+        """True for a ViT without stages: directions, repair and a spread over blocks are defined for it."""
+        return self.family == "vit"
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """Blocks of each stage; of one, where there are no stages."""
         return tuple(stage.depth for stage in self.stages) or (self.depth,)
@@ -165,6 +170,10 @@ class ModelShape:
             if block.reduction:
                 inner.append(Group(f"reduction.{b}", "reduction", b, block.reduction))
         return (*residual, *inner)
+
+    def key_of(self, component: Component, place: int) -> str:
+        """Key of a component's channels at a stage (residual) or in a block."""
+        return "residual" if component == "residual" and not self.stages else f"{component}.{place}"
 
     def groups_of(self, component: Component) -> tuple[Group, ...]:
         """The groups of one component, in the order of the model."""

@@ -1,0 +1,70 @@
+"""The pages with a PVTv2 open: its own components as sliders and pictures, and nothing that is not defined for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from upvit_core.importance.scores import ImportanceScores, expected_widths
+from upvit_core.models.shape import pvt_shape
+
+Run = Callable[..., AppTest]
+MODEL, IMPORTANCE, TRADEOFF, METHOD = (
+    "pages/explore/model.py", "pages/explore/importance.py", "pages/explore/tradeoff.py", "pages/learn/method.py",
+)  # fmt: skip
+
+
+def html_of(test: AppTest) -> str:
+    return "\n".join(str(element.proto.body) for element in test.get("html"))
+
+
+@pytest.fixture(scope="module")
+def pyramid(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A record of made-up scores of PVTv2-B1's shape."""
+    shape, rng = pvt_shape("b1"), np.random.default_rng(0)
+    values = {key: rng.lognormal(-2, 1.5, width) for key, width in expected_widths(shape).items()}
+    path = tmp_path_factory.mktemp("pyramid") / "scores.safetensors"
+    ImportanceScores(
+        values=values, criterion="fisher", unit="nats, summed over images", shape=shape, images=100, model="PVTv2-B1"
+    ).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("path", [MODEL, IMPORTANCE, TRADEOFF, METHOD])
+def test_page_shows_no_error(path: str, page: Run, pyramid: str) -> None:
+    test = page(path, open=pyramid)
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+
+
+def test_sliders_are_those_of_its_components(page: Run, pyramid: str) -> None:
+    test = page(TRADEOFF, open=pyramid)
+    labels = [slider.label for slider in test.slider]
+    assert {"Residual removed", "Attention removed", "FFN removed", "Reduction removed"} <= set(labels)
+    assert test.segmented_control(key="preset").value == "PVTv2-B0"
+    assert "3.67 M" in html_of(test)
+    assert "stock timm opens it" in html_of(test)
+    assert not [t for t in test.toggle if t.label == "Repair"]
+    test.slider(key="reduction").set_value(75).run()
+    assert "stock timm opens it" not in html_of(test)
+    assert not test.error
+
+
+def test_the_command_says_the_same(page: Run, pyramid: str) -> None:
+    told = page(TRADEOFF, open=pyramid, reduction="25").code[0].value
+    assert "--residual 0.5 --attention 0.5 --ffn 0.5 --reduction 0.25 --snap" in told
+
+
+def test_importance_draws_every_component(page: Run, pyramid: str) -> None:
+    test = page(IMPORTANCE, open=pyramid)
+    text = html_of(test)
+    for words in ("Residual: 50% kept in every stage", "Attention: 50% kept", "FFN: 50%", "Reduction: 50%"):
+        assert words in text
+    test.selectbox(key="glass-component").set_value("reduction").run()
+    assert not test.exception
+    test.number_input(key="glass-block").set_value(5).run()
+    assert not test.exception
+    assert "Channel (0 to 319)" in [field.label for field in test.number_input]
