@@ -32,6 +32,10 @@ def pruned() -> Path:
     return _made("pruned")
 
 
+def workshop() -> Path:
+    return _made("workshop")
+
+
 def runs() -> Path:
     """Where runs are kept: $UPVIT_RUNS, else `runs`, as the command line does by default."""
     return Path(os.environ.get("UPVIT_RUNS") or "runs").expanduser()
