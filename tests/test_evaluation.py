@@ -28,6 +28,9 @@ def test_scores_equal_a_slow_count() -> None:
     assert result.top5 == 100 * sum(y in o[:5] for o, y in zip(order, truth, strict=True)) / 40
     slow = sum(slow_kl(q, p) for q, p in zip(teacher.tolist(), logits.tolist(), strict=True)) / 40
     assert result.kl == pytest.approx(slow, rel=1e-6)
+    each = [slow_kl(q, p) for q, p in zip(teacher.tolist(), logits.tolist(), strict=True)]
+    stderr = math.sqrt(sum((v - slow) ** 2 for v in each) / 39) / math.sqrt(40)
+    assert result.kl_interval == pytest.approx((slow - 1.959964 * stderr, slow + 1.959964 * stderr), rel=1e-5)
     ce = (
         -sum(math.log(math.exp(r[y]) / sum(map(math.exp, r))) for r, y in zip(logits.tolist(), truth, strict=True)) / 40
     )

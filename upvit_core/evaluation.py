@@ -21,7 +21,8 @@ Progress = Callable[[int], None]
 class Evaluation:
     """Accuracies in percent of `images` images; `loss` is the mean cross-entropy, `kl` the mean KL(teacher || model).
 
-    Both in nats per image; `kl` is None where no teacher was given. `top5` counts the likeliest five classes, or all
+    Both in nats per image; `kl` is None where no teacher was given, `kl_stderr` is the standard error of that mean over
+    images. `top5` counts the likeliest five classes, or all
     where there are fewer.
     """
 
@@ -30,6 +31,15 @@ class Evaluation:
     top5: float
     loss: float
     kl: float | None = None
+    kl_stderr: float | None = None
+
+    @property
+    def kl_interval(self) -> tuple[float, float] | None:
+        """95 % interval of `kl` by its standard error, not below 0; None where no teacher was given."""
+        if self.kl is None or self.kl_stderr is None:
+            return None
+        half = NormalDist().inv_cdf(0.975) * self.kl_stderr
+        return max(self.kl - half, 0.0), self.kl + half
 
     @property
     def top1_interval(self) -> tuple[float, float]:
@@ -52,10 +62,15 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
+def kl_by_image(teacher_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(q || p) of every image (N,), q of the teacher, in nats; both logits (N, classes)."""
+    p, q = (F.log_softmax(t.double(), dim=-1) for t in (logits, teacher_logits))
+    return F.kl_div(p, q, reduction="none", log_target=True).sum(-1)
+
+
 def mean_kl(teacher_logits: Tensor, logits: Tensor) -> float:
     """Mean over images of KL(q || p), q of the teacher, in nats; both logits (N, classes)."""
-    p, q = (F.log_softmax(t.double(), dim=-1) for t in (logits, teacher_logits))
-    return F.kl_div(p, q, reduction="batchmean", log_target=True).item()
+    return kl_by_image(teacher_logits, logits).mean().item()
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -101,12 +116,14 @@ def score_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None =
     n, classes = logits.shape
     likeliest = logits.topk(min(5, classes), dim=-1).indices  # (N, 5)
     hits = likeliest == labels[:, None]
+    kl = None if teacher_logits is None else kl_by_image(teacher_logits, logits)
     return Evaluation(
         images=n,
         top1=100 * hits[:, 0].sum().item() / n,
         top5=100 * hits.any(-1).sum().item() / n,
         loss=F.cross_entropy(logits.double(), labels).item(),
-        kl=None if teacher_logits is None else mean_kl(teacher_logits, logits),
+        kl=None if kl is None else kl.mean().item(),
+        kl_stderr=None if kl is None or n < 2 else kl.std().item() / math.sqrt(n),
     )
 
 

@@ -12,10 +12,12 @@ from pages.shared import (
     device,
     facts,
     frame,
+    history,
     jobs,
     measured,
     plans,
     scoring,
+    versus,
     whatif,
     words,
 )
@@ -29,8 +31,6 @@ from upvit_core.importance.scores import ImportanceScores
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.macs import count_macs, count_parameters
-
-AUTOMATIC_MACS = 2e8  # previews of models up to this size run by themselves
 
 
 def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
@@ -112,7 +112,7 @@ def numbers(model: Opened, plan: PruningPlan, spec: str, found: Measured) -> Non
 def measure_button(model: Opened, plan: PruningPlan, spec: str, now: WhatIf) -> None:
     """Measure on request; in its place the progress, so that nothing moves."""
     running = [jobs.find(measured.throughput_key(plan))]
-    if model.has_weights and spec and count_macs(model.shape) > AUTOMATIC_MACS:
+    if model.has_weights and spec and count_macs(model.shape) > plans.AUTOMATIC_MACS:
         running.append(jobs.find(measured.preview_key(model, plan, spec, repair=now.repair)))
     active = [job for job in running if job is not None and job.active]
     with st.container(key="slot-measure"):
@@ -139,7 +139,7 @@ def measure(model: Opened, plan: PruningPlan, spec: str, now: WhatIf) -> Measure
             if before not in keys.values():
                 jobs.cancel(before)
         st.session_state["previews"] = tuple(keys.values())
-        small = count_macs(model.shape) <= AUTOMATIC_MACS
+        small = count_macs(model.shape) <= plans.AUTOMATIC_MACS
         previews = {}
         for repair in sorted(wanted):
             found = jobs.find(keys[repair])
@@ -251,6 +251,7 @@ with frame.page(
         now = whatif.controls(model.shape)
         plan = now.plan(scores or no_scores(model.shape))
         found = measure(model, plan, spec, now)
+        history.buttons(model.source, now)
         device.panel(model)
         best_under.panel(model, scores, now, plan)
         measure_button(model, plan, spec, now)
@@ -289,3 +290,4 @@ with frame.page(
             the_front(model, shown, now, spec)
         with narrow:
             the_heads(shown, plan)
+        versus.panel(model, shown, now, plan, spec)

@@ -32,6 +32,10 @@ def pruned() -> Path:
     return _made("pruned")
 
 
+def plans() -> Path:
+    return _made("plans")
+
+
 def workshop() -> Path:
     return _made("workshop")
 

@@ -20,6 +20,7 @@ from upvit_core.profiling.macs import count_macs, count_parameters
 COSTS = ("Parameters", "MACs", "Speed-up")
 LOSSES = ("KL", "Top-1")
 MOST_TRIED = 60
+AUTOMATIC_MACS = 2e8  # previews of models up to this size run by themselves
 DRAWN = 60
 
 

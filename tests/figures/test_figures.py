@@ -17,8 +17,10 @@ from upvit_core.figures.lesson import learning
 from upvit_core.figures.merging import cividis, merging
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
+from upvit_core.figures.versus import versus
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.shape import COMPONENTS, BlockShape, ModelShape, deit_shape
+from upvit_core.planning.difference import difference
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.select import plan_uniform
 
@@ -67,6 +69,7 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "drawing": lambda: drawing(SMALL, LIGHT),
         "drawing, thinner": lambda: drawing(SMALL, DARK, plan.shape_after, emphasis="ffn"),
         "merging": lambda: merging(scores, plan, 1, LIGHT),
+        "versus": lambda: versus(scores, difference(plan, plan_uniform(scores, residual=0.25, heads=2)), LIGHT),
         "front": lambda: front(points, lines, LIGHT, x_title="parameters", y_title="KL", log_y=True),
         "place": lambda: place(scores, "attention", 1, 5, group, group < 6, LIGHT),
         "kl by image": lambda: kl_by_image(kl, kl > 1, "residual", DARK),

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import opened, saved
+from pages.shared.history import Trail
+from pages.shared.whatif import WhatIf
+from upvit_core.errors import PlanError
+from upvit_core.planning.plan import PruningPlan
+
+PAGE = "pages/explore/tradeoff.py"
+HALF = WhatIf(50, 50, 3, 50)
+
+
+@pytest.fixture
+def demo() -> opened.Opened:
+    model = opened.peek("demo")
+    assert model is not None
+    return model
+
+
+def plan_of(model: opened.Opened, what_if: WhatIf) -> PruningPlan:
+    assert model.bundled is not None
+    return what_if.plan(model.bundled)
+
+
+def test_a_plan_lives_with_its_model_and_travels_as_a_file(demo: opened.Opened, tmp_path: Path) -> None:
+    plan = plan_of(demo, HALF)
+    saved.save(demo, "  Half,  for  all ", plan, HALF)
+    (kept,) = saved.every(demo)
+    assert (kept.name, kept.plan.digest, kept.what_if) == ("Half, for all", plan.digest, HALF)
+    (tmp_path / "plan.json").write_text(saved.content(kept.name, kept.plan, kept.what_if))
+    assert PruningPlan.load(tmp_path / "plan.json").digest == plan.digest
+    again = saved.read((tmp_path / "plan.json").read_bytes(), "plan", demo.shape)
+    assert (again.name, again.what_if) == ("Half, for all", HALF)
+    saved.save(demo, "half, for ALL", plan_of(demo, WhatIf(25, 25, 6, 25)), None)
+    assert [k.name for k in saved.every(demo)] == ["half, for ALL"]
+    saved.remove(demo, "half, for ALL")
+    assert saved.every(demo) == []
+
+
+def test_what_is_no_plan_of_this_model_is_told(demo: opened.Opened) -> None:
+    plan = plan_of(demo, HALF)
+    with pytest.raises(PlanError, match="is not a valid plan"):
+        saved.read(b"{}", "mine", demo.shape)
+    from upvit_core.models.shape import deit_shape
+
+    with pytest.raises(PlanError, match="shaped otherwise"):
+        saved.read(plan.to_json().encode(), "mine", deit_shape("small"))
+    with pytest.raises(PlanError, match="no name"):
+        saved.save(demo, " ", plan, HALF)
+    foreign = json.loads(plan.to_json()) | {"requested": {"what_if": {"residual": 50}, "name": 7}}
+    kept = saved.read(json.dumps(foreign).encode(), "mine", demo.shape)
+    assert kept.what_if is None
+    saved.folder(demo).mkdir(parents=True)
+    (saved.folder(demo) / "torn.json").write_text("{")
+    assert saved.every(demo) == []
+
+
+def test_undo_and_redo_walk_the_trail() -> None:
+    trail, steps = Trail(), [WhatIf(n, n, 3, n) for n in (10, 20, 30)]
+    for step in (*steps, steps[-1]):
+        trail.note(step)
+    assert trail.step(1) is None
+    assert [trail.step(-1), trail.step(-1), trail.step(-1)] == [steps[1], steps[0], None]
+    assert trail.step(1) == steps[1]
+    trail.note(WhatIf(99, 0, 3, 0))
+    assert trail.step(1) is None
+    assert trail.step(-1) == steps[1]
+
+
+def test_undo_brings_the_sliders_back(page: Callable[..., AppTest]) -> None:
+    test = page(PAGE)
+    test.slider(key="ffn").set_value(80).run()
+    test.slider(key="ffn").set_value(90).run()
+    test.button(key="undo").click().run()
+    assert test.slider(key="ffn").value == 80
+    test.button(key="undo").click().run()
+    assert test.slider(key="ffn").value == 50
+    assert test.button(key="undo").disabled
+    test.button(key="redo").click().run()
+    assert not test.exception
+    assert test.slider(key="ffn").value == 80
+
+
+def test_two_plans_are_told_apart_and_swapped(page: Callable[..., AppTest], demo: opened.Opened) -> None:
+    saved.save(demo, "light", plan_of(demo, WhatIf(25, 25, 6, 25)), WhatIf(25, 25, 6, 25))
+    test = AppTest.from_file(str(Path(PAGE).resolve()), default_timeout=60)
+    test.session_state["versus"] = True
+    test.run()
+    assert not test.exception
+    assert test.selectbox(key="plan-b").value == "Saved: light"
+    table = next(e.proto.body for e in test.get("html") if "B against A" in str(e.proto.body))
+    assert "173.48 k" in table
+    assert "384.63 k" in table
+    test.button(key="swap").click().run()
+    assert test.selectbox(key="plan-a").value == "Saved: light"
+    test.button(key="keep-set-a").click().run()
+    assert test.slider(key="residual").value == 25
