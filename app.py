@@ -12,6 +12,7 @@ st.navigation(
         st.Page("pages/explore/importance.py", title="Importance", icon=":material/grid_on:", url_path="importance"),
         st.Page("pages/explore/tradeoff.py", title="Trade-off", icon=":material/tune:", url_path="tradeoff"),
         st.Page("pages/run/runs.py", title="Runs", icon=":material/model_training:", url_path="runs"),
+        st.Page("pages/run/transfer.py", title="Transfer", icon=":material/moving:", url_path="transfer"),
         st.Page("pages/learn/method.py", title="Method", icon=":material/school:", url_path="method"),
         st.Page("pages/learn/workshop.py", title="Workshop", icon=":material/groups:", url_path="workshop"),
     ],

@@ -23,7 +23,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("model", "importance", "tradeoff", "runs", "method", "workshop")
+PAGES = ("model", "importance", "tradeoff", "runs", "transfer", "method", "workshop")
 
 
 def free_port() -> int:
