@@ -145,3 +145,10 @@ def run_to_end(store: RunStore, run: Run) -> None:
 def weights_of(run: Run) -> bytes:
     """The distilled model's file."""
     return (run.model / "model.safetensors").read_bytes()
+
+
+def wait_until(condition: Any, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)

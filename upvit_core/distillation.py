@@ -17,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, broadcast
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss.cross_entropy import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -39,6 +41,7 @@ from upvit_core.training_batches import TrainingBatches, seed_everything
 
 Row = dict[str, Any]
 LOGGED_POINTS = 400
+PATIENCE = timedelta(hours=2)  # that processes wait for each other: the first one measures alone
 _soft_cross_entropy = SoftTargetCrossEntropy()
 
 
@@ -99,7 +102,7 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
         amp = "no" if cpu else ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
     if cpu and amp == "fp16":
         raise RunError("The CPU has no fp16 training; set amp to 'no' or 'bf16'.")
-    return Accelerator(cpu=cpu, mixed_precision=amp)
+    return Accelerator(cpu=cpu, mixed_precision=amp, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
 class Distillation:
@@ -130,6 +133,9 @@ class Distillation:
         self.step, self.seconds = 0, 0.0
         set_drop_path(student, settings.drop_path)
         self.student = student.to(accelerator.device)
+        if accelerator.num_processes > 1:
+            with torch.no_grad():  # the weights of the first process, before a copy of them is made
+                broadcast([tensor.data for tensor in student.state_dict().values()])
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
@@ -173,7 +179,7 @@ class Distillation:
         return max(1, self.total_steps // LOGGED_POINTS)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only, so that it can be read back without running code."""
+        """Tensors and plain values only, so that it can be read back without running code; all processes call it."""
         scaler = self.accelerator.scaler
         return {
             "step": self.step,
@@ -185,7 +191,7 @@ class Distillation:
             "ema": None if self.ema is None else self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "sums": self.sums,
+            "sums": self.accelerator.reduce(self.sums, reduction="mean"),
             "summed": self.summed,
         }
 

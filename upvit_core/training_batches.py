@@ -8,11 +8,8 @@ which timm's Mixup mixes with each other. Sets of small images that fit in memor
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
-import signal
-import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -24,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from upvit_core.data import ImageSet, eval_transform, training_transform
 from upvit_core.errors import DataError
+from upvit_core.processes import die_with_parent
 
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 SMALL_SHIFTS = ((28, 2), (32, 4))
 
 
@@ -73,17 +70,13 @@ class ImageByImage:
             self.dataset,
             batch_sampler=keys,
             num_workers=self.workers,
-            worker_init_fn=partial(_die_with_parent, os.getpid()),
+            worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=torch.cuda.is_available(),
         )
 
 
-def _die_with_parent(parent: int, _: int) -> None:
-    """Have Linux kill this process when its parent ends, however that ends; elsewhere torch itself looks."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before it was asked for
-            os._exit(1)
+def _start_worker(parent: int, _: int) -> None:
+    die_with_parent(parent)
 
 
 class _Seeded(Dataset[tuple[Tensor, int]]):

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
+from small_run import fork_worker, run_to_end, spec_for, wait_for, wait_until
+
+from upvit_core.runs import Run, RunStore
+from upvit_core.runs.checkpoints import list_checkpoints
 
 PROJECT = Path(__file__).parents[2]
 SCRIPT = """
@@ -65,3 +73,81 @@ def test_two_processes_follow_the_curve_of_one(home: Path, tmp_path: Path) -> No
     assert len(one) == len(two) == 20
     for a, b in zip(one, two, strict=True):
         assert a == pytest.approx(b, rel=2e-4, abs=1e-5)
+
+
+def follower_of(pid: int) -> psutil.Process | None:
+    """The second process of a run, once it trains."""
+    found = [p for p in psutil.Process(pid).children() if "upvit_core.runs.worker" in " ".join(p.cmdline())]
+    return found[0] if found else None
+
+
+def start(run: Run, past: int) -> tuple[int, psutil.Process]:
+    """Start a worker of two processes; returns once it has saved a step after `past`."""
+    pid = fork_worker(run)
+    wait_until(lambda: any(int(p.stem[5:]) > past for p in list_checkpoints(run.checkpoints)), 180)
+    follower = follower_of(pid)
+    assert follower is not None
+    return pid, follower
+
+
+def curve_of(store: RunStore, run: Run) -> list[list[float]]:
+    keys = ("step", "loss", "ce", "kl", "top1", "kl_teacher", "images")
+    rows: list[dict[str, Any]] = store.read_metrics(run.id)[0]
+    return [[row[key] for key in keys if key in row] for row in rows]
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_survives_the_death_of_either_and_follows_one(home: Path, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs")
+    settings = {"epochs": 12, "drop_path": 0.0, "checkpoint_minutes": 1e-6}
+    one = store.create(spec_for(home, **settings))
+    run_to_end(store, one)
+    run = store.create(spec_for(home, **settings).model_copy(update={"processes": 2}))
+
+    pid, follower = start(run, 3)
+    follower.kill()
+    assert wait_for(pid) == 0
+    assert store.state(run.id).state == "interrupted", store.tail_log(run.id)
+    assert "Another process of the run ended" in store.state(run.id).error
+
+    store.resume(run.id)
+    pid, follower = start(run, store.state(run.id).step)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_until(lambda: not follower.is_running())
+
+    store.resume(run.id)
+    pid, follower = start(run, store.state(run.id).step)
+    os.kill(pid, signal.SIGTERM)  # to the first alone: both stop after the same step
+    assert wait_for(pid) == 0
+    assert store.state(run.id).state == "interrupted"
+    assert not follower.is_running()
+
+    store.resume(run.id)
+    run_to_end(store, run)
+    expected, found = curve_of(store, one), curve_of(store, run)
+    assert len(expected) == len(found) > 70
+    for a, b in zip(expected, found, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-4)
+
+
+def test_torchrun_starts_distill(home: Path, tmp_path: Path) -> None:
+    """The command of a machine with several GPUs, on two CPU processes."""
+    store = RunStore(tmp_path / "runs")
+    first = store.create(spec_for(home, epochs=1))
+    run_to_end(store, first)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    order = ["--teacher", str(home / "teacher"), "--student", str(first.model), "--data", str(home / "images"),
+             "--epochs", "2", "--batch-size", "8", "--device", "cpu", "--out", str(store.root)]  # fmt: skip
+    done = subprocess.run(
+        [*launcher, "-m", "upvit_core", "distill", *order], capture_output=True, text=True, cwd=PROJECT, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = Path(done.stdout.split()[0])
+    run = store.get(folder.name)
+    assert store.state(run.id).state == "done"
+    assert store.state(run.id).step == 10
+    assert "training" in done.stderr
+    assert "training" in run.log.read_text()
+    final = store.read_metrics(run.id)[0][-1]
+    assert (final["phase"], final["images"]) == ("final", 20)

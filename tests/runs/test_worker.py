@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import timm
 import torch
-from small_run import device_taken, fork_worker, kill_after, run_to_end, small_home, spec_for, wait_for, weights_of
+from small_run import (
+    device_taken,
+    fork_worker,
+    kill_after,
+    run_to_end,
+    small_home,
+    spec_for,
+    wait_for,
+    wait_until,
+    weights_of,
+)
 
 from upvit_core.data import open_images
 from upvit_core.errors import RunError
@@ -30,13 +40,6 @@ def store(tmp_path: Path) -> RunStore:
 
 def rows_of(store: RunStore, run: Run) -> list[dict[str, Any]]:
     return store.read_metrics(run.id)[0]
-
-
-def wait_until(condition: Any, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
 
 
 def reference(home: Path, tmp_path: Path, **settings: Any) -> tuple[bytes, list[dict[str, Any]]]:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from upvit_core.cli.common import Data, Device, Heads, Json, Model, Root, emit
+
+if TYPE_CHECKING:
+    from upvit_core.runs.folder import Run
+    from upvit_core.runs.spec import RunSpec
+    from upvit_core.runs.store import RunStore
 
 app = typer.Typer()
 
@@ -38,6 +44,10 @@ def distill(
     ] = False,
     root: Root = None,
     device: Device = "auto",
+    processes: Annotated[
+        int,
+        typer.Option(min=1, help="that train together on this machine, a GPU each where there are; or use torchrun"),
+    ] = 1,
     priority: Annotated[int, typer.Option(help="-2 to 2; higher goes first where runs wait for one device")] = 0,
     detach: Annotated[bool, typer.Option("--detach", help="return at once; the run goes on by itself")] = False,
     as_json: Json = False,
@@ -50,7 +60,7 @@ def distill(
              "from_scratch": from_scratch}  # fmt: skip
     order = {"name": Path(student).name, "teacher": teacher, "student": _absolute(student), "data": data,
              "data_root": root, "epochs": epochs, "settings": _settings(PRESETS, preset, given),
-             "device": device, "priority": priority}  # fmt: skip
+             "device": device, "priority": priority, "processes": processes}  # fmt: skip
     _carry_out(order, out, detach, as_json)
 
 
@@ -109,12 +119,16 @@ def _settings(presets: dict[str, Any], preset: str, given: dict[str, Any]) -> di
 
 def _carry_out(order: dict[str, Any], out: Path, detach: bool, as_json: bool) -> None:
     """Start the run of this order, and follow it to its end unless `detach`."""
+    from upvit_core.processes import process_count
     from upvit_core.runs.executors import executor_for
     from upvit_core.runs.spec import RunSpec
     from upvit_core.runs.store import RunStore
 
     spec = RunSpec.from_json(json.dumps(order), "This run")
     store = RunStore(out)
+    if process_count() > 1:
+        _together(store, spec, lambda: store.create(spec), as_json)
+        return
     run = store.create(spec)
     typer.echo(str(run.folder), err=as_json)
     executor_for(store, spec).submit(run)
@@ -122,6 +136,25 @@ def _carry_out(order: dict[str, Any], out: Path, detach: bool, as_json: bool) ->
         emit({"run": str(run.folder)}, as_json)
     else:
         _follow(store, run.id, as_json)
+
+
+def _together(store: RunStore, spec: RunSpec, order: Callable[[], Run], as_json: bool) -> None:
+    """Under `torchrun` or `accelerate launch`: the first process orders the run, then all of them are its workers."""
+    from upvit_core.processes import rank
+    from upvit_core.runs.meeting import meet
+    from upvit_core.runs.worker import output_to, start
+
+    run = order() if rank() == 0 else None
+    if run is not None:
+        typer.echo(str(run.folder), err=as_json)
+    folder = Path(meet(str(run.folder) if run is not None else "", spec.device))
+    if run is None:
+        raise SystemExit(start(folder))
+    with output_to(run.log) as shown:
+        status = start(folder, shown)
+    if not status:
+        _follow(store, run.id, as_json)
+    raise SystemExit(status)
 
 
 def _absolute(path: str) -> str:
@@ -170,10 +203,14 @@ def runs(out: Runs = Path("runs"), as_json: Json = False) -> None:
 @app.command()
 def resume(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
     """Go on with a paused, interrupted, failed or cancelled run from its last checkpoint."""
+    from upvit_core.processes import process_count
     from upvit_core.runs.executors import executor_for
     from upvit_core.runs.store import RunStore
 
     store = RunStore(out)
+    if process_count() > 1:
+        _together(store, store.get(run).spec, lambda: store.resume(run), as_json)
+        return
     again = store.resume(run)
     executor_for(store, again.spec).submit(again)
     emit({"run": str(again.folder), "state": store.state(run).state}, as_json)

@@ -58,7 +58,7 @@ def score(
     from upvit_core.errors import ScoresError
     from upvit_core.importance.score import WITHOUT_IMAGES
     from upvit_core.importance.score import score as run
-    from upvit_core.importance.sharding import rank
+    from upvit_core.processes import rank
 
     loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
     if (removals := removals_of(depth, depth_scores)) is not None:

@@ -20,6 +20,7 @@ from upvit_core.importance.stopping import StableFisher
 from upvit_core.models.adapt import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.shape import ModelShape
+from upvit_core.processes import process_count
 
 DEFAULT_IMAGES = 2000
 WITHOUT_IMAGES = ("l1", "l2", "random")
@@ -86,9 +87,9 @@ def score(
         return replace(record, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest, seed=seed)
     count = min(DEFAULT_IMAGES, len(images)) if n is None else n
     whole = proxy = draw_proxy(images, count, seed, balanced=balanced)
-    if sharding.process_count() > 1:
+    if process_count() > 1:
         proxy = sharding.own_shard(whole)
     record = criterion.attribute(adapt(loaded.model, loaded.shape), proxy, report)
-    if sharding.process_count() > 1:
+    if process_count() > 1:
         record = sharding.gather(record, whole, next(loaded.model.parameters()).device.type)
     return replace(record, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest, seed=seed)

@@ -6,7 +6,6 @@ them. Scores that are sums over images add up exactly; standard errors are rebui
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,16 +14,7 @@ import numpy as np
 from upvit_core.data import ProxySet
 from upvit_core.errors import ScoresError
 from upvit_core.importance.scores import ImportanceScores
-
-
-def process_count() -> int:
-    """How many processes were started together; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def rank() -> int:
-    """This process's number, from 0; the first one writes files."""
-    return int(os.environ.get("RANK", "0"))
+from upvit_core.processes import process_count, rank
 
 
 def own_shard(proxy: ProxySet) -> ProxySet:

@@ -44,6 +44,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=lambda p: p.name, reverse=True)
 
 
+def load_step(folder: Path, step: int) -> dict[str, Any]:
+    """The checkpoint of one step, which another process of the run has read before."""
+    return torch.load(folder / f"step-{step:09d}.pt", map_location="cpu", weights_only=True)
+
+
 def load_newest(folder: Path, warn: Callable[[str], None] = lambda message: None) -> dict[str, Any] | None:
     """The newest checkpoint that can be read; `warn` is told of those that cannot. None where there is none."""
     for path in list_checkpoints(folder):

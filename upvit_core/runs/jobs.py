@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from upvit_core.data import ImageSet, proxy_indices
 from upvit_core.distillation import Distillation, distill, make_accelerator
-from upvit_core.errors import RunError
+from upvit_core.errors import Cancelled, RunError
 from upvit_core.evaluation import Evaluation, predict, score_logits
 from upvit_core.micro_batches import is_out_of_memory
 from upvit_core.models.checkpoint import build_model, save_model
 from upvit_core.profiling.throughput import Throughput, compare, measure
 from upvit_core.recipe import evaluation_steps
-from upvit_core.runs.checkpoints import load_newest, save_checkpoint
+from upvit_core.runs.checkpoints import load_newest, load_step, save_checkpoint
+from upvit_core.runs.control import Control, Paused, Terminated
 from upvit_core.runs.folder import Run
 from upvit_core.runs.materials import Student, gather
 from upvit_core.runs.spec import RunSpec
-from upvit_core.runs.worker import Control
+from upvit_core.runs.team import Team
 from upvit_core.training_batches import TrainingBatches, batch_source
 
 EVAL_BATCH = {"cpu": 250, "cuda": 500}
@@ -34,13 +35,16 @@ Measured = TypeVar("Measured")
 
 
 class Examiner:
-    """Evaluates on a fixed, seeded choice of test images, with the logits of the teacher, if there is one, kept."""
+    """Evaluates on a fixed, seeded choice of test images, shared by the processes of a run.
+
+    The logits of the teacher, if there is one, are kept.
+    """
 
     def __init__(
-        self, teacher: nn.Module | None, images: ImageSet, count: int | None, seed: int, control: Control,
-        device: torch.device,
-    ):  # fmt: skip
-        self.teacher, self.images, self.control, self.device = teacher, images, control, device
+        self, teacher: nn.Module | None, images: ImageSet, count: int | None, seed: int, control: Control, team: Team
+    ):
+        self.teacher, self.images, self.control, self.team = teacher, images, control, team
+        self.device = team.accelerator.device
         self.indices: np.ndarray | None = None
         if count is not None and count < len(images):
             self.indices = proxy_indices(images, count, seed)
@@ -65,19 +69,34 @@ class Examiner:
         return score_logits(logits, labels, reference)
 
     def _predict(self, model: nn.Module, everything: bool) -> tuple[Tensor, Tensor]:
-        indices = None if everything else self.indices
+        indices = np.arange(len(self.images)) if everything or self.indices is None else self.indices
+        shared = 1 < self.team.size <= len(indices)
+        if shared:
+            indices = indices[self.team.rank :: self.team.size]
         batches = self.images.batches(EVAL_BATCH[self.device.type], indices=indices, device=self.device)
-        return predict(model, batches, progress=lambda done: self.control.check())
+        if self.team.size > 1:  # one process alone must not stop in here, while the others wait for it
+            found = predict(model, batches)
+        else:
+            found = predict(model, batches, progress=lambda done: self.control.check())
+        logits, labels = self.team.join(found) if shared else found
+        return logits, labels
 
 
 def do_run(run: Run, control: Control) -> None:
-    """Everything from the order to `model/`; goes on from the newest checkpoint where there is one."""
+    """Everything from the order to `model/`; goes on from the newest checkpoint where there is one.
+
+    Started together by a launcher, processes train as one; the first one alone writes and measures.
+    """
     spec, settings = run.spec, run.spec.settings
-    saved = load_newest(run.checkpoints, control.log)
+    accelerator = make_accelerator(_device_of(spec), settings.amp)
+    team = Team(accelerator)
+    saved = load_newest(run.checkpoints, control.log) if team.leads else None
+    step = team.told(None if saved is None else int(saved["step"]))
+    if saved is None and step is not None:
+        saved = load_step(run.checkpoints, step)
     threads = (saved or {}).get("threads") or settings.threads
     if threads is not None:
         torch.set_num_threads(threads)
-    accelerator = make_accelerator(_device_of(spec), settings.amp)
     materials = gather(spec, saved, control, accelerator.device)
     student = materials.student
     if saved is None and settings.from_scratch:
@@ -92,7 +111,9 @@ def do_run(run: Run, control: Control) -> None:
         augment=settings.augmentation != "none",
         workers=settings.workers,
     )
-    batches = TrainingBatches(source, batch_size=settings.batch_size, seed=settings.seed)
+    batches = TrainingBatches(
+        source, batch_size=settings.batch_size, seed=settings.seed, rank=team.rank, processes=team.size
+    )
     job = Distillation(
         student.model,
         materials.teacher,
@@ -103,12 +124,10 @@ def do_run(run: Run, control: Control) -> None:
         accelerator=accelerator,
         say=control.note,
     )
-    examiner = Examiner(
-        materials.teacher, materials.test, settings.eval_images, settings.seed, control, accelerator.device
-    )
+    examiner = Examiner(materials.teacher, materials.test, settings.eval_images, settings.seed, control, team)
     control.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
     if saved is None:
-        job.parts = control.parts
+        job.parts = team.told(control.parts)
         _first_rows(job, examiner, control)
     else:
         job.load_state_dict(saved)
@@ -116,7 +135,9 @@ def do_run(run: Run, control: Control) -> None:
 
     def save() -> None:
         extra = {"shape": student.shape.to_dict(), "plan_json": student.plan_json, "threads": torch.get_num_threads()}
-        save_checkpoint(run.checkpoints, job.state_dict() | extra)
+        state = job.state_dict()
+        if team.leads:
+            save_checkpoint(run.checkpoints, state | extra)
 
     if saved is None:
         save()
@@ -125,65 +146,85 @@ def do_run(run: Run, control: Control) -> None:
 
     control.stage("evaluating")
     result = job.result.eval()
-    if not control.has_row("final", job.step):
+    if any(team.agree(team.leads and not control.has_row("final", job.step))):
         _final_row(job, examiner, control)
     control.stage("saving the model")
-    _save_result(run, result, student)
-    shutil.rmtree(run.checkpoints, ignore_errors=True)
+    if team.leads:
+        _save_result(run, result, student)
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
 
 
-def _train(job: Distillation, examiner: Examiner, control: Control, save: Any) -> None:
-    settings = job.settings
+def _train(job: Distillation, examiner: Examiner, control: Control, save: Callable[[], None]) -> None:
+    settings, team = job.settings, examiner.team
     steps = frozenset(evaluation_steps(job.total_steps, job.batches.steps_per_epoch, settings.eval_every))
     began, first = time.monotonic(), job.step
     last_saved = began
 
+    def lacks_evaluation() -> bool:
+        return team.leads and job.step in steps and not control.has_row("eval", job.step)
+
     def after_step(job: Distillation) -> None:
         nonlocal last_saved
-        per_step = (time.monotonic() - began) / (job.step - first)
+        now = time.monotonic()
+        per_step = (now - began) / (job.step - first)
         control.update(
             step=job.step, epoch=job.step / job.batches.steps_per_epoch, seconds=round(job.seconds, 1),
             seconds_left=round(per_step * (job.total_steps - job.step), 1),
         )  # fmt: skip
+        stop, due, evaluate = team.agree(
+            control.stopping, now - last_saved > 60 * settings.checkpoint_minutes, lacks_evaluation()
+        )
         try:
-            if job.step in steps and not control.has_row("eval", job.step):
+            if stop:
+                control.stop()
+            if evaluate:
                 _eval_row(job, examiner, control)
-            control.check()
-        except Exception:
-            if control.stopping:
-                save()
+        except (Cancelled, Paused, Terminated):
+            save()
             raise
-        if time.monotonic() - last_saved > 60 * settings.checkpoint_minutes:
+        if due:
             save()
             last_saved = time.monotonic()
 
+    if any(team.agree(lacks_evaluation())):  # it was stopped before it could evaluate
+        _eval_row(job, examiner, control)
     distill(job, report=control.row, after_step=after_step)
 
 
 def _first_rows(job: Distillation, examiner: Examiner, control: Control) -> None:
     """The student's point before any training; with a teacher, its point too, speeds measured in turns."""
     control.stage("measuring the speed")
+    team = examiner.team
+    original, thin, ratio = team.told(_speeds(job, examiner) if team.leads else (None, None, 0.0))
+    assert thin is not None
+    control.update(images_per_s=thin.images_per_s)
+    if original is None:
+        control.stage("evaluating before training")
+        _note(control, "start", job, examiner.evaluate(job.student), _speed(thin))
+        return
+    control.stage("evaluating the teacher")
+    teacher = examiner.teacher_result()
+    control.row(_row("teacher", job, teacher) | _speed(original))
+    control.update(teacher_top1=teacher.top1)
+    control.stage("evaluating the student after surgery")
+    _note(control, "surgery", job, examiner.evaluate(job.student), _speed(thin) | {"speedup": ratio})
+
+
+def _speeds(job: Distillation, examiner: Examiner) -> tuple[Throughput | None, Throughput | None, float]:
+    """Speed of the teacher, where there is one, of the student, and their ratio, measured in turns."""
     device = job.accelerator.device
     batch = next(iter(examiner.images.batches(SPEED_BATCH[device.type], indices=None, device=device)))[0]
     dtype = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[job.accelerator.mixed_precision]
-    if job.teacher is None:
+    teacher, student = job.teacher, job.student
+    if teacher is None:
         (speed,) = _in_halves(
-            lambda images: measure([job.student], images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
+            lambda images: measure([student], images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
         )
-        control.update(images_per_s=speed.images_per_s)
-        control.stage("evaluating before training")
-        _note(control, "start", job, examiner.evaluate(job.student), _speed(speed))
-        return
-    teacher_model, student = job.teacher, job.student
-    speeds = _in_halves(
-        lambda images: compare(teacher_model, student, images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
+        return None, speed, 1.0
+    both = _in_halves(
+        lambda images: compare(teacher, student, images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
     )
-    control.stage("evaluating the teacher")
-    teacher = examiner.teacher_result()
-    control.row(_row("teacher", job, teacher) | _speed(speeds.first))
-    control.update(teacher_top1=teacher.top1, images_per_s=speeds.second.images_per_s)
-    control.stage("evaluating the student after surgery")
-    _note(control, "surgery", job, examiner.evaluate(job.student), _speed(speeds.second) | {"speedup": speeds.ratio})
+    return both.first, both.second, both.ratio
 
 
 def _in_halves(measure_on: Callable[[Tensor], Measured], batch: Tensor) -> Measured:

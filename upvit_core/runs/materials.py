@@ -19,8 +19,8 @@ from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
 from upvit_core.models.retarget import retarget
 from upvit_core.models.shape import ModelShape
 from upvit_core.planning.plan import PruningPlan
+from upvit_core.runs.control import Control
 from upvit_core.runs.spec import RunSpec
-from upvit_core.runs.worker import Control
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 

@@ -29,8 +29,10 @@ class RunSpec(BaseModel):
     `plan` is the content of a plan.json; `repair` asks for least-squares repair after the cut (`calibration_images` of
     the training set are used by it, and by a plan that keeps directions). `teacher` and `data` are what `load_model`
     and `open_images` take. `device` is `auto`, `cpu` or `cuda:N`; runs that name one device wait for each other.
-    `group` joins the runs of a sweep, `owner` is whoever started it (owners take turns on a device), `priority` goes
-    before that (`RunStore.prioritise` changes it later), `created` is in nanoseconds since 1970.
+    `processes` train together, on the CPU or on a GPU each, and share the batch; the result does not depend on them but
+    for the order of sums. `group` joins the runs of a sweep, `owner` is whoever started it (owners take turns on a
+    device), `priority` goes before that (`RunStore.prioritise` changes it later), `created` is in nanoseconds since
+    1970.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +56,7 @@ class RunSpec(BaseModel):
     owner: Short = ""
     priority: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$")] = "auto"
+    processes: Annotated[int, Field(ge=1, le=1024)] = 1
     executor: Literal["local"] = "local"
     created: Annotated[int, Field(ge=0)] = 0
 

@@ -3,12 +3,14 @@
 It holds the lock on its folder as long as it lives, waits for its device, does the job, and leaves a state that says
 how it ended. SIGTERM without a request to cancel (a machine going down, a cluster's pre-emption) saves and ends as
 `interrupted`. torch is imported only once the device is free, so that waiting costs next to nothing.
+
+Several processes train one run together where `torchrun` or `accelerate launch` starts this module several times, or
+where the spec asks for `processes`: the first one is this worker, the others follow it (runs/followers.py).
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import signal
 import socket
@@ -18,85 +20,21 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from shutil import disk_usage
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
-from upvit_core.errors import Cancelled, RunError, UPViTError
+from upvit_core.errors import RunError, UPViTError
+from upvit_core.processes import process_count, rank
+from upvit_core.runs.control import SPARE_BYTES, Control, lost_another, sentence_of
 from upvit_core.runs.devices import lease, lease_name, show_only
-from upvit_core.runs.files import read_lines, sweep_temporaries
+from upvit_core.runs.files import sweep_temporaries
 from upvit_core.runs.fit import fit
 from upvit_core.runs.folder import Run, read_state
+from upvit_core.runs.followers import FAULT_FILE, fault_of, follow, followers
 from upvit_core.runs.process import ProcessIdentity
-from upvit_core.runs.spec import RunState
 from upvit_core.runs.store import RunStore
 
 QUEUE_POLL_SECONDS = 0.3
-STATE_SECONDS = 1.0
-SPARE_BYTES = 1 << 16  # kept free for the last word of a run that fills the disk
-
-
-class Terminated(UPViTError):
-    """The process was asked to end, and the run was not: it can go on later."""
-
-
-class Paused(UPViTError):
-    """The device is wanted for something else; the run goes on when it is resumed."""
-
-
-class Control:
-    """How a job tells where it stands, and learns that it should stop."""
-
-    def __init__(self, run: Run, state: RunState):
-        self.run, self.state = run, state
-        self.terminated = False
-        self.parts = 1  # in which a new run's batches are trained
-        self._written = 0.0
-        self._seen = {(row.get("phase"), row.get("step")) for row in read_lines(run.metrics)[0]}
-
-    def log(self, message: str) -> None:
-        with suppress(OSError):  # a full disk must not end a run by way of its log
-            print(time.strftime("%H:%M:%S"), message, flush=True)
-
-    @property
-    def stopping(self) -> bool:
-        return self.terminated or self.run.cancel_asked or self.run.pause_asked
-
-    def check(self) -> None:
-        """Raises Cancelled, Paused or Terminated where the run should stop."""
-        if self.run.cancel_asked:
-            raise Cancelled("The run was cancelled.")
-        if self.run.pause_asked:
-            raise Paused("The run was paused.")
-        if self.terminated:
-            raise Terminated
-
-    def update(self, *, now: bool = False, **changes: Any) -> None:
-        """Change fields of the state; on disk at most once a second unless `now`."""
-        self.state = self.state.model_copy(update=changes)
-        if now or time.monotonic() - self._written > STATE_SECONDS:
-            self.run.write_state(self.state)
-            self._written = time.monotonic()
-
-    def stage(self, name: str) -> None:
-        self.check()
-        self.log(name)
-        self.update(now=True, stage=name)
-
-    def note(self, sentence: str) -> None:
-        """Something a person should know though the run goes on; the app shows it with the run."""
-        self.log(sentence)
-        self.update(now=True, note=sentence)
-
-    def has_row(self, phase: str, step: int) -> bool:
-        """Whether an earlier attempt wrote this row already; a run that goes on writes none twice."""
-        return (phase, step) in self._seen
-
-    def row(self, row: dict[str, Any]) -> None:
-        key = row["phase"], row["step"]
-        if key not in self._seen:
-            self.run.append_metrics(row)
-            self._seen.add(key)
 
 
 @contextmanager
@@ -127,27 +65,19 @@ def warn_of_memory(control: Control) -> None:
     control.parts = expected.parts or 1
 
 
-def sentence_of(error: BaseException, folder: Path) -> str:
-    """One sentence for a person; the log has the rest."""
-    if isinstance(error, UPViTError):
-        return str(error)
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (isinstance(error, RuntimeError) and "writ" in str(error) and disk_usage(folder).free < SPARE_BYTES):
-        return "The disk is full; free some space and resume the run."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "The device ran out of memory; free memory on it, and resume the run."
-    first = str(error).strip().splitlines()
-    return f"Unexpected {type(error).__name__}{': ' + first[0] if first else ''}; the log has the details."
+def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
+    """Do a run from where it stands; the caller holds its lock. Returns the exit status.
 
-
-def work(run: Run, store: RunStore) -> RunState:
-    """Do a run from where it stands; the caller holds its lock. Returns the state it ended in."""
+    `echo` receives the log's lines too. The status is 1 where other processes of the run may still wait for this one,
+    so that their launcher ends them.
+    """
     me = ProcessIdentity.of(os.getpid())
     assert me is not None
     state = read_state(run.folder).model_copy(
         update={"state": "queued", "pid": me.pid, "started": me.started, "boot": me.boot, "host": socket.gethostname()}
     )
     control = Control(run, state)
+    control.echo = echo
 
     def on_signal(number: int, frame: FrameType | None) -> None:
         control.terminated = True
@@ -163,10 +93,13 @@ def work(run: Run, store: RunStore) -> RunState:
             turn = store.next_turn(lease_name(run.spec.device))
             control.update(now=True, state="running", error="", turn=turn)
             warn_of_memory(control)
-            show_only(run.spec.device)
-            from upvit_core.runs.jobs import do_run
+            if run.spec.processes == process_count() == 1:
+                show_only(run.spec.device)
+            (run.folder / FAULT_FILE).unlink(missing_ok=True)
+            with followers(control):
+                from upvit_core.runs.jobs import do_run
 
-            do_run(run, control)
+                do_run(run, control)
         ended = {"state": "done", "error": ""}
     except Exception as error:
         if run.cancel_asked:
@@ -178,24 +111,30 @@ def work(run: Run, store: RunStore) -> RunState:
                 "state": "interrupted",
                 "error": "Its process was asked to end; Resume goes on from the last checkpoint.",
             }
+        elif not fault_of(run) and lost_another(error):
+            ended = {
+                "state": "interrupted",
+                "error": "Another process of the run ended; Resume goes on from the last checkpoint.",
+            }
         else:
-            ended = {"state": "failed", "error": sentence_of(error, run.folder)}
+            ended = {"state": "failed", "error": fault_of(run) or sentence_of(error, run.folder)}
             with suppress(OSError):
                 traceback.print_exc()
     spare.unlink(missing_ok=True)
     control.update(now=True, stage="", seconds_left=None, **ended)
     run.forget_requests()
     control.log(control.state.state + (f": {control.state.error}" if control.state.error else ""))
-    return control.state
+    together = control.state.state == "done" or control.agreed or process_count() == 1
+    return 0 if together and control.state.state != "failed" else 1
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m upvit_core.runs.worker", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a run folder, made by the app or by `distill`")
-    folder = parser.parse_args(arguments).folder.resolve()
+def start(folder: Path, echo: IO[str] | None = None) -> int:
+    """Do the run of a folder, or follow the process that does. Returns the exit status."""
     try:
         store = RunStore(folder.parent)
         run = store.get(folder.name)
+        if rank() > 0:
+            return follow(run)
         with run.lock(timeout=30.0) as held:
             if not held:
                 raise RunError(f"Run {run.id} already has a worker.")
@@ -203,12 +142,40 @@ def main(arguments: list[str] | None = None) -> int:
                 return 0
             for place in (run.folder, run.checkpoints):
                 sweep_temporaries(place)
-            return 0 if work(run, store).state != "failed" else 1
+            return work(run, store, echo)
     except UPViTError as error:
         with suppress(OSError):
             print(error, file=sys.stderr)
         return 2
 
 
+@contextmanager
+def output_to(path: Path) -> Iterator[IO[str]]:
+    """What this process and its children print goes to the end of a file; yields where it went before."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    before = [os.dup(number) for number in (1, 2)]
+    with path.open("ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        with os.fdopen(os.dup(before[1]), "w", buffering=1) as shown:
+            yield shown
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, descriptor in zip((1, 2), before, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m upvit_core.runs.worker", description=__doc__)
+    parser.add_argument("folder", type=Path, help="a run folder, made by the app or by `distill`")
+    return start(parser.parse_args(arguments).folder.resolve())
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    from upvit_core.runs import worker  # under its own name, so that its classes exist once
+
+    sys.exit(worker.main())

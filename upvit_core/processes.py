@@ -1,0 +1,28 @@
+"""Which of several processes this one is, as `torchrun`, `accelerate launch` or Slurm tell it. Imports no torch."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+
+PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+def process_count() -> int:
+    """How many processes were started together; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """This process's number, from 0; the first one writes files."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def die_with_parent(parent: int) -> None:
+    """Have Linux kill this process when its parent ends, however that ends; elsewhere whoever waits must look."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before it was asked for
+            os._exit(1)

@@ -1,0 +1,110 @@
+"""How a job tells where it stands and learns that it should stop; and its last word as one sentence."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from shutil import disk_usage
+from typing import IO, Any
+
+from upvit_core.errors import Cancelled, UPViTError
+from upvit_core.runs.files import read_lines
+from upvit_core.runs.folder import Run
+from upvit_core.runs.spec import RunState
+
+STATE_SECONDS = 1.0
+SPARE_BYTES = 1 << 16  # kept free for the last word of a run that fills the disk
+
+
+class Terminated(UPViTError):
+    """The process was asked to end, and the run was not: it can go on later."""
+
+
+class Paused(UPViTError):
+    """The device is wanted for something else; the run goes on when it is resumed."""
+
+
+class Control:
+    """How a job tells where it stands, and learns that it should stop."""
+
+    def __init__(self, run: Run, state: RunState):
+        self.run, self.state = run, state
+        self.terminated = False
+        self.agreed = False  # that all processes of the run stop
+        self.echo: IO[str] | None = None  # where lines of the log are shown too
+        self.parts = 1  # in which a new run's batches are trained
+        self._written = 0.0
+        self._seen = {(row.get("phase"), row.get("step")) for row in read_lines(run.metrics)[0]}
+
+    def log(self, message: str) -> None:
+        for file in filter(None, (sys.stdout, self.echo)):
+            with suppress(OSError):  # a full disk must not end a run by way of its log
+                print(time.strftime("%H:%M:%S"), message, flush=True, file=file)
+
+    @property
+    def stopping(self) -> bool:
+        return self.terminated or self.run.cancel_asked or self.run.pause_asked
+
+    def stop(self) -> None:
+        """Stop, since this process or another one of the run was asked to, and all know."""
+        self.terminated = self.agreed = True
+        self.check()
+
+    def check(self) -> None:
+        """Raises Cancelled, Paused or Terminated where the run should stop."""
+        if self.run.cancel_asked:
+            raise Cancelled("The run was cancelled.")
+        if self.run.pause_asked:
+            raise Paused("The run was paused.")
+        if self.terminated:
+            raise Terminated
+
+    def update(self, *, now: bool = False, **changes: Any) -> None:
+        """Change fields of the state; on disk at most once a second unless `now`."""
+        self.state = self.state.model_copy(update=changes)
+        if now or time.monotonic() - self._written > STATE_SECONDS:
+            self.run.write_state(self.state)
+            self._written = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        self.check()
+        self.log(name)
+        self.update(now=True, stage=name)
+
+    def note(self, sentence: str) -> None:
+        """Something a person should know though the run goes on; the app shows it with the run."""
+        self.log(sentence)
+        self.update(now=True, note=sentence)
+
+    def has_row(self, phase: str, step: int) -> bool:
+        """Whether an earlier attempt wrote this row already; a run that goes on writes none twice."""
+        return (phase, step) in self._seen
+
+    def row(self, row: dict[str, Any]) -> None:
+        key = row["phase"], row["step"]
+        if key not in self._seen:
+            self.run.append_metrics(row)
+            self._seen.add(key)
+
+
+def sentence_of(error: BaseException, folder: Path) -> str:
+    """One sentence for a person; the log has the rest."""
+    if isinstance(error, UPViTError):
+        return str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error, RuntimeError) and "writ" in str(error) and disk_usage(folder).free < SPARE_BYTES):
+        return "The disk is full; free some space and resume the run."
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return "The device ran out of memory; free memory on it, and resume the run."
+    first = str(error).strip().splitlines()
+    return f"Unexpected {type(error).__name__}{': ' + first[0] if first else ''}; the log has the details."
+
+
+def lost_another(error: BaseException) -> bool:
+    """Whether the error says that another process of the run is gone, by its name or as gloo and NCCL put it."""
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL", "onnection closed"))
