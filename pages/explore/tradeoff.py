@@ -43,6 +43,8 @@ def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
             f"{second.device}, batch {second.batch_size}, {second.dtype}"
         )
         return Card("Speed-up", words.times(result.ratio), note, MEASURED)
+    if not model.shape.is_plain:
+        return Card("Speed-up", "—", "estimated for plain ViTs only; press Measure")
     known, batch = device.calibration(), device.batch_of(model)
     if known is None:
         return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")

@@ -47,6 +47,9 @@ def panel(model: Opened, scores: ImportanceScores | None, now: WhatIf, plan: Pru
         if scores is None:
             st.caption("Needs scores: make them on Importance.")
             return
+        if not model.shape.is_plain:
+            st.caption("A budget is searched for plain ViTs; here the sliders set equal shares in all stages.")
+            return
         limits = inputs(model, plan)
         family = st.radio("Among", list(FAMILIES), format_func=FAMILIES.__getitem__, key="budget-family")
         own = model.shape.num_heads

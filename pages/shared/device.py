@@ -146,9 +146,10 @@ def error_words(known: Calibration) -> str:
 def latency(model: Opened) -> Latency | None:
     """What a latency budget needs; None without calibration."""
     known = calibration()
-    return Latency(model.shape, batch_of(model), known) if known is not None else None
+    return Latency(model.shape, batch_of(model), known) if known is not None and model.shape.is_plain else None
 
 
 def milliseconds(shape: ModelShape, batch: int) -> float | None:
+    """Estimated; None without calibration, and for models of other parts than it times."""
     known = calibration()
-    return estimate_latency(shape, batch, known) if known is not None else None
+    return estimate_latency(shape, batch, known) if known is not None and shape.is_plain else None

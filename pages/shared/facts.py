@@ -50,6 +50,8 @@ def predicted_card(scores: ImportanceScores | None, plan: PruningPlan) -> Card:
 def latency_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
     name = f"Time of a batch of {batch}"
+    if not model.shape.is_plain:
+        return Card(name, "—", "estimated for plain ViTs only; press Measure")
     known = device.calibration()
     if known is None:
         return Card(name, "—", "not calibrated")
@@ -77,7 +79,7 @@ def size(count: int) -> str:
 
 def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job | None:
     """What the best shape of stock timm loses more than the best of all, at the MACs of this plan."""
-    if scores is None or not in_nats(scores) or scores.criterion == "none":
+    if scores is None or not in_nats(scores) or scores.criterion == "none" or not plan.shape_before.is_plain:
         return None
     shape = plan.shape_after
     key = f"stock {scores.digest} {count_macs(shape)} {now.heads} {now.round_to} {plan.basis}"

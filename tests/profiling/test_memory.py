@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from upvit_core.models.build import build_model
-from upvit_core.models.shape import BlockShape, deit_shape
+from upvit_core.models.shape import BlockShape, deit_shape, pvt_shape
 from upvit_core.profiling.memory import TrainingMemory, estimate_memory, estimate_training
 
 DEMO = replace(
@@ -19,6 +19,11 @@ SHAPES = {
     "DeiT-T": (replace(deit_shape("tiny"), blocks=(BlockShape(3, 192, 768),) * 2), 4),
     "narrow FFN": (replace(DEMO, blocks=(BlockShape(6, 96, 40), BlockShape(3, 60, 100))), 16),
     "narrow attention": (replace(DEMO, embed_dim=40, blocks=(BlockShape(3, 30, 300),) * 2), 16),
+    "PVTv2-B0": (pvt_shape("b0", img_size=(64, 64)), 8),
+    "PVTv2-B1, thinner FFN": (
+        pvt_shape("b1", img_size=(96, 96)).with_widths({f"ffn.{b}": 200 for b in range(8)}),
+        4,
+    ),
     "nearly all residual": (replace(DEMO, blocks=(BlockShape(6, 6, 8),) * 2), 16),
 }
 

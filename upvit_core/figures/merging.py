@@ -21,6 +21,10 @@ def cividis(share: float) -> str:
     return f"rgb({mixed[0]},{mixed[1]},{mixed[2]})"
 
 
+def counted(heads: int) -> str:
+    return f"{heads} head{'s' if heads != 1 else ''}"
+
+
 def merging(
     scores: ImportanceScores, plan: PruningPlan, block: int, theme: Theme, *, height: int = 330, step: int = 3
 ) -> Chart:
@@ -107,12 +111,12 @@ def merging(
                 label(0.91, (top + cut) / 2, f"{stay} ch{wrapped}<b>{share:.0%}</b>", "left")
                 text = f"head {target} keeps {stay} of {width // now} channels and {share:.1%} of its score"
                 _point(hover, 0.85, (top + cut) / 2, text)
-    label(0.11, 1.07, f"<b>{before} heads</b> × {per}")
+    label(0.11, 1.07, f"<b>{counted(before)}</b> × {per}")
     if step >= 2:
-        label(0.49, 1.07, f"<b>{now} heads</b> × {width // now}")
+        label(0.49, 1.07, f"<b>{counted(now)}</b> × {width // now}")
     if step >= 3:
         stay = int(kept.sum()) // now
-        label(0.85, 1.07, f"<b>{now} heads</b> × {stay}")
+        label(0.85, 1.07, f"<b>{counted(now)}</b> × {stay}")
     ticks, labels = log_ticks(low, high)
     traces: list[Spec] = [
         {

@@ -44,6 +44,9 @@ def estimate_memory(shape: ModelShape, batch: int, dtype: str = "float32") -> Me
     """
     if dtype not in BYTES:
         raise ValueError(f"dtype must be one of {', '.join(BYTES)}, not {dtype!r}.")
+    size = BYTES[dtype]
+    if shape.stages:
+        return Memory(count_parameters(shape) * size, batch * _staged_peak(shape) * size)
     tokens, D = batch * shape.num_tokens, shape.embed_dim
     patches = batch * shape.num_patches
     peaks = [D * (patches + tokens), 2 * D * tokens]
@@ -51,8 +54,20 @@ def estimate_memory(shape: ModelShape, batch: int, dtype: str = "float32") -> Me
         held = D * min(number, 1)
         peaks.append(tokens * (held + 3 * D + 4 * block.attention))
         peaks.append(tokens * (held + 3 * D + block.ffn + max(block.ffn, D)))
-    size = BYTES[dtype]
     return Memory(count_parameters(shape) * size, max(peaks) * size)
+
+
+def _staged_peak(shape: ModelShape) -> int:
+    """Numbers held at once for one image of a pyramid: in its patch embeddings, attention, and FFN (4·D + 2·H)."""
+    peaks = []
+    for b, block in enumerate(shape.blocks):
+        tokens, D = shape.tokens_at(b), shape.embed_dims[shape.stage_of(b)]
+        peaks.append(3 * D * tokens)
+        peaks.append(
+            tokens * (4 * D + 3 * block.attention) + shape.keys_at(b) * 2 * (block.attention + block.reduction)
+        )
+        peaks.append(tokens * (4 * D + block.ffn + max(block.ffn, D)))
+    return max(peaks)
 
 
 @dataclass(frozen=True)
@@ -88,11 +103,15 @@ def estimate_training(
     fixed = full * (count_parameters(teacher) + weights * (5 + averaged))
     if mixed:
         fixed += BYTES[dtype] * max(weights, count_parameters(teacher))
-    D, N, low = student.embed_dim, student.num_tokens, BYTES[dtype]
-    kept = N * D * (full + low)
-    for block in student.blocks:
-        scaled = 2 * D * low * student.layer_scale
-        kept += N * (2 * D * full + (2 * D + 4 * block.attention + 2 * block.ffn) * low + scaled)
-    passing = max(N * max(block.ffn, D) for block in student.blocks) * full
+    low = BYTES[dtype]
+    kept = passing = 0
+    for b, block in enumerate(student.blocks):
+        N, M, D = student.tokens_at(b), student.keys_at(b), student.embed_dims[student.stage_of(b)]
+        kept += N * D * (full + low) if b == student.first_block(student.stage_of(b)) else 0
+        # A depthwise convolution keeps its input twice (as a map too), and its gradients pass beside GELU's.
+        hidden, beside = (4, 2) if student.family == "pvt_v2" else (2, 1)
+        inner = N * (2 * D + 2 * block.attention + hidden * block.ffn + 2 * D * student.layer_scale)
+        kept += N * 2 * D * full + (inner + M * 2 * (block.attention + block.reduction)) * low
+        passing = max(passing, N * max(beside * block.ffn, D) * full)
     images = full * student.in_chans * student.img_size[0] * student.img_size[1]
     return TrainingMemory(fixed, images + max(kept + passing, size))
