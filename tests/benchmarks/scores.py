@@ -2,17 +2,16 @@
 
 python -m tests.benchmarks.scores agreement --images 1000   kl against fisher and refine on the demo
 python -m tests.benchmarks.scores removal                   kl against an honest leave-one-out loop, DeiT-T shape
-python -m tests.benchmarks.scores cost                      fisher against one forward pass, DeiT-T, -S, -B; memory
+python -m tests.benchmarks.scores speed --images 1000       fisher against kl on the demo (kl on a sample, or --whole)
+python -m tests.benchmarks.scores precision --images 200    bf16 forward passes against float32, on the demo
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import subprocess
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,7 @@ from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.refine import Refine
 from upvit_core.importance.score import default_cuts
-from upvit_core.importance.scores import ImportanceScores
+from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.adapt import adapt
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import load_model
@@ -81,40 +80,45 @@ def _row(name: str, record: ImportanceScores, exact: ImportanceScores) -> dict[s
 
 
 def removal(out: Path | None, channels: int, images: int) -> None:
-    """Attention and FFN channels at DeiT-T shape: cached block inputs against removing and running the whole model."""
+    """Attention and FFN channels at DeiT-T shape: cached block inputs against removing and running the whole model.
+
+    As many channels of every block; times are CPU seconds of one thread, so that other work does not count.
+    """
+    torch.set_num_threads(1)
     shape = deit_shape("tiny")
     model = build_model(shape, seed=0).eval()
+    adapter = adapt(model, shape)
     x = torch.randn(images, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     rng = np.random.default_rng(0)
-    chosen = {
-        f"{c}.{b}": tuple(sorted(rng.choice(width, channels, replace=False).tolist()))
-        for b in range(shape.depth)
-        for c, width in (("attention", 192), ("ffn", 768))
-    }
+    rows, worst = [], 0.0
     with torch.inference_mode():
         log_q = log_softmax(model(x))
-        start = time.perf_counter()
-        slow = {key: [_removed(model, key, c, x, log_q, False) for c in part] for key, part in chosen.items()}
-        cached = time.perf_counter() - start
-        start = time.perf_counter()
-        for key, part in chosen.items():
-            for c in part:
-                _removed(model, key, c, x, log_q, True)
-        released = time.perf_counter() - start
-    record = KL(image_batch=images, channels=chosen).attribute(adapt(model, shape), TensorProxy(x))
-    worst = max(
-        abs(record.values[key][c] / slow[key][i] - 1) for key, part in chosen.items() for i, c in enumerate(part)
-    )
-    rows = [
-        {"way": "leave one out, teacher logits cached", "seconds": cached, "kl is faster": cached / record.seconds},
-        {
-            "way": "released procedure, teacher each time",
-            "seconds": released,
-            "kl is faster": released / record.seconds,
-        },
-        {"way": "kl", "seconds": record.seconds, "kl is faster": 1.0},
-    ]
-    publish("exact scores at DeiT-T shape", rows, out, channels=channels * 24, images=images, largest_difference=worst)
+        for component in ("attention", "ffn"):
+            width = getattr(shape.blocks[0], component)
+            chosen = {
+                f"{component}.{b}": tuple(sorted(rng.choice(width, channels, replace=False).tolist()))
+                for b in range(shape.depth)
+            }
+            scores, seconds = {}, {}
+            for name, again in (("cached", False), ("released", True)):
+                start = time.process_time()
+                scores = {key: [_removed(model, key, c, x, log_q, again) for c in part] for key, part in chosen.items()}
+                seconds[name] = time.process_time() - start
+            start = time.process_time()
+            record = KL(image_batch=images, channels=chosen).attribute(adapter, TensorProxy(x))
+            seconds["kl"] = time.process_time() - start
+            for key, part in chosen.items():
+                worst = max(worst, *(abs(record.values[key][c] / scores[key][i] - 1) for i, c in enumerate(part)))
+            rows.append(
+                {
+                    "component": component, "channels": channels * shape.depth, "kl, s": seconds["kl"],
+                    "leave one out, teacher cached, s": seconds["cached"],
+                    "kl is faster": seconds["cached"] / seconds["kl"],
+                    "teacher each time, s": seconds["released"],
+                    "kl is faster than that": seconds["released"] / seconds["kl"],
+                }
+            )  # fmt: skip
+    publish("exact scores at DeiT-T shape", rows, out, images=images, largest_difference=worst, clock="CPU, one thread")
 
 
 def _removed(model: nn.Module, key: str, c: int, x: Tensor, log_q: Tensor, teacher_again: bool) -> float:
@@ -139,61 +143,75 @@ def _removed(model: nn.Module, key: str, c: int, x: Tensor, log_q: Tensor, teach
     return float(kl_divergence(log_q, thin(x)).sum())
 
 
-def cost(out: Path | None, images: int) -> None:
-    """Each shape in a process of its own, so that its peak memory is its own."""
-    rows = []
-    for variant in ("tiny", "small", "base"):
-        for S in (1, 2):
-            command = [
-                sys.executable,
-                "-m",
-                "tests.benchmarks.scores",
-                "one-cost",
-                "--variant",
-                variant,
-                "--directions",
-                str(S),
-                "--images",
-                str(images),
-            ]
-            rows.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    publish("fisher at DeiT shapes, batch 8", rows, out, images=images)
+def speed(out: Path | None, images: int, whole: bool) -> None:
+    """`fisher` on all images of the demo against `kl`, in CPU seconds of one thread.
 
-
-def one_cost(variant: str, directions: int, images: int) -> None:
-    import resource
-
-    shape = deit_shape(variant)  # type: ignore[arg-type]
-    adapter = adapt(build_model(shape, seed=0).eval(), shape)
-    x = torch.randn(images, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    Unless `whole`, kl is timed on the first 32 images and every fourth channel of each key; each channel of a key costs
+    the same, so the time is scaled by channels and images. Setting up the image batch is scaled too (below 1 %).
+    """
+    torch.set_num_threads(1)
+    loaded = load_model("demo")
+    adapter = adapt(loaded.model, loaded.shape)
+    proxy = draw_proxy(open_images("demo", "train", pretrained_cfg=loaded.pretrained_cfg), images, 0)
+    Fisher().attribute(adapter, proxy.part(0, 32))
+    widths = expected_widths(loaded.shape)
+    start = time.process_time()
+    if whole:
+        KL().attribute(adapter, proxy)
+        exact = time.process_time() - start
+    else:
+        exact = 0.0
+        for key, width in widths.items():
+            start, channels = time.process_time(), tuple(range(0, width, 4))
+            KL(channels={key: channels}).attribute(adapter, proxy.part(0, 32))
+            exact += (time.process_time() - start) * width / len(channels) * images / 32
+    rows: list[dict[str, object]] = []
     with torch.inference_mode():
-        adapter.logits(x[:8])
-        start = time.perf_counter()
-        for part in x.split(8):
+        start = time.process_time()
+        for part, _ in proxy.batches(32):
             adapter.logits(part)
-        forward = time.perf_counter() - start
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    record = Fisher(directions, batch_size=8).attribute(adapter, TensorProxy(x))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        json.dumps(
-            {
-                "model": f"DeiT-{variant[0].upper()}", "S": directions, "forward ms/image": 1e3 * forward / images,
-                "fisher ms/image": 1e3 * record.seconds / images, "forward passes": record.seconds / forward,
-                "peak GiB": peak, "of it before scoring": before,
-                "2,000 images": f"{record.seconds / images * 2000 / 60:.1f} min",
-            }
-        )
-    )  # fmt: skip
+        forward = time.process_time() - start
+    for S in (1, 2):
+        start = time.process_time()
+        Fisher(S).attribute(adapter, proxy)
+        seconds = time.process_time() - start
+        rows.append(
+            {"criterion": f"fisher S={S}", "seconds": seconds, "forward passes": seconds / forward,
+             "faster than kl": exact / seconds}
+        )  # fmt: skip
+    rows.append({"criterion": "kl", "seconds": exact, "forward passes": exact / forward, "faster than kl": 1.0})
+    how = "kl whole" if whole else "kl on 32 images and every fourth channel, scaled"
+    publish("fisher against kl on the demo", rows, out, images=images, clock="CPU, one thread", how=how)
+
+
+def precision(out: Path | None, images: int) -> None:
+    """Scores by bf16 forward passes against float32, on the demo."""
+    loaded = load_model("demo")
+    adapter = adapt(loaded.model, loaded.shape)
+    proxy = draw_proxy(open_images("demo", "train", pretrained_cfg=loaded.pretrained_cfg), images, 0)
+    few = {key: tuple(range(0, width, 8)) for key, width in expected_widths(loaded.shape).items()}
+    rows: list[dict[str, object]] = []
+    for name, criterion in (("fisher", Fisher()), ("kl, every eighth channel", KL(channels=few))):
+        full, half = (replace(criterion, precision=p).attribute(adapter, proxy) for p in ("float32", "bf16"))
+        row: dict[str, object] = {"criterion": name}
+        for component in loaded.shape.components:
+            keys = [key for key in full.values if key.split(".")[0] == component]
+            chosen = {key: list(few[key]) if name != "fisher" else slice(None) for key in keys}
+            pairs = [(full.values[key][at], half.values[key][at]) for key, at in chosen.items()]
+            row[f"{component}, Spearman"] = float(np.mean([spearmanr(a, b)[0] for a, b in pairs]))
+            row[f"{component}, median change"] = float(
+                np.median(np.concatenate([np.abs(b - a) / np.maximum(np.abs(a), 1e-12) for a, b in pairs]))
+            )
+        rows.append(row)
+    publish("bf16 forward passes against float32", rows, out, images=images)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["agreement", "removal", "cost", "one-cost"])
+    parser.add_argument("what", choices=["agreement", "removal", "speed", "precision"])
     parser.add_argument("--images", type=int)
     parser.add_argument("--channels", type=int, default=4)
-    parser.add_argument("--variant", default="tiny")
-    parser.add_argument("--directions", type=int, default=2)
+    parser.add_argument("--whole", action="store_true", help="speed: time kl on everything, some 40 minutes")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--save", type=Path, help="where agreement writes the exact scores")
     arguments = parser.parse_args()
@@ -201,10 +219,10 @@ def main() -> None:
         agreement(arguments.images or 1000, arguments.out, arguments.save)
     elif arguments.what == "removal":
         removal(arguments.out, arguments.channels, arguments.images or 8)
-    elif arguments.what == "cost":
-        cost(arguments.out, arguments.images or 16)
+    elif arguments.what == "speed":
+        speed(arguments.out, arguments.images or 1000, arguments.whole)
     else:
-        one_cost(arguments.variant, arguments.directions, arguments.images or 16)
+        precision(arguments.out, arguments.images or 200)
 
 
 if __name__ == "__main__":

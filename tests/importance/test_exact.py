@@ -9,8 +9,11 @@ from oracle import reference
 from tiny import VARIANTS, TensorProxy, images, tiny
 
 from upvit_core.errors import Cancelled, ScoresError
-from upvit_core.importance.kl import KL
+from upvit_core.importance.criterion import Clock
+from upvit_core.importance.kl import KL, PIECE_MACS, _image_batch
+from upvit_core.importance.scores import expected_widths
 from upvit_core.models.adapt import adapt
+from upvit_core.models.shape import deit_shape
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -101,6 +104,45 @@ def test_halves_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> No
     assert max(sizes) > 20
     for key in expected.values:
         np.testing.assert_allclose(got.values[key], expected.values[key], rtol=1e-9, atol=1e-13)
+
+
+def test_time_left_is_right_after_the_first_minute() -> None:
+    """On a clock of the test's own, on which every key has its own speed: DeiT-B, 20 images, a CPU's pieces."""
+    shape = deit_shape("base")
+    keys = list(expected_widths(shape))
+    rate = dict(zip(keys, np.random.default_rng(0).uniform(1.2e10, 3.5e10, len(keys)), strict=True))
+    for key in keys:
+        rate[key] *= {"residual": 0.5, "attention": 0.7, "ffn": 1.0}[key.split(".")[0]]
+    criterion, limit = KL(), PIECE_MACS["cpu"]
+    size = _image_batch(shape, limit)
+    batches = [criterion._pieces(shape, b, size, limit) for b in range(20 // size)]
+    totals = dict.fromkeys(keys, 0.0)
+    for piece in (piece for batch in batches for piece in batch):
+        totals[piece.key] += piece.cost
+    now, seen = [0.0], []
+    clock = Clock(sum(totals.values()), "MACs", seen.append, totals=totals, now=lambda: now[0])
+    moments = []
+    for piece in (piece for batch in batches for piece in batch):
+        now[0] += piece.cost / rate[piece.key]
+        clock.advance(piece.cost, "", piece.key)
+        moments.append(now[0])
+    end = now[0]
+    assert end > 3600
+    after = [i for i, moment in enumerate(moments) if moment > 60]
+    for i in after[: len(after) // 2]:
+        assert seen[i].seconds_left == pytest.approx(end - moments[i], rel=0.25)
+    assert seen[-1].seconds_left == pytest.approx(0, abs=1e-3)
+
+
+def test_a_cancel_waits_for_one_piece_of_at_most_seconds() -> None:
+    """No piece holds more than its limit of work, and no batch makes one pass longer than that; at any size."""
+    for variant in ("tiny", "base"):
+        shape = deit_shape(variant)
+        for limit in PIECE_MACS.values():
+            size = _image_batch(shape, limit)
+            pieces = KL()._pieces(shape, 0, size, limit)
+            assert max(piece.cost for piece in pieces) <= limit
+            assert sorted(c for p in pieces if p.key == "ffn.3" for c in p.channels) == list(range(shape.blocks[3].ffn))
 
 
 def test_leaves_the_model_as_it_was() -> None:

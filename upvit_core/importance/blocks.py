@@ -76,7 +76,8 @@ def remove_blocks(
     steps: list[Step] = []
     with Journal(journal, fingerprint) as book:
         done = sum(piece.cost for piece in plan if piece.name in book.found)
-        clock = Clock(sum(piece.cost for piece in plan), "half-blocks", report, done)
+        clock = Clock(sum(piece.cost for piece in plan), "half-blocks", report)
+        clock.found(done)
         work = _Work(adapter, teacher, memory_mb * 2**20)
         for number in range(shape.depth - depth):
             pairs = neighbours(left)

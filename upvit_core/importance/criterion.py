@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -61,21 +61,54 @@ def silent(_: Progress) -> None:
 
 
 class Clock:
-    """Turns work done into progress with time left; work resumed from disk does not count towards the speed."""
+    """Turns work done into progress with time left; work found on disk does not count towards the speed.
 
-    def __init__(self, total: float, unit: str, report: Report, already_done: float = 0.0):
-        self.total, self.unit, self.report, self.done = total, unit, report, already_done
-        self._first, self._start = already_done, time.perf_counter()
+    With `totals`, the work of each kind, every kind has a speed of its own as soon as some of it has been done.
+    """
+
+    def __init__(
+        self,
+        total: float,
+        unit: str,
+        report: Report,
+        *,
+        totals: Mapping[str, float] | None = None,
+        now: Callable[[], float] = time.perf_counter,
+    ):
+        self.total, self.unit, self.report, self.done = total, unit, report, 0.0
+        self._left = dict(totals) if totals is not None else {"": total}
+        self._work, self._spent = dict.fromkeys(self._left, 0.0), dict.fromkeys(self._left, 0.0)
+        self._now = now
+        self._start = self._last = now()
 
     @property
     def seconds(self) -> float:
-        return time.perf_counter() - self._start
+        return self._now() - self._start
 
-    def advance(self, work: float, what: str) -> None:
+    def found(self, work: float, kind: str = "") -> None:
+        """Work that need not be done, because an earlier run did it."""
         self.done += work
-        fresh = self.done - self._first
-        left = self.seconds / fresh * (self.total - self.done) if fresh > 0 else None
-        self.report(Progress(self.done, self.total, self.unit, what, left))
+        self._left[kind] -= work
+        self._last = self._now()
+
+    def advance(self, work: float, what: str, kind: str = "") -> None:
+        now = self._now()
+        self.done += work
+        self._left[kind] -= work
+        self._work[kind] += work
+        self._spent[kind] += now - self._last
+        self._last = now
+        self.report(Progress(self.done, self.total, self.unit, what, self._seconds_left()))
+
+    def _seconds_left(self) -> float | None:
+        fresh = sum(self._work.values())
+        if not fresh:
+            return None
+        overall = sum(self._spent.values()) / fresh
+        return sum(
+            max(left, 0.0) * (self._spent[kind] / self._work[kind] if self._work[kind] else overall)
+            for kind, left in self._left.items()
+        )
 
 
 @contextmanager

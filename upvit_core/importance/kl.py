@@ -7,7 +7,7 @@ in the last block only the tokens that the classifier reads are run. Channels ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,22 @@ from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.macs import half_block_macs
 
 
+PIECE_MACS = {"cpu": 1e11, "cuda": 2e13}
+"""Work between two reports, by device: a few seconds, so that a cancel or a kill loses no more."""
+
+
 @dataclass(frozen=True)
 class KL:
     """Settings of the exact score.
 
-    image_batch: images whose block inputs are held at once. memory_mb: bound on the working set of one batch of
+    image_batch: images whose block inputs are held at once (None: up to 32, as long as one pass over them takes no more
+    than seconds, so that a cancel is soon obeyed). memory_mb: bound on the working set of one batch of
     (channel, image) pairs (None: what fits the caches of a CPU, or 2 GB of a GPU); a batch that still does not fit is
     halved and retried. journal: file to which every finished piece is appended, so that a killed run goes on where it
     stopped.
     """
 
-    image_batch: int = 32
+    image_batch: int | None = None
     memory_mb: int | None = None
     journal: Path | None = None
     channels: dict[str, tuple[int, ...]] | None = None
@@ -55,27 +60,33 @@ class KL:
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
         """Scores of all channels, or of `channels` by key (the others get 0); nats summed over the proxy images."""
         device = next(adapter.model.parameters()).device
-        pieces = list(self._pieces(adapter.shape, len(proxy)))
-        with Journal(self.journal, self._fingerprint(adapter, proxy)) as journal:
-            done = sum(piece.cost for piece in pieces if piece.name in journal.found)
-            clock = Clock(sum(piece.cost for piece in pieces), "MACs", report, done)
+        shape, limit = adapter.shape, PIECE_MACS.get(device.type, PIECE_MACS["cuda"])
+        size = self.image_batch or _image_batch(shape, limit)
+        starts = range(0, len(proxy), size)
+        with Journal(self.journal, self._fingerprint(adapter, proxy, size)) as journal:
+            totals = {key: n * _suffix_macs(shape, key) * len(proxy) for key, n in self._counts(shape).items()}
+            clock = Clock(sum(totals.values()), "MACs", report, totals=totals)
+            if journal.found:
+                for number, first in enumerate(starts):
+                    for piece in self._pieces(shape, number, min(size, len(proxy) - first), limit):
+                        if piece.name in journal.found:
+                            clock.found(piece.cost, piece.key)
             sums = ImageSums()
-            for key, width in expected_widths(adapter.shape).items():
+            for key, width in expected_widths(shape).items():
                 sums.add_sums(key, np.zeros(width), np.zeros(width))
             with frozen(adapter.model), torch.inference_mode(), autocast(device, self.precision):
-                for number, (images, _) in enumerate(proxy.batches(self.image_batch, device)):
-                    mine = [piece for piece in pieces if piece.batch == number]
-                    work = _ImageBatch(adapter, images) if any(p.name not in journal.found for p in mine) else None
-                    for piece in mine:
+                for number, (images, _) in enumerate(proxy.batches(size, device)):
+                    work: _ImageBatch | None = None
+                    for piece in self._pieces(shape, number, len(images), limit):
                         if piece.name in journal.found:
                             total, squares = journal.found[piece.name]
                         else:
-                            assert work is not None
+                            work = work or _ImageBatch(adapter, images)
                             kl = self._score(work, piece)  # (C, B)
                             total, squares = kl.sum(1).cpu().numpy(), kl.square().sum(1).cpu().numpy()
                             journal.append(piece.name, total, squares)
-                            clock.advance(piece.cost, f"{piece.key} on images {number * self.image_batch}…")
-                        self._add(sums, piece, adapter.shape, total, squares)
+                            clock.advance(piece.cost, f"{piece.key} on images {number * size}…", piece.key)
+                        self._add(sums, piece, shape, total, squares)
         return ImportanceScores(
             values=sums.total,
             stderr=sums.standard_errors(len(proxy)),
@@ -89,24 +100,33 @@ class KL:
             seconds=clock.seconds,
         )
 
-    def _fingerprint(self, adapter: Adapter, proxy: Proxy) -> dict[str, object]:
+    def _fingerprint(self, adapter: Adapter, proxy: Proxy, image_batch: int) -> dict[str, object]:
         weights = sum(float(p.detach().double().abs().sum()) for p in adapter.model.parameters())
         return {
             "weights": weights, "shape": adapter.shape.to_dict(), "data": proxy.digest, "seed": proxy.seed,
-            "images": len(proxy), "image_batch": self.image_batch, "precision": self.precision,
+            "images": len(proxy), "image_batch": image_batch, "precision": self.precision,
         }  # fmt: skip
 
-    def _pieces(self, shape: ModelShape, images: int) -> Iterator[_Piece]:
-        """Work in the order in which it is done; each piece takes seconds at most on a CPU at DeiT-B size."""
-        for batch, start in enumerate(range(0, images, self.image_batch)):
-            size = min(self.image_batch, images - start)
-            for key, width in expected_widths(shape).items():
-                chosen = np.arange(width) if self.channels is None else np.asarray(self.channels.get(key, ()), int)
-                cost = _suffix_macs(shape, key) * size
-                step = max(1, int(2e12 // max(cost, 1)))
-                for first in range(0, len(chosen), step):
-                    part = chosen[first : first + step]
-                    yield _Piece(batch, key, tuple(int(c) for c in part), cost * len(part))
+    def _counts(self, shape: ModelShape) -> dict[str, int]:
+        """How many channels of each key are to be scored."""
+        widths = expected_widths(shape)
+        return widths if self.channels is None else {key: len(self.channels.get(key, ())) for key in widths}
+
+    def _pieces(self, shape: ModelShape, batch: int, images: int, limit: float) -> list[_Piece]:
+        """The work on one batch of images, each piece at most `limit` MACs or one channel.
+
+        Keys take turns, all at the same share of their channels, so that the time left is known early.
+        """
+        placed: list[tuple[float, int, _Piece]] = []
+        for order, (key, width) in enumerate(expected_widths(shape).items()):
+            chosen = np.arange(width) if self.channels is None else np.asarray(self.channels.get(key, ()), int)
+            cost = _suffix_macs(shape, key) * images
+            step = max(1, int(limit // max(cost, 1)))
+            for first in range(0, len(chosen), step):
+                part = chosen[first : first + step]
+                piece = _Piece(batch, key, tuple(int(c) for c in part), cost * len(part))
+                placed.append((first / len(chosen), order, piece))
+        return [piece for *_, piece in sorted(placed, key=lambda entry: entry[:2])]
 
     def _score(self, work: _ImageBatch, piece: _Piece) -> Tensor:
         """KL of each channel of the piece on each image, (C, B), float64 nats."""
@@ -140,6 +160,10 @@ class _Piece:
     @property
     def name(self) -> str:
         return f"{self.batch}/{self.key}/{self.channels[0]}-{self.channels[-1]}/{len(self.channels)}"
+
+
+def _image_batch(shape: ModelShape, limit: float) -> int:
+    return int(min(32, max(1, limit // max(_suffix_macs(shape, group.key) for group in shape.groups))))
 
 
 def _suffix_macs(shape: ModelShape, key: str) -> float:
