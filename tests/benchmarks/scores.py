@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,21 +23,38 @@ from tests.benchmarks.report import publish
 from tests.tiny import TensorProxy
 from upvit_core.data import draw_proxy, open_images
 from upvit_core.importance.agreement import compare
-from upvit_core.importance.criterion import kl_divergence, log_softmax
+from upvit_core.importance.criterion import Proxy, Report, kl_divergence, log_softmax, silent
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.refine import Refine
 from upvit_core.importance.score import default_cuts
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.adapt import adapt
+from upvit_core.models.adapter import Adapter
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import load_model
 from upvit_core.models.shape import deit_shape
 from upvit_core.planning.select import plan_uniform
 
 
-def agreement(images: int, out: Path | None, save: Path | None) -> None:
-    """`kl` and the fast ways on the same images of the demo, one after another."""
+@dataclass(frozen=True)
+class Known(KL):
+    """Exact scores that were computed before, of the same images."""
+
+    record: ImportanceScores | None = None
+
+    def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
+        assert self.record is not None
+        if self.record.data_digest != proxy.digest:
+            raise SystemExit(f"the exact scores are of {self.record.images} other images; take as many, seed 0")
+        return self.record
+
+
+def agreement(images: int, out: Path | None, save: Path | None, known: Path | None) -> None:
+    """`kl` and the fast ways on the same images of the demo, one after another.
+
+    With `known`, exact scores are read from that record; then times of kl and refine mean nothing.
+    """
     loaded = load_model("demo")
     adapter = adapt(loaded.model, loaded.shape)
     proxy = draw_proxy(open_images("demo", "train", pretrained_cfg=loaded.pretrained_cfg), images, 0)
@@ -45,15 +62,17 @@ def agreement(images: int, out: Path | None, save: Path | None) -> None:
     fast = {
         "fisher S=1": Fisher(1),
         "fisher S=2": Fisher(2),
+        "fisher S=2, sites cancel": Fisher(2, site_error=0),
         "fisher S=2, plain derivative": Fisher(2, residual="derivative"),
         "fisher, all classes": Fisher(directions="all"),
         "fisher, one drawn label": Fisher(1, directions="labels"),
     }
     records = {name: criterion.attribute(adapter, proxy) for name, criterion in fast.items()}
-    exact = KL().attribute(adapter, proxy)
+    kl = KL() if known is None else Known(record=ImportanceScores.load(known))
+    exact = kl.attribute(adapter, proxy)
     if save is not None:
         exact.with_values({}, model=loaded.name, model_digest=loaded.digest).save(save)
-    records["refine"] = Refine(default_cuts(loaded.shape)).attribute(adapter, proxy)
+    records["refine"] = Refine(default_cuts(loaded.shape), kl=kl).attribute(adapter, proxy)
     rows = [_row(name, record, exact) for name, record in records.items()]
     rows.append(_row("kl", exact, exact))
     publish("agreement with kl on the demo", rows, out, images=images)
@@ -214,9 +233,10 @@ def main() -> None:
     parser.add_argument("--whole", action="store_true", help="speed: time kl on everything, some 40 minutes")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--save", type=Path, help="where agreement writes the exact scores")
+    parser.add_argument("--exact", type=Path, help="agreement: a record of exact scores to read in place of kl")
     arguments = parser.parse_args()
     if arguments.what == "agreement":
-        agreement(arguments.images or 1000, arguments.out, arguments.save)
+        agreement(arguments.images or 1000, arguments.out, arguments.save, arguments.exact)
     elif arguments.what == "removal":
         removal(arguments.out, arguments.channels, arguments.images or 8)
     elif arguments.what == "speed":

@@ -7,6 +7,7 @@ from oracle import reference
 from scipy.stats import spearmanr
 from tiny import VARIANTS, TensorProxy, images, tiny
 
+from upvit_core.errors import ScoresError
 from upvit_core.importance.criterion import kl_divergence, log_softmax
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
@@ -57,6 +58,70 @@ def test_removal_form_takes_the_exact_change_of_one_layer_norm() -> None:
         )
         expected = (gradient * (after - out)).sum((1, 2))
         torch.testing.assert_close(got[:, c], expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("site_error", [0.0, 0.3])
+def test_residual_is_the_kl_of_logits_that_follow_each_site_to_first_order(site_error: float) -> None:
+    """Against the logits' Jacobian, class by class, at every LayerNorm that loses the channel."""
+    model, shape = tiny("distilled")
+    adapter, x = adapt(model, shape), images(3)
+    got = Fisher(directions="all", site_error=site_error).attribute(adapter, TensorProxy(x))
+    state = adapter.sensitivities(x)
+    sites = state.norm_sites["residual"]
+    change = torch.zeros(len(sites), len(x), shape.embed_dim, shape.num_classes, dtype=torch.float64)
+    for k in range(shape.num_classes):
+        gradients = torch.autograd.grad(state.logits[:, k].sum(), [site.output for site in sites], retain_graph=True)
+        for s, ((stream, out, weight, bias, eps, _), gradient) in enumerate(zip(sites, gradients, strict=True)):
+            for c in range(shape.embed_dim):
+                rest = [i for i in range(shape.embed_dim) if i != c]
+                after = torch.zeros_like(out)
+                after[..., rest] = torch.nn.functional.layer_norm(
+                    stream[..., rest], (len(rest),), weight[rest], bias[rest], eps
+                )
+                change[s, :, c, k] = (gradient * (after - out)).sum((1, 2)).detach()
+    logits, q = state.logits.detach(), state.logits.detach().softmax(-1)
+    expected = kl_divergence(log_softmax(logits), (logits.unsqueeze(1) + change.sum(0)).transpose(0, 1))  # (D, B)
+    mean = (q[:, None] * change).sum(-1, keepdim=True)
+    quadratic = (q[:, None] * (change - mean).square()).sum(-1) / 2  # (sites, B, D)
+    expected = expected.sum(1) + site_error * quadratic.sum((0, 1))
+    np.testing.assert_allclose(got.residual, expected.numpy(), rtol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_halves_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    model, shape = tiny()
+    adapter = adapt(model, shape)
+    expected, sensitivities, sizes = Fisher().attribute(adapter, TensorProxy(images(7))), adapter.sensitivities, []
+
+    def limited(x):
+        sizes.append(len(x))
+        if len(x) > most:
+            raise error
+        return sensitivities(x)
+
+    monkeypatch.setattr(adapter, "sensitivities", limited)
+    most = 2
+    got = Fisher().attribute(adapter, TensorProxy(images(7)))
+    assert sizes == [7, 3, 1, 1, 1, 1, 1, 1, 1]
+    for key in expected.values:
+        np.testing.assert_allclose(got.values[key], expected.values[key], rtol=1e-9, atol=1e-14)
+    most = 0
+    with pytest.raises(ScoresError, match="one at a time"):
+        Fisher().attribute(adapter, TensorProxy(images(7)))
+
+
+def test_an_error_of_another_kind_is_not_taken_for_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = tiny()
+    adapter = adapt(model, shape)
+
+    def broken(x):
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(adapter, "sensitivities", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        Fisher().attribute(adapter, TensorProxy(images(7)))
 
 
 def test_all_directions_equal_the_expectation_over_labels() -> None:

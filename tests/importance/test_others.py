@@ -9,6 +9,7 @@ from tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import ScoresError
 from upvit_core.importance.activation import Activation
 from upvit_core.importance.agreement import compare, spearman
+from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.importance.refine import Refine
@@ -78,10 +79,20 @@ def test_refine_is_exact_where_it_says_and_spends_no_more_than_allowed() -> None
     model, shape = tiny("3 heads, 5 blocks")
     proxy, adapter = TensorProxy(images(12)), adapt(model, shape)
     exact = KL().attribute(adapter, proxy)
-    updates = []
-    got = Refine(default_cuts(shape), allowance=0.3, on_update=updates.append).attribute(adapter, proxy)
+    updates, progress = [], []
+    refine = Refine(default_cuts(shape), allowance=0.3, on_update=updates.append)
+    got = refine.attribute(adapter, proxy, progress.append)
     assert 0.2 < got.notes["exact_share"] <= 0.3
-    assert [u.notes["exact_share"] for u in updates] == sorted(u.notes["exact_share"] for u in updates)
+    shares = [u.notes["exact_share"] for u in updates]
+    assert shares == sorted(shares)
+    assert shares[0] == 0, "the estimate is shown before the first exact pass"
+    assert len(updates) > 6
+    fast = Fisher().attribute(adapter, proxy)
+    assert all(np.array_equal(updates[0].values[key], fast.values[key]) for key in fast.values)
+    for key, channels in got.notes["exact_channels"].items():
+        np.testing.assert_allclose(got.values[key][channels], exact.values[key][channels], rtol=1e-9, atol=1e-13)
+    assert all(p.unit == "exact passes" for p in progress[-5:])
+    assert [p.done for p in progress[1:]] == sorted(p.done for p in progress[1:])
     same = sum(
         int((np.abs(got.values[k] - exact.values[k]) <= 1e-9 * np.abs(exact.values[k]) + 1e-13).sum())
         for k in exact.values

@@ -7,7 +7,6 @@ in the last block only the tokens that the classifier reads are run. Channels ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upvit_core.errors import ScoresError
 from upvit_core.importance.criterion import (
     Clock,
     ImageSums,
@@ -24,6 +22,7 @@ from upvit_core.importance.criterion import (
     Report,
     autocast,
     frozen,
+    in_halves,
     kl_divergence,
     log_softmax,
     silent,
@@ -33,7 +32,6 @@ from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.adapter import Adapter
 from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.macs import half_block_macs
-
 
 PIECE_MACS = {"cpu": 1e11, "cuda": 2e13}
 """Work between two reports, by device: a few seconds, so that a cancel or a kill loses no more."""
@@ -140,7 +138,7 @@ class KL:
         memory_mb = self.memory_mb if self.memory_mb is not None else (32 if device.type == "cpu" else 2048)
         group = max(1, memory_mb * 2**20 // (row_bytes * B))
         channels = torch.tensor(piece.channels, device=device)
-        return _halving(lambda part: work.removal_kl(piece.key, part), channels, group)
+        return torch.cat([kl for _, kl in in_halves(lambda part: work.removal_kl(piece.key, part), channels, group)])
 
     @staticmethod
     def _add(sums: ImageSums, piece: _Piece, shape: ModelShape, total: np.ndarray, squares: np.ndarray) -> None:
@@ -212,19 +210,3 @@ class _ImageBatch:
         trace = None if key.startswith("residual") else self._trace(block)
         logits = self.adapter.logits_without(key, self.inputs[block], channels, trace)
         return kl_divergence(self.log_q, logits)
-
-
-def _halving(compute: Callable[[Tensor], Tensor], channels: Tensor, group: int) -> Tensor:
-    """Compute in groups of channels; a group that does not fit into memory is halved and tried again."""
-    results, first = [], 0
-    while first < len(channels):
-        try:
-            results.append(compute(channels[first : first + group]))
-            first += group
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            if group == 1:
-                raise ScoresError(
-                    "One channel on one batch of images does not fit into memory; lower image_batch."
-                ) from error
-            group = max(1, group // 2)
-    return torch.cat(results)

@@ -31,27 +31,35 @@ class Cut:
 class Refine:
     """Settings: the cuts that matter, and the share of all exact passes that may be spent on them.
 
-    `on_update` receives the record after every round, with what is exact so far, so that a view can fill in.
+    `on_update` receives the record as it fills in: the estimate at once, then after every few keys of a round.
     """
 
     cuts: Sequence[Cut]
     allowance: float = 0.25
     rounds: int = 3
+    parts: int = 6
     fisher: Fisher = field(default_factory=Fisher)
     kl: KL = field(default_factory=KL)
     on_update: Callable[[ImportanceScores], None] | None = None
     name: str = "refine"
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
-        """Scores of all channels; `notes` tell how many are `exact`, per key, and the `exact_share` of all."""
+        """Scores of all channels; `notes` tell how many are `exact`, per key, which, and the `exact_share` of all."""
         clock = Clock(1.0, "share", silent)
         scores = self.fisher.attribute(adapter, proxy, report)
         estimate = {key: value.copy() for key, value in scores.values.items()}
         stderr = dict(scores.stderr)
         exact = {key: np.zeros(len(value), bool) for key, value in estimate.items()}
         total = sum(len(value) for value in estimate.values())
-        left = int(self.allowance * total)
+        left = allowed = int(self.allowance * total)
         values = {key: value.copy() for key, value in estimate.items()}
+
+        def update() -> None:
+            if self.on_update is not None:
+                self.on_update(self._record(scores, values, stderr, exact, clock.seconds))
+
+        update()
+        exactly = Clock(float(allowed), "exact passes", report)
         for number in range(self.rounds):
             chosen: dict[str, tuple[int, ...]] = {}
             residual = {key: len(value) for key, value in estimate.items() if key.startswith("residual")}
@@ -63,32 +71,31 @@ class Refine:
             chosen |= doubtful
             if not chosen:
                 break
-            part = self._exactly(adapter, proxy, chosen, number, report)
-            for key, channels in chosen.items():
-                index = list(channels)
-                values[key][index] = part.values[key][index]
-                if key in stderr:
-                    stderr[key] = stderr[key].copy()
-                    stderr[key][index] = part.stderr[key][index]
-                exact[key][index] = True
-            for key in values:
-                bias, _ = _log_ratio(values[key], estimate[key], exact[key])
-                values[key] = np.where(exact[key], values[key], estimate[key] * np.exp(bias))
-            record = self._record(scores, values, stderr, exact, clock.seconds)
-            if self.on_update is not None:
-                self.on_update(record)
+            for order, few in enumerate(_parts(chosen, self.parts)):
+                part = self._exactly(adapter, proxy, few, f"{number}.{order}", exactly)
+                for key, channels in few.items():
+                    index = list(channels)
+                    values[key][index] = part.values[key][index]
+                    if key in stderr:
+                        stderr[key] = stderr[key].copy()
+                        stderr[key][index] = part.stderr[key][index]
+                    exact[key][index] = True
+                    bias, _ = _log_ratio(values[key], estimate[key], exact[key])
+                    values[key] = np.where(exact[key], values[key], estimate[key] * np.exp(bias))
+                update()
         return self._record(scores, values, stderr, exact, clock.seconds)
 
     def _exactly(
-        self, adapter: Adapter, proxy: Proxy, chosen: dict[str, tuple[int, ...]], number: int, report: Report
+        self, adapter: Adapter, proxy: Proxy, chosen: dict[str, tuple[int, ...]], name: str, clock: Clock
     ) -> ImportanceScores:
-        def relay(progress: Progress) -> None:
-            what = f"exact, round {number + 1} of {self.rounds}: {progress.what}"
-            report(Progress(progress.done, progress.total, progress.unit, what, progress.seconds_left))
+        count, told = sum(len(channels) for channels in chosen.values()), [0.0]
 
-        journal = self.kl.journal and self.kl.journal.with_suffix(f".{number}{self.kl.journal.suffix}")
-        criterion = replace(self.kl, journal=journal, channels=chosen)
-        return criterion.attribute(adapter, proxy, relay)
+        def relay(progress: Progress) -> None:
+            clock.advance(count * (progress.share - told[0]), f"exact: {progress.what}")
+            told[0] = progress.share
+
+        journal = self.kl.journal and self.kl.journal.with_suffix(f".{name}{self.kl.journal.suffix}")
+        return replace(self.kl, journal=journal, channels=chosen).attribute(adapter, proxy, relay)
 
     def _doubtful(
         self,
@@ -129,11 +136,25 @@ class Refine:
         seconds: float,
     ) -> ImportanceScores:
         share = sum(int(e.sum()) for e in exact.values()) / sum(len(e) for e in exact.values())
-        notes = {**scores.notes, "exact": {key: int(e.sum()) for key, e in exact.items()}, "exact_share": share}
+        notes = {
+            **scores.notes, "exact": {key: int(e.sum()) for key, e in exact.items()}, "exact_share": share,
+            "exact_channels": {key: np.flatnonzero(e).tolist() for key, e in exact.items()},
+        }  # fmt: skip
         return scores.with_values(
             {key: value.copy() for key, value in values.items()},
             stderr=dict(stderr), criterion=self.name, seconds=seconds, notes=notes,
         )  # fmt: skip
+
+
+def _parts(chosen: dict[str, tuple[int, ...]], most: int) -> list[dict[str, tuple[int, ...]]]:
+    """The keys in at most `most` parts of about as many channels, one after another."""
+    count, parts, held = sum(map(len, chosen.values())), [dict[str, tuple[int, ...]]()], 0
+    for key, channels in chosen.items():
+        if parts[-1] and held >= len(parts) * count / most:
+            parts.append({})
+        parts[-1][key] = channels
+        held += len(channels)
+    return parts
 
 
 def _log_ratio(values: np.ndarray, estimate: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
