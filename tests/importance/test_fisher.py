@@ -45,11 +45,12 @@ def test_removal_form_takes_the_exact_change_of_one_layer_norm() -> None:
     model, shape = tiny()
     x = images(3)
     state = adapt(model, shape).sensitivities(x)
-    stream, out, weight, bias, eps, _ = state.norm_sites["residual"][2]
+    site = state.norm_sites["residual"][2]
+    stream, out, weight, bias, eps, _ = site
     from upvit_core.importance.fisher import _SiteRemoval
 
     gradient = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    got = _SiteRemoval(stream, out, weight, bias, eps, exact=True).change(gradient)
+    got = _SiteRemoval(site, exact=True).change(gradient)
     for c in range(shape.embed_dim):
         rest = [i for i in range(shape.embed_dim) if i != c]
         after = torch.zeros_like(out)
