@@ -45,10 +45,12 @@ def compare_criteria(
     seed: int = 0,
     known: Sequence[ImportanceScores] = (),
     report: Report = silent,
+    on_criterion: Callable[[str, int, int], None] | None = None,
 ) -> list[CriterionResult]:
     """Score by each criterion (records in `known` are not computed again), plan, cut, and measure.
 
-    The first criterion is the one whose kept channels the others are compared with.
+    The first criterion is the one whose kept channels the others are compared with. `on_criterion` is told the name,
+    number and count of criteria as each begins; it may raise `Cancelled`.
     """
     chosen = proxy_indices(test, min(test_images, len(test)), seed)
     device = next(loaded.model.parameters()).device
@@ -56,7 +58,9 @@ def compare_criteria(
     ready = {record.criterion: record for record in known}
     results: list[CriterionResult] = []
     first: tuple[ImportanceScores, PruningPlan] | None = None
-    for name in criteria:
+    for number, name in enumerate(criteria):
+        if on_criterion is not None:
+            on_criterion(name, number, len(criteria))
         record = ready.get(name) or score(
             loaded, train, name, n=min(score_images, len(train)), seed=seed, report=report
         )

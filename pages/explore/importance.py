@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import channel, charts, frame, scoring, whatif
+from pages.shared import channel, charts, criteria, frame, scoring, trust, whatif
 from upvit_core.figures.curves import kept_curve
 from upvit_core.figures.heatmaps import channel_at, heatmap
 from upvit_core.importance.scores import ImportanceScores
@@ -78,6 +78,7 @@ with frame.page(
         cells = dict(zip(keys, st.columns(len(keys), gap="medium"), strict=True))
         what_if = whatif.controls(model.shape, cells)
         plan = what_if.plan(scores)
+        trust.certainty(scores, plan)
         one, two, _ = st.columns([0.3, 0.2, 0.5], vertical_alignment="bottom")
         with one:
             order = st.segmented_control(
@@ -97,4 +98,6 @@ with frame.page(
         block = None if row == names[0] else names.index(row) - 1
         for component in model.shape.components:
             picture(scores, component, plan, order, block)
+        trust.agreement(model, scores, what_if)
+        criteria.panel(model, scores, what_if)
         channel.inspector(model, scores, plan)

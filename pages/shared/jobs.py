@@ -46,6 +46,10 @@ class Report:
             f"{progress.done:,.0f} of {progress.total:,.0f} {progress.unit}" if progress.done < 1e6 else ""
         )
 
+    def changed(self) -> None:
+        """Something on disk is newer than what a page shows: pages that follow this job are run again."""
+        self._job.version += 1
+
     def say(self, detail: str, share: float | None = None) -> None:
         """Name the step that is being done."""
         if self._job.stop.is_set():
@@ -67,6 +71,7 @@ class Job:
     detail: str = ""
     result: Any = None
     error: str = ""
+    version: int = 0
     started: float = field(default_factory=time.monotonic)
     stop: threading.Event = field(default_factory=threading.Event)
 
@@ -162,11 +167,15 @@ def forget(key: str) -> None:
 
 
 def progress(job: Job, *, cancellable: bool = True) -> None:
-    """Bar, time left and Cancel, brought up to date by itself; the page is run again once the job has ended."""
+    """Bar, time left and Cancel, brought up to date by itself.
+
+    The page is run again once the job has ended, or has something new to show.
+    """
+    shown = job.version
 
     @st.fragment(run_every=POLL_SECONDS)
     def watch() -> None:
-        if not job.active:
+        if not job.active or job.version != shown:
             st.rerun()
         left = words.duration(job.seconds_left)
         parts = [job.title, job.detail, f"{left} left" if left else ""]

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import jobs, measured, opened, places, words
+from pages.shared import jobs, measured, opened, places, whatif, words
 from pages.shared.opened import Opened
+from pages.shared.whatif import WhatIf
 from upvit_core.importance.criterion_names import CriterionName
 from upvit_core.importance.scores import ImportanceScores
 
@@ -61,15 +62,19 @@ def choose(model: Opened, name: str) -> None:
     st.session_state.setdefault(CHOSEN, {})[model.source] = name
 
 
-def name_of(criterion: str, images: int, seed: int, spec: str) -> str:
+def name_of(criterion: str, images: int | None, seed: int, spec: str, what_if: WhatIf | None = None) -> str:
+    """Name of a record; that of `refine` depends on the cut that it is exact near."""
     data = hashlib.sha256(spec.encode()).hexdigest()[:6]
-    return f"{criterion}-{images}-{seed}-{data}"
+    cut = f"-{'-'.join(map(str, what_if.percents))}" if criterion == "refine" and what_if else ""
+    return f"{criterion}-{images or 'stable'}-{seed}-{data}{cut}"
 
 
 def label(name: str, record: ImportanceScores) -> str:
     where = f" of {words.data_name(record.data)}" if record.data else ""
     came = " · came with it" if name == BUNDLED else f" · seed {record.seed}"
     what = "directions, " if record.basis == "directions" else ""
+    if (exact := record.notes.get("exact_share")) is not None:
+        came = f" · {words.percent(exact)} of channels exact{came}"
     return f"{what}{words.scores_words(record)}{where}{came}"
 
 
@@ -77,24 +82,51 @@ def job_key(model: Opened, name: str) -> str:
     return f"score {opened.identity(model)} {name}"
 
 
-def start(model: Opened, criterion: str, images: int, seed: int, spec: str) -> jobs.Job:
-    """Score in the background, through the same function as the command line; the record is kept."""
-    name = name_of(criterion, images, seed, spec)
+def start(
+    model: Opened, criterion: str, images: int | None, seed: int, spec: str, what_if: WhatIf | None = None
+) -> jobs.Job:
+    """Score in the background, through the same function as the command line; the record is kept.
+
+    images: None takes as many as a stable kept set needs. `refine` is exact near the cut of `what_if`, and near 50 and
+    75 %; its record is there at once and fills in.
+    """
+    name = name_of(criterion, images, seed, spec, what_if)
     path = folder(model) / f"{name}.safetensors"
 
     def work(report: jobs.Report) -> str:
         report.say("reading the weights")
-        from upvit_core.importance.score import score
+        from upvit_core.importance.score import cut_of, default_cuts, make_criterion, score
 
         live, data = opened.live(model), measured.images(model, spec, "train")
         journal = path.with_suffix(".partial.jsonl")
-        record = score(live, data, criterion, n=min(images, len(data)), seed=seed, journal=journal, report=report)
+
+        def fill_in(record: ImportanceScores) -> None:
+            whole = replace(record, shape=live.shape, model=live.name, model_digest=live.digest, seed=seed)
+            whole.save(path)
+            if not record.notes["exact_share"]:
+                notes = {key: value for key, value in record.notes.items() if not key.startswith("exact")}
+                estimate = replace(whole, criterion="fisher", notes=notes)
+                estimate.save(folder(model) / f"{name_of('fisher', images, seed, spec)}.safetensors")
+            report.changed()
+
+        way = make_criterion(criterion, live.shape, seed=seed, journal=journal)
+        if criterion == "refine":
+            cuts = default_cuts(live.shape)
+            if what_if is not None:
+                cuts = (cut_of(what_if.plan(opened.no_scores(live.shape))), *cuts)
+            way = replace(way, cuts=cuts, on_update=fill_in)
+        elif images is None:
+            way = criterion
+        n = None if images is None else min(images, len(data))
+        record = score(live, data, way, n=n, seed=seed, journal=journal, report=report)
         record.save(path)
         for leftover in path.parent.glob(f"{name}.partial*.jsonl"):
             leftover.unlink()
         return name
 
-    return jobs.start(job_key(model, name), work, f"Scoring with {criterion}", long=True, again=not path.exists())
+    job = jobs.start(job_key(model, name), work, f"Scoring with {criterion}", long=True, again=not path.exists())
+    st.session_state.setdefault("scoring", {})[job.key] = name
+    return job
 
 
 def directions(model: Opened, spec: str) -> jobs.Job:
@@ -142,11 +174,11 @@ def panel(model: Opened) -> None:
         if model.has_weights:
             with st.popover("Score…", icon=":material/calculate:", width="stretch"):
                 _form(model)
-    running: list[str] = st.session_state.setdefault("scoring", [])
-    for key in list(running):
+    running: dict[str, str] = st.session_state.setdefault("scoring", {})
+    for key, name in list(running.items()):
         job = jobs.find(key)
         if job is None or not job.active:
-            running.remove(key)
+            del running[key]
             if job is not None and job.state == "done":
                 choose(model, job.result)
                 st.toast("The new scores are in use.")
@@ -154,6 +186,10 @@ def panel(model: Opened) -> None:
             if job is not None and job.state == "failed":
                 st.error(job.error)
             continue
+        if job.version and job.key not in st.session_state.setdefault("previewed", set()):
+            st.session_state["previewed"].add(job.key)
+            choose(model, name)
+            st.rerun()
         jobs.progress(job)
 
 
@@ -166,8 +202,13 @@ def _form(model: Opened) -> None:
         one, two = st.columns(2)
         images = one.number_input("Number of images", 8, 100_000, 500, step=100)
         seed = two.number_input("Seed", 0, 10_000, 0, help="Which images are drawn.")
+        stable = st.checkbox(
+            "fisher: as many images as a stable choice needs", value=True,
+            help="Images are doubled until the better half of the channels is the same at half of them and at all of "
+            "them, to within 3 %; at most 2,000. The page tells the figure that was reached.",
+        )  # fmt: skip
         if st.form_submit_button("Score", type="primary"):
             measured.choose_images(model, spec.strip())
-            job = start(model, str(criterion.value), int(images), int(seed), spec.strip())
-            st.session_state.setdefault("scoring", []).append(job.key)
+            count = None if stable and criterion is CriterionName.FISHER else int(images)
+            start(model, str(criterion.value), count, int(seed), spec.strip(), whatif.current(model.shape))
             st.rerun()

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
+from upvit_core.figures.agreement import rank_against_rank
 from upvit_core.figures.channel import before_after, kl_by_image, place
 from upvit_core.figures.curves import kept_curve, plan_share, share_kept
 from upvit_core.figures.drawing import drawing
@@ -19,7 +20,7 @@ from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
 from upvit_core.figures.versus import versus
 from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.shape import COMPONENTS, BlockShape, ModelShape, deit_shape
+from upvit_core.models.shape import COMPONENTS, BlockShape, Component, ModelShape, deit_shape
 from upvit_core.planning.difference import difference
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.select import plan_uniform
@@ -215,3 +216,21 @@ def test_published_rows_are_the_published_ones() -> None:
     assert (rows["DeiT-B"].top1, rows["DeiT-B"].params) == (81.84, 86.6)
     assert (rows["UP-DeiT-T"].top1, rows["UP-DeiT-T"].images_per_s) == (75.94, 1408.5)
     assert len(PUBLISHED) == 12
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_rank_against_rank_places_every_channel_by_both_records(component: Component, scores: ImportanceScores) -> None:
+    other = made_up(SMALL).with_values({"ffn.1": np.arange(40.0), "residual": np.arange(24.0)[::-1]})
+    key = component if component == "residual" else f"{component}.1"
+    exact = {key: [0, 3]}
+    chart = rank_against_rank(scores, other, component, LIGHT, exact=exact)
+    go.Figure(chart.figure.to_dict())
+    table = chart.table()
+    for name, percentile, its, sure in zip(*table.values(), strict=True):
+        own, _, channel = name.partition(" channel ")
+        values, theirs = scores.values[own], other.values[own]
+        assert percentile == pytest.approx(100 * (values < values[int(channel)]).sum() / (len(values) - 1))
+        assert its == pytest.approx(100 * (theirs < theirs[int(channel)]).sum() / (len(values) - 1))
+        assert sure == (own == key and int(channel) in (0, 3))
+    assert [len(trace.x) for trace in chart.figure.data if trace.mode == "markers"] == [len(table["exact"]) - 2, 2]
+    assert str(len(table["channel"])) in chart.alt

@@ -8,12 +8,12 @@ from tiny import VARIANTS, TensorProxy, images, tiny
 
 from upvit_core.errors import ScoresError
 from upvit_core.importance.activation import Activation
-from upvit_core.importance.agreement import compare, spearman
+from upvit_core.importance.agreement import compare, spearman, uncertain
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.importance.refine import Refine
-from upvit_core.importance.score import CRITERIA, default_cuts, make_criterion
+from upvit_core.importance.score import CRITERIA, cut_of, default_cuts, make_criterion
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.adapt import adapt
 from upvit_core.planning.select import plan_uniform
@@ -145,3 +145,32 @@ def test_every_criterion_has_a_name_and_an_unknown_one_is_refused() -> None:
     assert [make_criterion(name, shape).name for name in CRITERIA] == list(CRITERIA)
     with pytest.raises(ScoresError, match="choose one of"):
         make_criterion("best", shape)
+
+
+def test_undecided_channels_are_those_whose_errors_reach_the_cut() -> None:
+    model, shape = tiny()
+    exact = KL().attribute(adapt(model, shape), TensorProxy(images(8)))
+    plan = plan_uniform(exact, residual=0.5, attention=0.5, ffn=0.25, heads=2)
+    found = uncertain(exact, plan)
+    assert found["residual"][1] == shape.embed_dim
+    kept, count = [set(plan.kept(f"attention.{b}")) for b in range(shape.depth)], 0
+    for b, keep in enumerate(kept):
+        values, errors = exact.attention(b), exact.stderr[f"attention.{b}"]
+        for half in (range(8), range(8, 16)):
+            cut = (min(values[c] for c in half if c in keep) + max(values[c] for c in half if c not in keep)) / 2
+            count += sum(abs(values[c] - cut) < 2 * errors[c] for c in half)
+    assert found["attention"] == (count, 16 * shape.depth)
+    assert uncertain(exact.with_values({}, stderr={}), plan) == {}
+    everything = uncertain(exact, plan, errors=1e9)
+    assert all(channels == of for channels, of in everything.values())
+    assert uncertain(exact, plan_uniform(exact), errors=1e9)["ffn"][0] == 0, "nothing is cut"
+
+
+def test_the_cut_of_a_plan_keeps_its_widths() -> None:
+    model, shape = tiny()
+    exact = Magnitude().attribute(adapt(model, shape))
+    plan = plan_uniform(exact, residual=0.5, attention=0.5, ffn=0.25, heads=2)
+    groups = cut_of(plan).groups
+    assert groups["residual"] == (1, 8)
+    assert groups["attention.1"] == (2, 4)
+    assert groups["ffn.2"] == (1, 48)

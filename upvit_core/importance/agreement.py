@@ -56,3 +56,26 @@ def compare(a: ImportanceScores, b: ImportanceScores, plan_a: PruningPlan, plan_
 def _kept(plan: PruningPlan, component: str) -> set[tuple[str, int]]:
     keys = [group.key for group in plan.shape_before.groups if group.component == component]
     return {(key, c) for key in keys for c in plan.kept(key)}
+
+
+def uncertain(scores: ImportanceScores, plan: PruningPlan, errors: float = 2.0) -> dict[str, tuple[int, int]]:
+    """By component, how many channels lie within so many of their standard errors of the cut, and how many there are.
+
+    The cut is halfway between the lowest score that the plan keeps and the highest that it removes, among channels that
+    compete for the same places (all of a group, or those of one merged head). Without standard errors nothing is told.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for group in scores.shape.groups:
+        if group.key not in scores.stderr:
+            continue
+        heads = (plan.heads_of(group.place) or 1) if group.component == "attention" else 1
+        values, spread = (part[group.key].reshape(heads, -1) for part in (scores.values, scores.stderr))
+        kept = np.isin(np.arange(group.width), plan.kept(group.key)).reshape(heads, -1)
+        count = 0
+        for score, error, stays in zip(values, spread, kept, strict=True):
+            if stays.any() and not stays.all():
+                cut = (score[stays].min() + score[~stays].max()) / 2
+                count += int((np.abs(score - cut) < errors * error).sum())
+        before = found.get(group.component, (0, 0))
+        found[group.component] = (before[0] + count, before[1] + group.width)
+    return found

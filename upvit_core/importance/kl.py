@@ -7,6 +7,7 @@ in the last block only the tokens that the classifier reads are run. Channels ar
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,8 @@ class _Piece:
 
     @property
     def name(self) -> str:
-        return f"{self.batch}/{self.key}/{self.channels[0]}-{self.channels[-1]}/{len(self.channels)}"
+        check = zlib.crc32(np.asarray(self.channels, np.int64).tobytes())
+        return f"{self.batch}/{self.key}/{self.channels[0]}-{self.channels[-1]}/{len(self.channels)}/{check:08x}"
 
 
 def _image_batch(shape: ModelShape, limit: float) -> int:

@@ -20,6 +20,7 @@ from upvit_core.importance.stopping import StableFisher
 from upvit_core.models.adapt import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.shape import ModelShape
+from upvit_core.planning.plan import PruningPlan
 from upvit_core.processes import process_count
 
 DEFAULT_IMAGES = 2000
@@ -34,6 +35,15 @@ def default_cuts(shape: ModelShape) -> tuple[Cut, ...]:
         groups = {g.key: (g.heads, max(1, round(g.width // g.heads * share))) for g in shape.groups}
         cuts.append(Cut(groups))
     return tuple(cuts)
+
+
+def cut_of(plan: PruningPlan) -> Cut:
+    """The cut that a plan makes in every group of its source model."""
+    groups = {}
+    for group in plan.shape_before.groups:
+        heads = (plan.heads_of(group.place) or group.heads) if group.component == "attention" else group.heads
+        groups[group.key] = (heads, len(plan.kept(group.key)) // heads)
+    return Cut(groups)
 
 
 def make_criterion(
