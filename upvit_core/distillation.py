@@ -222,7 +222,10 @@ class Distillation:
         settings, device = self.settings, self.accelerator.device
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         seed_everything(settings.seed, self.step)
-        if self.mixup is not None:
+        if labels.ndim == 2:  # tokens, which are not mixed
+            flat = mixup_target(labels.flatten(), self.num_classes, smoothing=settings.label_smoothing)
+            targets = flat.unflatten(0, labels.shape)
+        elif self.mixup is not None:
             images, targets = self.mixup(images, labels)
         else:
             targets = mixup_target(labels, self.num_classes, smoothing=settings.label_smoothing)
@@ -242,6 +245,9 @@ class Distillation:
         self.summed += 1
 
     def _loss(self, logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> LossParts:
+        if logits.ndim == 3:  # (b, T, vocabulary): every token is a row
+            logits, targets = logits.flatten(0, 1), targets.flatten(0, 1)
+            teacher_logits = None if teacher_logits is None else teacher_logits.flatten(0, 1)
         if teacher_logits is None:
             ce = _soft_cross_entropy(logits, targets)
             return LossParts(ce, ce, torch.zeros_like(ce))

@@ -42,6 +42,11 @@ class Evaluation:
         return max(self.kl - half, 0.0), self.kl + half
 
     @property
+    def perplexity(self) -> float:
+        """exp of the mean cross-entropy: what a language model is judged by; `images` then counts tokens."""
+        return math.exp(min(self.loss, 700.0))
+
+    @property
     def top1_interval(self) -> tuple[float, float]:
         """95 % Wilson interval of top-1, in percent."""
         low, high = wilson_interval(round(self.top1 * self.images / 100), self.images)
@@ -99,8 +104,9 @@ def predict(
     logits, labels, done = [], [], 0
     try:
         for x, y in batches:
-            logits.append(_logits(model, x.to(device, non_blocking=True)))
-            labels.append(y.cpu())
+            out = _logits(model, x.to(device, non_blocking=True))
+            logits.append(out.flatten(0, -2))  # of a language model, every token is a row
+            labels.append(y.cpu().flatten())
             done += len(x)
             if progress is not None:
                 progress(done)

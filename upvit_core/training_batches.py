@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from upvit_core.data import ImageSet, eval_transform, training_transform
+from upvit_core.data.text import TokenSet
 from upvit_core.errors import DataError
 from upvit_core.processes import die_with_parent
 
@@ -137,11 +138,28 @@ def batch_source(
     images: ImageSet, pretrained_cfg: dict[str, Any], *, seed: int, augment: bool = True, workers: int | None = None
 ) -> BatchSource:
     """The faster way that fits: in memory for up to 32 pixels where the whole set is kept, else image by image."""
+    if isinstance(images, TokenSet):
+        return TokenBlocks(images, seed=seed, augment=augment)
     side = max(images.pixels.size[1:])
     shift = next((shift for size, shift in SMALL_SHIFTS if side <= size), None)
     if images.pixels.kept is not None and (shift is not None or not augment):
         return InMemory(images, seed=seed, max_shift=shift if augment and shift else 0, flip=augment)
     return ImageByImage(images, pretrained_cfg, seed=seed, augment=augment, workers=workers)
+
+
+class TokenBlocks:
+    """Blocks of a text; each epoch's begin at another token, so that the same words come in other places."""
+
+    def __init__(self, blocks: TokenSet, *, seed: int, augment: bool):
+        self.blocks, self.seed, self.augment = blocks, seed, augment
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def load(self, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        shift = int(np.random.default_rng((self.seed, epoch, 2)).integers(self.blocks.context)) if self.augment else 0
+        for batch in batches:
+            yield self.blocks.pairs(batch, shift)
 
 
 class TrainingBatches:

@@ -15,6 +15,7 @@ from upvit_core.data.archives import SUFFIXES, open_archive
 from upvit_core.data.folders import DiskTree, FileImages, open_tree
 from upvit_core.data.images import ImageSet, Pixels, Source, digest_of
 from upvit_core.data.named import PREFIXES, STREAMS, open_named
+from upvit_core.data.text import open_text
 from upvit_core.errors import DataError
 
 Split = Literal["train", "val"]
@@ -55,6 +56,8 @@ def open_images(
     spec = str(spec).strip()
     if split not in DEMO_FILES:
         raise DataError(f"There is no split {split!r}; ask for 'train' or 'val'.")
+    if "tokenizer" in pretrained_cfg:
+        return open_text(spec, split, pretrained_cfg, num_classes)
     source = _open(spec, split, root, seed)
     count = len(source.class_names)
     if count < 2:

@@ -212,5 +212,9 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 
 def kl_divergence(log_q: Tensor, logits: Tensor) -> Tensor:
-    """KL(q || p) per row in nats; log_q: (B, classes) log-probabilities, logits of p: (..., B, classes)."""
-    return (log_q.exp() * (log_q - log_softmax(logits))).sum(-1)
+    """KL(q || p) per row in nats; log_q: (B, classes) log-probabilities, logits of p: (..., B, classes).
+
+    Of a language model both have a place before the classes, (…, B, T, classes): KLs are summed over a block's tokens.
+    """
+    kl = (log_q.exp() * (log_q - log_softmax(logits))).sum(-1)
+    return kl.sum(-1) if log_q.ndim == 3 else kl

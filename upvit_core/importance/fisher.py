@@ -120,6 +120,8 @@ class Fisher:
 
     def _output_directions(self, logits: Tensor, generator: torch.Generator) -> _Directions:
         """Vectors w_r with Σ_r w_r w_rᵀ ≈ diag(q) - q qᵀ."""
+        if logits.ndim == 3:
+            return self._token_directions(logits, generator)
         q = logits.double().softmax(-1)
         B, classes = q.shape
         if self.directions == "labels":
@@ -139,6 +141,17 @@ class Fisher:
         unit = vectors / values.sqrt().clamp_min(1e-12).unsqueeze(1)
         back = full.permute(2, 0, 1).flip(0).to(logits.dtype)
         return _Directions(back, share, top, unit.flip(-1))
+
+    def _token_directions(self, logits: Tensor, generator: torch.Generator) -> _Directions:
+        """Of a language model: every token's directions with a random sign each, all of a block in one pass.
+
+        A mask is one for the whole block, so its gradient sums over tokens; with signs of mean 0 the squares of the
+        single tokens stay and their products vanish on average (Hutchinson 1990). logits: (B, T, classes).
+        """
+        B, T, _ = logits.shape
+        rows = self._output_directions(logits.flatten(0, 1), generator)
+        signs = torch.randint(0, 2, (len(rows.vectors), B, T, 1), generator=generator).to(logits) * 2 - 1
+        return _Directions(rows.vectors.unflatten(1, (B, T)) * signs, rows.share / T)
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,16 @@ from torch import nn
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.gpt2 import GPT2Adapter
 from upvit_core.models.pvt import PVTAdapter
 from upvit_core.models.shape import ModelShape
 from upvit_core.models.vit import ViTAdapter
 
-ADAPTERS: dict[str, Callable[[nn.Module, ModelShape], Adapter]] = {"vit": ViTAdapter, "pvt_v2": PVTAdapter}
+ADAPTERS: dict[str, Callable[[nn.Module, ModelShape], Adapter]] = {
+    "vit": ViTAdapter,
+    "pvt_v2": PVTAdapter,
+    "gpt2": GPT2Adapter,
+}
 
 
 def adapt(model: nn.Module, shape: ModelShape) -> Adapter:

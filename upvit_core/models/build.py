@@ -23,6 +23,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from upvit_core.errors import UnsupportedModelError
+from upvit_core.models.gpt2 import build_gpt2
 from upvit_core.models.layout import layout
 from upvit_core.models.pvt_build import build_pvt, shape_of_pvt
 from upvit_core.models.shape import BlockShape, ModelShape
@@ -53,6 +54,10 @@ def build_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return build_pvt(shape, drop_path_rate=drop_path_rate, device=device)
+    if shape.family == "gpt2":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build_gpt2(shape, device=device)
     stock = shape.is_uniform
     arguments: dict[str, Any] = {
         "img_size": shape.img_size,

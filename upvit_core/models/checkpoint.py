@@ -22,6 +22,7 @@ from upvit_core.models.build import build_model, shape_of
 from upvit_core.models.config import (
     HF_CFG,
     TIMM_MODULES,
+    UNEVEN,
     ModelConfig,
     complete_cfg,
     read_config,
@@ -30,6 +31,7 @@ from upvit_core.models.config import (
     timm_config,
 )
 from upvit_core.models.files import SUFFIXES, load_state_dict_file, reason
+from upvit_core.models.gpt2 import gpt2_config, gpt2_names, shape_of_config
 from upvit_core.models.hub import fetch
 from upvit_core.models.keys import to_timm_names
 from upvit_core.models.pvt_build import shape_of_pvt_tensors
@@ -40,6 +42,7 @@ from upvit_core.models.tensors import check_tensors, digest_of, heads_of, shape_
 __all__ = ["LoadedModel", "build_model", "load_model", "load_state_dict_file", "save_model", "shape_of"]
 
 DEMO_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "demo"
+TOKENIZER = "tokenizer.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 HeadCountSource = Literal["config", "assumed head width 64", "assumed 1, 2, 5, 8", "given"]
 
@@ -162,7 +165,23 @@ def _open_folder(folder: Path, num_heads: int | None) -> _Opened:
         )
     if not (folder / "config.json").is_file():
         return _open_file(weights[0], num_heads)
+    if read_json(folder / "config.json").get("model_type") == "gpt2":
+        return _describe_language(folder, weights[0])
     return _describe(weights[0], read_config(folder), num_heads, folder.name)
+
+
+def _describe_language(folder: Path, weights: Path) -> _Opened:
+    """A folder of `transformers` that holds a GPT-2; its tokenizer is what texts are read with."""
+    values = read_json(folder / "config.json")
+    try:
+        ours = values.get("upvit_shape")
+        shape = ModelShape.from_dict(ours) if ours else shape_of_config(values, folder.name)
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}/config.json is malformed ({reason(error)}); restore it.") from error
+    tokenizer = folder / TOKENIZER
+    cfg = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}
+    tensors = gpt2_names(load_state_dict_file(weights))
+    return _Opened(tensors, shape, "config", cfg, None, str(values.get("upvit_name") or folder.name))
 
 
 def _open_file(path: Path, num_heads: int | None) -> _Opened:
@@ -282,9 +301,22 @@ def save_model(
     else:
         with replacing(folder / "plan.json") as temporary:
             temporary.write_text(plan_json, encoding="utf-8")
+    if shape.family == "gpt2" and pretrained_cfg.get("tokenizer"):
+        with replacing(folder / TOKENIZER) as temporary:
+            temporary.write_text(str(pretrained_cfg["tokenizer"]), encoding="utf-8")
     with replacing(folder / "config.json") as temporary:
-        config = timm_config(shape, pretrained_cfg, name, class_names)
+        config = _config(shape, pretrained_cfg, name, class_names)
         temporary.write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def _config(
+    shape: ModelShape, pretrained_cfg: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None
+) -> dict[str, Any]:
+    if shape.family != "gpt2":
+        return timm_config(shape, pretrained_cfg, name, class_names)
+    ours = {"upvit_name": name, "upvit_shape": replace(shape, name=name).to_dict()}
+    # A model type of its own where GPT2Config cannot say the widths, so that transformers does not misread it.
+    return gpt2_config(shape) | ours | ({} if shape.is_uniform else {"architectures": [UNEVEN]})
 
 
 @contextmanager

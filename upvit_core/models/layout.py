@@ -160,13 +160,40 @@ def _pvt(shape: ModelShape) -> Layout:
     return parts.parts
 
 
+def _gpt2(shape: ModelShape) -> Layout:
+    """Linear maps of GPT-2 hold their inputs first (`Conv1D`); the output layer is `wte` again."""
+    parts = Collector()
+    width = Axis(shape.embed_dim, "residual")
+    parts.add("transformer.wte.weight", Axis(shape.num_classes), width)
+    parts.add("transformer.wpe.weight", Axis(shape.img_size[1]), width)
+    for b, block in enumerate(shape.blocks):
+        attention, hidden = Axis(block.attention, f"attention.{b}"), Axis(block.ffn, f"ffn.{b}")
+        qkv = Axis(3 * block.attention, f"attention.{b}", 3)
+        parts.stem, parts.half = f"transformer.h.{b}", 2 * b
+        parts.norm("ln_1", width)
+        parts.add("attn.c_attn.weight", width, qkv, queries=True)
+        parts.add("attn.c_attn.bias", qkv, queries=True)
+        parts.add("attn.c_proj.weight", attention, width)
+        parts.add("attn.c_proj.bias", width)
+        parts.half = 2 * b + 1
+        parts.norm("ln_2", width)
+        parts.add("mlp.c_fc.weight", width, hidden)
+        parts.add("mlp.c_fc.bias", hidden)
+        parts.add("mlp.c_proj.weight", hidden, width)
+        parts.add("mlp.c_proj.bias", width)
+    parts.half = None
+    parts.norm("transformer.ln_f", width)
+    return parts.parts
+
+
 def _pvt_stem(shape: ModelShape, block: int) -> str:
     stage = shape.stage_of(block)
     return f"stages.{stage}.blocks.{block - shape.first_block(stage)}"
 
 
-LAYOUTS: dict[str, Callable[[ModelShape], Layout]] = {"vit": _vit, "pvt_v2": _pvt}
+LAYOUTS: dict[str, Callable[[ModelShape], Layout]] = {"vit": _vit, "pvt_v2": _pvt, "gpt2": _gpt2}
 STEMS: dict[str, Callable[[ModelShape, int], str]] = {
     "vit": lambda shape, block: f"blocks.{block}",
     "pvt_v2": _pvt_stem,
+    "gpt2": lambda shape, block: f"transformer.h.{block}",
 }

@@ -19,7 +19,7 @@ from upvit_core.models.build import expected_tensors
 from upvit_core.models.shape import BlockShape, ModelShape
 
 ASSUMED_HEAD_DIM = 64
-KINDS = {"vit": "ViT", "pvt_v2": "PVTv2"}
+KINDS = {"vit": "ViT", "pvt_v2": "PVTv2", "gpt2": "GPT-2"}
 SHOWN = 4
 FOREIGN_PARTS = (
     (r"\.attn\.[qk]_norm\.", "normalised queries and keys"),

@@ -24,6 +24,9 @@ def count_parameters(shape: ModelShape) -> int:
 
 def count_macs(shape: ModelShape) -> int:
     """Multiply-accumulates of one image's forward pass; QKᵀ and AV included, softmax and normalisation not."""
+    if shape.family == "gpt2":  # embeddings are looked up, and every token has its logits
+        blocks = sum(sum(half_block_macs(shape, b)) for b in range(shape.depth))
+        return blocks + shape.num_tokens * shape.embed_dim * shape.num_classes
     if shape.stages:
         embedding, inputs = 0, shape.in_chans
         for number, stage in enumerate(shape.stages):

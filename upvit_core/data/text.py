@@ -1,0 +1,104 @@
+"""Text as blocks of tokens, read by the model's own tokenizer: what an image set is to a ViT.
+
+Block i of a split is tokens [i·T, (i+1)·T); its labels are the same one further on. The last twentieth of a text is the
+evaluation part, so that no sentence is in both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from upvit_core.data.images import ImageSet
+from upvit_core.errors import DataError
+
+VAL_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class TokenSet(ImageSet):
+    """Blocks of `context` tokens; `class_names` are the vocabulary. What looks at pixels is not there."""
+
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
+    context: int = 0
+
+    def __len__(self) -> int:
+        return max(len(self.tokens) - 1, 0) // self.context
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        return ()
+
+    def labels(self) -> np.ndarray:
+        """The first next token of each block: there is no class to balance by."""
+        return self.tokens[1 :: self.context][: len(self)].astype(np.int64)
+
+    def block(self, index: int, shift: int = 0) -> np.ndarray:
+        """Block `index`, begun `shift` tokens later where the text is long enough: T + 1 tokens."""
+        start = min(index * self.context + shift, len(self.tokens) - self.context - 1)
+        return self.tokens[start : start + self.context + 1]
+
+    def batches(
+        self, batch_size: int, *, indices: Sequence[int] | np.ndarray | None = None, device: torch.device | str = "cpu"
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Token ids (B, T) and the token that follows each (B, T), both int64."""
+        order = np.arange(len(self)) if indices is None else np.asarray(indices, dtype=np.int64)
+        for first in range(0, len(order), batch_size):
+            yield self.pairs([int(i) for i in order[first : first + batch_size]], device=device)
+
+    def pairs(
+        self, indices: Sequence[int], shift: int = 0, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        both = torch.from_numpy(np.stack([self.block(i, shift) for i in indices]).astype(np.int64)).to(device)
+        return both[:, :-1], both[:, 1:]
+
+
+def open_text(spec: str, split: str, cfg: Mapping[str, Any], num_classes: int | None = None) -> TokenSet:
+    """One split of a text file, or of a folder of `.txt` files in the order of their names.
+
+    Raises DataError where there is no text, too little of it, or the tokenizer has another vocabulary.
+    """
+    path = Path(spec).expanduser()
+    try:
+        files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+        text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{spec} is not readable text ({error}); give a UTF-8 file or a folder of .txt files."
+        ) from error
+    if not text.strip():
+        raise DataError(f"{spec} holds no text; give a UTF-8 file or a folder of .txt files.")
+    tokens, vocabulary = _tokens(text, str(cfg["tokenizer"]))
+    if num_classes is not None and len(vocabulary) > num_classes:
+        raise DataError(f"The tokenizer knows {len(vocabulary)} tokens and the model {num_classes}; give its own.")
+    context = int(cfg["context"])
+    cut = len(tokens) - max(round(VAL_SHARE * len(tokens)), context + 1)
+    part = tokens[:cut] if split == "train" else tokens[cut:]
+    if len(part) <= context:
+        raise DataError(f"{spec} gives {len(tokens)} tokens, too few for blocks of {context}; give a longer text.")
+    digest = hashlib.sha256(part.tobytes() + str(context).encode()).hexdigest()[:16]
+    nothing: Any = None
+    return TokenSet(
+        path.name, split, vocabulary, digest, source=nothing, pixels=nothing, tokens=part, context=context
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _tokens(text: str, tokenizer: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DataError("Text needs Hugging Face's tokenizers; install it with pip install tokenizers.") from error
+    reader = Tokenizer.from_str(tokenizer)
+    lines = text.splitlines(keepends=True)
+    ids = [i for start in range(0, len(lines), 1000) for i in reader.encode("".join(lines[start : start + 1000])).ids]
+    names = sorted(reader.get_vocab().items(), key=lambda item: item[1])
+    return np.array(ids, np.int32), tuple(name for name, _ in names)
