@@ -7,7 +7,7 @@ against the ORIGINAL model's output.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -32,7 +32,7 @@ DEFAULT_IMAGES = 2000
 def score_blocks(
     loaded: LoadedModel,
     images: ImageSet,
-    depth: int,
+    depth: int | Sequence[int],
     *,
     n: int | None = None,
     seed: int = 0,
@@ -44,6 +44,7 @@ def score_blocks(
 ) -> BlockRemovals:
     """Progressive block pruning to `depth` on `n` images drawn by `seed` (None: 2,000, or all where there are fewer).
 
+    A staged model may be given the depth of each stage.
     `after`: a width plan that is cut first, so that the half-blocks of the thinner model are scored (width first).
     """
     proxy = draw_proxy(images, min(DEFAULT_IMAGES, len(images)) if n is None else n, seed, balanced=balanced)

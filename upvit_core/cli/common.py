@@ -80,6 +80,17 @@ def open_model(
     return load_model(model, num_heads=num_heads, pretrained=pretrained, device=device, img_size=img_size)
 
 
+def depths_of(text: str) -> int | tuple[int, ...]:
+    """`8` or `2,2,2,2` as numbers."""
+    from upvit_core.errors import PlanError
+
+    try:
+        depths = tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise PlanError(f"{text!r} is no depth; give a number of blocks, or one for each stage, as 2,2,2,2.") from error
+    return depths[0] if len(depths) == 1 else depths
+
+
 def removals_of(depth: int | None, path: Path | None) -> tuple[BlockRemovals, int] | None:
     """The record and the depth, where both are given; None where neither is."""
     from upvit_core.errors import PlanError

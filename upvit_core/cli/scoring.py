@@ -20,6 +20,7 @@ from upvit_core.cli.common import (
     Model,
     Root,
     Size,
+    depths_of,
     device_of,
     emit,
     open_model,
@@ -99,7 +100,9 @@ def score(
 def score_blocks(
     model: Model,
     data: Data,
-    depth: Annotated[int, typer.Option(min=1, help="blocks that stay in the end; every depth above it is scored too")],
+    depth: Annotated[
+        str, typer.Option(help="blocks that stay in the end, such as 8, or of each stage, such as 2,2,2,2")
+    ],
     out: Annotated[Path, typer.Option(help="record to write, .json")],
     images: Annotated[int | None, typer.Option(min=1, help="proxy images; default: 2,000")] = None,
     after: Annotated[Path | None, typer.Option(help="plan.json of widths that are cut first")] = None,
@@ -124,7 +127,7 @@ def score_blocks(
     )
     journal = out.with_name(f"{out.name}.partial.jsonl")
     record = run(
-        loaded, train, depth, n=images, seed=seed, balanced=balanced,
+        loaded, train, depths_of(depth), n=images, seed=seed, balanced=balanced,
         after=None if after is None else PruningPlan.load(after), journal=journal, report=Bar(),
     )  # fmt: skip
     record.save(out)

@@ -40,6 +40,19 @@ def neighbours(halves: Sequence[int]) -> tuple[Pair, ...]:
     return tuple(pairwise(halves))
 
 
+def candidates(shape: ModelShape, halves: Sequence[int], least: Sequence[int] = ()) -> tuple[Pair, ...]:
+    """The pairs that may go: all neighbours, and of a staged model those of one stage that keeps another block.
+
+    `least`: blocks that each stage keeps (default: one).
+    """
+    pairs = neighbours(halves)
+    if not shape.stages:
+        return pairs
+    stages = [shape.stage_of(half // 2) for half in halves]
+    spare = {s: stages.count(s) // 2 > (least[s] if least else 1) for s in set(stages)}
+    return tuple(pair for pair, a, b in zip(pairs, stages, stages[1:], strict=False) if a == b and spare[a])
+
+
 def without(halves: Sequence[int], pair: Pair) -> Halves:
     """What is left after a removal."""
     return tuple(half for half in halves if half not in pair)
@@ -82,7 +95,8 @@ class BlockRemovals(_Record):
     """Removals one after another, each the candidate with the least KL to the ORIGINAL model's output.
 
     `after` is the digest of the width plan that had been cut before (width first), else empty; `model_digest` is the
-    original's in any case, `source_shape` that of the model whose half-blocks were removed.
+    original's in any case, `source_shape` that of the model whose half-blocks were removed. `least`: blocks that each
+    stage of a staged model was to keep (empty: one).
     """
 
     version: Literal[1] = 1
@@ -96,16 +110,19 @@ class BlockRemovals(_Record):
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     unit: Literal["nats, summed over images"] = "nats, summed over images"
     after: str = ""
+    least: tuple[Annotated[int, Field(ge=1, strict=True)], ...] = ()
     steps: tuple[Step, ...]
 
     @model_validator(mode="after")
     def _check(self) -> BlockRemovals:
-        left = tuple(range(2 * self.shape.depth))
+        left, shape = tuple(range(2 * self.shape.depth)), self.shape
+        if self.least and len(self.least) != len(shape.depths):
+            raise ValueError(f"least names {len(self.least)} stages, but the model has {len(shape.depths)}")
         if len(self.steps) >= self.shape.depth:
             raise ValueError(f"{len(self.steps)} removals leave nothing of {self.shape.depth} blocks")
         for number, step in enumerate(self.steps):
-            if tuple(c.halves for c in step.candidates) != neighbours(left):
-                raise ValueError(f"step {number} does not score the {len(left) - 1} neighbours of what is left")
+            if tuple(c.halves for c in step.candidates) != (pairs := candidates(shape, left, self.least)):
+                raise ValueError(f"step {number} does not score the {len(pairs)} neighbours of what is left")
             least = min(step.candidates, key=lambda c: c.kl)
             if step.removed != least.halves:
                 raise ValueError(f"step {number} removes {step.removed}, but {least.halves} scores least")

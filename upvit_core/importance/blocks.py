@@ -12,7 +12,7 @@ the last attention is run for the tokens that the head reads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from upvit_core.importance.block_removals import (
     Halves,
     Pair,
     Step,
-    neighbours,
+    candidates,
     pair_name,
     without,
 )
@@ -40,7 +40,7 @@ from upvit_core.models.shape import ModelShape
 def remove_blocks(
     adapter: Adapter,
     proxy: Proxy,
-    depth: int,
+    depth: int | Sequence[int],
     *,
     teacher: Adapter | None = None,
     image_batch: int | None = None,
@@ -51,54 +51,51 @@ def remove_blocks(
 ) -> BlockRemovals:
     """Remove pairs of half-blocks until `depth` blocks are left; scores in nats, summed over the proxy images.
 
+    A staged model may be given the depth of each stage; in all, every stage keeps a block at least.
     `teacher` is the original where the model was already changed (width first); None: the model itself. `image_batch`
     images are run at once (None: up to 128, as the model's size allows); `memory_mb` bounds the streams kept from step
-    to step. `journal`: file to which every
-    finished candidate is appended; a killed run, or one to a lesser depth, goes on from it. `on_step` receives the
-    record after every removal.
+    to step. `journal`: file to which every finished candidate is appended; a killed run, or one to a lesser depth, goes
+    on from it. `on_step` receives the record after every removal.
     """
     shape = adapter.shape
-    if not 1 <= depth < shape.depth:
-        raise ScoresError(
-            f"{shape.name} has {shape.depth} blocks; a depth of 1 to {shape.depth - 1} can be reached, not {depth}."
-        )
+    least, removals = _targets(shape, depth)
     if image_batch is None:
         image_batch = _image_batch(shape)
     device = next(adapter.model.parameters()).device
     fingerprint = {
         "half_blocks": shape.to_dict(), "weights": _weight_sum(adapter), "teacher": _weight_sum(teacher or adapter),
         "data": proxy.digest, "seed": proxy.seed, "images": len(proxy), "image_batch": image_batch,
+        **({"least": least} if least else {}),
     }  # fmt: skip
     batches = -(-len(proxy) // image_batch)
-    plan = [_Piece(step, batch, place, 2 * (shape.depth - step)) for step in range(shape.depth - depth)
-            for batch in range(batches) for place in range(2 * (shape.depth - step) - 1)]  # fmt: skip
     left: Halves = tuple(range(2 * shape.depth))
     steps: list[Step] = []
     with Journal(journal, fingerprint) as book:
-        done = sum(piece.cost for piece in plan if piece.name in book.found)
-        clock = Clock(sum(piece.cost for piece in plan), "half-blocks", report)
-        clock.found(done)
+        clock, spent = Clock(_work_left(shape, left, least, 0, removals, batches), "half-blocks", report), 0
+        clock.found(sum(_cost_of(name, shape.depth) for name in book.found))
         work = _Work(adapter, teacher, memory_mb * 2**20)
-        for number in range(shape.depth - depth):
-            pairs = neighbours(left)
-            mine = [piece for piece in plan if piece.step == number]
+        for number in range(removals):
+            pairs = candidates(shape, left, least)
+            mine = _pieces(number, left, pairs, batches)
+            clock.expect(spent + _work_left(shape, left, least, number, removals, batches))
+            spent += sum(piece.cost for piece in mine)
             if any(piece.name not in book.found for piece in mine):
                 with frozen(adapter.model), torch.inference_mode():
                     for batch, (images, _) in enumerate(proxy.batches(image_batch, device)):
                         todo = [piece for piece in mine if piece.batch == batch and piece.name not in book.found]
-                        scored = work.scores(batch, images, left, [pairs[piece.place] for piece in todo])
+                        scored = work.scores(batch, images, left, [pairs[piece.index] for piece in todo])
                         for piece, kl in zip(todo, scored, strict=True):
                             sums = kl.sum().cpu().numpy(), kl.square().sum().cpu().numpy()
                             book.append(piece.name, *sums)
                             book.found[piece.name] = sums
-                            what = f"removal {number + 1} of {shape.depth - depth}: {pair_name(pairs[piece.place])}"
+                            what = f"removal {number + 1} of {removals}: {pair_name(pairs[piece.index])}"
                             clock.advance(piece.cost, f"{what} on images {batch * image_batch}…")
             steps.append(_step(mine, book, pairs, len(proxy)))
             left = without(left, steps[-1].removed)
             work.forget(steps[-1].removed)
             record = BlockRemovals(
                 source_shape=shape.to_dict(), data=proxy.name, data_digest=proxy.digest, images=len(proxy),
-                seed=proxy.seed, seconds=clock.seconds, steps=tuple(steps),
+                seed=proxy.seed, seconds=clock.seconds, least=least, steps=tuple(steps),
             )  # fmt: skip
             if on_step is not None:
                 on_step(record)
@@ -110,9 +107,52 @@ def preview(adapter: Adapter, proxy: Proxy, images: int = 32, report: Report = s
     return remove_blocks(adapter, proxy.part(0, min(images, len(proxy))), adapter.shape.depth - 1, report=report)
 
 
+def _targets(shape: ModelShape, depth: int | Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """Blocks that each stage keeps (empty: at least one) and the number of removals. Raises ScoresError."""
+    stages = len(shape.depths)
+    if isinstance(depth, int) or len(depth) == 1 == stages:
+        total = depth if isinstance(depth, int) else depth[0]
+        if not stages <= total < shape.depth:
+            raise ScoresError(
+                f"{shape.name} has {shape.depth} blocks; a depth of {stages} to {shape.depth - 1} can be reached, not "
+                f"{total}."
+            )
+        return (), shape.depth - total
+    least = tuple(depth)
+    if len(least) != stages or any(not 1 <= new <= old for new, old in zip(least, shape.depths, strict=False)):
+        have = ", ".join(map(str, shape.depths))
+        raise ScoresError(f"{shape.name} has stages of {have} blocks; give as many for each, at least 1, not {depth}.")
+    if sum(least) == shape.depth:
+        raise ScoresError(f"{shape.name} has these depths already; give a lesser one.")
+    return least, shape.depth - sum(least)
+
+
+def _pieces(step: int, left: Halves, pairs: Sequence[Pair], batches: int) -> list[_Piece]:
+    places = [left.index(pair[0]) for pair in pairs]
+    return [
+        _Piece(step, batch, index, place, len(left)) for batch in range(batches) for index, place in enumerate(places)
+    ]
+
+
+def _work_left(shape: ModelShape, left: Halves, least: Sequence[int], step: int, removals: int, batches: int) -> int:
+    """Half-blocks still to run; which pairs will go is not known, so the first of each step is taken to."""
+    total = 0
+    for number in range(step, removals):
+        pairs = candidates(shape, left, least)
+        total += sum(piece.cost for piece in _pieces(number, left, pairs, batches))
+        left = without(left, pairs[0])
+    return total
+
+
+def _cost_of(name: str, depth: int) -> int:
+    """The cost of a finished piece, from its name."""
+    step, _, place = map(int, name.split("/"))
+    return 2 * (depth - step) - 1 - place
+
+
 def _image_batch(shape: ModelShape) -> int:
     """Images whose streams before every half-block take half a gigabyte, at most 128."""
-    return min(128, max(1, 2**29 // (2 * shape.depth * 4 * shape.num_tokens * shape.embed_dim)))
+    return min(128, max(1, 2**29 // (2 * shape.depth * 4 * shape.num_tokens * max(shape.embed_dims))))
 
 
 def _weight_sum(adapter: Adapter) -> float:
@@ -123,22 +163,23 @@ def _step(pieces: list[_Piece], book: Journal, pairs: tuple[Pair, ...], images: 
     total, squares = np.zeros(len(pairs)), np.zeros(len(pairs))
     for piece in pieces:
         found = book.found[piece.name]
-        total[piece.place] += found[0]
-        squares[piece.place] += found[1]
+        total[piece.index] += found[0]
+        squares[piece.index] += found[1]
     variance = np.maximum(squares - total**2 / images, 0) * images / max(images - 1, 1)
-    candidates = tuple(
+    scored = tuple(
         Candidate(halves=pair, kl=float(kl), stderr=float(error) if images > 1 else None)
         for pair, kl, error in zip(pairs, total, np.sqrt(variance), strict=True)
     )
-    return Step(candidates=candidates, removed=candidates[int(total.argmin())].halves)
+    return Step(candidates=scored, removed=scored[int(total.argmin())].halves)
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """One candidate of one step on one batch of images; `place` is its number among the neighbours."""
+    """One candidate of one step on one batch of images: its number, and its place in the sequence of half-blocks."""
 
     step: int
     batch: int
+    index: int
     place: int
     halves: int
 

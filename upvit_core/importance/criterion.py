@@ -95,6 +95,11 @@ class Clock:
         self._left[kind] -= work
         self._last = self._now()
 
+    def expect(self, total: float, kind: str = "") -> None:
+        """The work turns out to be another in all."""
+        self._left[kind] += total - self.total
+        self.total = total
+
     def advance(self, work: float, what: str, kind: str = "") -> None:
         now = self._now()
         self.done += work
