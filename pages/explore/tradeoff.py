@@ -9,6 +9,7 @@ from pages.shared import (
     best_under,
     blocks_table,
     charts,
+    depth,
     device,
     facts,
     frame,
@@ -273,7 +274,7 @@ with frame.page(
                 st.error(job.error)
         if shown is not None:
             charts.show(strips(shown, plan, charts.theme()), "strips")
-            if model.shape.is_plain:
+            if model.shape.is_plain and now.depth is None:
                 with st.expander("Block by block", icon=":material/table_rows:", expanded=bool(now.widths)):
                     blocks_table.table(plan, now)
         elif finding is not None and finding.active:
@@ -285,6 +286,8 @@ with frame.page(
                 "scores: make them on Importance.",
                 icon=":material/grid_on:",
             )
+        if scores is not None:
+            depth.panel(model, scores.model_digest or model.digest, now)
     if shown is not None:
         remember(model, shown, now, plan, found)
         wide, narrow = st.columns([0.56, 0.44], gap="large")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import jobs, measured, opened, places, scoring, words
+from pages.shared import block_records, jobs, measured, opened, places, scoring, words
 from pages.shared.opened import Opened
 from pages.shared.whatif import MOST, WhatIf
 from upvit_core.importance.scores import ImportanceScores
@@ -206,7 +206,10 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
     name = shlex.quote(source)
     heads_option = f" --num-heads {heads}" if heads else ""
     data = shlex.quote(measured.image_spec(model) or "IMAGES") if model.has_weights else "IMAGES"
-    before, after = plan.shape_before, plan.shape_after
+    before, shallow = plan.shape_before, plan.shape_after.depth < plan.shape_before.depth
+    # What blocks go is told by --depth; the widths are those of the plan with all of them.
+    widths = replace(what_if, depth=None).plan(scores or opened.no_scores(before)) if shallow else plan
+    after = widths.shape_after
     first, last = before.blocks[0], after.blocks[0]
     ratios = {
         "residual": 1 - after.embed_dim / before.embed_dim,
@@ -237,6 +240,14 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
             f"{run} score {name}{heads_option} --data {data} --criterion {criterion} --images {images} --seed {seed} "
             "--out scores.safetensors"
         ]
+    if shallow:
+        record = block_records.record(plan.model_digest)
+        count = record.images if record is not None else 2000
+        lines.append(
+            f"{run} score-blocks {name}{heads_option} --data {data} --depth {plan.shape_after.depth} --images {count} "
+            "--out blocks.json"
+        )
+        told += f" --depth {plan.shape_after.depth} --depth-scores blocks.json"
     lines += [
         f"{run} plan scores.safetensors {told}{basis} --out plan.json",
         f"{run} prune {name}{heads_option} plan.json{mend} --out student",

@@ -44,6 +44,8 @@ def predicted_card(scores: ImportanceScores | None, plan: PruningPlan) -> Card:
     name = "KL right after the cut"
     if scores is None or not in_nats(scores):
         return Card(name, "—", "needs scores in nats: make them on Importance")
+    if plan.shape_after.depth < plan.shape_before.depth:
+        return Card(name, "—", "not predicted with fewer blocks; measured beside Top-1")
     return Card(name, f"{predicted_loss(scores, plan):.3g}", "nats an image: single removals, added up", ESTIMATED)
 
 
@@ -79,7 +81,8 @@ def size(count: int) -> str:
 
 def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job | None:
     """What the best shape of stock timm loses more than the best of all, at the MACs of this plan."""
-    if scores is None or not in_nats(scores) or scores.criterion == "none" or not plan.shape_before.is_plain:
+    shallow = plan.shape_after.depth < plan.shape_before.depth
+    if scores is None or not in_nats(scores) or scores.criterion == "none" or not plan.shape_before.is_plain or shallow:
         return None
     shape = plan.shape_after
     key = f"stock {scores.digest} {count_macs(shape)} {now.heads} {now.round_to} {plan.basis}"

@@ -104,9 +104,9 @@ def points(
         data = list(astuple(entry.what_if))
         if loss == LOSSES[0]:
             detail = f"{about}<br>single removals add up to {entry.removed:.3g} nats an image (estimated)"
-            found.append(
-                Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=here and entry.kl is None, data=data)
-            )
+            if entry.what_if.depth is None:  # what blocks cost together, their channels' scores do not tell
+                now_drawn = here and entry.kl is None
+                found.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=now_drawn, data=data))
             if entry.kl is not None:
                 detail = f"{about}<br>KL {entry.kl:.3g} nats an image on {entry.images:,} images, measured, no training"
                 found.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import streamlit as st
 
+from pages.shared import block_records
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import ModelShape
@@ -65,7 +66,7 @@ class WhatIf:
     `basis` says what is removed: channels, or directions of a rotated basis; `repair`, whether least squares mend it.
     `allocation` spreads the ratios over the blocks; with `widths` it is the text of `planning.widths` that decides, and
     the percents are only near. Widths are multiples of `round_to`. `reduction`: percent of spatial reductions, None
-    where the model has none.
+    where the model has none. `depth`: blocks that stay, None for all; a record of block removals says which.
     """
 
     residual: int
@@ -78,6 +79,7 @@ class WhatIf:
     round_to: int = 1
     widths: str = ""
     reduction: int | None = None
+    depth: int | None = None
 
     @property
     def words(self) -> str:
@@ -86,7 +88,8 @@ class WhatIf:
         multiple = f", multiples of {self.round_to}" if self.round_to > 1 else ""
         way = (", directions" if self.basis == "directions" else "") + (", repaired" if self.repair else "")
         last = "" if self.reduction is None else f"/{self.reduction}"
-        return f"{self.residual}/{self.attention}/{self.ffn}{last} %{heads}{spread}{multiple}{way}"
+        blocks = f", {self.depth} block{'s' if self.depth != 1 else ''}" if self.depth else ""
+        return f"{self.residual}/{self.attention}/{self.ffn}{last} %{heads}{spread}{multiple}{way}{blocks}"
 
     @property
     def percents(self) -> tuple[int, int, int | None, int]:
@@ -95,6 +98,9 @@ class WhatIf:
 
     def plan(self, scores: ImportanceScores) -> PruningPlan:
         """Widths are taken to the nearest that the heads divide."""
+        return block_records.shallower(self._widths(scores), self.depth)
+
+    def _widths(self, scores: ImportanceScores) -> PruningPlan:
         if not scores.shape.is_plain:
             reduction = None if self.reduction in (None, self.residual) else self.reduction / 100  # type: ignore[operator]
             return plan_uniform(
@@ -173,7 +179,20 @@ def current(shape: ModelShape) -> WhatIf:
     repair = st.session_state.get("repair")
     if repair is None:
         repair = saved.repair if saved else st.query_params.get("repair") == "true"
-    return WhatIf(**values, basis=basis, repair=bool(repair), **_spread(shape, tuple(values[key] for key in KEYS)))
+    depth = st.session_state.get("depth")
+    if depth is None:
+        depth = saved.depth if saved is not None else st.query_params.get("depth")
+    spread = _spread(shape, tuple(values[key] for key in KEYS))
+    return WhatIf(**values, basis=basis, repair=bool(repair), **spread, depth=_depth(depth, shape))
+
+
+def _depth(value: object, shape: ModelShape) -> int | None:
+    """A number of blocks less than the model's; None for all of them, and for nonsense."""
+    try:
+        number = int(float(str(value)))
+    except ValueError:
+        return None
+    return number if len(shape.depths) <= number < shape.depth else None
 
 
 def _spread(shape: ModelShape, percents: tuple[int | None, ...]) -> dict[str, Any]:
@@ -220,6 +239,10 @@ def set_to(what_if: WhatIf) -> None:
             st.session_state[key] = value
     st.session_state["basis"] = DIRECTIONS if what_if.basis == "directions" else CHANNELS
     st.session_state["repair"] = what_if.repair
+    if what_if.depth is not None:
+        st.session_state["depth"] = what_if.depth
+    else:
+        st.session_state.pop("depth", None)
     st.session_state["allocation"] = ALLOCATIONS[what_if.allocation]
     st.session_state["round-to"] = what_if.round_to
     st.session_state[WIDTHS] = (what_if.widths, what_if.percents)

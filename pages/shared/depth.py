@@ -1,0 +1,111 @@
+"""Fewer blocks: the model as its half-blocks, what each pair of neighbours is worth, and how many blocks stay."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.shared import block_records, charts, jobs, measured, opened
+from pages.shared.opened import Opened
+from pages.shared.whatif import WhatIf
+from upvit_core.figures.blocks import depth_curve, half_blocks
+from upvit_core.importance.block_removals import BlockRemovals
+
+PREVIEW_IMAGES = 32
+WHAT = (
+    "Attention (A) and FFN (F) of every block alternate, so any two neighbours can go and the rest still fits "
+    "together. Where an A is left with the F of a later block, they make a **hybrid block**, an ordinary block once it "
+    "is renumbered. Each step removes the pair without which the answers change least, and scores what is left again."
+)
+
+
+def panel(model: Opened, digest: str, now: WhatIf) -> None:
+    """Chart, slider and curve, or the way to make the scores; in an expander under the strips."""
+    record = block_records.record(digest)
+    with st.expander("Fewer blocks", icon=":material/layers:", expanded=now.depth is not None):
+        st.markdown(WHAT)
+        if record is None:
+            _make(model, digest)
+            return
+        whole = record.shape.depth
+        depth = st.slider(
+            "Blocks that stay", record.least_depth, whole, value=whole, key="depth", bind="query-params",
+            help="Replays the removals in the order in which they were found; sizes, costs and accuracy follow.",
+        )  # fmt: skip
+        charts.show(half_blocks(record, depth, charts.theme()), "half-blocks")
+        charts.show(depth_curve(record, depth, charts.theme()), "depth-curve")
+        st.html(
+            '<p class="quiet">KL of the whole-width model without these blocks, before any training. The channels of '
+            "this plan were scored with all blocks there; `score --depth` scores them again in the shallower model "
+            "(depth first), `score-blocks --after` scores the half-blocks of the thinner one (width first).</p>"
+        )
+        _again(model, digest, record)
+
+
+def _make(model: Opened, digest: str) -> None:
+    spec = measured.image_spec(model)
+    if not model.has_weights or not spec or not digest:
+        needs = "images; give them on Model" if model.has_weights and digest else "a model with weights"
+        st.caption(f"Scoring half-blocks needs {needs}.")
+        return
+    job, first = (jobs.find(_key(model, spec, kind)) for kind in ("all", "first"))
+    if job is not None and job.active:
+        jobs.progress(job)
+    elif job is not None and job.state == "failed":
+        st.error(job.error)
+    if first is not None and first.state == "done":
+        st.caption(f"A fast look: the first step alone, on {first.result.images} images.")
+        charts.show(half_blocks(first.result, first.result.shape.depth, charts.theme()), "half-blocks-first")
+    elif first is not None and first.active and not (job is not None and job.active):
+        jobs.progress(first)
+    if job is None or not job.active:
+        _form(model, digest, spec)
+
+
+def _again(model: Opened, digest: str, record: BlockRemovals) -> None:
+    spec = measured.image_spec(model)
+    if model.has_weights and spec:
+        job = jobs.find(_key(model, spec, "all"))
+        if job is not None and job.active:
+            jobs.progress(job)
+            return
+        with st.popover(f"Scored on {record.images:,} images. Score again…", icon=":material/calculate:"):
+            _form(model, digest, spec)
+
+
+def _form(model: Opened, digest: str, spec: str) -> None:
+    with st.form("score-blocks", border=False):
+        images = st.number_input("Number of images", 8, 100_000, 500, step=100)
+        if st.form_submit_button("Score half-blocks", type="primary"):
+            start(model, digest, spec, int(images))
+            st.rerun()
+
+
+def _key(model: Opened, spec: str, kind: str) -> str:
+    return f"half-blocks {kind} {opened.identity(model)} {spec}"
+
+
+def start(model: Opened, digest: str, spec: str, count: int) -> None:
+    """The first step on a few images at once; beside it all removals, whose record grows step by step on disk."""
+    path = block_records.path_of(digest)
+
+    def look(report: jobs.Report) -> BlockRemovals:
+        from upvit_core.depth import score_blocks
+
+        live, data = opened.live(model), measured.images(model, spec, "train")
+        few = min(PREVIEW_IMAGES, len(data))
+        return score_blocks(live, data, live.shape.depth - 1, n=few, report=report)
+
+    def work(report: jobs.Report) -> str:
+        from upvit_core.depth import score_blocks
+
+        live, data = opened.live(model), measured.images(model, spec, "train")
+        journal = path.with_suffix(f".{count}.partial.jsonl")
+        record = score_blocks(
+            live, data, len(live.shape.depths), n=min(count, len(data)), journal=journal, report=report
+        )
+        record.save(path)
+        journal.unlink(missing_ok=True)
+        return str(path)
+
+    jobs.start(_key(model, spec, "first"), look, "The first step on a few images", again=True)
+    jobs.start(_key(model, spec, "all"), work, "Scoring half-blocks", long=True, again=True)

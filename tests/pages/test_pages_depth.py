@@ -1,0 +1,64 @@
+"""Fewer blocks on Trade-off: the demo's record, the slider that replays it, the same plan everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from upvit_core.importance.block_removals import BlockRemovals
+
+Run = Callable[..., AppTest]
+TRADEOFF = "pages/explore/tradeoff.py"
+BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "demo" / "blocks.json"
+
+
+def html_of(test: AppTest) -> str:
+    return "\n".join(str(element.proto.body) for element in test.get("html"))
+
+
+def test_the_record_is_the_demos() -> None:
+    import json
+
+    from safetensors import safe_open
+
+    with safe_open(str(BUNDLED.with_name("scores.safetensors")), "numpy") as file:
+        digest = json.loads(file.metadata()["upvit_scores"])["model_digest"]
+    record = BlockRemovals.load(BUNDLED)
+    assert (record.model_digest, record.least_depth, record.images) == (digest, 1, 2000)
+
+
+def test_the_slider_replays_the_removals(page: Run) -> None:
+    test = page(TRADEOFF, residual="0", attention="0", heads="6", ffn="0")
+    assert not test.error
+    slider = test.slider(key="depth")
+    assert (slider.min, slider.max, slider.value) == (1, 6, 6)
+    assert "678.73 k" in html_of(test)
+    slider.set_value(4).run()
+    assert not test.exception
+    assert not test.error
+    text = html_of(test)
+    assert "4 blocks" in text
+    assert "455.05 k" in text  # two of six blocks of 111,840 parameters less
+    assert "not predicted with fewer blocks" in text
+
+
+def test_a_link_carries_the_depth_and_the_command_says_it(page: Run) -> None:
+    test = page(TRADEOFF, depth="3")
+    told = test.code[0].value
+    assert "score-blocks demo --data demo --depth 3 --images 2000 --out blocks.json" in told
+    assert "--residual 0.5 --attention 0.5 --ffn 0.5 --heads 3 --depth 3 --depth-scores blocks.json" in told
+
+
+@pytest.mark.parametrize("nonsense", ["0", "6", "99", "abc"])
+def test_a_depth_that_is_none_is_ignored(page: Run, nonsense: str) -> None:
+    test = page(TRADEOFF, depth=nonsense)
+    assert not test.error
+    assert "score-blocks" not in test.code[0].value
+
+
+def test_without_a_record_it_can_be_made(page: Run, published: Path) -> None:
+    test = page(TRADEOFF, open=f"published:{published}")
+    assert any("Scoring half-blocks needs a model with weights" in c.value for c in test.caption)
