@@ -18,6 +18,7 @@ from pages.shared import (
     measured,
     plans,
     scoring,
+    the_front,
     versus,
     whatif,
     words,
@@ -25,7 +26,6 @@ from pages.shared import (
 from pages.shared.cards import ESTIMATED, MEASURED, Card, cards
 from pages.shared.opened import Opened, no_scores
 from pages.shared.whatif import WhatIf
-from upvit_core.figures.front import front
 from upvit_core.figures.heatmaps import strips
 from upvit_core.figures.merging import merging
 from upvit_core.importance.scores import ImportanceScores
@@ -178,55 +178,6 @@ def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: Pruning
     plans.note(model, scores, plans.Tried(**values))
 
 
-def the_front(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str) -> None:
-    st.subheader("The front: what you pay, what you lose", anchor=False)
-    one, two = st.columns([0.42, 0.58])
-    published_only = not model.has_weights
-    loss = one.segmented_control(
-        "Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, wrap=True, key="loss", bind="query-params"
-    )
-    cost = two.segmented_control(
-        "Cost", plans.COSTS, default=plans.COSTS[0], required=True, wrap=True, key="cost", bind="query-params"
-    )
-    look = jobs.find(measured.look_key(model, spec))
-    known = look.result if look is not None and look.state == "done" else measured.remembered_look(model, spec)
-    teacher = known.top1 if known is not None else None
-    drawn = plans.points(model, scores, now, cost, loss, teacher)
-    lines = []
-    if (
-        loss == plans.LOSSES[0]
-        and now.heads is not None
-        and len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1
-    ):
-        lines = plans.curves(scores, scores.digest, now.heads, cost)
-    if not drawn:
-        st.info(
-            "Measured plans will be here, beside the model itself."
-            if not published_only
-            else "Top-1 of a plan needs weights."
-        )
-        return
-    titles = {"Parameters": "parameters", "MACs": "MACs of one image", "Speed-up": "speed-up against the original, ×"}
-    y = "KL to the original, nats an image" if loss == plans.LOSSES[0] else "top-1, %"
-    chart = front(
-        drawn, lines, charts.theme(), x_title=titles[cost], y_title=y, log_y=loss == plans.LOSSES[0], height=430
-    )
-    event = charts.show(chart, "front", on_select="rerun")
-    chosen = event["selection"]["points"] if event else []
-    if chosen and (data := (chosen[0].get("customdata") or [None, None, None])[2]):
-        target = WhatIf(*data)
-        if st.session_state.get("front-click") != target:
-            st.session_state["front-click"] = target
-            if target != now:
-                st.session_state["move-to"] = target
-                st.rerun()
-    st.html(
-        '<p class="quiet">Click a plan to go back to it. Estimated KL adds up what each removed channel costs alone; '
-        "channels "
-        "that go together cost more, which is what measuring shows.</p>"
-    )
-
-
 def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
     st.subheader("Heads that flow together", anchor=False)
     block = st.slider("Block", 0, scores.shape.depth - 1, 0, key="merge-block") if scores.shape.depth > 1 else 0
@@ -292,7 +243,7 @@ with frame.page(
         remember(model, shown, now, plan, found)
         wide, narrow = st.columns([0.56, 0.44], gap="large")
         with wide:
-            the_front(model, shown, now, spec)
+            the_front.section(model, shown, now, spec, small=count_macs(model.shape) <= plans.AUTOMATIC_MACS)
         with narrow:
             the_heads(shown, plan)
         versus.panel(model, shown, now, plan, spec)

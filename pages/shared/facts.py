@@ -41,7 +41,7 @@ def in_nats(scores: ImportanceScores | None) -> bool:
 
 
 def predicted_card(scores: ImportanceScores | None, plan: PruningPlan) -> Card:
-    name = "KL right after the cut"
+    name = "KL after the cut"
     if scores is None or not in_nats(scores):
         return Card(name, "—", "needs scores in nats: make them on Importance")
     if plan.shape_after.depth < plan.shape_before.depth:
@@ -51,9 +51,7 @@ def predicted_card(scores: ImportanceScores | None, plan: PruningPlan) -> Card:
 
 def latency_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
-    name = f"Time of a batch of {batch}"
-    if not model.shape.is_plain:
-        return Card(name, "—", "estimated for plain ViTs only; press Measure")
+    name = f"Time, batch {batch}"
     known = device.calibration()
     if known is None:
         return Card(name, "—", "not calibrated")
@@ -68,7 +66,7 @@ def memory_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
     before, after = (estimate_memory(shape, batch) for shape in (plan.shape_before, plan.shape_after))
     note = f"weights {size(after.weights)} + activations at most {size(after.activations)}; was {size(before.total)}"
-    return Card(f"Memory, batch of {batch}", size(after.total), note, ESTIMATED)
+    return Card(f"Memory, batch {batch}", size(after.total), note, ESTIMATED)
 
 
 def size(count: int) -> str:

@@ -50,6 +50,15 @@ class Report:
         """Something on disk is newer than what a page shows: pages that follow this job are run again."""
         self._job.version += 1
 
+    def quietly(self) -> Callable[[Any], None]:
+        """For a part of the work whose own progress is not shown: it only learns when to stop."""
+
+        def listen(progress: Any) -> None:
+            if self._job.stop.is_set():
+                raise Cancelled("Cancelled.")
+
+        return listen
+
     def say(self, detail: str, share: float | None = None) -> None:
         """Name the step that is being done."""
         if self._job.stop.is_set():

@@ -11,6 +11,7 @@ import io
 import json
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,7 +113,7 @@ def evaluation_indices(data: ImageSet, count: int) -> Any:
     return proxy_indices(data, min(count, len(data)), seed=0)
 
 
-def teacher_logits(model: Opened, spec: str, report: jobs.Report, count: int) -> tuple[Any, Any]:
+def teacher_logits(model: Opened, spec: str, report: Callable[[Any], None], count: int) -> tuple[Any, Any]:
     """Logits (N, classes) and labels (N,) of the open model on the evaluation images, computed once."""
     key = (opened.identity(model), spec, count)
     kept = _teacher_logits()
@@ -184,7 +185,7 @@ def look_key(model: Opened, spec: str) -> str:
     return f"look {opened.identity(model)} {spec}"
 
 
-def statistics(model: Opened, spec: str, report: jobs.Report) -> ProxyStatistics:
+def statistics(model: Opened, spec: str, report: Callable[[Any], None]) -> ProxyStatistics:
     """Second moments of the open model on its calibration images, gathered once."""
     key, kept = (opened.identity(model), spec), _statistics()
     if key not in kept:
@@ -208,22 +209,27 @@ def preview(model: Opened, plan: PruningPlan, spec: str, *, repair: bool = False
     """The job that cuts, mends where asked, and measures top-1 and KL to the open model, without any training."""
 
     def work(report: jobs.Report) -> Evaluation:
-        from upvit_core.cut import cut
-        from upvit_core.evaluation import evaluate
-
-        report.say("reading the weights")
-        live, data = opened.live(model), images(model, spec, "val")
-        count = min(PREVIEW_IMAGES, len(data))
-        logits, _ = teacher_logits(model, spec, report, PREVIEW_IMAGES)
         report.say("pruning" + (" and repairing" if repair else ""))
-        proxy = images(model, spec, "train") if repair or plan.basis == "directions" else None
-        stats = statistics(model, spec, report) if plan.basis == "directions" else None
-        thin = cut(live, plan, repair=repair, data=proxy, images=CALIBRATION_IMAGES, stats=stats, report=report)
-        batches = data.batches(_batch_size(model), indices=evaluation_indices(data, count))
-        report.say(f"{count:,} images")
-        return evaluate(thin, batches, teacher_logits=logits, progress=lambda done: report(done / count))
+        return evaluate_plan(model, plan, spec, report, repair=repair)
 
     return jobs.start(preview_key(model, plan, spec, repair=repair), work, "Measuring this plan")
+
+
+def evaluate_plan(
+    model: Opened, plan: PruningPlan, spec: str, report: Callable[[Any], None], *, repair: bool
+) -> Evaluation:
+    """What `preview` measures, in this thread; `report` is told shares of 1 and the library's own progress."""
+    from upvit_core.cut import cut
+    from upvit_core.evaluation import evaluate
+
+    live, data = opened.live(model), images(model, spec, "val")
+    count = min(PREVIEW_IMAGES, len(data))
+    logits, _ = teacher_logits(model, spec, report, PREVIEW_IMAGES)
+    proxy = images(model, spec, "train") if repair or plan.basis == "directions" else None
+    stats = statistics(model, spec, report) if plan.basis == "directions" else None
+    thin = cut(live, plan, repair=repair, data=proxy, images=CALIBRATION_IMAGES, stats=stats, report=report)
+    batches = data.batches(_batch_size(model), indices=evaluation_indices(data, count))
+    return evaluate(thin, batches, teacher_logits=logits, progress=lambda done: report(done / count))
 
 
 def preview_key(model: Opened, plan: PruningPlan, spec: str, *, repair: bool = False) -> str:

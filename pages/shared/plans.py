@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from upvit_core.figures.front import Line, Point
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import ModelShape, deit_shape
+from upvit_core.planning.front import dominated
 from upvit_core.planning.uniform import UniformTable, uniform_table
 from upvit_core.profiling.macs import count_macs, count_parameters
 
@@ -72,17 +74,14 @@ def table(_scores: ImportanceScores, digest: str, heads: int) -> UniformTable:
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) -> list[Line]:
-    """Estimated KL along equal ratios, and along the best uniform plans, against a cost."""
+    """Estimated KL along equal ratios, and along the best uniform plans, against parameters or MACs."""
     all_plans = table(_scores, digest, heads)
     column = "params" if cost == "Parameters" else "macs"
-    full = all_plans.choice(0, 0, 0)
     equal = [all_plans.choice(p, p, p) for p in range(1, 96)]
     best = [choice for choice in all_plans.front(column) if choice.removed > 0]
     best = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, DRAWN).astype(int))]
 
     def along(choices: list) -> np.ndarray:  # type: ignore[type-arg]
-        if cost == "Speed-up":
-            return np.array([full.macs / c.macs for c in choices])
         return np.array([getattr(c, column) for c in choices])
 
     return [
@@ -92,14 +91,25 @@ def curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) -> lis
 
 
 def points(
-    model: Opened, scores: ImportanceScores, now: WhatIf, cost: str, loss: str, teacher: float | None
+    model: Opened,
+    scores: ImportanceScores,
+    now: WhatIf,
+    cost: str,
+    loss: str,
+    teacher: float | None,
+    others: Sequence[tuple[str, Tried]] = (),
 ) -> list[Point]:
-    """Every plan tried, the one under the sliders, the model itself, and published models."""
+    """Every plan tried, the one under the sliders, the model itself, published models, and named `others`."""
     found = []
-    for entry in tried(model, scores).values():
+    own = tried(model, scores)
+    every = [("", entry) for entry in own.values()] + [e for e in others if repr(e[1].what_if) not in own]
+    for label, entry in every:
         x = {"Parameters": entry.params, "MACs": entry.macs, "Speed-up": entry.speed_up}[cost]
+        if not x:  # a speed-up on a device that is not calibrated
+            continue
         here = entry.what_if == now
-        about = f"{entry.what_if.words} removed: {words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
+        about = f"{label + ': ' if label else ''}{entry.what_if.words} removed: "
+        about += f"{words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
         name = entry.what_if.words if here else ""
         data = list(astuple(entry.what_if))
         if loss == LOSSES[0]:
@@ -120,6 +130,20 @@ def points(
         if model.shape.num_classes == 1000:
             found += published_points(cost)
     return found
+
+
+def without_dominated(points: list[Point], *, more_is_better: tuple[bool, bool]) -> list[Point]:
+    """Leaves out measured plans that another measured one beats in both, and estimated ones likewise.
+
+    The plan under the sliders, the model itself and published models stay.
+    """
+    hidden: set[int] = set()
+    for kind in ("measured", "estimated"):
+        own = [n for n, point in enumerate(points) if point.kind == kind]
+        signs = [-1 if more else 1 for more in more_is_better]
+        values = np.array([[signs[0] * points[n].x, signs[1] * points[n].y] for n in own], float).reshape(-1, 2)
+        hidden |= {n for n, beaten in zip(own, dominated(values), strict=True) if beaten and not points[n].now}
+    return [point for n, point in enumerate(points) if n not in hidden]
 
 
 def published_points(cost: str) -> list[Point]:

@@ -10,7 +10,7 @@ import pytest
 from profiling.test_latency import device
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import facts, whatif
+from pages.shared import facts, memory, whatif
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.checkpoint import DEMO_FOLDER
 from upvit_core.planning.best import Budget, best_plan
@@ -21,12 +21,13 @@ from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.memory import estimate_memory
 
 PAGE = "pages/explore/tradeoff.py"
-NAMES = ("Speed-up", "Time of a batch", "Memory", "Stock timm", "KL right", "Parameters")
+NAMES = ("Speed-up", "Time, batch", "Memory", "Stock timm", "KL after", "Parameters")
 Run = Callable[..., AppTest]
 
 
 @pytest.fixture
-def calibrated() -> Path:
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(memory, "loaded", lambda: False)
     path = default_path("made up", "float32", 1)
     device().with_error(HeldOutError(0.057, 0.35, 0.99, 24, ("demo",), (8, 32), "2026-11-25")).save(path)
     return path
@@ -57,8 +58,8 @@ def test_without_calibration_nothing_is_said_of_time(page: Run) -> None:
     found = cards(test)
     assert "not calibrated" in found["Speed-up"]
     assert "×" not in found["Speed-up"]
-    assert "not calibrated" in found["Time of a batch"]
-    assert "ms" not in found["Time of a batch"]
+    assert "not calibrated" in found["Time, batch"]
+    assert "ms" not in found["Time, batch"]
     assert any(b.label == "Calibrate this device" for b in test.button)
 
 
@@ -69,7 +70,7 @@ def test_with_calibration_estimates_come_with_their_error(page: Run, calibrated:
     assert f"{ratio:.2f}×" in found["Speed-up"]
     assert "± 5.7 %" in found["Speed-up"]
     assert "estimated" in found["Speed-up"]
-    assert f"{estimate_latency(plan.shape_after, 32, device()):.3g} ms" in found["Time of a batch"]
+    assert f"{estimate_latency(plan.shape_after, 32, device()):.3g} ms" in found["Time, batch"]
     memory = estimate_memory(plan.shape_after, 32)
     assert facts.size(memory.total) in found["Memory"]
     assert facts.size(memory.weights) in found["Memory"]
@@ -77,8 +78,8 @@ def test_with_calibration_estimates_come_with_their_error(page: Run, calibrated:
 
 def test_the_batch_size_is_part_of_the_link(page: Run, calibrated: Path) -> None:
     test = page(PAGE, batch="8")
-    assert f"{estimate_latency(plan_of(test).shape_after, 8, device()):.3g} ms" in cards(test)["Time of a batch"]
-    assert "batch of 8" in cards(page(PAGE, batch="8"))["Memory"]
+    assert f"{estimate_latency(plan_of(test).shape_after, 8, device()):.3g} ms" in cards(test)["Time, batch"]
+    assert "batch 8" in cards(page(PAGE, batch="8"))["Memory"]
 
 
 def test_what_stock_shapes_cost(page: Run) -> None:

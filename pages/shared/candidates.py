@@ -1,0 +1,79 @@
+"""Plans worth a look, whether or not anyone tried them: the best at many costs, drawn on the front."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pages.shared import device, jobs, measured, opened, whatif
+from pages.shared.opened import Opened
+from pages.shared.plans import Tried
+from pages.shared.whatif import WhatIf
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.front import candidates
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.widths import widths_of
+from upvit_core.profiling.macs import count_macs, count_parameters
+
+if TYPE_CHECKING:
+    from upvit_core.evaluation import Evaluation
+
+Candidate = tuple[str, PruningPlan, WhatIf]
+
+
+def start(model: Opened, scores: ImportanceScores, now: WhatIf) -> jobs.Job:
+    """The job that finds the best plans at ten shares of the MACs, of three kinds; its result is [Candidate]."""
+
+    def work(report: jobs.Report) -> list[Candidate]:
+        basis = "directions" if scores.basis == "directions" else now.basis
+        found = candidates(scores, heads=now.heads, round_to=now.round_to, basis=basis)
+        plain = replace(now, widths="", repair=False)
+        return [(name, plan, whatif.of_widths(widths_of(plan.shape_after), model.shape, plain)) for name, plan in found]
+
+    return jobs.start(_key("front", model, scores, now), work, "Finding good plans")
+
+
+def _key(what: str, model: Opened, scores: ImportanceScores, now: WhatIf) -> str:
+    return f"{what} {opened.identity(model)} {scores.digest} {now.heads} {now.round_to} {now.basis}"
+
+
+def measure_key(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str) -> str:
+    return f"{_key('measure front', model, scores, now)} {spec}"
+
+
+def measure(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str, found: list[Candidate]) -> jobs.Job:
+    """The job that cuts and evaluates every candidate; its result is {digest of the plan: Evaluation}."""
+
+    def work(report: jobs.Report) -> dict[str, Evaluation]:
+        results = {}
+        for number, (_, plan, _) in enumerate(found):
+            report.say(f"plan {number + 1} of {len(found)}", number / len(found))
+            results[plan.digest] = measured.evaluate_plan(model, plan, spec, report.quietly(), repair=False)
+        return results
+
+    return jobs.start(measure_key(model, scores, now, spec), work, "Measuring the front", long=True)
+
+
+def tried(
+    model: Opened, scores: ImportanceScores, found: list[Candidate], results: dict[str, Evaluation]
+) -> list[tuple[str, Tried]]:
+    """Candidates as entries of the front, with what has been measured of them."""
+    known, batch = device.calibration(), device.batch_of(model)
+    before = device.milliseconds(model.shape, batch) if known is not None else None
+    entries = []
+    for name, plan, what_if in found:
+        shape = plan.shape_after
+        after = device.milliseconds(shape, batch) if before is not None else None
+        entry = Tried(
+            what_if, count_parameters(shape), count_macs(shape), predicted_loss(scores, plan),
+            speed_up=before / after if before and after else 0.0,
+        )  # fmt: skip
+        result = results.get(plan.digest)
+        if result is not None:
+            low, high = result.top1_interval
+            entry = replace(
+                entry, top1=result.top1, top1_low=low, top1_high=high, kl=result.kl, images=result.images
+            )  # fmt: skip
+        entries.append((name, entry))
+    return entries

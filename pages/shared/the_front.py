@@ -1,0 +1,92 @@
+"""The front: loss against cost over many plans; a click sets the sliders."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.shared import candidates, charts, device, jobs, measured, plans
+from pages.shared.opened import Opened
+from pages.shared.whatif import WhatIf
+from upvit_core.figures.front import Line, front
+from upvit_core.importance.scores import ImportanceScores
+
+TITLES = {"Parameters": "parameters", "MACs": "MACs of one image", "Speed-up": "speed-up against the original, ×"}
+
+
+def section(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str, *, small: bool) -> None:
+    """Choices of axes, the chart, and the button that measures every plan on it where the model is small."""
+    st.subheader("The front: what you pay, what you lose", anchor=False)
+    one, two, three = st.columns([0.26, 0.44, 0.3], vertical_alignment="bottom")
+    loss = one.segmented_control(
+        "Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, wrap=True, key="loss", bind="query-params"
+    )
+    cost = two.segmented_control(
+        "Cost", plans.COSTS, default=plans.COSTS[0], required=True, wrap=True, key="cost", bind="query-params"
+    )
+    hide = three.toggle(
+        "Hide dominated", key="hide-dominated", bind="query-params",
+        help="Leaves out plans that another of the same kind beats, or equals, in cost and in loss.",
+    )  # fmt: skip
+    by_kl = loss == plans.LOSSES[0]
+    job = candidates.start(model, scores, now) if model.shape.is_plain else None
+    found = job.result if job is not None and job.state == "done" else []
+    measuring = jobs.find(candidates.measure_key(model, scores, now, spec))
+    results = measuring.result if measuring is not None and measuring.state == "done" else {}
+    look = jobs.find(measured.look_key(model, spec))
+    known = look.result if look is not None and look.state == "done" else measured.remembered_look(model, spec)
+    others = candidates.tried(model, scores, found, results)
+    drawn = plans.points(model, scores, now, cost, loss, known.top1 if known is not None else None, others)
+    if hide:
+        drawn = plans.without_dominated(drawn, more_is_better=(cost == "Speed-up", not by_kl))
+    if cost == "Speed-up" and device.calibration() is None:
+        st.caption("Not calibrated: speed-ups are drawn where they were measured. Calibrate this device to see all.")
+    if not drawn:
+        st.info(
+            "Measured plans will be here, beside the model itself." if model.has_weights
+            else "Top-1 of a plan needs weights."
+        )  # fmt: skip
+    else:
+        _chart(model, scores, now, drawn, cost, by_kl)
+    _measure(model, scores, now, spec, found, small, measuring, job)
+    st.html(
+        '<p class="quiet">Click a plan to set the sliders to it. Estimated KL adds up what each removed channel costs '
+        "alone; channels that go together cost more, which is what measuring shows.</p>"
+    )
+
+
+def _chart(
+    model: Opened, scores: ImportanceScores, now: WhatIf, drawn: list[plans.Point], cost: str, by_kl: bool
+) -> None:  # fmt: skip
+    lines: list[Line] = []
+    even = len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1
+    if by_kl and now.heads is not None and even and cost != "Speed-up":
+        lines = plans.curves(scores, scores.digest, now.heads, cost)
+    y = "KL to the original, nats an image" if by_kl else "top-1, %"
+    chart = front(drawn, lines, charts.theme(), x_title=TITLES[cost], y_title=y, log_y=by_kl, height=430)
+    event = charts.show(chart, "front", on_select="rerun")
+    chosen = event["selection"]["points"] if event else []  # type: ignore[index]
+    if chosen and (data := (chosen[0].get("customdata") or [None, None, None])[2]):
+        target = WhatIf(*data)
+        if st.session_state.get("front-click") != target:
+            st.session_state["front-click"] = target
+            if target != now:
+                st.session_state["move-to"] = target
+                st.rerun()
+
+
+def _measure(
+    model: Opened, scores: ImportanceScores, now: WhatIf, spec: str, found: list[candidates.Candidate], small: bool,
+    measuring: jobs.Job | None, finding: jobs.Job | None,
+) -> None:  # fmt: skip
+    with st.container(key="slot-front"):
+        if finding is not None and finding.active:
+            jobs.progress(finding)
+        elif measuring is not None and measuring.active:
+            jobs.progress(measuring)
+        elif measuring is not None and measuring.state == "failed":
+            st.error(measuring.error)
+        elif small and model.has_weights and spec and found and (measuring is None or measuring.state == "cancelled"):
+            label = f"Measure these {len(found)} plans"
+            if st.button(label, icon=":material/speed:", key="measure-front", help="Top-1 and KL, without training."):
+                candidates.measure(model, scores, now, spec, found)
+                st.rerun()

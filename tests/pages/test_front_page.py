@@ -1,0 +1,65 @@
+"""The front on Trade-off: candidates, what has been measured of them, and dominated plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import candidates, jobs, plans, whatif
+from upvit_core.evaluation import Evaluation
+from upvit_core.figures.front import Point
+
+PAGE = "pages/explore/tradeoff.py"
+Run = Callable[..., AppTest]
+
+
+def point(x: float, y: float, kind: str = "estimated", **more: object) -> Point:
+    return Point("", x, y, kind, **more)  # type: ignore[arg-type]
+
+
+def test_dominated_plans_are_left_out_kind_by_kind() -> None:
+    kept, beaten = point(1, 2), point(2, 3)
+    here, measured, teacher = point(3, 9, now=True), point(2, 9, "measured"), point(9, 9, "teacher")
+    every = [kept, beaten, here, measured, teacher]
+    assert plans.without_dominated(every, more_is_better=(False, False)) == [kept, here, measured, teacher]
+    assert plans.without_dominated([kept, beaten], more_is_better=(True, True)) == [beaten]
+    assert plans.without_dominated([kept, beaten], more_is_better=(True, False)) == [kept, beaten]
+
+
+def test_candidates_are_drawn_and_what_was_measured_of_them(
+    page: Run, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pages.shared import measured
+
+    asked: list[str] = []
+
+    def evaluate(model: object, plan: object, spec: str, report: object, *, repair: bool) -> Evaluation:
+        asked.append(plan.digest)  # type: ignore[attr-defined]
+        return Evaluation(1000, 50.0, 90.0, 1.0, 0.5)
+
+    monkeypatch.setattr(measured, "evaluate_plan", evaluate)
+    test = page(PAGE)
+    assert not test.exception
+    model, scores = test.session_state["shown"]
+    now = test.session_state[whatif.SAVED]
+    found = jobs.find(candidates.start(model, scores, now).key).result
+    assert len(found) >= 30
+    name, plan, what_if = found[0]
+    assert what_if.plan(scores).digest == plan.digest
+    assert name.startswith("best")
+    button = test.button(key="measure-front")
+    assert button.label == f"Measure these {len(found)} plans"
+    button.click().run()
+    assert not test.exception
+    assert {plan.digest for _, plan, _ in found} <= set(asked)
+    entries = candidates.tried(model, scores, found, {plan.digest: Evaluation(1000, 50.0, 90.0, 1.0, 0.5)})
+    drawn = plans.points(model, scores, now, "MACs", "Top-1", None, entries)
+    assert [p.y for p in drawn if p.data == list(vars(what_if).values())] == [50.0]
+
+
+def test_without_calibration_no_speed_up_is_drawn(page: Run) -> None:
+    test = page(PAGE, cost="Speed-up")
+    assert not test.exception
+    assert any("Not calibrated" in caption.value for caption in test.caption)
