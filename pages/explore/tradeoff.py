@@ -6,6 +6,7 @@ import streamlit as st
 
 from pages.shared import (
     actions,
+    after,
     best_under,
     blocks_table,
     charts,
@@ -50,8 +51,8 @@ def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
     if known is None:
         return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")
     before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    assert before is not None
-    assert after is not None
+    if before is None or after is None:
+        return Card("Speed-up", "—", facts.STAGES)
     note = f"{device.error_words(known)}, {known.device}, batch {batch}, {known.dtype}"
     return Card("Speed-up", words.times(before / after), note, ESTIMATED)
 
@@ -219,6 +220,7 @@ with frame.page(
     with right:
         numbers(model, plan, spec, found)
         facts.row(model, shown, plan, now)
+        after.line(model, spec, found.accuracy)
         best_under.answer(model, scores, plan)
         for job in (*found.all, finding):
             if job is not None and job.state == "failed":
@@ -243,7 +245,8 @@ with frame.page(
         remember(model, shown, now, plan, found)
         wide, narrow = st.columns([0.56, 0.44], gap="large")
         with wide:
-            the_front.section(model, shown, now, spec, small=count_macs(model.shape) <= plans.AUTOMATIC_MACS)
+            small = count_macs(model.shape) <= plans.AUTOMATIC_MACS
+            the_front.section(model, shown, now, spec, after.forecast_of(model, spec, found.accuracy), small=small)
         with narrow:
             the_heads(shown, plan)
         versus.panel(model, shown, now, plan, spec)

@@ -56,14 +56,16 @@ def latency_card(model: Opened, plan: PruningPlan) -> Card:
     if known is None:
         return Card(name, "—", "not calibrated")
     before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    assert before is not None
-    assert after is not None
+    if before is None or after is None:
+        return Card(name, "—", STAGES)
     note = f"of {before:.3g} ms; {words.short(1e3 * batch / after, 0)} images/s; {device.error_words(known)}"
     return Card(name, f"{after:.3g} ms", note, ESTIMATED)
 
 
 def memory_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
+    if not model.shape.is_plain:
+        return Card(f"Memory, batch {batch}", "—", STAGES)
     before, after = (estimate_memory(shape, batch) for shape in (plan.shape_before, plan.shape_after))
     note = f"weights {size(after.weights)} + activations at most {size(after.activations)}; was {size(before.total)}"
     return Card(f"Memory, batch {batch}", size(after.total), note, ESTIMATED)
@@ -115,6 +117,7 @@ def stock_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
     return Card("Stock timm", value, note, ESTIMATED)
 
 
+STAGES = "not estimated for models of stages; press Measure"
 WHY_NOT = "it wants equal blocks, attention as wide as the residual; this studio opens it"
 
 

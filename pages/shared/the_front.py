@@ -9,11 +9,14 @@ from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.figures.front import Line, front
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.runs.forecast import Forecast
 
 TITLES = {"Parameters": "parameters", "MACs": "MACs of one image", "Speed-up": "speed-up against the original, ×"}
 
 
-def section(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str, *, small: bool) -> None:
+def section(
+    model: Opened, scores: ImportanceScores, now: WhatIf, spec: str, ahead: Forecast | None, *, small: bool
+) -> None:
     """Choices of axes, the chart, and the button that measures every plan on it where the model is small."""
     st.subheader("The front: what you pay, what you lose", anchor=False)
     one, two, three = st.columns([0.26, 0.44, 0.3], vertical_alignment="bottom")
@@ -36,6 +39,10 @@ def section(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str, *, 
     known = look.result if look is not None and look.state == "done" else measured.remembered_look(model, spec)
     others = candidates.tried(model, scores, found, results)
     drawn = plans.points(model, scores, now, cost, loss, known.top1 if known is not None else None, others)
+    if ahead is not None and not by_kl and (here := next((p for p in drawn if p.now), None)) is not None:
+        detail = f"top-1 after {ahead.epochs} epochs of distillation, forecast from {ahead.runs} runs: 80 % band"
+        name = f"after {ahead.epochs} epochs"
+        drawn.append(plans.Point(name, here.x, ahead.middle, "estimated", detail, ahead.low, ahead.high))
     if hide:
         drawn = plans.without_dominated(drawn, more_is_better=(cost == "Speed-up", not by_kl))
     if cost == "Speed-up" and device.calibration() is None:

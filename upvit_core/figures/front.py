@@ -91,7 +91,7 @@ def front(
             "name": MEANING[kind],
             "x": [p.x for p in own],
             "y": [p.y for p in own],
-            "text": [p.name if kind != "estimated" or p.now else "" for p in own],
+            "text": [p.name if kind != "estimated" or p.now or p.low is not None else "" for p in own],
             "textposition": "top center",
             "textfont": {"size": 12, "color": theme.text if kind != "published" else theme.quiet},
             "customdata": [[p.name, p.detail, p.data] for p in own],

@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_runs import made_store
+from scipy import stats
+
+from upvit_core.runs.forecast import FEWEST, T90, Outcome, forecast, lengths, outcome_of, outcomes
+from upvit_core.runs.store import RunStore
+
+
+def runs(count: int, noise: float = 0.4, seed: int = 0) -> list[Outcome]:
+    rng = np.random.default_rng(seed)
+    kl = np.exp(rng.uniform(-4, 1, count))
+    return [Outcome(str(n), k, 91.0, 91.0 - (4 + 0.9 * np.log(k)) + noise * rng.normal()) for n, k in enumerate(kl)]
+
+
+def test_the_band_is_the_prediction_interval_of_ordinary_least_squares() -> None:
+    known = runs(9)
+    x, y = np.log([o.kl for o in known]), np.array([91.0 - o.top1 for o in known])
+    at = float(np.median(x))
+    line = stats.linregress(x, y)
+    residual = y - (line.intercept + line.slope * x)
+    error = np.sqrt((residual**2).sum() / 7 * (1 + 1 / 9 + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum()))
+    found = forecast(known, float(np.exp(at)), 4)
+    assert found is not None
+    assert found.middle == pytest.approx(91 - (line.intercept + line.slope * at))
+    assert found.high - found.middle == pytest.approx(stats.t.ppf(0.9, 7) * error, rel=1e-3)
+    assert (found.runs, found.epochs) == (9, 4)
+
+
+def test_quantiles() -> None:
+    assert pytest.approx(stats.t.ppf(0.9, np.arange(1, len(T90) + 1)), abs=6e-4) == T90
+
+
+def test_the_band_holds_four_of_five_new_runs() -> None:
+    inside = 0
+    for seed in range(300):
+        *known, new = runs(13, seed=seed)
+        known[0] = Outcome("low", 1e-3, 91.0, 91.0 - (4 + 0.9 * np.log(1e-3)))
+        known[1] = Outcome("high", 4.0, 91.0, 91.0 - (4 + 0.9 * np.log(4.0)))
+        found = forecast(known, new.kl, 4)
+        assert found is not None
+        inside += found.low <= new.top1 <= found.high
+    assert 0.75 <= inside / 300 <= 0.9
+
+
+def test_nothing_is_forecast_from_too_few_runs_or_beyond_them() -> None:
+    known = runs(FEWEST)
+    middle = float(np.exp(np.median(np.log([o.kl for o in known]))))
+    assert forecast(known, middle, 4) is not None
+    assert forecast(known[:-1], middle, 4) is None
+    assert forecast(known, max(o.kl for o in known) * 1.1, 4) is None
+    assert forecast(known, 0.0, 4) is None
+    assert forecast([known[0]] * 6, known[0].kl, 4) is None
+
+
+def test_a_run_without_one_of_its_numbers_is_left_out() -> None:
+    rows = [
+        {"phase": "teacher", "top1": 92.0}, {"phase": "surgery", "top1": 30.0, "kl_teacher": 1.5},
+        {"phase": "train", "loss": 1.0}, {"phase": "eval", "top1": 80.0}, {"phase": "final", "top1": 85.0},
+    ]  # fmt: skip
+    assert outcome_of("a", rows) == Outcome("a", 1.5, 92.0, 85.0)
+    assert all(outcome_of("a", rows[:n] + rows[n + 1 :]) is None for n in (0, 1))
+    assert outcome_of("a", rows[:3]) is None
+
+
+def test_only_finished_runs_of_the_same_kind_count(tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs")
+    made_store(store.root)
+    done = [s for s in store.list() if s.state.state == "done" and s.spec and not s.spec.settings.from_scratch]
+    spec = done[0].spec
+    assert spec is not None
+    same = [s for s in done if s.spec and s.spec.epochs == spec.epochs and s.spec.teacher == spec.teacher]
+    assert len(outcomes(store, spec.teacher, spec.data, spec.epochs)) == len(same)
+    assert outcomes(store, "another", spec.data, spec.epochs) == []
+    assert spec.epochs in lengths(store, spec.teacher, spec.data)

@@ -1,0 +1,112 @@
+"""Top-1 after distillation, forecast from the runs that this studio has finished; a band, and only within their reach.
+
+Of every finished run of one teacher on one data set with one length, what counts is how far the student was from the
+teacher right after the cut (its measured KL) and how many points of top-1 it was short of the teacher at the end. A
+straight line through (log KL, points short) is fitted by least squares; the band is the 80 % prediction interval of
+that line, with Student's quantiles, so it is wide where runs are few or disagree. Nothing is forecast from fewer than
+FEWEST runs, nor for a KL outside the range of theirs.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from upvit_core.runs.store import RunStore
+
+FEWEST = 5
+# 90 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond, the normal's
+T90 = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415, 1.397, 1.383, 1.372)
+NORMAL90 = 1.282
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished run: KL right after the cut (nats an image), top-1 of teacher and student at its end, in percent."""
+
+    run: str
+    kl: float
+    teacher_top1: float
+    top1: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """An 80 % band of top-1, in percent, from `runs` runs; epochs are theirs."""
+
+    low: float
+    middle: float
+    high: float
+    runs: int
+    epochs: int
+
+
+def outcomes(store: RunStore, teacher: str, data: str, epochs: int) -> list[Outcome]:
+    """Finished runs of one teacher on one data set with one length that began with the teacher's weights."""
+    found = []
+    for summary in store.list():
+        spec = summary.spec
+        if spec is None or summary.state.state != "done" or spec.kind != "distill" or spec.settings.from_scratch:
+            continue
+        if (spec.teacher, spec.data, spec.epochs) != (place(teacher), place(data), epochs):
+            continue
+        outcome = outcome_of(summary.id, store.read_metrics(summary.id)[0])
+        if outcome is not None:
+            found.append(outcome)
+    return found
+
+
+def place(name: str) -> str:
+    """A path that exists is absolute, as specs hold it; other names stay."""
+    return os.path.abspath(name) if name != "demo" and os.path.exists(name) else name
+
+
+def outcome_of(run: str, rows: Sequence[dict[str, Any]]) -> Outcome | None:
+    """What a run's rows say; None where one of the three numbers is missing."""
+    teacher = next((row.get("top1") for row in rows if row.get("phase") == "teacher"), None)
+    kl = next((row.get("kl_teacher") for row in rows if row.get("phase") == "surgery"), None)
+    end = next((row.get("top1") for row in rows if row.get("phase") == "final"), None)
+    if teacher is None or not kl or end is None:
+        return None
+    return Outcome(run, float(kl), float(teacher), float(end))
+
+
+def lengths(store: RunStore, teacher: str, data: str) -> list[int]:
+    """Numbers of epochs of finished runs, the commonest first."""
+    counts: dict[int, int] = {}
+    for summary in store.list():
+        spec = summary.spec
+        if (
+            spec is not None
+            and summary.state.state == "done"
+            and (spec.teacher, spec.data) == (place(teacher), place(data))
+        ):
+            counts[spec.epochs] = counts.get(spec.epochs, 0) + 1
+    return sorted(counts, key=lambda epochs: -counts[epochs])
+
+
+def forecast(known: Sequence[Outcome], kl: float, epochs: int) -> Forecast | None:
+    """The band for a plan whose measured KL right after the cut is `kl`; None where the runs do not reach that far."""
+    if len(known) < FEWEST or kl <= 0:
+        return None
+    x = np.log([outcome.kl for outcome in known])
+    short = np.array([outcome.teacher_top1 - outcome.top1 for outcome in known])
+    at = math.log(kl)
+    spread = float(((x - x.mean()) ** 2).sum())
+    if not x.min() <= at <= x.max() or spread == 0:
+        return None
+    slope = float(((x - x.mean()) * short).sum()) / spread
+    middle = short.mean() + slope * (at - x.mean())
+    freedom = len(known) - 2
+    residual = short - short.mean() - slope * (x - x.mean())
+    error = math.sqrt(float((residual**2).sum()) / freedom * (1 + 1 / len(known) + (at - x.mean()) ** 2 / spread))
+    half = (T90[freedom - 1] if freedom <= len(T90) else NORMAL90) * error
+    teacher = known[0].teacher_top1
+    return Forecast(
+        max(teacher - middle - half, 0.0), teacher - middle, min(teacher - middle + half, 100.0), len(known), epochs
+    )
