@@ -126,7 +126,13 @@ def sweep(what_if: WhatIf) -> list[WhatIf]:
 
 
 def start_runs(
-    model: Opened, scores: ImportanceScores, what_ifs: list[WhatIf], epochs: int, recipe: str, spec: str
+    model: Opened,
+    scores: ImportanceScores,
+    what_ifs: list[WhatIf],
+    epochs: int,
+    recipe: str,
+    spec: str,
+    feature_weight: float = 0.0,
 ) -> None:
     """Queue one run for each what-if and go to Runs."""
     store = RunStore(places.runs())
@@ -140,7 +146,7 @@ def start_runs(
             repair=what_if.repair,
             data=spec,
             epochs=epochs,
-            settings=PRESETS[recipe],
+            settings=PRESETS[recipe].model_copy(update={"feature_weight": feature_weight}),
             group=group[:200],
             owner=started_by,
         )
@@ -189,11 +195,16 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
             "for a few CPU "
             "minutes.",
         )
+        features = st.number_input(
+            "Weight of the last feature", 0.0, 1000.0, 0.0, step=0.5, key="distil-features",
+            help="Above 0, what the classifier reads is matched too: the mean square by which the student's last "
+            "feature, through a linear map that is learnt with it, misses the teacher's.",
+        )  # fmt: skip
         if st.button(
             "Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not images.strip()
         ):
             measured.choose_images(model, images.strip())
-            start_runs(model, scores, chosen, int(epochs), recipe, images.strip())
+            start_runs(model, scores, chosen, int(epochs), recipe, images.strip(), float(features))
 
 
 def _recipe_name(name: str) -> str:

@@ -35,8 +35,9 @@ def panel(model: Opened, digest: str, now: WhatIf) -> None:
         charts.show(depth_curve(record, depth, charts.theme()), "depth-curve")
         st.html(
             '<p class="quiet">KL of the whole-width model without these blocks, before any training. The channels of '
-            "this plan were scored with all blocks there; `score --depth` scores them again in the shallower model "
-            "(depth first), `score-blocks --after` scores the half-blocks of the thinner one (width first).</p>"
+            "this plan were scored with all blocks there; <code>score --depth</code> scores them in the shallower "
+            "model (depth first), <code>score-blocks --after</code> scores the half-blocks of the thinner one (width "
+            "first).</p>"
         )
         _again(model, digest, record)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,3 +70,53 @@ def test_importance_draws_every_component(page: Run, pyramid: str) -> None:
     test.number_input(key="glass-block").set_value(5).run()
     assert not test.exception
     assert "Channel (0 to 319)" in [field.label for field in test.number_input]
+
+
+@pytest.fixture(scope="module")
+def with_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a small PVTv2 for grey images, its weights drawn at random."""
+    from upvit_core.models.checkpoint import build_model, save_model
+
+    shape = pvt_shape("b0", img_size=(32, 32), num_classes=10, in_chans=1)
+    widths = {g.key: 8 * (1, 2, 5, 8)[shape.stage_of(g.place)] for g in shape.groups}
+    shape = shape.with_widths(widths | {f"residual.{s}": 8 * heads for s, heads in enumerate((1, 2, 5, 8))})
+    folder = tmp_path_factory.mktemp("small") / "pvt"
+    save_model(
+        build_model(shape), folder, shape=shape, pretrained_cfg={"mean": (0.5,), "std": (0.5,)}, name="small PVT"
+    )
+    return str(folder)
+
+
+def test_the_whole_way_with_weights(page: Run, with_weights: str, jobs_at_once: None) -> None:
+    """Looked at, scored, one channel removed, cut and measured, on the demo's images."""
+    from pages.shared import opened, scoring
+    from upvit_core.importance.scores import ImportanceScores
+
+    test = AppTest.from_file(str(Path(__file__).resolve().parents[2] / MODEL), default_timeout=120)
+    test.query_params["open"] = with_weights
+    test.session_state["images"] = {with_weights: "demo"}
+    test.run()
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    assert "% sure of" in html_of(test)
+    model = opened.load(with_weights)
+    job = scoring.start(model, "fisher", 16, 0, "demo")
+    assert job.state == "done", job.error
+    assert isinstance(scoring.records(model)[job.result], ImportanceScores)
+    for path, words in ((IMPORTANCE, "Reduction: 50% kept"), (TRADEOFF, "Top-1 now")):
+        test = AppTest.from_file(str(Path(__file__).resolve().parents[2] / path), default_timeout=120)
+        test.query_params["open"] = with_weights
+        test.session_state["images"] = {with_weights: "demo"}
+        test.run()
+        assert not test.exception
+        assert not test.error, [e.value for e in test.error]
+        assert words in html_of(test)
+        if path == IMPORTANCE:
+            test.selectbox(key="glass-component").set_value("reduction").run()
+            next(b for b in test.button if b.label == "Remove only this channel").click().run()
+            assert not test.exception
+            assert "Norm of its weights: stages.0.blocks.0.attn.sr" in html_of(test)
+        else:
+            assert "no training" in html_of(test)
+            test.button(key="prune").click().run()
+            assert not test.error, [e.value for e in test.error]
