@@ -240,7 +240,7 @@ with frame.page(
                 icon=":material/grid_on:",
             )
         if scores is not None:
-            depth.panel(model, scores.model_digest or model.digest, now)
+            depth.panel(model, scores, now)
     if shown is not None:
         remember(model, shown, now, plan, found)
         wide, narrow = st.columns([0.56, 0.44], gap="large")

@@ -254,10 +254,20 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
     if shallow:
         record = block_records.record(plan.model_digest)
         count = record.images if record is not None else 2000
-        lines.append(
+        blocks = (
             f"{run} score-blocks {name}{heads_option} --data {data} --depth {plan.shape_after.depth} --images {count} "
             "--out blocks.json"
         )
+        order = plan.requested.get("order")
+        if order == "width first":
+            lines.append(f"{run} plan scores.safetensors {told}{basis} --out widths.json")
+            blocks += " --after widths.json"
+        if order == "depth first":
+            shallow_model = f" --depth {plan.shape_after.depth} --depth-scores blocks.json --criterion fisher"
+            lines = [blocks, f"{run} score {name}{heads_option} --data {data}{shallow_model} --images {count} "
+                     "--out scores.safetensors"]  # fmt: skip
+        else:
+            lines.append(blocks)
         told += f" --depth {plan.shape_after.depth} --depth-scores blocks.json"
     lines += [
         f"{run} plan scores.safetensors {told}{basis} --out plan.json",

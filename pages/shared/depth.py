@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import streamlit as st
 
 from pages.shared import block_records, charts, jobs, measured, opened
@@ -9,8 +11,15 @@ from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.figures.blocks import depth_curve, half_blocks
 from upvit_core.importance.block_removals import BlockRemovals
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.plan import PruningPlan
 
 PREVIEW_IMAGES = 32
+ORDERS: dict[block_records.Order, str] = {
+    "together": "channels and half-blocks are both scored on the whole model",
+    "depth first": "the channels are scored in the model that has its fewer blocks already",
+    "width first": "the half-blocks are scored in the model that is thin already",
+}
 WHAT = (
     "Attention (A) and FFN (F) of every block alternate, so any two neighbours can go and the rest still fits "
     "together. Where an A is left with the F of a later block, they make a **hybrid block**, an ordinary block once it "
@@ -18,8 +27,9 @@ WHAT = (
 )
 
 
-def panel(model: Opened, digest: str, now: WhatIf) -> None:
+def panel(model: Opened, scores: ImportanceScores, now: WhatIf) -> None:
     """Chart, slider and curve, or the way to make the scores; in an expander under the strips."""
+    digest = scores.model_digest or model.digest
     record = block_records.record(digest)
     with st.expander("Fewer blocks", icon=":material/layers:", expanded=now.depth is not None):
         st.markdown(WHAT)
@@ -33,13 +43,58 @@ def panel(model: Opened, digest: str, now: WhatIf) -> None:
         )  # fmt: skip
         charts.show(half_blocks(record, depth, charts.theme()), "half-blocks")
         charts.show(depth_curve(record, depth, charts.theme()), "depth-curve")
-        st.html(
-            '<p class="quiet">KL of the whole-width model without these blocks, before any training. The channels of '
-            "this plan were scored with all blocks there; <code>score --depth</code> scores them in the shallower "
-            "model (depth first), <code>score-blocks --after</code> scores the half-blocks of the thinner one (width "
-            "first).</p>"
-        )
+        _order(model, scores, record, replace(now, depth=depth if depth < whole else None))
+        st.html('<p class="quiet">KL of the whole-width model without these blocks, before any training.</p>')
         _again(model, digest, record)
+
+
+def _order(model: Opened, scores: ImportanceScores, record: BlockRemovals, now: WhatIf) -> None:
+    """Which of the two cuts is scored first, and the scoring that this needs."""
+    st.session_state.setdefault("order-of-cuts", now.order)
+    order: block_records.Order = st.segmented_control(
+        "Order of the cuts", list(ORDERS), format_func=lambda name: name.capitalize(), required=True, wrap=True,
+        key="order-of-cuts", bind="query-params", disabled=now.depth is None or now.basis != "channels",
+        help=" ".join(f"{name.capitalize()}: {what}." for name, what in ORDERS.items()),
+    )  # fmt: skip
+    if now.depth is None or now.basis != "channels" or order == "together":
+        return
+    widths = replace(now, depth=None).plan(scores)
+    known = block_records.at(record, now.depth) if order == "depth first" else block_records.after(widths)
+    if known is not None:
+        st.caption(f"{order.capitalize()}: {ORDERS[order]}, on {known.images:,} images.")
+        return
+    spec = measured.image_spec(model)
+    key = f"{order} {opened.identity(model)} {spec} {widths.digest if order == 'width first' else now.depth}"
+    job = jobs.find(key)
+    if job is not None and job.active:
+        jobs.progress(job)
+        return
+    if job is not None and job.state == "failed":
+        st.error(job.error)
+    st.caption(f"{order.capitalize()} means: {ORDERS[order]}. That is not scored yet; until then both are together.")
+    if st.button("Score it", key="score-order", disabled=not (model.has_weights and spec)):
+        _score_in_order(model, spec, order, record, now.depth, widths, key)
+        st.rerun()
+
+
+def _score_in_order(
+    model: Opened, spec: str, order: str, record: BlockRemovals, depth: int, widths: PruningPlan, key: str
+) -> None:
+    def work(report: jobs.Report) -> str:
+        from upvit_core.depth import at_depth, score_blocks
+        from upvit_core.importance.score import score
+
+        live, data = opened.live(model), measured.images(model, spec, "train")
+        count = min(record.images, len(data))
+        if order == "depth first":
+            path = block_records.path_at(record, depth)
+            score(at_depth(live, record, depth), data, "fisher", n=count, report=report).save(path)
+        else:
+            path = block_records.path_after(widths)
+            score_blocks(live, data, len(live.shape.depths), n=count, after=widths, report=report).save(path)
+        return str(path)
+
+    jobs.start(key, work, f"Scoring {order}", long=True, again=True)
 
 
 def _make(model: Opened, digest: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import streamlit as st
 
@@ -66,7 +66,8 @@ class WhatIf:
     `basis` says what is removed: channels, or directions of a rotated basis; `repair`, whether least squares mend it.
     `allocation` spreads the ratios over the blocks; with `widths` it is the text of `planning.widths` that decides, and
     the percents are only near. Widths are multiples of `round_to`. `reduction`: percent of spatial reductions, None
-    where the model has none. `depth`: blocks that stay, None for all; a record of block removals says which.
+    where the model has none. `depth`: blocks that stay, None for all; a record of block removals says which, and
+    `order` what was scored first.
     """
 
     residual: int
@@ -80,6 +81,7 @@ class WhatIf:
     widths: str = ""
     reduction: int | None = None
     depth: int | None = None
+    order: block_records.Order = "together"
 
     @property
     def words(self) -> str:
@@ -89,6 +91,7 @@ class WhatIf:
         way = (", directions" if self.basis == "directions" else "") + (", repaired" if self.repair else "")
         last = "" if self.reduction is None else f"/{self.reduction}"
         blocks = f", {self.depth} block{'s' if self.depth != 1 else ''}" if self.depth else ""
+        blocks += f", {self.order}" if self.depth and self.order != "together" else ""
         return f"{self.residual}/{self.attention}/{self.ffn}{last} %{heads}{spread}{multiple}{way}{blocks}"
 
     @property
@@ -98,7 +101,7 @@ class WhatIf:
 
     def plan(self, scores: ImportanceScores) -> PruningPlan:
         """Widths are taken to the nearest that the heads divide."""
-        return block_records.shallower(self._widths(scores), self.depth)
+        return block_records.shallower(self._widths(scores), self.depth, self.order, self._widths)
 
     def _widths(self, scores: ImportanceScores) -> PruningPlan:
         if not scores.shape.is_plain:
@@ -183,7 +186,12 @@ def current(shape: ModelShape) -> WhatIf:
     if depth is None:
         depth = saved.depth if saved is not None else st.query_params.get("depth")
     spread = _spread(shape, tuple(values[key] for key in KEYS))
-    return WhatIf(**values, basis=basis, repair=bool(repair), **spread, depth=_depth(depth, shape))
+    return WhatIf(**values, basis=basis, repair=bool(repair), **spread, depth=_depth(depth, shape), order=_order(saved))
+
+
+def _order(saved: WhatIf | None) -> block_records.Order:
+    value = st.session_state.get("order-of-cuts") or (saved.order if saved else st.query_params.get("order-of-cuts"))
+    return next((order for order in get_args(block_records.Order) if value == order), "together")
 
 
 def _depth(value: object, shape: ModelShape) -> int | None:
@@ -243,6 +251,7 @@ def set_to(what_if: WhatIf) -> None:
         st.session_state["depth"] = what_if.depth
     else:
         st.session_state.pop("depth", None)
+    st.session_state["order-of-cuts"] = what_if.order
     st.session_state["allocation"] = ALLOCATIONS[what_if.allocation]
     st.session_state["round-to"] = what_if.round_to
     st.session_state[WIDTHS] = (what_if.widths, what_if.percents)

@@ -59,6 +59,29 @@ def test_a_depth_that_is_none_is_ignored(page: Run, nonsense: str) -> None:
     assert "score-blocks" not in test.code[0].value
 
 
+@pytest.mark.parametrize("order", ["depth first", "width first"])
+def test_the_order_of_the_cuts_is_a_setting(
+    page: Run, order: str, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scored on request, then used by the plan, its command and its file alike."""
+    from pages.shared import block_records
+
+    few = BlockRemovals.load(BUNDLED).model_copy(update={"images": 8})
+    monkeypatch.setattr(block_records, "record", lambda digest: few)
+    test = page(TRADEOFF, depth="4", **{"order-of-cuts": order})
+    assert not test.error
+    assert any("not scored yet" in caption.value for caption in test.caption)
+    assert "--after" not in test.code[0].value
+    test.button(key="score-order").click().run()
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    assert any(f"{order.capitalize()}:" in c.value and "on 8 images" in c.value for c in test.caption)
+    told = test.code[0].value
+    assert ("--after widths.json" in told) == (order == "width first")
+    assert ("score demo --data demo --depth 4 --depth-scores blocks.json" in told) == (order == "depth first")
+    assert f"4 blocks, {order}" in html_of(test)
+
+
 def test_without_a_record_it_can_be_made(page: Run, published: Path) -> None:
     test = page(TRADEOFF, open=f"published:{published}")
     assert any("Scoring half-blocks needs a model with weights" in c.value for c in test.caption)
