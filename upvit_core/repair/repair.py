@@ -64,14 +64,16 @@ def repair(
     proxy: Proxy,
     *,
     stats: ProxyStatistics | None = None,
+    basis: Basis | None = None,
     held_out: int = 5,
     batch_size: int = 50,
     report: Report = silent,
 ) -> tuple[nn.Module, RepairReport]:
     """A repaired copy of `student` in eval mode, and what was done; neither model is touched.
 
-    student: `teacher` cut by `plan`. stats: those that the student was cut with, for plans of directions. held_out:
-    every so-manieth image chooses ridges. Memory holds both streams of all images, n·tokens·(D + k) numbers.
+    student: `teacher` cut by `plan`. stats: those that the student was cut with, for plans of directions. basis: the
+    one it was cut with, where that is not the plan's own. held_out: every so-manieth image chooses ridges. Memory holds
+    both streams of all images, n·tokens·(D + k) numbers.
 
     Raises PlanError where `stats` is missing or the student does not have the plan's shape.
     """
@@ -90,9 +92,9 @@ def repair(
     if plan.basis == "directions":
         if stats is None:
             raise PlanError("Repairing a plan of directions needs the statistics that it was cut with; give stats.")
-        basis, original = basis_for(plan, stats), load(stats.state, stats.shape, like=like)
+        basis, original = basis or basis_for(plan, stats), load(stats.state, stats.shape, like=like)
     else:
-        basis, original = channel_basis(plan), copy.deepcopy(teacher)
+        basis, original = basis or channel_basis(plan), copy.deepcopy(teacher)
     start = time.perf_counter()
     with frozen(original), torch.no_grad():
         sweep = _Sweep(copy.deepcopy(student).eval(), original, plan, basis, proxy, held_out, batch_size, report)
