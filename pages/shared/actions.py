@@ -34,14 +34,14 @@ def prune_job(model: Opened, plan: PruningPlan, what_if: WhatIf) -> jobs.Job:
 
     def work(report: jobs.Report) -> Path:
         report.say("reading the weights")
-        from upvit_core.cut import cut
+        from upvit_core.cut import cut_and_record
         from upvit_core.models.checkpoint import save_model
 
         live = opened.live(model)
         report.say("pruning")
         needs_images = what_if.repair or plan.basis == "directions"
         data = measured.images(model, measured_spec, "train") if needs_images else None
-        thin = cut(live, plan, repair=what_if.repair, data=data, report=report)
+        thin, made = cut_and_record(live, plan, repair=what_if.repair, data=data, report=report)
         folder = places.pruned() / f"{_slug(model.name)}-{plan.digest}{'-repaired' if what_if.repair else ''}"
         archive = folder.with_suffix(".zip")
         save_model(
@@ -49,7 +49,7 @@ def prune_job(model: Opened, plan: PruningPlan, what_if: WhatIf) -> jobs.Job:
             folder,
             shape=plan.shape_after,
             pretrained_cfg=live.pretrained_cfg,
-            plan_json=plan.to_json(),
+            plan_json=made.to_json(),
             name=f"{live.name} pruned",
             class_names=live.class_names,
         )

@@ -21,10 +21,14 @@ def prune(
     model: Model,
     plan: Annotated[Path, typer.Argument(help="plan.json")],
     out: Annotated[Path, typer.Option(help="folder to write")],
-    repair: Annotated[bool, typer.Option("--repair", help="mend the cut by least squares on proxy images")] = False,
+    repair: Annotated[
+        bool | None, typer.Option(help="mend the cut by least squares on proxy images; default: as the plan records")
+    ] = None,
     data: Annotated[str | None, typer.Option(help="images for --repair and for plans that keep directions")] = None,
-    images: Annotated[int, typer.Option(min=1, help="proxy images for --repair and directions")] = 2000,
-    seed: Annotated[int, typer.Option()] = 0,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="proxy images for --repair and directions; default: the plan's, or 2000")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="which images; default: the plan's, or 0")] = None,
     num_heads: Heads = None,
     img_size: Size = None,
     root: Root = None,
@@ -32,18 +36,20 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Cut a model by a plan into a thinner model of the same structure."""
-    from upvit_core.cut import cut
+    from upvit_core.cut import cut_and_record
     from upvit_core.models.checkpoint import save_model
     from upvit_core.planning.plan import PruningPlan
     from upvit_core.profiling.macs import count_macs, count_parameters
 
     loaded, wanted = open_model(model, num_heads, device=device_of(device), img_size=img_size), PruningPlan.load(plan)
     wanted = wanted.at_size(loaded.shape.img_size)
-    student = cut(loaded, wanted, repair=repair, data=data, root=root, images=images, seed=seed, report=Bar())
+    student, made = cut_and_record(
+        loaded, wanted, repair=repair, data=data, root=root, images=images, seed=seed, report=Bar()
+    )
     shape = wanted.shape_after
     name = f"{loaded.name} pruned"
     save_model(
-        student, out, shape=shape, pretrained_cfg=loaded.pretrained_cfg, plan_json=wanted.to_json(), name=name,
+        student, out, shape=shape, pretrained_cfg=loaded.pretrained_cfg, plan_json=made.to_json(), name=name,
         class_names=loaded.class_names,
     )  # fmt: skip
     costs = {"params": count_parameters(shape), "macs": count_macs(shape)}

@@ -67,8 +67,20 @@ class BlockPlan(_Record):
         return self.source if self.ffn_source is None else self.ffn_source
 
 
+class Fitted(_Record):
+    """What a student was fitted to beside its plan, enough to make it again: which proxy images (`digest` is that of
+    the drawn set), the residual's metric where directions were cut, and whether least squares mended the cut."""
+
+    repair: bool
+    metric: str = ""
+    data: str
+    digest: str
+    images: Annotated[int, Field(ge=1, strict=True)]
+    seed: Annotated[int, Field(ge=0, strict=True)]
+
+
 class PruningPlan(_Record):
-    """What stays of a model, and what it was made from.
+    """What stays of a model, and what it was made from; `fitted` is there in the plan of a model that images shaped.
 
     With basis "channels" (the letter's way) indices count channels; with "directions" they count the rotated basis's
     directions in order, of the residual and inside each head (FFN channels stay channels). In a staged model `residual`
@@ -86,6 +98,7 @@ class PruningPlan(_Record):
     later_residuals: tuple[Kept, ...] = ()
     blocks: tuple[BlockPlan, ...]
     requested: dict[str, Any] = Field(default_factory=dict)
+    fitted: Fitted | None = None
 
     @model_validator(mode="after")
     def _check(self) -> PruningPlan:

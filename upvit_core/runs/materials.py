@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from upvit_core.cut import cut
+from upvit_core.cut import cut_and_record
 from upvit_core.data import ImageSet, open_images
 from upvit_core.errors import RunError
 from upvit_core.importance.criterion import Report, silent
@@ -63,11 +63,11 @@ def prepare_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report
             )
         return Student(opened.model, opened.shape, _plan_beside(spec.student), *beside)
     plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run").at_size(teacher.shape.img_size)
-    model = cut(
+    model, made = cut_and_record(
         teacher, plan, repair=spec.repair, data=train, images=min(spec.calibration_images, len(train)),
         seed=spec.settings.seed, report=report,
     )  # fmt: skip
-    return Student(model, plan.shape_after, plan.to_json(), *beside)
+    return Student(model, plan.shape_after, made.to_json(), *beside)
 
 
 def _opened(name: str, device: torch.device | str, img_size: tuple[int, int] | None = None) -> LoadedModel:

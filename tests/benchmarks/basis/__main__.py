@@ -12,7 +12,6 @@ python -m tests.benchmarks.basis cost                   time and memory at DeiT-
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +28,7 @@ Teacher = Annotated[str, typer.Option(help="demo, or a folder")]
 Data = Annotated[str, typer.Option(help="demo, or a folder of classes")]
 Images = Annotated[int, typer.Option(help="proxy images")]
 Out = Annotated[Path | None, typer.Option(help="JSON file; rows that it holds already are not made again")]
+HESSIAN_BATCHES = 5  # it needs a backward pass for every image
 RATIOS = (0.25, 0.5, 0.75)
 
 
@@ -67,7 +67,7 @@ def about(setting: Setting) -> dict[str, Any]:
 @app.command()
 def table(
     teacher: Teacher = "demo", data: Data = "demo", images: Images = 2000, seed: int = 0,
-    merged: bool = True, peers: Annotated[str, typer.Option(help="Torch-Pruning's criteria, or none")] = "",
+    merged: bool = True, peers: Annotated[str, typer.Option(help="Torch-Pruning's criteria")] = "l1,l2,taylor,hessian",
     ratios: Annotated[str, typer.Option(help="shares removed")] = "0.25,0.5,0.75", out: Out = None,
 ) -> None:  # fmt: skip
     """Channels and directions, each with and without repair and head merging, and a peer at the same shape."""
@@ -77,8 +77,7 @@ def table(
         for merge in (None, heads // 2) if merged and heads and heads % 2 == 0 else (None,):
             for basis in ("channels", "directions"):
                 _both(setting, rows, basis, ratio, merge)
-        if peers != "none":
-            _peer(setting, rows, ratio, peers.split(",") if peers else None)
+        _peer(setting, rows, ratio, peers.split(",") if peers else [])
     publish("right after the cut", rows.rows, out, **about(setting))
 
 
@@ -100,26 +99,23 @@ def _both(setting: Setting, rows: Rows, basis: str, ratio: float, heads: int | N
     rows.add({**key, "way": f"{basis}, repaired"}, mended)
 
 
-def _peer(setting: Setting, rows: Rows, ratio: float, only: list[str] | None) -> None:
-    """Every criterion of Torch-Pruning, as it is and with the scale put right; the least KL is the one to compare."""
-    from tests.benchmarks.basis import peer
+def _peer(setting: Setting, rows: Rows, ratio: float, criteria: list[str]) -> None:
+    """Torch-Pruning's criteria, by its own surgery at the same shape; the least KL of them is the one to compare."""
+    from tests.benchmarks.torch_pruning_peer import cut_to
 
-    warnings.filterwarnings("ignore", module="torch_pruning")
-    loaded = setting.loaded
-    shape = setting.plan("channels", ratio).shape_after
-    for criterion in only or peer.CRITERIA:
+    shape, images = setting.plan("channels", ratio).shape_after, list(setting.proxy.batches(100))
+    for criterion in criteria:
 
         def make(criterion: str = criterion) -> dict[str, Any]:
-            student = peer.cut(loaded.model, loaded.shape, ratio, criterion, setting.proxy)
-            block = shape.blocks[0]
-            if peer.widths(student) != (shape.embed_dim, block.num_heads, block.attention, block.ffn):
-                raise SystemExit(f"Torch-Pruning made another shape: {peer.widths(student)}")
-            found = [setting.measure(peer.scaled(student, fair)) for fair in (False, True)]
-            return measured(*min(found, key=lambda pair: pair[1]), setting)
+            few = images[:HESSIAN_BATCHES] if criterion == "hessian" else images
+            peer = cut_to(setting.loaded.model, setting.loaded.shape, criterion, few, ratio=ratio)
+            if (peer.shape.embed_dim, peer.shape.blocks) != (shape.embed_dim, shape.blocks):
+                raise SystemExit(f"Torch-Pruning made another shape: {peer.shape}")
+            return measured(*setting.measure(peer.model), setting)
 
         rows.add(
-            {"removed": f"{ratio:.0%}", "heads": loaded.shape.num_heads, "way": f"Torch-Pruning, {criterion}"}, make
-        )
+            {"removed": f"{ratio:.0%}", "heads": shape.num_heads, "way": f"Torch-Pruning, {criterion}"}, make
+        )  # fmt: skip
 
 
 @app.command()
