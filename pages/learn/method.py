@@ -1,11 +1,24 @@
-"""Method: a guided walk in six steps on the model that is open; every picture is made from its real numbers."""
+"""Method: a guided walk in seven steps on the model that is open; every picture is made from its real numbers."""
 
 import json
 
 import numpy as np
 import streamlit as st
 
-from pages.shared import actions, channel, charts, frame, jobs, measured, opened, places, scoring, whatif, words
+from pages.shared import (
+    actions,
+    channel,
+    charts,
+    frame,
+    jobs,
+    measured,
+    opened,
+    places,
+    right_basis,
+    scoring,
+    whatif,
+    words,
+)
 from pages.shared.gallery import gallery
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
@@ -31,7 +44,8 @@ STEPS = (
     "3 · Ranking and the cut",
     "4 · Merging heads",
     "5 · A thinner model",
-    "6 · Learning again",
+    "6 · The right basis",
+    "7 · Learning again",
 )
 LESSON_IMAGES = 200
 TALL = 470
@@ -291,6 +305,7 @@ SEE_ON = (
     ("pages/explore/importance.py", "Importance"),
     ("pages/explore/tradeoff.py", "Trade-off"),
     ("pages/explore/tradeoff.py", "Trade-off"),
+    ("pages/explore/tradeoff.py", "Trade-off"),
     (actions.RUNS_PAGE, "Runs"),
 )
 
@@ -299,7 +314,7 @@ def move(by: int) -> None:
     st.session_state["step"] = STEPS[min(max(STEPS.index(st.session_state["step"]) + by, 0), len(STEPS) - 1)]
 
 
-with frame.page("Method", "How a Vision Transformer is made thinner, in six steps, on the model that is open."):
+with frame.page("Method", "How a Vision Transformer is made thinner, in seven steps, on the model that is open."):
     model = frame.current()
     scores = scoring.current(model)
     step = st.segmented_control(
@@ -329,6 +344,8 @@ with frame.page("Method", "How a Vision Transformer is made thinner, in six step
         merging_heads(model, scores)
     elif number == 4:
         thinner(model)
+    elif number == 5:
+        right_basis.lesson(model, scores, height=TALL)
     else:
         teacher(model, scores)
     with st.container(horizontal=True, vertical_alignment="center"):

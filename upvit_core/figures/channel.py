@@ -202,8 +202,11 @@ def before_after(
     *,
     height: int = 260,
     most: int = 10,
+    called: tuple[str, str] = ("whole model", "without the channel"),
 ) -> Chart:
     """Two distributions over the likeliest classes of one image: of the whole model (hollow), and without a channel.
+
+    `called` names the two.
 
     before, after: (classes,) probabilities.
     """
@@ -215,18 +218,18 @@ def before_after(
             "type": "bar",
             "x": labels,
             "y": 100 * before[chosen],
-            "name": "whole model",
+            "name": called[0],
             "marker": {"color": "rgba(0,0,0,0)", "line": {"color": theme.text, "width": 2}},
-            "hovertemplate": "%{x}: %{y:.2f} % by the whole model<extra></extra>",
+            "hovertemplate": f"%{{x}}: %{{y:.2f}} % by the {called[0]}<extra></extra>",
         },
         {
             "type": "bar",
             "x": labels,
             "y": 100 * after[chosen],
-            "name": "without the channel",
+            "name": called[1],
             "marker": {"color": COLOURS[component]},
             "customdata": terms[chosen],
-            "hovertemplate": "%{x}: %{y:.2f} % without it; its part of the KL %{customdata:.3g}<extra></extra>",
+            "hovertemplate": f"%{{x}}: %{{y:.2f}} % {called[1]}; its part of the KL %{{customdata:.3g}}<extra></extra>",
         },
     ]
     layout: Spec = {

@@ -1,0 +1,81 @@
+"""The lesson on the basis: its words before anything is measured, and its numbers against slower ways."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from streamlit.testing.v1 import AppTest
+
+from tests.pages.test_pages import html_of
+
+METHOD, STEP = "pages/learn/method.py", "6 · The right basis"
+Run = Callable[..., AppTest]
+
+
+def test_the_step_says_what_it_needs(page: Run, published: Path) -> None:
+    test = page(METHOD, open=f"published:{published}", step=STEP)
+    assert not test.exception
+    assert "needs a plain ViT with weights, and images" in test.info[0].value
+
+
+def test_the_step_measures_rotation_and_cuts_on_the_demo(jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pages.shared import jobs, measured
+
+    monkeypatch.setattr(measured, "CALIBRATION_IMAGES", 60)
+    monkeypatch.setattr(measured, "PREVIEW_IMAGES", 100)
+    test = AppTest.from_file(METHOD, default_timeout=300)
+    test.query_params["open"], test.query_params["step"] = "demo", STEP
+    test.run()
+    assert not test.exception
+    found = next(job.result for job in jobs.workers().jobs.values() if job.key.startswith("rotation"))
+    assert found.largest < 1e-4
+    assert np.abs(found.effect.before - found.effect.after).max() < 1e-5
+    for shares in (found.channels, found.directions):
+        assert shares.sum() == pytest.approx(1)
+        assert (np.diff(shares) <= 1e-15).all()
+    assert (np.cumsum(found.directions) >= np.cumsum(found.channels) - 1e-12).all()
+    assert f"carry {100 * found.channels[:48].sum():.0f} % of the stream" in html_of(test)
+
+    test.segmented_control(key="lesson-rotation").set_value("Rotated").run()
+    assert not test.exception
+    assert "So nothing changes" in html_of(test)
+    test.segmented_control(key="lesson-rotation").set_value("Cut").run()
+    assert not test.exception
+    previews = [job.result for job in jobs.workers().jobs.values() if job.key.startswith("preview")]
+    assert len(previews) == 3
+    channels, directions, repaired = previews
+    assert channels.kl > directions.kl > repaired.kl
+    assert f"{repaired.top1:.1f} %" in html_of(test)
+
+
+def test_spectrum_is_that_of_the_normalised_stream() -> None:
+    from tests.tiny import TensorProxy, images, tiny
+    from upvit_core.basis import fold, gather
+    from upvit_core.basis.spectrum import spectrum
+    from upvit_core.models.adapt import adapt
+
+    model, shape = tiny()
+    x = images(6)
+    channels, directions = spectrum(gather(adapt(model, shape), TensorProxy(x)))
+    folded = fold(model, shape)
+    seen: dict[str, torch.Tensor] = {}
+    norms = [n for block in folded.blocks for n in (block.norm1, block.norm2)] + [folded.norm]
+    for number, norm in enumerate(norms):
+        norm.register_forward_hook(lambda _, __, out, n=number: seen.update({str(n): out.detach()}))
+    with torch.no_grad():
+        folded(x)
+    total = np.zeros((shape.embed_dim, shape.embed_dim))
+    for number in range(len(norms)):
+        rows = seen[str(number)]
+        if number >= len(norms) - 2:  # the last block's FFN and the head read the class token alone
+            rows = rows[:, :1]
+        flat = rows.reshape(-1, shape.embed_dim).numpy()
+        gram = sum(np.outer(row, row) for row in flat)
+        total += gram / np.trace(gram)
+    total /= len(norms)
+    assert np.allclose(channels.numpy(), np.sort(np.diag(total))[::-1], atol=1e-9)
+    assert np.allclose(directions.numpy(), np.sort(np.linalg.eigvalsh(total))[::-1], atol=1e-9)
