@@ -105,7 +105,8 @@ def slow_moments(model, shape, x):
         handles = []
         for b, block in enumerate(folded.blocks):
             for name, module in ((f"n1.{b}", block.norm1), (f"n2.{b}", block.norm2), (f"qkv.{b}", block.attn.qkv),
-                                 (f"proj.{b}", block.attn.proj), (f"fc2.{b}", block.mlp.fc2)):  # fmt: skip
+                                 (f"proj.{b}", block.attn.proj), (f"fc1.{b}", block.mlp.fc1),
+                                 (f"fc2.{b}", block.mlp.fc2)):  # fmt: skip
                 handles.append(
                     module.register_forward_hook(lambda _, i, o, n=name, kept=kept: kept.update({n: (i[0], o)}))
                 )
@@ -134,6 +135,13 @@ def slow_moments(model, shape, x):
                                      (f"mixed_gradient.{b}", kept[f"proj.{b}"][0]),
                                      (f"written_gradient.{b}", kept[f"fc2.{b}"][1])):  # fmt: skip
                     add(name, torch.autograd.grad(scalar, tensor, retain_graph=True)[0])
+                gradient = torch.autograd.grad(scalar, kept[f"qkv.{b}"][1], retain_graph=True)[0][0]  # (N, 3A)
+                tokens = [("proj", kept[f"proj.{b}"][1]), ("fc1", kept[f"fc1.{b}"][1]), ("fc2", kept[f"fc2.{b}"][1])]
+                parts = dict(zip("qkv", gradient.chunk(3, -1), strict=True))
+                parts |= {n: torch.autograd.grad(scalar, t, retain_graph=True)[0][0] for n, t in tokens}
+                for part, g in parts.items():
+                    squares = (g[T] if part not in "kv" else g).square().sum(-1)
+                    sums[f"token {part}.{b}"] = sums.get(f"token {part}.{b}", 0) + squares
     return sums
 
 
@@ -149,7 +157,9 @@ def test_statistics_equal_brute_force_whatever_the_batch(variant):
         assert torch.allclose(other.grams[name] / scale, gram / scale, atol=1e-10)
         if name in slow and not (shape.layer_scale and "gradient" in name and "written" in name):
             assert torch.allclose(slow[name] / scale, gram / scale, atol=1e-9), name
-    assert len(slow) >= 10 * shape.depth
+    for name, squares in found.token_gradients.items():
+        assert torch.allclose(slow[f"token {name}"], squares, rtol=1e-8), name
+    assert len(slow) >= 16 * shape.depth
 
 
 def reference_logits(model, shape, stats, plan, x):

@@ -12,6 +12,7 @@ from upvit_core.models.build import shape_of
 from upvit_core.planning.select import plan_uniform
 from upvit_core.repair import repair
 from upvit_core.repair.least_squares import RIDGES, Moments, fit
+from upvit_core.repair.repair import _LinearFit
 from upvit_core.surgery import prune
 
 
@@ -60,6 +61,27 @@ def test_ridge_is_the_best_of_all_on_held_out_rows():
     assert errors[solution.ridge] == pytest.approx(solution.after)
     both = moments_of(torch.cat([x, held_x]), torch.cat([y, held_y]))
     assert torch.allclose(solution.change, both.solve((solution.ridge,))[0])
+
+
+def test_a_layer_is_fitted_with_each_token_counting_by_its_weight():
+    generator = torch.Generator().manual_seed(4)
+    linear = torch.nn.Linear(5, 3).double().requires_grad_(False)
+    x, target = (torch.randn(30, 4, n, generator=generator, dtype=torch.float64) for n in (5, 3))
+    weights = torch.tensor([4.0, 1.0, 0.5, 0.0]).double()
+    fitting = _LinearFit(linear, weights=weights)
+    for part in torch.arange(30).chunk(3):
+        fitting.add(x[part], target[part], part % 5 == 4)
+    before = torch.nn.functional.linear(x, linear.weight, linear.bias)
+    report = fitting.finish("layer")
+    rows = torch.cat([x, torch.ones(30, 4, 1).double()], -1) * weights.sqrt()[:, None]
+    missing = (target - before) * weights.sqrt()[:, None]
+    assert report.kept
+    A, B = rows.flatten(0, 1), missing.flatten(0, 1)
+    size = A.square().sum(0).sqrt()
+    normal = (A / size).T @ (A / size) + report.ridge * torch.eye(6).double()
+    change = torch.linalg.solve(normal, (A / size).T @ B) / size[:, None]
+    after = torch.nn.functional.linear(x, linear.weight, linear.bias) - before
+    assert torch.allclose(after, x @ change[:-1] + change[-1], atol=1e-9)
 
 
 def kl(teacher, student, x):

@@ -13,6 +13,7 @@ from streamlit.testing.v1 import AppTest
 from tests.pages.test_pages import html_of
 
 METHOD, STEP = "pages/learn/method.py", "6 · The right basis"
+ROOT = Path(__file__).resolve().parents[2]
 Run = Callable[..., AppTest]
 
 
@@ -27,7 +28,7 @@ def test_the_step_measures_rotation_and_cuts_on_the_demo(jobs_at_once: None, mon
 
     monkeypatch.setattr(measured, "CALIBRATION_IMAGES", 60)
     monkeypatch.setattr(measured, "PREVIEW_IMAGES", 100)
-    test = AppTest.from_file(METHOD, default_timeout=300)
+    test = AppTest.from_file(str(ROOT / METHOD), default_timeout=300)
     test.query_params["open"], test.query_params["step"] = "demo", STEP
     test.run()
     assert not test.exception

@@ -30,7 +30,9 @@ class ProxyStatistics:
     `reader_gradient.{s}` the gradient there, where s counts norm1 and norm2 of every block and then the final norm; of
     block b `query.{b}` q, `key.{b}` k less its mean over the image, `mixed.{b}` the input of proj and
     `mixed_gradient.{b}` its gradient, `hidden.{b}` [activation; 1] before fc2, `written_gradient.{b}` the gradient of
-    what fc2 writes. rows: over how many tokens each of these sums runs. directions: the residual's D - 1 directions
+    what fc2 writes. rows: over how many tokens each of these sums runs. token_gradients: of what a linear layer writes
+    (`q`, `k`, `v`, `proj`, `fc1`, `fc2` of every block, as `{part}.{b}`) the squared gradient, summed over images and
+    channels, token by token (T,): which positions the answer hangs on. directions: the residual's D - 1 directions
     (D, D-1) by `metric`, the most important first, and what each adds to those before it, in nats.
     """
 
@@ -38,6 +40,7 @@ class ProxyStatistics:
     state: State
     grams: dict[str, Tensor]
     rows: dict[str, int]
+    token_gradients: dict[str, Tensor]
     directions: Tensor
     direction_scores: Tensor
     metric: str
@@ -96,6 +99,7 @@ def gather(
         state=state_of(folded),
         grams=sums.grams,
         rows=sums.rows,
+        token_gradients=sums.tokens,
         directions=directions,
         direction_scores=scores,
         metric=metric,
@@ -111,6 +115,7 @@ class _Sums:
     def __init__(self) -> None:
         self.grams: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
+        self.tokens: dict[str, Tensor] = {}
 
     def add(self, name: str, x: Tensor, *, count: bool = True) -> None:
         """x: (..., n); adds xᵀx over all leading dimensions."""
@@ -118,6 +123,11 @@ class _Sums:
         gram = (flat.T @ flat).double()
         self.grams[name] = self.grams[name] + gram if name in self.grams else gram
         self.rows[name] = self.rows.get(name, 0) + (len(flat) if count else 0)
+
+    def add_tokens(self, name: str, gradient: Tensor) -> None:
+        """gradient: (B, T, n); adds its squares over images and channels."""
+        squares = gradient.double().square().sum((0, 2))
+        self.tokens[name] = self.tokens[name] + squares if name in self.tokens else squares
 
 
 def _add_batch(sums: _Sums, stream: Stream, images: Tensor, num_directions: int) -> None:
@@ -132,7 +142,10 @@ def _add_batch(sums: _Sums, stream: Stream, images: Tensor, num_directions: int)
     logits = stream.head(features)
 
     wanted: dict[str, Tensor] = {f"reader_gradient.{2 * stream.shape.depth}": features}
+    tokens: dict[str, Tensor] = {}
     for b, (a, f) in enumerate(zip(attention, feed_forward, strict=True)):
+        tokens |= {f"q.{b}": a.q, f"k.{b}": a.k, f"v.{b}": a.v, f"proj.{b}": a.written}
+        tokens |= {f"fc1.{b}": f.before, f"fc2.{b}": f.written}
         wanted |= {f"reader_gradient.{2 * b}": a.normed, f"reader_gradient.{2 * b + 1}": f.normed}
         wanted |= {f"mixed_gradient.{b}": a.mixed, f"written_gradient.{b}": f.written}
         centred = a.k - a.k.mean(1, keepdim=True)
@@ -147,9 +160,12 @@ def _add_batch(sums: _Sums, stream: Stream, images: Tensor, num_directions: int)
 
     outputs = output_directions(logits.detach(), num_directions)
     for r, output in enumerate(outputs):
-        gradients = torch.autograd.grad(logits, list(wanted.values()), output, retain_graph=r + 1 < len(outputs))
-        for name, gradient in zip(wanted, gradients, strict=True):
+        asked = [*wanted.values(), *tokens.values()]
+        gradients = torch.autograd.grad(logits, asked, output, retain_graph=r + 1 < len(outputs))
+        for name, gradient in zip(wanted, gradients, strict=False):
             sums.add(name, gradient, count=r == 0)
+        for name, gradient in zip(tokens, gradients[len(wanted) :], strict=True):
+            sums.add_tokens(name, gradient)
 
 
 def output_directions(logits: Tensor, count: int, num_classes: int = 64) -> Sequence[Tensor]:

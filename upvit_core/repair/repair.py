@@ -7,6 +7,9 @@ stream after them meets the original's stream in the thinner basis, the heads to
 The ridge is chosen on held-out images, and a layer is changed only where its held-out error falls. Kin: CORP and other
 retraining-free pruning, which repair FFN and attention but not the residual.
 
+Not all tokens matter alike: with statistics, a token's squared error counts by the root of how strongly the answer
+reacts to what is written at its position (in late blocks the class token, above all).
+
 Keys need no constant: softmax ignores what all keys of an image share, so k is fitted on deviations from the image's
 mean.
 """
@@ -97,7 +100,10 @@ def repair(
         basis, original = basis or channel_basis(plan), copy.deepcopy(teacher)
     start = time.perf_counter()
     with frozen(original), torch.no_grad():
-        sweep = _Sweep(copy.deepcopy(student).eval(), original, plan, basis, proxy, held_out, batch_size, report)
+        weights = token_weights(stats) if stats is not None else {}
+        sweep = _Sweep(
+            copy.deepcopy(student).eval(), original, plan, basis, weights, proxy, held_out, batch_size, report
+        )
         sweep.run()
     seconds = time.perf_counter() - start
     return sweep.student.model, RepairReport(tuple(sweep.layers), len(proxy), len(proxy) // held_out, seconds)
@@ -112,6 +118,7 @@ class _Sweep:
         original: nn.Module,
         plan: PruningPlan,
         basis: Basis,
+        weights: dict[str, Tensor],
         proxy: Proxy,
         held_out: int,
         batch_size: int,
@@ -122,6 +129,7 @@ class _Sweep:
         self.original = Stream(original, plan.shape_before)
         parameter = next(student.parameters())
         self.basis = basis.to(parameter)
+        self.weights = {name: weight.to(parameter) for name, weight in weights.items()}
         self.layers: list[LayerRepair] = []
         self.ours: list[Tensor] = []
         self.theirs: list[Tensor] = []
@@ -158,7 +166,10 @@ class _Sweep:
         module: Any = self.student.model.blocks[number]
         maps, qkv, name = self.basis.heads[number], module.attn.qkv, f"blocks.{number}.attn"
         A = qkv.out_features // 3
-        fits = [_LinearFit(qkv, slice(i * A, (i + 1) * A), bias=i != 1) for i in range(3)]
+        fits = [
+            _LinearFit(qkv, slice(i * A, (i + 1) * A), bias=i != 1, weights=self.weights.get(f"{part}.{source}"))
+            for i, part in enumerate("qkv")
+        ]
         for i, (ours, theirs) in enumerate(zip(self.ours, self.theirs, strict=True)):
             trace = self.original.attention(source, theirs)
             normed = module.norm1(ours)
@@ -171,7 +182,7 @@ class _Sweep:
             self.layers.append(fitting.finish(f"{name}.{part}"))
         self.clock.advance(1, name)
 
-        fitting = _LinearFit(module.attn.proj)
+        fitting = _LinearFit(module.attn.proj, weights=self.weights.get(f"proj.{source}"))
         for i, (ours, theirs) in enumerate(zip(self.ours, self.theirs, strict=True)):
             trace = self.student.attention(number, ours)
             target = self.student.rows(number, theirs) @ self.basis.embedding
@@ -184,7 +195,7 @@ class _Sweep:
         module: Any = self.student.model.blocks[number]
         kept = torch.tensor(self.plan.blocks[number].ffn.keep, device=self.ours[0].device)
         name = f"blocks.{number}.mlp"
-        fitting = _LinearFit(module.mlp.fc1)
+        fitting = _LinearFit(module.mlp.fc1, weights=self.weights.get(f"fc1.{source}"))
         for i, (ours, theirs) in enumerate(zip(self.ours, self.theirs, strict=True)):
             trace = self.original.feed_forward(source, theirs)
             fitting.add(module.norm2(ours), self.student.rows(number, trace.before)[..., kept], self.held[i])
@@ -192,7 +203,7 @@ class _Sweep:
         self.layers.append(fitting.finish(f"{name}.fc1"))
         self.clock.advance(1, name)
 
-        fitting = _LinearFit(module.mlp.fc2)
+        fitting = _LinearFit(module.mlp.fc2, weights=self.weights.get(f"fc2.{source}"))
         for i, (ours, theirs) in enumerate(zip(self.ours, self.theirs, strict=True)):
             target = self.student.rows(number, theirs) @ self.basis.embedding
             fitting.add(self.student.feed_forward(number, ours).hidden, target - ours, self.held[i])
@@ -218,9 +229,13 @@ class _Sweep:
 
 
 class _LinearFit:
-    """The least-squares problem of some output rows of one linear layer, gathered batch by batch."""
+    """The least-squares problem of some output rows of one linear layer, gathered batch by batch; each token counts by
+    its weight (T,), where such are given."""
 
-    def __init__(self, linear: nn.Linear, rows: slice = slice(None), bias: bool = True):
+    def __init__(
+        self, linear: nn.Linear, rows: slice = slice(None), bias: bool = True, weights: Tensor | None = None
+    ):  # fmt: skip
+        self.root = None if weights is None else weights.sqrt()[:, None]  # (T, 1)
         self.weight = linear.weight.data[rows]
         self.bias = linear.bias.data[rows] if bias and linear.bias is not None else None
         outputs, inputs = self.weight.shape
@@ -233,6 +248,8 @@ class _LinearFit:
         missing = target - F.linear(x, self.weight, self.bias)
         if self.bias is not None:
             x = F.pad(x, (0, 1), value=1)
+        if self.root is not None:
+            x, missing, target = (t * self.root[: x.shape[1]] for t in (x, missing, target))
         self.train.add(x[~held], missing[~held])
         self.held_out.add(x[held], missing[held])
         self.energy += float(target[held].double().square().sum())
@@ -248,6 +265,15 @@ class _LinearFit:
                 self.bias += change[:, -1]
         energy = max(self.energy, 1e-300)
         return LayerRepair(name, kept, solution.ridge, solution.before / energy, solution.after / energy)
+
+
+def token_weights(stats: ProxyStatistics) -> dict[str, Tensor]:
+    """By layer the weight of each token (T,), with mean 1: the root of its mean squared gradient, and never nothing."""
+    found = {}
+    for name, squares in stats.token_gradients.items():
+        weight = (squares / squares.mean().clamp_min(1e-300)).clamp_min(0.01).sqrt()
+        found[name] = weight / weight.mean()
+    return found
 
 
 def _centred(x: Tensor) -> Tensor:
