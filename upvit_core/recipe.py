@@ -61,7 +61,12 @@ PRESETS: dict[str, DistillSettings] = {
     "demo": DistillSettings(
         batch_size=64, warmup_epochs=0.25, drop_path=0.0, ema_decay=0.998, weight_decay=0.02, checkpoint_minutes=0.5
     ),
-}
+    # A small language model: nothing is mixed, gradients are clipped as is usual there.
+    "language": DistillSettings(
+        batch_size=32, lr=2e-3, min_lr=1e-4, weight_decay=0.05, warmup_epochs=0.1, cutmix=0.0, ema_decay=0.99,
+        drop_path=0.0, clip_grad=1.0, checkpoint_minutes=0.5, eval_images=400,
+    ),
+}  # fmt: skip
 
 # Without a teacher, on other data: DeiT's way of fine-tuning, with steps that grow smaller towards the first layers.
 FINETUNE_PRESETS: dict[str, DistillSettings] = {

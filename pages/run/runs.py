@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.shared import actions, charts, frame, measured, places, run_actions, run_data, scoring, whatif, words
-from upvit_core.figures.runs import RunCurve, VegaChart, speed_chart, step_chart
+from upvit_core.figures.runs import RunCurve, VegaChart, judged_by, speed_chart, step_chart
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.runs.spec import RESUMABLE
 from upvit_core.runs.store import RunStore, RunSummary
@@ -27,8 +27,11 @@ STYLE = """<style>
 </style>"""
 FORMATS = {
     "After surgery, %": "%.2f", "Top-1 now, %": "%.2f", "to the teacher": "%+.2f", "to scratch": "%+.2f",
+    "Perplexity after surgery": "%.2f", "Perplexity now": "%.2f",
     "KL, nats": "%.4f", "Images/s": "%.0f", "× teacher": "%.2f", "Test images": "%d",
 }  # fmt: skip
+PERPLEXITY = {"Perplexity after surgery", "Perplexity now"}
+OF_IMAGES = {"After surgery, %", "Top-1 now, %", "to the teacher", "to scratch"}
 
 
 def shown_key(run_id: str) -> str:
@@ -88,7 +91,7 @@ def pictures(curves: Sequence[RunCurve], imagenet: bool) -> None:
     with left:
         draw(step_chart(curves, "loss", theme), "loss")
     with right:
-        draw(step_chart(curves, "top1", theme), "top1")
+        draw(step_chart(curves, judged_by(curves), theme), "top1")
 
 
 def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSummary]) -> None:
@@ -117,6 +120,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
                 "Top-1 now, %": top1,
                 "to the teacher": None if top1 is None or against is None else top1 - against,
                 "to scratch": None if top1 is None or baseline is None else top1 - baseline,
+                "Perplexity after surgery": surgery.get("perplexity"),
+                "Perplexity now": last.get("perplexity"),
                 "KL, nats": last.get("kl_teacher"),
                 "Images/s": surgery.get("images_per_s"),
                 "× teacher": surgery.get("speedup"),
@@ -126,6 +131,9 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
             }
         )  # fmt: skip
     if lines:
+        texts = [line["Perplexity now"] is not None for line in lines]
+        hidden = OF_IMAGES if all(texts) else set() if any(texts) else PERPLEXITY
+        lines = [{name: value for name, value in line.items() if name not in hidden} for line in lines]
         numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
         st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
         devices = sorted(

@@ -107,6 +107,8 @@ def state_words(state: RunState, *, stopping: bool = False) -> str:
         ending = ORDINALS.get(place % 10, "th") if place % 100 not in (11, 12, 13) else "th"
         return f"queued {place}{ending}" if place else "queued"
     top1 = "" if state.top1 is None else f" {state.top1:.1f} %"
+    if state.perplexity is not None:
+        top1 = f", perplexity {state.perplexity:.2f}"
     if state.state == "running":
         if not state.total_steps or state.stage not in ("training", ""):
             return f"running: {state.stage or 'starting'}"

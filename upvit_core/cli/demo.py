@@ -1,9 +1,9 @@
-"""demo train: the demo teacher, made again from its data."""
+"""demo train, demo train-language: the demo teacher made again from its data; a small language model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,3 +30,20 @@ def demo_train(
 
     model = train(data, work, compile_model=compile_model)
     emit(write_assets(model, data, work, out, score_images=score_images, report=Bar()), as_json)
+
+
+@app.command("train-language")
+def demo_train_language(
+    out: Annotated[Path, typer.Option(help="folder to write")],
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text; default: what Debian's bible-kjv prints")] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 2,
+    seed: Annotated[int, typer.Option()] = 0,
+    as_json: Json = False,
+) -> None:
+    """Train a small GPT-2 on a text, minutes on a CPU; the text is kept in the folder, to be given as --data."""
+    from upvit_core.demo_language import train_language
+
+    def tell(row: dict[str, Any]) -> None:
+        typer.echo(f"step {row['step']:>6}  loss {row['loss']:.3f} nats a token", err=True)
+
+    emit(train_language(out, text, epochs=epochs, seed=seed, report=tell), as_json)

@@ -95,6 +95,8 @@ def evaluate(
         "top1": result.top1, "top1_low": low, "top1_high": high, "top5": result.top5, "images": result.images,
         "skipped": len(test.skipped),
     }  # fmt: skip
+    if loaded.shape.family == "gpt2":
+        values = {"perplexity": result.perplexity, **values, "tokens": values.pop("images")}
     if result.kl is not None:
         values["kl"] = result.kl
     emit(values, as_json)

@@ -170,7 +170,9 @@ def _follow(store: Any, run_id: str, as_json: bool) -> None:
         for row in rows:
             if "top1" in row:
                 last = row
-                typer.echo(f"step {row['step']:>7}  {row['phase']:<9} top-1 {row['top1']:.2f} %", err=True)
+                text = row.get("perplexity")
+                reached = f"top-1 {row['top1']:.2f} %" if text is None else f"perplexity {text:.3f}"
+                typer.echo(f"step {row['step']:>7}  {row['phase']:<9} {reached}", err=True)
         if not state.is_active:
             break
         time.sleep(0.5)
@@ -178,7 +180,8 @@ def _follow(store: Any, run_id: str, as_json: bool) -> None:
         from upvit_core.errors import RunError
 
         raise RunError(f"The run {run_id} ended as {state.state}: {state.error or 'see its log.txt'}")
-    emit({"run": str(store.folder(run_id)), "top1": last.get("top1"), "state": state.state}, as_json)
+    found = {name: last.get(name) for name in ("perplexity", "top1") if name == "top1" or name in last}
+    emit({"run": str(store.folder(run_id)), **found, "state": state.state}, as_json)
 
 
 Runs = Annotated[Path, typer.Option("--out", help="folder of runs")]
@@ -190,13 +193,22 @@ def runs(out: Runs = Path("runs"), as_json: Json = False) -> None:
     from upvit_core.runs.store import RunStore
 
     listed = [
-        {"run": s.id, "name": s.name, "state": s.state.state, "progress": s.state.progress, "top1": s.state.top1}
+        {
+            "run": s.id,
+            "name": s.name,
+            "state": s.state.state,
+            "progress": s.state.progress,
+            "top1": s.state.top1,
+            "perplexity": s.state.perplexity,
+        }
         for s in RunStore(out).list()
     ]
     if as_json:
         typer.echo(json.dumps({"runs": listed}))
     for row in [] if as_json else listed:
         top1 = "" if row["top1"] is None else f"  top-1 {row['top1']:.2f} %"
+        if row["perplexity"] is not None:
+            top1 = f"  perplexity {row['perplexity']:.3f}"
         typer.echo(f"{row['run']:<60} {row['state']:<12} {row['progress']:4.0%}{top1}")
 
 

@@ -19,7 +19,7 @@ from upvit_core.figures.theme import FONT, Theme
 
 Row = Mapping[str, Any]
 Spec = dict[str, Any]
-Quantity = Literal["loss", "top1", "kl_teacher"]
+Quantity = Literal["loss", "top1", "perplexity", "kl_teacher"]
 # Paul Tol's qualitative colours that differ from the three of the components.
 COLOURS = ("#AA3377", "#997700", "#4477AA", "#CC6677", "#228833", "#EE7733", "#6655AA", "#338888", "#BB5566", "#777711")
 STAR = (
@@ -30,6 +30,7 @@ EVALUATIONS = ("surgery", "start", "eval", "final")
 TITLES: dict[Quantity, str] = {
     "loss": "loss, nats",
     "top1": "top-1, %",
+    "perplexity": "perplexity a token, less is better",
     "kl_teacher": "KL to the teacher, nats an image",
 }
 
@@ -75,6 +76,12 @@ def _numbers(row: Row, *names: str) -> bool:
     return all(isinstance(row.get(name), (int, float)) for name in names)
 
 
+def judged_by(curves: Sequence[RunCurve]) -> Literal["top1", "perplexity"]:
+    """Perplexity where every run that has been evaluated is a language model's, else top-1."""
+    rows = [row for curve in curves for row in curve.evaluations]
+    return "perplexity" if rows and all(_numbers(row, "perplexity") for row in rows) else "top1"
+
+
 def colour_of(position: int) -> str:
     """Colour of a run by its position in the order of creation, so that it keeps it when others are hidden."""
     return COLOURS[position % len(COLOURS)]
@@ -94,10 +101,15 @@ def front_of(points: Sequence[tuple[float, float]]) -> list[int]:
 def speed_chart(
     curves: Sequence[RunCurve], theme: Theme, *, relative: bool = False, published: bool = False, height: int = 440
 ) -> VegaChart:
-    """Top-1 against images/s; `relative` divides each run's speed by its teacher's, measured in the same run."""
+    """Top-1 against images/s, or perplexity against blocks of text a second.
+
+    `relative` divides each run's speed by its teacher's, measured in the same run.
+    """
     speed = {curve.id: _unit(curve, relative) for curve in curves}
+    quantity = judged_by(curves)
+    better = -1 if quantity == "perplexity" else 1
     path = [
-        {**_describe(curve), "x": row["images_per_s"] / speed[curve.id], "y": row["top1"], "phase": _phase(row),
+        {**_describe(curve), "x": row["images_per_s"] / speed[curve.id], "y": row[quantity], "phase": _phase(row),
          "step": row.get("step"), "epoch": row.get("epoch"), "seconds": row.get("seconds"), "images": row.get("images"),
          "kl": row.get("kl_teacher")}
         for curve in curves for row in curve.evaluations
@@ -105,9 +117,9 @@ def speed_chart(
     latest = list({entry["id"]: entry for entry in path}.values())
     starts = list({entry["id"]: entry for entry in reversed(path)}.values())
     front = [(entry["x"], entry["y"]) for entry in latest]
-    teachers = _teachers(curves, relative)
+    teachers = _teachers(curves, relative, quantity)
     front += [(t["x"], t["y"]) for t in teachers]
-    on_front = front_of(front)
+    on_front = front_of([(x, better * y) for x, y in front])
     sweeps = [e for e in sorted(latest, key=lambda e: e["x"]) if e["group"] and _shared(latest, e["group"])]
     datasets = {
         "path": _table(path, _PATH),
@@ -119,8 +131,9 @@ def speed_chart(
         "published": _table(_published() if published and not relative else [], ("label", "x", "y", "note")),
     }
     how = _conditions(curves)
-    title = "× the teacher's images/s, measured in the same run" if relative else f"images/s, measured{how}"
-    y_title = "top-1, %" + _sizes(path)
+    inputs = "images" if better > 0 else "blocks"
+    title = f"× the teacher's {inputs}/s, measured in the same run" if relative else f"{inputs}/s, measured{how}"
+    y_title = "top-1, %" + _sizes(path) if better > 0 else TITLES["perplexity"]
     layers = [
         _layer("front", {"type": "line", "strokeWidth": 7, "opacity": 0.22, "color": theme.text}, order="x"),
         _layer("sweeps", {"type": "line", "strokeWidth": 1.6, "strokeDash": [5, 4], "color": theme.quiet}, order="x",
@@ -138,11 +151,14 @@ def speed_chart(
                              "color": theme.quiet}, tooltip=_PUBLISHED_TIPS),
         _layer("published", _text_mark(theme, -15, theme.quiet), text="label"),
     ]  # fmt: skip
-    told = "; ".join(f"{e['label']} {e['y']:.1f} % at {e['x']:,.4g}" for e in latest) or "no run has been evaluated yet"
-    alt = f"Top-1 in percent against {title}: {told}."
+    sign = " %" if better > 0 else ""
+    told = "; ".join(f"{e['label']} {e['y']:.1f}{sign} at {e['x']:,.4g}" for e in latest)
+    told = told or "no run has been evaluated yet"
+    alt = f"{'Top-1 in percent' if better > 0 else 'Perplexity'} against {title}: {told}."
     scales = {"zero": False, "nice": True, "padding": 24}
+    y_scale = scales if better > 0 else {**scales, "type": "log"}
     return VegaChart(
-        _spec(layers, theme, (title, scales), (y_title, scales), height), datasets, alt, lambda: _columns(path)
+        _spec(layers, theme, (title, scales), (y_title, y_scale), height), datasets, alt, lambda: _columns(path)
     )
 
 
@@ -188,12 +204,12 @@ def _tip(name: str, title: str, form: str | None = None) -> Spec:
 
 
 _PATH_TIPS = [
-    _tip("label", "run"), _tip("plan", "plan"), _tip("phase", "point"), _tip("y", "top-1, %", ".2f"),
+    _tip("label", "run"), _tip("plan", "plan"), _tip("phase", "point"), _tip("y", "top-1, % (or perplexity)", ".2f"),
     _tip("images", "test images", ",.0f"), _tip("x", "speed", ",.4g"), _tip("kl", "KL to the teacher, nats", ".4f"),
     _tip("epoch", "epoch", ".2f"), _tip("step", "step", ",.0f"), _tip("seconds", "seconds of training", ",.0f"),
 ]  # fmt: skip
 _TEACHER_TIPS = [
-    _tip("label", "teacher"), _tip("y", "top-1, %", ".2f"), _tip("images", "test images", ",.0f"),
+    _tip("label", "teacher"), _tip("y", "top-1, % (or perplexity)", ".2f"), _tip("images", "test images", ",.0f"),
     _tip("x", "speed, median over runs", ",.4g"), _tip("runs", "runs"), _tip("device", "device"),
 ]  # fmt: skip
 _PUBLISHED_TIPS = [
@@ -222,14 +238,14 @@ def _shared(latest: Sequence[Row], group: str) -> bool:
     return sum(entry["group"] == group for entry in latest) > 1
 
 
-def _teachers(curves: Sequence[RunCurve], relative: bool) -> list[Spec]:
-    """One star a teacher: its top-1, and the median of the speeds that its runs measured."""
+def _teachers(curves: Sequence[RunCurve], relative: bool, quantity: str) -> list[Spec]:
+    """One star a teacher: its top-1 or perplexity, and the median of the speeds that its runs measured."""
     by_name: dict[str, list[Row]] = {}
     for curve in curves:
         if (row := curve.teacher_row) is not None and _numbers(row, "images_per_s"):
             by_name.setdefault(curve.teacher, []).append(row)
     return [
-        {"label": name, "x": 1.0 if relative else median(row["images_per_s"] for row in rows), "y": rows[-1]["top1"],
+        {"label": name, "x": 1.0 if relative else median(row["images_per_s"] for row in rows), "y": rows[-1][quantity],
          "images": rows[-1].get("images"), "device": rows[-1].get("device", ""), "runs": len(rows)}
         for name, rows in by_name.items()
     ]  # fmt: skip

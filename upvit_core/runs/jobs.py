@@ -26,7 +26,7 @@ from upvit_core.runs.folder import Run
 from upvit_core.runs.materials import Student, gather
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.team import Team
-from upvit_core.training_batches import TrainingBatches, batch_source
+from upvit_core.training_batches import TokenBlocks, TrainingBatches, batch_source
 
 EVAL_BATCH = {"cpu": 250, "cuda": 500}
 SPEED_BATCH = {"cpu": 32, "cuda": 128}
@@ -255,8 +255,17 @@ def _final_row(job: Distillation, examiner: Examiner, control: Control) -> None:
 def _note(control: Control, phase: str, job: Distillation, result: Evaluation, extra: dict[str, Any]) -> None:
     control.row(_row(phase, job, result) | extra)
     kl = "" if result.kl is None else f", KL {result.kl:.4f} nats"
-    control.log(f"{phase} at step {job.step}: top-1 {result.top1:.2f} % of {result.images} images{kl}")
-    control.update(now=True, top1=result.top1, top1_images=result.images)
+    found = f"top-1 {result.top1:.2f} % of {result.images} images"
+    perplexity = None
+    if _reads_text(job):
+        perplexity = result.perplexity
+        found = f"perplexity {perplexity:.3f} of {result.images} tokens"
+    control.log(f"{phase} at step {job.step}: {found}{kl}")
+    control.update(now=True, top1=result.top1, top1_images=result.images, perplexity=perplexity)
+
+
+def _reads_text(job: Distillation) -> bool:
+    return isinstance(job.batches.source, TokenBlocks)
 
 
 def _row(phase: str, job: Distillation, result: Evaluation) -> dict[str, Any]:
@@ -264,6 +273,8 @@ def _row(phase: str, job: Distillation, result: Evaluation) -> dict[str, Any]:
         "step": job.step, "epoch": job.step / job.batches.steps_per_epoch, "phase": phase, "top1": result.top1,
         "top5": result.top5, "ce": result.loss, "images": result.images, "seconds": round(job.seconds, 3),
     }  # fmt: skip
+    if _reads_text(job):
+        row["perplexity"] = result.perplexity
     return row if result.kl is None else row | {"kl_teacher": result.kl}
 
 

@@ -101,7 +101,7 @@ class RunState(BaseModel):
     `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
     boot, so that a reused pid is not mistaken for it. `position` counts from 1 in the queue of its device and is filled
     on reading; `turn` is that of its latest turn on the device, counted over all runs. top1 in percent of the latest
-    evaluation, with its images; images_per_s as measured in this run.
+    evaluation, with its images, and a language model's perplexity; images_per_s as measured in this run.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -121,6 +121,7 @@ class RunState(BaseModel):
     seconds_left: float | None = None
     top1: float | None = None
     top1_images: int | None = None
+    perplexity: float | None = None
     teacher_top1: float | None = None
     images_per_s: float | None = None
     error: str = ""
