@@ -28,12 +28,13 @@ def plan_json(ratio: float, heads: int) -> dict[str, Any]:
 
 def made_run(
     store: RunStore, ratio: float, state: str = "done", *, heads: int = 3, evaluations: int = 8, steps: int = 400,
-    share: float = 1.0, group: str = "", name: str = "", **settings: Any,
+    share: float = 1.0, group: str = "", name: str = "", owner: str = "", **settings: Any,
 ) -> Run:  # fmt: skip
     """One run of `steps` steps, `share` of them done."""
     spec = RunSpec(
         name=name or f"demo {100 * ratio:.0f}/{100 * ratio:.0f}/{100 * ratio:.0f} %", teacher="demo", data="demo",
-        plan=plan_json(ratio, heads), epochs=4, group=group, device="cpu", settings=DistillSettings(**settings),
+        plan=plan_json(ratio, heads), epochs=4, group=group, owner=owner, device="cpu",
+        settings=DistillSettings(**settings),
     )  # fmt: skip
     run = store.create(spec)
     speed = 900 / (1 - ratio) ** 1.3

@@ -1,8 +1,17 @@
 """One root error; every message says what was wrong, with which value, and what to do."""
 
+LONGEST = 1200
+
 
 class UPViTError(Exception):
-    """Root of every error that this project raises on purpose; `str(error)` is one clear sentence."""
+    """Root of every error that this project raises on purpose; `str(error)` is one clear sentence.
+
+    A value of thousands of characters, quoted in it, is cut out of its middle.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= LONGEST else f"{text[: LONGEST * 2 // 3]} … {text[-LONGEST // 3 :]}"
 
 
 class CheckpointError(UPViTError):
@@ -31,6 +40,10 @@ class CalibrationError(UPViTError):
 
 class RunError(UPViTError):
     """A run cannot be started, found, resumed, or cancelled."""
+
+
+class LimitError(UPViTError):
+    """The host does not allow this, or its limits cannot be understood."""
 
 
 class ExportError(UPViTError):

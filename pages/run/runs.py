@@ -45,7 +45,8 @@ def run_list(store: RunStore, summaries: Sequence[RunSummary]) -> list[RunSummar
     every = st.toggle(f"Show all {len(summaries)}", key="every-run") if len(summaries) > LISTED else False
     for place, summary in enumerate(summaries if every else summaries[:LISTED]):
         st.session_state.setdefault(shown_key(summary.id), place < SHOWN)
-        stopping = run_actions.is_stopping(summary.id)
+        stopping = "stopping" if run_actions.is_stopping(summary.id) else ""
+        stopping = stopping or ("pausing" if run_actions.is_pausing(summary.id) else "")
         with st.container(key=f"run-{summary.id}"):
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
                 if st.checkbox(label[summary.id], key=shown_key(summary.id)):
@@ -56,6 +57,9 @@ def run_list(store: RunStore, summaries: Sequence[RunSummary]) -> list[RunSummar
             )
             if summary.state.state == "failed" and summary.state.error:
                 st.caption(summary.state.error)
+            elif summary.state.is_active and summary.state.note:
+                st.caption(summary.state.note)
+    run_actions.device_lines(summaries)
     return chosen
 
 
@@ -169,8 +173,12 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary]) -> None:
     with left:
         if state.state in RESUMABLE and state.error:
             st.warning(state.error)
+        if state.note:
+            st.info(state.note, icon=":material/memory:")
         st.code("\n".join(store.tail_log(run_id, LOG_LINES)) or "Nothing is logged yet.", language=None, height=300)
     with right:
+        if state.state == "queued":
+            run_actions.priority_box(store, next(s for s in summaries if s.id == run_id))
         if run.model.is_dir():
             run_actions.downloads(run)
         if not run.spec.settings.from_scratch:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import block_records, jobs, measured, opened, places, scoring, words
+from pages.shared import block_records, jobs, limits, measured, opened, places, scoring, words
 from pages.shared.opened import Opened
 from pages.shared.whatif import MOST, WhatIf
 from upvit_core.importance.scores import ImportanceScores
@@ -20,7 +20,9 @@ from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.widths import widths_of, write_widths
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.recipe import PRESETS
+from upvit_core.runs.devices import Device, device_named
 from upvit_core.runs.executors import executor_for
+from upvit_core.runs.fit import fit_shapes, gigabytes
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
 
@@ -137,6 +139,8 @@ def start_runs(
     """Queue one run for each what-if and go to Runs."""
     store = RunStore(places.runs())
     started_by = owner()
+    limits.confine(spec)
+    limits.check_room(store, started_by, len(what_ifs))
     group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 1 else ""
     for what_if in what_ifs:
         order = RunSpec(
@@ -200,11 +204,34 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
             help="Above 0, what the classifier reads is matched too: the mean square by which the student's last "
             "feature, through a linear map that is learnt with it, misses the teacher's.",
         )  # fmt: skip
+        _memory(chosen, scores, recipe)
         if st.button(
             "Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not images.strip()
         ):
             measured.choose_images(model, images.strip())
             start_runs(model, scores, chosen, int(epochs), recipe, images.strip(), float(features))
+
+
+def _memory(chosen: list[WhatIf], scores: ImportanceScores, recipe: str) -> None:
+    """What the run needs of the device it will get, and a warning where that is more than is free."""
+    device = next_device()
+    if device is None:
+        return
+    plans = [what_if.plan(scores) for what_if in chosen]
+    fits = [fit_shapes(plan.shape_before, plan.shape_after, PRESETS[recipe], device) for plan in plans]
+    known = [fit for fit in fits if fit is not None]
+    if not known:
+        return
+    most = max(known, key=lambda fit: fit.needed)
+    if most.sentence:
+        st.warning(most.sentence, icon=":material/memory:")
+    else:
+        st.caption(f"Needs about {gigabytes(most.needed)} of the {gigabytes(device.free)} free on {device.label}.")
+
+
+@st.cache_data(ttl=10, show_spinner=False)
+def next_device() -> Device | None:
+    return device_named("auto")
 
 
 def _recipe_name(name: str) -> str:

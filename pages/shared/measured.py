@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 
-from pages.shared import jobs, opened, places
+from pages.shared import jobs, limits, opened, places
 from pages.shared.opened import Opened
 from upvit_core.errors import DataError
 from upvit_core.planning.plan import PruningPlan
@@ -83,6 +83,7 @@ def images(model: Opened, spec: str, split: str) -> ImageSet:
         raise DataError(
             "No images were chosen; give a folder of class folders, an archive of one, or a timm data set name."
         )
+    limits.confine(spec)
     key = (opened.identity(model), spec, split)
     kept = _image_sets()
     if key not in kept:

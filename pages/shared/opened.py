@@ -11,7 +11,7 @@ import numpy as np
 import streamlit as st
 from safetensors import SafetensorError, safe_open
 
-from pages.shared import jobs, words
+from pages.shared import jobs, limits, words
 from upvit_core.errors import CheckpointError
 from upvit_core.importance.published import import_scores
 from upvit_core.importance.scores import ImportanceScores, expected_widths
@@ -83,6 +83,7 @@ def peek(source: str) -> Opened | None:
 
     Raises UPViTError with one sentence.
     """
+    limits.confine(bare(source))
     if source == "demo":
         return _folder("demo", DEMO, _stamp(DEMO / "config.json"))
     if source.startswith(PUBLISHED):
@@ -108,6 +109,7 @@ def load(source: str) -> Opened:
     """Open anything that `load_model` opens; takes seconds, since it needs torch."""
     from upvit_core.models.checkpoint import load_model
 
+    limits.confine(bare(source))
     weights = not source.startswith(WITHOUT_WEIGHTS)
     path, heads = split_heads(source.removeprefix(WITHOUT_WEIGHTS))
     loaded = load_model(path, num_heads=heads, pretrained=weights)
@@ -122,6 +124,11 @@ def load(source: str) -> Opened:
         _models().clear()
         _models()[identity(opened)] = loaded
     return opened
+
+
+def bare(source: str) -> str:
+    """The path or name in what a link carries."""
+    return source.removeprefix(PUBLISHED).removeprefix(WITHOUT_WEIGHTS).partition(HEADS)[0]
 
 
 def live(opened: Opened) -> LoadedModel:
@@ -174,7 +181,7 @@ def _stamp(path: Path) -> str:
 def _names_shape(folder: Path) -> bool:
     try:
         return "upvit_shape" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
@@ -189,7 +196,7 @@ def _folder(source: str, folder: Path, stamp: str) -> Opened:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         shape = ModelShape.from_dict(config["upvit_shape"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         if source == "demo":
             raise CheckpointError(
                 "The demo model is missing from assets/demo; restore that folder from the repository, or make it again "

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import opened, places
+from pages.shared import limits, opened, places
 from upvit_core.errors import CheckpointError, UPViTError
 
 WAYS = ("timm", "File", "Upload", "Published")
+LONGEST_NAME = 80
 SUFFIXES = ["pth", "pt", "bin", "safetensors"]
 
 
@@ -18,8 +19,9 @@ def panel() -> None:
     """Draw the panel; what is chosen there is opened on the next run."""
     with st.container(border=True, key="open-another"):
         st.markdown("**Open another**")
+        ways = [way for way in WAYS if way != "Upload" or limits.limits().uploads]
         way = st.segmented_control(
-            "From", WAYS, default=WAYS[0], key="way", label_visibility="collapsed", required=True
+            "From", ways, default=WAYS[0], key="way", label_visibility="collapsed", required=True
         )
         {WAYS[0]: _timm, WAYS[1]: _path, WAYS[2]: _upload, WAYS[3]: _published}[way]()
         if st.session_state.get(opened.KEY, "demo") != "demo":
@@ -73,7 +75,7 @@ def _upload() -> None:
     if file is None:
         return
     content = file.getbuffer()
-    name = f"{hashlib.sha256(content).hexdigest()[:16]}-{Path(file.name).name}"
+    name = f"{hashlib.sha256(content).hexdigest()[:16]}-{Path(file.name).name[-LONGEST_NAME:]}"
     place = places.uploads() / name
     if not place.exists():
         temporary = place.with_suffix(".part")

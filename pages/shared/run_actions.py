@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import shlex
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from pages.shared import jobs
+from pages.shared import actions, jobs, limits
 from upvit_core.errors import RunError, UPViTError
 from upvit_core.recipe import FINETUNE_PRESETS, PRESETS, DistillSettings
+from upvit_core.runs.devices import Device, devices, lease_name
 from upvit_core.runs.executors import executor_for
+from upvit_core.runs.fit import gigabytes
 from upvit_core.runs.spec import RESUMABLE, RunSpec
 from upvit_core.runs.store import Run, RunStore, RunSummary
 
@@ -22,10 +25,16 @@ SAID = "run-said"
 
 
 def button_of(store: RunStore, summary: RunSummary) -> None:
-    """Cancel for an active run, Resume for one that stopped."""
+    """Pause and Cancel for an active run, Resume for one that stopped."""
     if summary.state.is_active:
-        stopping = jobs.find(_cancel_key(summary.id))
-        if st.button("Cancel", key=f"cancel-{summary.id}", disabled=stopping is not None and stopping.active):
+        stopping = is_stopping(summary.id) or is_pausing(summary.id)
+        if st.button(
+            "Pause", key=f"pause-{summary.id}", disabled=stopping,
+            help="Saves after the current step and gives the device to the next run; Resume goes on from there.",
+        ):  # fmt: skip
+            jobs.start(_pause_key(summary.id), lambda report: store.pause(summary.id), "Pausing", again=True)
+            st.rerun()
+        if st.button("Cancel", key=f"cancel-{summary.id}", disabled=stopping):
             st.session_state[ASKED] = summary.id
             st.rerun()
     elif (
@@ -70,6 +79,15 @@ def is_stopping(run_id: str) -> bool:
     return job is not None and job.active
 
 
+def is_pausing(run_id: str) -> bool:
+    job = jobs.find(_pause_key(run_id))
+    return job is not None and job.active
+
+
+def _pause_key(run_id: str) -> str:
+    return f"pause run {run_id}"
+
+
 def _cancel_key(run_id: str) -> str:
     return f"cancel run {run_id}"
 
@@ -82,9 +100,51 @@ def baseline_button(store: RunStore, run: Run) -> None:
     ):  # fmt: skip
         settings = run.spec.settings.model_copy(update={"from_scratch": True})
         name = f"{run.spec.name} from scratch"[:200]
-        spec = run.spec.model_copy(update={"settings": settings, "name": name, "group": "", "created": 0})
-        executor_for(store, spec).submit(store.create(spec))
+        mine = actions.owner()
+        spec = run.spec.model_copy(
+            update={"settings": settings, "name": name, "group": "", "owner": mine, "priority": 0, "created": 0}
+        )
+        try:
+            limits.check_room(store, mine)
+            executor_for(store, spec).submit(store.create(spec))
+        except UPViTError as error:
+            st.session_state[SAID] = str(error)
         st.rerun()
+
+
+PRIORITIES = {2: "first", 1: "sooner", 0: "in turn", -1: "later", -2: "last"}
+
+
+def priority_box(store: RunStore, summary: RunSummary) -> None:
+    """The place of a waiting run in its queue."""
+    key = f"priority-{summary.id}"
+    st.session_state.setdefault(key, summary.priority)
+
+    def changed() -> None:
+        try:
+            store.prioritise(summary.id, st.session_state[key])
+        except RunError as error:
+            st.session_state[SAID] = str(error)
+
+    st.selectbox(
+        "Goes", list(PRIORITIES), format_func=PRIORITIES.__getitem__, key=key, on_change=changed,
+        help="Runs that wait for one device: higher first, then browser sessions take turns, then first come.",
+    )  # fmt: skip
+
+
+@st.cache_data(ttl=5, show_spinner=False)
+def device_list() -> list[Device]:
+    return devices()
+
+
+def device_lines(summaries: Sequence[RunSummary]) -> None:
+    """Devices with the memory in use, and the run that has each."""
+    has = {lease_name(s.spec.device): s.name for s in summaries if s.spec is not None and s.state.state == "running"}
+    for device in device_list():
+        busy = f" · {has[device.name]}" if device.name in has else " · free"
+        st.caption(
+            f"{device.label}: {gigabytes(device.used)} of {gigabytes(device.total)} memory in use{busy}",
+        )
 
 
 def zipped(folder: Path, name: str) -> bytes:

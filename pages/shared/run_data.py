@@ -98,10 +98,10 @@ def model_name(source: str) -> str:
     return (path.parent.name if path.name == "model" else path.name) or source
 
 
-def state_words(state: RunState, *, stopping: bool = False) -> str:
+def state_words(state: RunState, *, stopping: str = "") -> str:
     """`queued 2nd`, `running 43 %, 12 min left`, `paused at 43 %`, `done 90.1 %`, `interrupted`."""
     if stopping and state.is_active:
-        return "stopping"
+        return stopping
     if state.state == "queued":
         place = state.position or 0
         ending = ORDINALS.get(place % 10, "th") if place % 100 not in (11, 12, 13) else "th"

@@ -231,7 +231,7 @@ def _spread(shape: ModelShape, percents: tuple[int | None, ...]) -> dict[str, An
 def _legal(key: str, value: object, shape: ModelShape, otherwise: int | None) -> int | None:
     try:
         number = int(float(str(value)))
-    except ValueError:
+    except (ValueError, OverflowError):
         return otherwise
     if key == "heads":
         return number if number in head_options(shape) else otherwise

@@ -137,3 +137,39 @@ def test_the_folder_is_packed_under_its_name(tmp_path: Path) -> None:
     (folder / "link").symlink_to("/etc/hostname")
     with zipfile.ZipFile(io.BytesIO(run_actions.zipped(folder, "mine"))) as archive:
         assert archive.namelist() == ["mine/config.json"]
+
+
+def test_pause_and_priority(page: Run, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    paused = []
+    monkeypatch.setattr(run_actions.jobs, "start", lambda key, work, title, **more: paused.append((key, work)))
+    monkeypatch.setattr(RunStore, "pause", lambda self, run_id: paused.append(run_id))
+    running, queued = made_run(store, 0.5, "running", share=0.5), made_run(store, 0.25, "queued", share=0)
+    test = page(PAGE)
+    next(b for b in test.button if b.key == f"pause-{running.id}").click().run()
+    assert not test.exception
+    assert paused[0][0] == f"pause run {running.id}"
+    paused[0][1](None)
+    assert paused[1] == running.id
+    test.selectbox(key="one-run").set_value(queued.id).run()
+    test.selectbox(key=f"priority-{queued.id}").set_value(2).run()
+    assert not test.exception
+    assert {s.id: s.priority for s in store.list()} == {running.id: 0, queued.id: 2}
+
+
+def test_a_paused_run_can_be_resumed_and_a_note_is_shown(page: Run, store: RunStore) -> None:
+    note = "Out of memory: the batch of 8 is trained 4 images at a time, gradients added up."
+    run = made_run(store, 0.5, "paused", share=0.5)
+    run.write_state(store.state(run.id).model_copy(update={"note": note}))
+    test = page(PAGE)
+    assert "paused at 50 %" in html_of(test)
+    assert [b.label for b in test.button if b.key == f"resume-{run.id}"] == ["Resume"]
+    assert note in [element.value for element in test.info]
+
+
+def test_devices_are_listed_with_memory_in_use(page: Run, store: RunStore) -> None:
+    run = made_run(store, 0.5, "running", share=0.5)
+    made_run(store, 0.5)
+    test = page(PAGE)
+    (line,) = [c.value for c in test.caption if "memory in use" in c.value]
+    assert line.startswith("CPU")
+    assert line.endswith(run.spec.name)

@@ -319,3 +319,20 @@ def test_a_head_count_given_by_hand_reaches_the_teacher(home: Path, store: RunSt
     spec = spec_for(home, epochs=1)
     run = store.create(spec.model_copy(update={"teacher": spec.teacher + "#heads=4"}))
     run_to_end(store, run)
+
+
+def test_a_run_is_stopped_after_the_hours_that_the_host_allows(
+    home: Path, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = store.create(spec_for(home, epochs=3))
+    run_to_end(store, run)
+    assert store.state(run.id).busy_seconds > 0
+    run = store.create(spec_for(home, epochs=200))
+    monkeypatch.setenv("UPVIT_LONGEST_RUN_HOURS", "0.0005")  # 1.8 s
+    for _ in range(2):  # resuming does not begin anew
+        assert wait_for(fork_worker(run)) == 1
+        state = store.state(run.id)
+        assert state.state == "failed"
+        assert "0.0005 hours on a device" in state.error
+        store.resume(run.id)
+    assert load_newest(run.checkpoints)["step"] <= store.state(run.id).step < 1000  # type: ignore[index]

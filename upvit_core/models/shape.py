@@ -8,7 +8,7 @@ Code that goes by `groups` and `with_widths` works for every family.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 Component = Literal["residual", "attention", "ffn", "reduction"]
@@ -255,7 +255,26 @@ class ModelShape:
         values["blocks"] = tuple(BlockShape(**block) for block in values["blocks"])
         values["img_size"], values["patch_size"] = tuple(values["img_size"]), tuple(values["patch_size"])
         values["stages"] = tuple(StageShape(**stage) for stage in values.get("stages", ()))
+        for record in (*values["blocks"], *values["stages"]):
+            _check_numbers(type(record), vars(record))
+        _check_numbers(cls, values)
         return cls(**values)
+
+
+def _check_numbers(record: Any, values: Mapping[str, Any]) -> None:
+    """Raises ValueError where a file gives something else for a whole number, or one that no model has."""
+    for field in fields(record):
+        value, many = values.get(field.name), field.type == "tuple[int, int]"
+        if field.name in values and field.type == "bool" and type(value) is not bool:
+            raise ValueError(f"{field.name} is {str(value)[:40]}, expected true or false")
+        if field.name not in values or not (many or field.type == "int" or (field.type == "int | None" and value)):
+            continue
+        numbers = tuple(value or ()) if many else (value,)
+        if len(numbers) != 1 + many or any(type(n) is not int or not 0 <= n < 2**31 for n in numbers):
+            wanted = "two whole numbers" if many else "a whole number"
+            raise ValueError(f"{field.name} is {str(value)[:40]}, expected {wanted}")
+        if many and not all(numbers):
+            raise ValueError(f"{field.name} is {value}, expected numbers above 0")
 
 
 def deit_shape(variant: Literal["base", "small", "tiny"], *, distilled: bool = False) -> ModelShape:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -57,6 +55,7 @@ def load_newest(folder: Path, warn: Callable[[str], None] = lambda message: None
             if isinstance(state, dict) and "step" in state:
                 return state
             warn(f"{path.name} is not a checkpoint of a run; trying the one before.")
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-            warn(f"{path.name} cannot be read ({str(error).splitlines()[0]}); trying the one before.")
+        except Exception as error:  # torch's reader raises whatever a torn file leads it to
+            why = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            warn(f"{path.name} cannot be read ({why}); trying the one before.")
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 from contextlib import suppress
@@ -10,7 +11,8 @@ from pathlib import Path
 from shutil import disk_usage
 from typing import IO, Any
 
-from upvit_core.errors import Cancelled, UPViTError
+from upvit_core.errors import Cancelled, LimitError, UPViTError
+from upvit_core.limits import Limits
 from upvit_core.runs.files import read_lines
 from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunState
@@ -36,6 +38,9 @@ class Control:
         self.agreed = False  # that all processes of the run stop
         self.echo: IO[str] | None = None  # where lines of the log are shown too
         self.parts = 1  # in which a new run's batches are trained
+        self.longest = Limits.of(os.environ).longest_run_hours
+        self._before = state.busy_seconds
+        self._began: float | None = None
         self._written = 0.0
         self._seen = {(row.get("phase"), row.get("step")) for row in read_lines(run.metrics)[0]}
 
@@ -46,7 +51,20 @@ class Control:
 
     @property
     def stopping(self) -> bool:
-        return self.terminated or self.run.cancel_asked or self.run.pause_asked
+        return self.terminated or self.run.cancel_asked or self.run.pause_asked or self.overdue
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the run, all attempts together, has had the device as long as the host allows."""
+        return self.longest is not None and self.busy_seconds > 3600 * self.longest
+
+    @property
+    def busy_seconds(self) -> float:
+        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
+
+    def has_device(self, turn: int) -> None:
+        self._began = time.monotonic()
+        self.update(now=True, state="running", error="", turn=turn)
 
     def stop(self) -> None:
         """Stop, since this process or another one of the run was asked to, and all know."""
@@ -54,17 +72,22 @@ class Control:
         self.check()
 
     def check(self) -> None:
-        """Raises Cancelled, Paused or Terminated where the run should stop."""
+        """Raises Cancelled, Paused or Terminated where the run should stop, LimitError where it has had its time."""
         if self.run.cancel_asked:
             raise Cancelled("The run was cancelled.")
         if self.run.pause_asked:
             raise Paused("The run was paused.")
+        if self.overdue:
+            raise LimitError(
+                f"This host allows a run {self.longest:g} hours on a device (UPVIT_LONGEST_RUN_HOURS); its last "
+                "checkpoint is kept."
+            )
         if self.terminated:
             raise Terminated
 
     def update(self, *, now: bool = False, **changes: Any) -> None:
         """Change fields of the state; on disk at most once a second unless `now`."""
-        self.state = self.state.model_copy(update=changes)
+        self.state = self.state.model_copy(update={"busy_seconds": round(self.busy_seconds, 1), **changes})
         if now or time.monotonic() - self._written > STATE_SECONDS:
             self.run.write_state(self.state)
             self._written = time.monotonic()

@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+MOST_BYTES = 256 << 20  # of one reading
 _held: set[int] = set()
 
 
@@ -52,15 +53,20 @@ def append_line(path: Path, record: dict[str, Any]) -> None:
         file.write(line)
 
 
+def open_plain(path: Path) -> BinaryIO:
+    """A file for reading, not what a link leads to. Raises OSError."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+
+
 def read_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Whole JSON lines from byte `offset` on, and the offset to go on from; lines that are no record are skipped."""
     try:
-        with path.open("rb") as file:
+        with open_plain(path) as file:
             if offset > file.seek(0, os.SEEK_END):
                 offset = 0
             file.seek(offset)
-            content = file.read()
-    except FileNotFoundError:
+            content = file.read(MOST_BYTES)
+    except OSError:
         return [], 0
     whole = content[: content.rfind(b"\n") + 1]
     rows = []

@@ -10,6 +10,7 @@ from upvit_core.errors import UPViTError
 from upvit_core.models.shape import ModelShape
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.memory import TrainingMemory, estimate_training
+from upvit_core.recipe import DistillSettings
 from upvit_core.runs.devices import Device, device_named
 from upvit_core.runs.spec import RunSpec
 
@@ -50,17 +51,22 @@ def fit(spec: RunSpec, device: Device | None = None) -> Fit | None:
     """What a run needs of its device; None where the shapes are not known without reading weights."""
     device = device_named(spec.device) if device is None else device
     shapes = shapes_of(spec)
-    if shapes is None or device is None:
+    return None if shapes is None or device is None else fit_shapes(*shapes, spec.settings, device)
+
+
+def fit_shapes(teacher: ModelShape, student: ModelShape, settings: DistillSettings, device: Device) -> Fit | None:
+    """None for models in stages, whose memory is not estimated."""
+    if teacher.stages or student.stages:
         return None
-    settings = spec.settings
     on_gpu = device.name != "cpu"
     low = settings.amp in ("bf16", "fp16") or (settings.amp == "auto" and on_gpu)
-    memory = estimate_training(*shapes, dtype="bfloat16" if low else "float32", averaged=settings.ema_decay > 0)
+    memory = estimate_training(
+        teacher, student, dtype="bfloat16" if low else "float32", averaged=settings.ema_decay > 0
+    )
     overhead = GPU_OVERHEAD if on_gpu else 0
     needed = memory.total(settings.batch_size) + overhead
-    return Fit(
-        memory, settings.batch_size, needed, device, memory.parts_for(device.free - overhead, settings.batch_size)
-    )
+    parts = memory.parts_for(device.free - overhead, settings.batch_size)
+    return Fit(memory, settings.batch_size, needed, device, parts)
 
 
 def shapes_of(spec: RunSpec) -> tuple[ModelShape, ModelShape] | None:

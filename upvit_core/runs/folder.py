@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from upvit_core.errors import RunError
-from upvit_core.runs.files import append_line, locked, write_atomically
+from upvit_core.runs.files import append_line, locked, open_plain, write_atomically
 from upvit_core.runs.process import ProcessIdentity
 from upvit_core.runs.spec import HIGHEST, LOWEST, RunSpec, RunState, StateName
 
@@ -100,16 +100,19 @@ class RunSummary:
 
 
 def read_small(path: Path) -> bytes:
+    """All of a file of a run folder. Raises RunError where it is a link, or none of the sizes that such files have."""
     try:
-        if path.stat().st_size > SMALL_FILE_BYTES:
-            raise RunError(
-                f"{path.name} of run {path.parent.name} is larger than {SMALL_FILE_BYTES >> 20} MB and is not read."
-            )
-        return path.read_bytes()
+        with open_plain(path) as file:
+            content = file.read(SMALL_FILE_BYTES + 1)
     except OSError as error:
         raise RunError(
             f"{path.name} of run {path.parent.name} cannot be read ({error.strerror}); remove the folder."
         ) from error
+    if len(content) > SMALL_FILE_BYTES:
+        raise RunError(
+            f"{path.name} of run {path.parent.name} is larger than {SMALL_FILE_BYTES >> 20} MB and is not read."
+        )
+    return content
 
 
 def read_state(folder: Path) -> RunState:
@@ -138,7 +141,8 @@ def modified(path: Path) -> float:
 def priority_of(run: Run) -> int:
     """As changed later, else as ordered."""
     try:
-        return min(max(int((run.folder / "priority").read_bytes()[:8]), LOWEST), HIGHEST)
+        with open_plain(run.folder / "priority") as file:
+            return min(max(int(file.read(8)), LOWEST), HIGHEST)
     except (OSError, ValueError):
         return run.spec.priority
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from upvit_core.data import ImageSet, proxy_indices
 from upvit_core.distillation import Distillation, distill, make_accelerator
-from upvit_core.errors import Cancelled, RunError
+from upvit_core.errors import Cancelled, LimitError, RunError
 from upvit_core.evaluation import Evaluation, predict, score_logits
 from upvit_core.micro_batches import is_out_of_memory
 from upvit_core.models.checkpoint import build_model, save_model
@@ -179,7 +179,7 @@ def _train(job: Distillation, examiner: Examiner, control: Control, save: Callab
                 control.stop()
             if evaluate:
                 _eval_row(job, examiner, control)
-        except (Cancelled, Paused, Terminated):
+        except (Cancelled, Paused, Terminated, LimitError):
             save()
             raise
         if due:

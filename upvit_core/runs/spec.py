@@ -96,7 +96,7 @@ class RunSpec(BaseModel):
 
 class RunState(BaseModel):
     """Where a run stands. Steps and epochs are done ones, seconds are of training alone; `error` is one sentence, why
-    it stopped, and `note` another, what is worth knowing though it goes on.
+    it stopped, and `note` another, what is worth knowing though it goes on. `busy_seconds` is how long it had a device.
 
     `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
     boot, so that a reused pid is not mistaken for it. `position` counts from 1 in the queue of its device and is filled
@@ -118,6 +118,7 @@ class RunState(BaseModel):
     epoch: float = 0.0
     epochs: int = 0
     seconds: float = 0.0
+    busy_seconds: float = 0.0
     seconds_left: float | None = None
     top1: float | None = None
     top1_images: int | None = None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from upvit_core.errors import RunError
-from upvit_core.runs.files import locked, read_lines, write_atomically
+from upvit_core.runs.files import locked, open_plain, read_lines, write_atomically
 from upvit_core.runs.folder import Run, RunSummary, ended, priority_of, read_small, read_state, true_state, worker_of
 from upvit_core.runs.index import RUN_ID, Entry, Index
 from upvit_core.runs.queue import last_turns, queues
@@ -120,11 +120,11 @@ class RunStore:
     def tail_log(self, run_id: str, n: int = 30) -> builtins.list[str]:
         """The last n lines of the log."""
         try:
-            with (self.folder(run_id) / "log.txt").open("rb") as file:
+            with open_plain(self.folder(run_id) / "log.txt") as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(size - LOG_TAIL_BYTES, 0))
                 return file.read().decode(errors="replace").splitlines()[-n:]
-        except FileNotFoundError:
+        except OSError:
             return []
 
     def cancel(self, run_id: str, grace: float = 10.0) -> RunState:

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from upvit_core.errors import RunError, UPViTError
+from upvit_core.errors import LimitError, RunError, UPViTError
 from upvit_core.processes import process_count, rank
 from upvit_core.runs.control import SPARE_BYTES, Control, lost_another, sentence_of
 from upvit_core.runs.devices import lease, lease_name, show_only
@@ -90,8 +90,7 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
         spare.write_bytes(bytes(SPARE_BYTES))
         control.update(now=True, stage="waiting for the device")
         with device_held(control, store):
-            turn = store.next_turn(lease_name(run.spec.device))
-            control.update(now=True, state="running", error="", turn=turn)
+            control.has_device(store.next_turn(lease_name(run.spec.device)))
             warn_of_memory(control)
             if run.spec.processes == process_count() == 1:
                 show_only(run.spec.device)
@@ -106,6 +105,8 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
             ended = {"state": "cancelled", "error": ""}
         elif run.pause_asked:
             ended = {"state": "paused", "error": ""}
+        elif isinstance(error, LimitError):
+            ended = {"state": "failed", "error": str(error)}
         elif control.terminated:
             ended = {
                 "state": "interrupted",

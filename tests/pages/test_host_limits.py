@@ -1,0 +1,98 @@
+"""What a browser sends: links, paths, names and numbers, however odd, are refused in a sentence and lead nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_runs import made_run
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import limits, measured, opened, places, run_actions
+from upvit_core.errors import LimitError
+from upvit_core.runs import RunStore
+
+MODEL = "pages/explore/model.py"
+Run = Callable[..., AppTest]
+
+
+@pytest.fixture
+def confined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "allowed"
+    root.mkdir()
+    (tmp_path / "secret").mkdir()
+    monkeypatch.setenv("UPVIT_ROOTS", str(root))
+    return root
+
+
+@pytest.mark.parametrize(
+    "link",
+    ["/etc/passwd", "../../secret", "published:/etc", "/proc/self/environ#heads=3", "no-weights:/etc/passwd", "~/.ssh",
+     "published:../secret", "x" * 5000, "a\0b"],
+)  # fmt: skip
+def test_links_lead_nowhere_else(page: Run, confined: Path, link: str) -> None:
+    test = page(MODEL, open=link)
+    assert not test.exception
+    (error,) = [e.value for e in test.error]
+    assert "may not be read here" in error or "is no path" in error
+    assert "root:" not in error
+
+
+@pytest.mark.parametrize(
+    "query",
+    [{"residual": "9" * 400}, {"residual": "-1"}, {"residual": "nan"}, {"heads": "1e9"}, {"ffn": "<script>"},
+     {"attention": ""}, {"basis": "x" * 10_000}, {"widths": "9" * 5000}, {"round-to": "0"}, {"allocation": "\0"}],
+)  # fmt: skip
+def test_odd_values_in_a_link_do_no_harm(page: Run, query: dict[str, str]) -> None:
+    for path in (MODEL, "pages/explore/tradeoff.py"):
+        test = page(path, **query)
+        assert not test.exception
+
+
+def test_the_app_s_own_and_the_demo_stay_readable(confined: Path) -> None:
+    for place in (
+        places.uploads() / "x.pth",
+        places.runs() / "one" / "model",
+        limits.ASSETS / "demo",
+        "demo",
+        confined,
+    ):
+        limits.confine(str(place))
+    with pytest.raises(LimitError):
+        limits.confine(str(confined.parent / "secret"))
+
+
+def test_images_are_confined_too(confined: Path) -> None:
+    model = opened.peek("demo")
+    assert model is not None
+    with pytest.raises(LimitError, match="may not be read"):
+        measured.images(model, str(confined.parent / "secret"), "val")
+
+
+def test_a_studio_that_others_can_reach_reads_only_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(limits.st, "get_option", lambda name: "0.0.0.0")
+    with pytest.raises(LimitError, match="none but the app's own"):
+        limits.confine(str(tmp_path / "elsewhere"))
+    monkeypatch.setattr(limits.st, "get_option", lambda name: "localhost")
+    limits.confine(str(tmp_path / "elsewhere"))
+
+
+def test_uploads_can_be_turned_off(page: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPVIT_UPLOADS", "off")
+    test = page(MODEL)
+    assert not test.exception
+    assert "Upload" not in str([group.options for group in test.get("button_group")])
+
+
+def test_runs_of_a_session_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = RunStore(tmp_path / "runs")
+    for state in ("running", "queued", "done"):
+        made_run(store, 0.5, state, owner="me")
+    made_run(store, 0.5, "running", owner="you")
+    limits.check_room(store, "me", 100)
+    monkeypatch.setenv("UPVIT_RUNS_PER_SESSION", "3")
+    limits.check_room(store, "me")
+    with pytest.raises(LimitError, match=r"allows 3 runs at a time .* 2 of yours are not finished, and 2 more"):
+        limits.check_room(store, "me", 2)
+    assert run_actions.PRIORITIES[0] == "in turn"

@@ -1,0 +1,101 @@
+"""What a host allows those who use its studio: environment variables, or the same names in `.streamlit/secrets.toml`.
+
+| name | what |
+|---|---|
+| UPVIT_ROOTS | folders that may be read, separated by `:`; the demo and what the app itself wrote always may |
+| UPVIT_LONGEST_RUN_HOURS | hours on a device after which a run is saved and stopped |
+| UPVIT_RUNS_PER_SESSION | runs of one browser session that wait or go on at a time |
+| UPVIT_UPLOADS | `off`: no uploads |
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from upvit_core.errors import LimitError
+
+NAME = re.compile(r"(?:hf[-_]hub:)?\w[\w.-]*(?:/\w[\w.-]*)*")
+LONGEST_PATH = 4096
+LINK_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None: no limit."""
+
+    roots: tuple[Path, ...] | None = None
+    longest_run_hours: float | None = None
+    runs_per_session: int | None = None
+    uploads: bool = True
+
+    @classmethod
+    def of(cls, environment: Mapping[str, str]) -> Limits:
+        """Raises LimitError where a value is not understood, rather than allow everything."""
+        roots = environment.get("UPVIT_ROOTS")
+        uploads = environment.get("UPVIT_UPLOADS", "on").strip().lower()
+        if uploads not in ("on", "off", "true", "false", "1", "0", "yes", "no"):
+            raise LimitError(f"UPVIT_UPLOADS is {uploads[:40]!r}; set it to on or off.")
+        runs = _number(environment, "UPVIT_RUNS_PER_SESSION")
+        return cls(
+            None if roots is None else tuple(_root(part) for part in roots.split(os.pathsep) if part.strip()),
+            _number(environment, "UPVIT_LONGEST_RUN_HOURS"),
+            None if runs is None else int(runs),
+            uploads in ("on", "true", "1", "yes"),
+        )
+
+    def confine(self, place: str, own: tuple[Path, ...] = ()) -> None:
+        """Let pass names of models and data sets, and paths under the roots or under `own`.
+
+        A path is judged by where it leads, links in it and at the top of a folder followed. Raises LimitError, with the
+        same words whether or not there is such a file.
+        """
+        if len(place) > LONGEST_PATH or "\0" in place:
+            raise LimitError(f"{place[:40]!r}… is no path of a file; paths have at most {LONGEST_PATH} characters.")
+        if self.roots is None:
+            return
+        path = Path(os.path.expanduser(place))
+        if not path.is_absolute() and ".." not in path.parts and NAME.fullmatch(place) and not os.path.lexists(path):
+            return
+        allowed = (*self.roots, *(Path(os.path.realpath(folder)) for folder in own))
+        for reached in (path, *_links(path)):
+            real = Path(os.path.realpath(reached))
+            if not any(real.is_relative_to(root) for root in allowed):
+                folders = ", ".join(map(str, self.roots)) or "none but the app's own"
+                raise LimitError(f"{place} may not be read here; folders that may: {folders} (UPVIT_ROOTS).")
+
+
+def _number(environment: Mapping[str, str], name: str) -> float | None:
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (0 < value < 1e9):
+        raise LimitError(f"{name} is {text[:40]!r}; set it to a number above 0, or leave it out.")
+    return value
+
+
+def _root(text: str) -> Path:
+    return Path(os.path.realpath(os.path.expanduser(text.strip())))
+
+
+def _links(folder: Path, depth: int = LINK_DEPTH) -> list[Path]:
+    """Links in a folder and in the folders in it, as deep as splits and classes lie."""
+    found: list[Path] = []
+    try:
+        entries = list(os.scandir(folder))
+    except OSError:
+        return []
+    for entry in entries:
+        if entry.is_symlink():
+            found.append(Path(entry.path))
+        elif depth > 1 and entry.is_dir(follow_symlinks=False):
+            found += _links(Path(entry.path), depth - 1)
+    return found
