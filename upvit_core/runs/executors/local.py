@@ -13,7 +13,7 @@ from pathlib import Path
 
 import upvit_core
 from upvit_core.errors import RunError
-from upvit_core.runs.folder import Run, read_state
+from upvit_core.runs.folder import Run, read_state, worker_of
 from upvit_core.runs.process import ProcessIdentity
 from upvit_core.runs.spec import RunState
 from upvit_core.runs.store import RunStore
@@ -40,6 +40,9 @@ class LocalExecutor:
             if before.state != "queued":
                 what = "start a new run instead" if before.state == "done" else "resume it first"
                 raise RunError(f"Run {run.id} is {before.state}; {what}.")
+            started = worker_of(before)
+            if started is not None and started.is_alive:  # and has not come to take the lock
+                raise RunError(f"Run {run.id} already has a worker; cancel it first.")
             queued = before.model_copy(
                 update={"state": "queued", "pid": None, "started": None, "error": "", "seconds_left": None,
                         "attempt": before.attempt + 1, "epochs": run.spec.epochs}
