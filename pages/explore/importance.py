@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import channel, charts, criteria, frame, scoring, trust, whatif
+from pages.shared import channel, charts, criteria, direction, frame, measured, scoring, trust, whatif
 from upvit_core.figures.curves import kept_curve
 from upvit_core.figures.heatmaps import channel_at, heatmap
 from upvit_core.importance.scores import ImportanceScores
@@ -38,7 +38,8 @@ def picture(scores: ImportanceScores, component: Component, plan: PruningPlan, o
             selected=ring,
             height=HEIGHTS[component] if alone is None else 250,
         )
-        st.html(f'<h3 class="part {component}">{chart.title}</h3><p class="quiet">{WHAT[component]}</p>')
+        told = direction.WHAT[component] if scores.basis == "directions" else WHAT[component]
+        st.html(f'<h3 class="part {component}">{chart.title}</h3><p class="quiet">{told}</p>')
         event = charts.show(chart, f"{component}-scores", on_select="rerun", tools=False)
         points = event["selection"]["points"] if event else []
         if points:
@@ -73,7 +74,7 @@ with frame.page(
         st.info(
             f"Three pictures will be here, one per component, once there are scores. {what}", icon=":material/grid_on:"
         )
-    else:
+    elif (scores := direction.switch(model, scores, measured.image_spec(model))) is not None:
         keys = whatif.keys_of(model.shape)
         cells = dict(zip(keys, st.columns(len(keys), gap="medium"), strict=True))
         what_if = whatif.controls(model.shape, cells)
@@ -98,6 +99,7 @@ with frame.page(
         block = None if row == names[0] else names.index(row) - 1
         for component in model.shape.components:
             picture(scores, component, plan, order, block)
-        trust.agreement(model, scores, what_if)
-        criteria.panel(model, scores, what_if)
+        if scores.basis == "channels":
+            trust.agreement(model, scores, what_if)
+            criteria.panel(model, scores, what_if)
         channel.inspector(model, scores, plan)

@@ -62,7 +62,9 @@ def top1_card(model: Opened, spec: str, job: jobs.Job | None, unmended: jobs.Job
     if job is not None and job.state == "done":
         result = job.result
         low, high = result.top1_interval
-        before = f"before repair {unmended.result.top1:.1f} %; " if unmended and unmended.state == "done" else ""
+        before = ""
+        if unmended and unmended.state == "done":
+            before = f"before repair {unmended.result.top1:.1f} %, KL {unmended.result.kl:.2g}; "
         note = f"{before}{result.images:,} images, {low:.1f} – {high:.1f}; KL {result.kl:.2g} nats; no training"
         st.session_state["last-top1"] = (model.source, f"{result.top1:.1f} %")
         return Card("Top-1 now", f"{result.top1:.1f} %", note, MEASURED)

@@ -127,6 +127,11 @@ def sweep(what_if: WhatIf) -> list[WhatIf]:
     return [moved(0.6), what_if, moved(1.4)]
 
 
+def both_ways(what_if: WhatIf) -> list[WhatIf]:
+    """The same widths from two starts: the letter's channels, and directions with repair."""
+    return [replace(what_if, basis="channels", repair=False), replace(what_if, basis="directions", repair=True)]
+
+
 def start_runs(
     model: Opened,
     scores: ImportanceScores,
@@ -141,7 +146,9 @@ def start_runs(
     started_by = owner()
     limits.confine(spec)
     limits.check_room(store, started_by, len(what_ifs))
-    group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 1 else ""
+    group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 2 else ""
+    if len(what_ifs) == 2:
+        group = f"{model.name} both ways {what_ifs[0].words}"
     for what_if in what_ifs:
         order = RunSpec(
             name=f"{model.name} {what_if.words}"[:200],
@@ -176,10 +183,15 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
         if not ready or scores is None:
             return
         st.markdown("The thinner model learns from the original. The run goes on by itself; this page may be closed.")
+        kinds = {"This plan": [what_if], "A sweep of 3": sweep(what_if)}
+        if scores.basis == "channels" and model.shape.family == "vit":
+            kinds["Both ways"] = both_ways(what_if)
         many = st.segmented_control(
-            "What", ["This plan", "A sweep of 3"], default="This plan", required=True, wrap=True, key="distil-what"
-        )
-        chosen = sweep(what_if) if many == "A sweep of 3" else [what_if]
+            "What", list(kinds), default="This plan", required=True, wrap=True, key="distil-what",
+            help="A sweep: a lighter and a heavier cut too. Both ways: these widths by channels (UP-ViT), and by "
+            "directions with repair; Runs draws both starts and climbs in one chart.",
+        )  # fmt: skip
+        chosen = kinds[many]
         sizes = [count_parameters(w.plan(scores).shape_after) for w in chosen]
         st.markdown(
             "\n".join(f"- {w.words} → {words.short(size)} parameters" for w, size in zip(chosen, sizes, strict=True))

@@ -122,7 +122,7 @@ def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> Non
         )
         charts.show(place(scores, component, block, number, group, kept[group], charts.theme()), "place")
     with right:
-        _removal(model, component, block, number)
+        _removal(model, component, block, number, scores.basis)
 
 
 def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndarray, number: int) -> str:
@@ -185,7 +185,7 @@ def weight_norms(live: LoadedModel, key: str, number: int) -> dict[str, float]:
     return {name.replace(".weight", ""): float(t[number].detach().norm()) for name, t in found.items()}
 
 
-def _removal(model: Opened, component: Component, block: int, number: int) -> None:
+def _removal(model: Opened, component: Component, block: int, number: int, basis: str) -> None:
     spec = measured.image_spec(model)
     if not model.has_weights or not spec:
         needs = "images; give them on the Model page" if model.has_weights else "a model with weights"
@@ -194,14 +194,23 @@ def _removal(model: Opened, component: Component, block: int, number: int) -> No
             icon=":material/visibility:",
         )
         return
-    name = (component, block, number)
+    name = (component, block, number, basis)
+    what = "channel" if basis == "channels" or component == "ffn" else "direction"
+    if basis == "directions" and component == "residual" and number == 0:
+        st.info("This is the constant: LayerNorm takes it away, and every plan keeps it.")
+        return
     if st.session_state.get("removed") != name and not st.button(
-        "Remove only this channel", icon=":material/content_cut:"
+        f"Remove only this {what}", icon=":material/content_cut:"
     ):
         st.html('<p class="quiet">Shows which of 500 test images change, and how: before → after.</p>')
         return
     st.session_state["removed"] = name
-    job = removal_job(model, component, block, number, spec)
+    if basis == "directions":
+        from pages.shared import direction
+
+        job = direction.removal_job(model, component, block, number, spec)
+    else:
+        job = removal_job(model, component, block, number, spec)
     if job.active:
         jobs.progress(job)
         return
@@ -217,7 +226,8 @@ def show_effect(model: Opened, effect: Effect, component: Component, spec: str) 
     charts.show(kl_by_image(effect.kl, effect.changed, component, charts.theme()), "kl-by-image")
     norms = " · ".join(f"{where} {norm:.3g}" for where, norm in effect.norms.items())
     images = f"{len(effect.kl):,} of {words.data_name(effect.data)}"
-    st.html(f'<p class="quiet">Norm of its weights: {norms}. Images: {images}.</p>')
+    weights = f"Norm of its weights: {norms}. " if norms else ""
+    st.html(f'<p class="quiet">{weights}Images: {images}.</p>')
     gallery(tiles(model, effect, spec), columns=4)
 
 

@@ -312,8 +312,8 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
     return result
 
 
-def way_controls(shape: ModelShape, possible: bool) -> None:
-    """What is removed, and whether least squares mend the cut; both need weights and images."""
+def basis_control(shape: ModelShape, possible: bool) -> None:
+    """The switch of the basis; directions need weights and images."""
     st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
     if "basis" not in st.session_state and _saved("basis", "channels") == "directions":
         st.session_state["basis"] = DIRECTIONS
@@ -327,7 +327,7 @@ def way_controls(shape: ModelShape, possible: bool) -> None:
             st.session_state["heads"] = heads
 
     st.segmented_control(
-        "What is removed",
+        "Basis",
         [CHANNELS, DIRECTIONS],
         default=CHANNELS,
         required=True,
@@ -336,9 +336,15 @@ def way_controls(shape: ModelShape, possible: bool) -> None:
         bind="query-params",
         disabled=not possible,
         on_change=switched,
-        help="Channels: the letter's way (UP-ViT). Directions: the same widths, after each part of the model has been "
-        "rotated so that what matters lies in few directions; the structure stays, and far less is lost.",
+        help="What is removed. Channels: the letter's way (UP-ViT). Directions: a direction is a fixed mixture of "
+        "channels. The model is rotated, which changes none of its answers, so that what matters lies in few "
+        "directions; then the others go. The same widths and structure, and far less is lost.",
     )
+
+
+def way_controls(shape: ModelShape, possible: bool) -> None:
+    """What is removed, and whether least squares mend the cut; both need weights and images."""
+    basis_control(shape, possible)
     st.toggle(
         "Repair", key="repair", bind="query-params", disabled=not possible,
         help="After the cut, each layer's output is fitted to the original's by least squares on images. No training.",

@@ -80,3 +80,40 @@ def test_spectrum_is_that_of_the_normalised_stream() -> None:
     total /= len(norms)
     assert np.allclose(channels.numpy(), np.sort(np.diag(total))[::-1], atol=1e-9)
     assert np.allclose(directions.numpy(), np.sort(np.linalg.eigvalsh(total))[::-1], atol=1e-9)
+
+
+def test_importance_shows_directions_and_removes_one(jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pages.shared import channel, jobs, measured
+
+    monkeypatch.setattr(measured, "CALIBRATION_IMAGES", 60)
+    monkeypatch.setattr(channel, "IMAGES", 40)
+    test = AppTest.from_file(str(ROOT / "pages/explore/importance.py"), default_timeout=300)
+    test.query_params["open"] = "demo"
+    test.run()
+    assert "Channels of the stream" in html_of(test)
+    test.segmented_control(key="basis").set_value("Directions").run()
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    assert "Directions of the stream" in html_of(test)
+    record = next(job.result for job in jobs.workers().jobs.values() if job.title == "Finding directions")
+    assert record.basis == "directions"
+
+    assert "This is the constant" in [i.value for i in test.info][-1]
+    effects = []
+    for number in (1, 95):
+        test.number_input(key="glass-channel").set_value(number).run()
+        next(b for b in test.button if b.label == "Remove only this direction").click().run()
+        assert not test.exception
+        effects.append(next(j.result for j in jobs.workers().jobs.values() if j.key.endswith(f"residual {number}")))
+    assert effects[0].kl.sum() > 10 * effects[1].kl.sum() > 0
+
+
+def test_both_ways_start_from_the_same_widths() -> None:
+    from pages.shared.actions import both_ways
+    from pages.shared.whatif import WhatIf
+    from upvit_core.importance.scores import ImportanceScores
+
+    scores = ImportanceScores.load(ROOT / "assets/demo/scores.safetensors")
+    letter, ours = (way.plan(scores) for way in both_ways(WhatIf(50, 50, 3, 75, "directions", True)))
+    assert (letter.basis, ours.basis) == ("channels", "directions")
+    assert letter.shape_after == ours.shape_after
