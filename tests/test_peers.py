@@ -14,6 +14,7 @@ from upvit_core.profiling.macs import count_macs
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_peers_cut_has_our_widths_and_computes_what_it_cut(criterion: str) -> None:
     loaded = load_model("demo")
+    loaded.model.requires_grad_(False)  # as training leaves a teacher
     x = torch.randn(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     batches = [(x, torch.tensor([0, 1, 2, 3]))]
     whole = cut_to(loaded.model, loaded.shape, criterion, batches, ratio=0.0)

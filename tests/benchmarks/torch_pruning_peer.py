@@ -58,7 +58,7 @@ def cut_to(
     `images` are the batches (x, labels) that `taylor` and `hessian` take the loss of.
     """
     began = time.perf_counter()
-    scored, estimator = copy.deepcopy(model).eval(), importance(criterion)
+    scored, estimator = copy.deepcopy(model).eval().requires_grad_(True), importance(criterion)
     gradients(scored, estimator, criterion, images)
     score_seconds = time.perf_counter() - began
     if not isomorphic or macs is None:

@@ -1,0 +1,71 @@
+"""Estimated against allocated memory of a forward pass: random plans of the demo, DeiT-T, -S and -B.
+
+python -m tests.benchmarks.memory
+
+Every plan at two batch sizes. Weights are counted exactly; the peak of activations is what torch's profiler sees
+allocated on the CPU in one pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tests.benchmarks.report import publish
+from upvit_core.models.shape import ModelShape, deit_shape
+from upvit_core.profiling.calibrate import DEMO, random_model
+from upvit_core.profiling.held_out import random_shape
+from upvit_core.profiling.memory import estimate_memory
+
+
+def peak(model: torch.nn.Module, images: torch.Tensor) -> int:
+    """Bytes held at most during a second pass, beyond weights and images."""
+    with torch.inference_mode():
+        model(images)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            model(images)
+    held = highest = 0
+    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            highest = max(highest, held)
+    return highest
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", type=int, nargs=4, default=[8, 6, 4, 3], help="of the demo, DeiT-T, -S, -B")
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rng = np.random.default_rng(arguments.seed)
+    batches = {"demo": (8, 32), "tiny": (1, 8), "small": (1, 8), "base": (1, 4)}
+    shapes: list[ModelShape] = [DEMO, *(deit_shape(v) for v in ("tiny", "small", "base"))]  # type: ignore[arg-type]
+    rows, errors = [], []
+    for shape, sizes, count in zip(shapes, batches.values(), arguments.plans, strict=True):
+        for one in [shape, *(random_shape(shape, rng) for _ in range(count))]:
+            model = random_model(one, torch.device("cpu"))
+            weights = sum(p.numel() * p.element_size() for p in model.parameters())
+            for batch in sizes:
+                known = estimate_memory(one, batch)
+                held = peak(model, torch.randn(batch, one.in_chans, *one.img_size)) + weights
+                errors.append(known.total / held - 1)
+                rows.append(
+                    {
+                        "model": shape.name.replace("_patch16_224", ""), "batch": batch, "whole": one is shape,
+                        "weights MiB": weights / 2**20, "measured MiB": held / 2**20,
+                        "estimated MiB": known.total / 2**20, "error": f"{errors[-1]:+.1%}",
+                    }
+                )  # fmt: skip
+    publish(
+        "weights and peak activations", rows, arguments.out, cases=len(rows),
+        median_error=f"{np.median(np.abs(errors)):.1%}", worst_error=f"{np.max(np.abs(errors)):.1%}",
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
