@@ -27,7 +27,7 @@ def spread_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
     st.session_state.setdefault("round-to", now.round_to)
     one, two = st.columns([0.62, 0.38])
     one.selectbox(
-        "Spread over blocks", list(ALLOCATIONS.values()), key="allocation", bind="query-params",
+        "Over blocks", list(ALLOCATIONS.values()), key="allocation", bind="query-params",
         disabled=scores is None, on_change=_to_blocks, args=(shape, scores),
         help="Equal: the same ratio in every block (the letter). By kind: one ranking of all attention channels and "
         "one of all FFN channels, so that blocks lose what their scores say (isomorphic). One threshold: all channels "
@@ -35,7 +35,7 @@ def spread_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
         "table below or a budget says.",
     )  # fmt: skip
     two.selectbox(
-        "Multiples of", ROUNDINGS, key="round-to", bind="query-params", on_change=_round, args=(shape,),
+        "Round to", ROUNDINGS, key="round-to", bind="query-params", on_change=_round, args=(shape,),
         help="Widths that are multiples of 8 or 16 run faster on many devices; the facts beside the sliders show what "
         "the rounding changes.",
     )  # fmt: skip

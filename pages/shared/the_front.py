@@ -19,14 +19,14 @@ def section(
 ) -> None:
     """Choices of axes, the chart, and the button that measures every plan on it where the model is small."""
     st.subheader("The front: what you pay, what you lose", anchor=False)
-    one, two, three = st.columns([0.26, 0.44, 0.3], vertical_alignment="bottom")
+    one, two = st.columns([0.36, 0.64])
     loss = one.segmented_control(
         "Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, wrap=True, key="loss", bind="query-params"
     )
     cost = two.segmented_control(
         "Cost", plans.COSTS, default=plans.COSTS[0], required=True, wrap=True, key="cost", bind="query-params"
     )
-    hide = three.toggle(
+    hide = st.toggle(
         "Hide dominated", key="hide-dominated", bind="query-params",
         help="Leaves out plans that another of the same kind beats, or equals, in cost and in loss.",
     )  # fmt: skip

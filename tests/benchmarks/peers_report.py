@@ -85,6 +85,23 @@ def tables(path: Path) -> None:
         print(f"\n{ratio:.0%} of every component, top-1 in %: {json.dumps(settings)}\n\n{table(listed)}")
         print(f"\nlargest difference in MACs from the target: {largest_difference(rows, ratio):.2%}")
     print(verdict(rows))
+    print(f"\nin short\n\n{table(in_short(found, last))}")
+
+
+def in_short(found: dict[tuple[str, float], dict[int, list[Row]]], last: int) -> list[Row]:
+    """Every ratio of the ways that the figure draws: top-1, and at 50 % how it goes on."""
+    ratios = sorted({ratio for _, ratio in found})
+    listed = []
+    for way, _, _ in LINES:
+        half = found[way, 0.5]
+        if not half.get(0):
+            continue
+        row = {"way": way, "to score, s": f"{mean(r['score_seconds'] for r in half[0]):.0f}"}
+        row |= {f"{ratio:.0%}": spread(found[way, ratio][0], "top1", 1) for ratio in ratios}
+        row |= {f"50 %, epoch {n}": spread(half[n], "top1", 1) if half.get(n) else "–" for n in range(1, last + 1)}
+        row |= {"KL at 50 %": spread(half[0], "kl", 3), "images/s": spread(half[0], "images_per_s", 0)}
+        listed.append(row)
+    return listed
 
 
 def largest_difference(rows: list[Row], ratio: float) -> float:
@@ -115,42 +132,58 @@ def verdict(rows: list[Row]) -> str:
     return "\n" + "\n".join(lines)
 
 
+LINES = (
+    ("fisher, budget, directions, repaired", "circle", "solid"),
+    ("fisher, uniform, directions, repaired", "square", "solid"),
+    ("fisher, budget, channels, repaired", "diamond", "dash"), ("kl, budget, channels", "triangle-up", "dash"),
+    ("kl, uniform, channels", "cross", "dot"), ("Torch-Pruning taylor, isomorphic", "circle", "solid"),
+    ("Torch-Pruning taylor, uniform", "square", "solid"), ("Torch-Pruning hessian, isomorphic", "diamond", "dash"),
+    ("Torch-Pruning l2, uniform", "triangle-up", "dot"), ("random channels", "x", "dot"),
+    ("from scratch", "star", "dot"),
+)  # fmt: skip
+
+
 def picture(path: Path, out: Path) -> None:
-    """Top-1 right after surgery, after one epoch, and after the whole budget, a line a way."""
+    """Left, top-1 right after surgery against the share removed; right, at 50 %, along the epochs of training."""
     rows = read(path)
     found = by_way(rows)
-    trained = sorted({r["ratio"] for r in rows if r["epoch"] > 0}) or [0.5]
-    ratio = 0.5 if 0.5 in trained else trained[0]
-    last = max(row["epoch"] for row in rows)
-    traces = []
-    ways = [way for way, r in found if r == ratio and found[way, r].get(last)]
-    ways.sort(key=lambda way: -mean(row["top1"] for row in found[way, ratio][0]))
-    symbols = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
-    for number, way in enumerate(ways):
-        own = found[way, ratio]
-        kind = own[0][0]["kind"]
-        epochs = sorted(own)
-        values = [[row["top1"] for row in own[epoch]] for epoch in epochs]
-        traces.append(
-            go.Scatter(
-                x=epochs,
-                y=[mean(v) for v in values],
-                name=way,
-                mode="lines+markers",
-                line={"color": COLOURS[kind], "width": 2, "dash": "dot" if kind in ("random", "scratch") else "solid"},
-                marker={"size": 10, "symbol": symbols[number % len(symbols)]},
-                error_y={"type": "data", "array": [stdev(v) if len(v) > 1 else 0 for v in values], "thickness": 1.3},
-            )
-        )
+    ratios, last = sorted({row["ratio"] for row in rows}), max(row["epoch"] for row in rows)
+    traces: list[Any] = []
+    for way, symbol, dash in LINES:
+        cuts = [(ratio, found[way, ratio][0]) for ratio in ratios if found[way, ratio].get(0)]
+        if not cuts:
+            continue
+        trained = sorted(found[way, 0.5])
+        look = {
+            "name": way, "legendgroup": way, "mode": "lines+markers", "marker": {"size": 10, "symbol": symbol},
+            "line": {"color": COLOURS[cuts[0][1][0]["kind"]], "width": 2, "dash": dash},
+        }  # fmt: skip
+        traces.append({**look, **_points([100 * ratio for ratio, _ in cuts], [own for _, own in cuts])})
+        if trained[-1] > 0:
+            own = [found[way, 0.5][epoch] for epoch in trained]
+            traces.append({**look, **_points(trained, own), "xaxis": "x2", "yaxis": "y2", "showlegend": False})
+    grid = {"gridcolor": "#dfe3e8", "zeroline": False}
+    seeds = len({row["seed"] for row in rows})
     layout = {
-        "width": 1200, "height": 620, "paper_bgcolor": "white", "plot_bgcolor": "white",
+        "width": 1320, "height": 560, "paper_bgcolor": "white", "plot_bgcolor": "white",
         "font": {"family": "Source Sans Pro, sans-serif", "size": 15, "color": "#1f2328"},
-        "title": f"Demo, {ratio:.0%} of every component removed, same MACs; three seeds; blue: this studio",
-        "xaxis": {"title": "epochs of distillation (12,000 images each)", "tickvals": list(range(last + 1)),
-                  "ticktext": ["right after surgery", *map(str, range(1, last + 1))], "gridcolor": "#dfe3e8"},
-        "yaxis": {"title": "top-1, %", "gridcolor": "#dfe3e8"}, "legend": {"font": {"size": 13}},
+        "title": f"Demo ViT, equal MACs, {rows[0]['test_images']:,} test images, {seeds} seed{'s' * (seeds > 1)}; "
+        "blue: this studio, orange: Torch-Pruning",
+        "xaxis": {"title": "right after surgery; % of every component removed", "domain": [0, 0.36],
+                  "tickvals": [100 * ratio for ratio in ratios], **grid},
+        "yaxis": {"title": "top-1, %", "range": [0, 96], **grid},
+        "xaxis2": {"title": "at 50 %; epochs of distillation, 12,000 images each", "domain": [0.42, 0.7],
+                   "anchor": "y2", "tickvals": list(range(last + 1)), "range": [-0.15, last + 0.15], **grid},
+        "yaxis2": {"range": [0, 96], "anchor": "x2", **grid}, "legend": {"font": {"size": 13}, "x": 0.72},
+        "margin": {"t": 60, "r": 10},
     }  # fmt: skip
-    screenshot(go.Figure(traces, layout), out)
+    screenshot(go.Figure({"data": traces, "layout": layout}), out)
+
+
+def _points(x: list[Any], own: list[list[Row]]) -> Row:
+    values = [[row["top1"] for row in rows] for rows in own]
+    spreads = [stdev(v) if len(v) > 1 else 0 for v in values]
+    return {"x": x, "y": [mean(v) for v in values], "error_y": {"type": "data", "array": spreads, "thickness": 1.3}}
 
 
 def screenshot(figure: go.Figure, out: Path) -> None:
