@@ -111,7 +111,9 @@ def plan(
         made, found = _within(
             record, budget, (allocation or AllocationName.BEST).value, per.value, heads, round_to, basis.value,
             calibration, batch_size, bool(residual or attention or ffn or preset),
+            None if depth is not None else depth_scores,
         )  # fmt: skip
+        depth_scores = depth_scores if depth is not None else None
     elif preset is not None:
         made = plan_preset(record, preset.value, basis=basis.value)
     elif allocation is not None or round_to > 1:
@@ -153,9 +155,9 @@ def _given(record: ImportanceScores, widths: str, basis: str, has_more: bool) ->
 
 def _within(
     record: ImportanceScores, texts: list[str], allocation: str, per: str, heads: int | None, round_to: int,
-    basis: str, calibration: Path | None, batch_size: int, has_ratios: bool,
+    basis: str, calibration: Path | None, batch_size: int, has_ratios: bool, depth_scores: Path | None,
 ) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
-    """The best plan within the budget, and what is known of it."""
+    """The best plan within the budget, and what is known of it; with depth scores alone, of any depth they reach."""
     from upvit_core.errors import PlanError
     from upvit_core.planning.best import Budget, best_plan
 
@@ -166,8 +168,16 @@ def _within(
     if budget.latency_ms is not None or calibration is not None:
         latency = _latency(record.shape, batch_size, calibration)
     choices: dict[str, Any] = {"heads": heads, "round_to": round_to, "latency": latency, "basis": basis}
-    best = best_plan(record, budget, family=allocation, per=per, **choices)  # type: ignore[arg-type]
     predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
+    if depth_scores is not None:
+        from upvit_core.importance.block_removals import BlockRemovals
+        from upvit_core.planning.depth_budget import best_over_depth
+
+        removals = BlockRemovals.load(depth_scores)
+        chosen, every = best_over_depth(record, removals, budget, family=allocation, per=per, **choices)
+        told = {f"{predicted}_at_{choice.depth}_blocks": choice.predicted for choice in every}
+        return chosen.best.plan, {predicted: chosen.predicted, **told}
+    best = best_plan(record, budget, family=allocation, per=per, **choices)  # type: ignore[arg-type]
     values: dict[str, Any] = {predicted: best.predicted, "gap_at_most": best.gap}
     if best.latency_ms is not None:
         values |= {"latency_ms_estimated": best.latency_ms, "batch_size": batch_size}

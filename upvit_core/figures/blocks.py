@@ -169,7 +169,7 @@ def _boxes(shape: ModelShape, removals: BlockRemovals, depth: int, theme: Theme)
         shapes.append(_line(x0, x1, *BOX, theme.text, 2.5))
         annotations.append(_text(half - 0.15, BOX[1] - 0.1, half_name(half), theme.text, size=size - 1))
         when = _ordinal(gone[half]) if shape.depth <= 14 else str(gone[half])
-        annotations.append(_text(half, LABEL_AT, f"{'removed<br>' * (shape.depth <= 7)}{when}", theme.quiet, size=12))
+        annotations.append(_text(half, LABEL_AT, f"{'removed<br>' * (shape.depth <= 7)}{when}", theme.quiet, size=10))
     return shapes, annotations
 
 
