@@ -15,6 +15,7 @@ st.navigation(
         st.Page("pages/run/transfer.py", title="Transfer", icon=":material/moving:", url_path="transfer"),
         st.Page("pages/learn/method.py", title="Method", icon=":material/school:", url_path="method"),
         st.Page("pages/learn/workshop.py", title="Workshop", icon=":material/groups:", url_path="workshop"),
+        st.Page("pages/learn/glossary.py", title="Glossary", icon=":material/dictionary:", url_path="glossary"),
     ],
     position="top",
 ).run()

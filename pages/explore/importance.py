@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import channel, charts, criteria, direction, frame, measured, scoring, trust, whatif
+from pages.shared import channel, charts, criteria, direction, frame, measured, presenter, scoring, trust, whatif
 from upvit_core.figures.curves import kept_curve
 from upvit_core.figures.heatmaps import channel_at, heatmap
 from upvit_core.importance.scores import ImportanceScores
@@ -65,7 +65,8 @@ with frame.page(
     "pᵢ what it says without that channel.",
 ):
     model = frame.current()
-    scoring.panel(model)
+    with presenter.folded("Scores"):
+        scoring.panel(model)
     scores = scoring.current(model)
     if scores is None:
         what = (

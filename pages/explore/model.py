@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import charts, frame, jobs, measured, opened, opening, words
+from pages.shared import charts, frame, jobs, measured, opened, opening, presenter, words
 from pages.shared.cards import MEASURED, Card, cards
 from pages.shared.gallery import Tile, gallery
 from upvit_core.figures.drawing import drawing
@@ -80,7 +80,7 @@ def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
 
 with frame.page("Model", "What is open: its parts, its size, and what it makes of a few images."):
     left, right = st.columns([0.68, 0.32], gap="medium")
-    with right:
+    with right, presenter.folded("Open another"):
         opening.panel()
     with left:
         model = frame.current()

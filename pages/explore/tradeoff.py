@@ -18,6 +18,8 @@ from pages.shared import (
     jobs,
     measured,
     plans,
+    presenter,
+    reports,
     scoring,
     the_front,
     versus,
@@ -203,18 +205,21 @@ with frame.page(
     with left:
         whatif.preset_picker(model.shape)
         if model.shape.is_plain:
-            whatif.way_controls(model.shape, model.has_weights and bool(spec))
-            blocks_table.spread_controls(model.shape, scores)
+            with presenter.folded("How"):
+                whatif.way_controls(model.shape, model.has_weights and bool(spec))
+                blocks_table.spread_controls(model.shape, scores)
         now = whatif.controls(model.shape)
         plan = now.plan(scores or no_scores(model.shape))
         found = measure(model, plan, spec, now)
         history.buttons(model.source, now)
-        device.panel(model)
-        best_under.panel(model, scores, now, plan)
-        measure_button(model, plan, spec, now)
-        actions.prune_button(model, plan, now)
-        actions.distil_button(model, scores, now)
-        actions.command_button(model, scores, now, plan)
+        with presenter.folded("More"):
+            device.panel(model)
+            best_under.panel(model, scores, now, plan)
+            measure_button(model, plan, spec, now)
+            actions.prune_button(model, plan, now)
+            actions.distil_button(model, scores, now)
+            actions.command_button(model, scores, now, plan)
+            reports.plan_button(model, scores, now, plan, found.accuracy, found.speed)
     shown, finding = scores, None
     if scores is not None and plan.basis == "directions" and scores.basis == "channels":
         finding = scoring.directions(model, spec)

@@ -8,9 +8,22 @@ from html import escape
 import pandas as pd
 import streamlit as st
 
-from pages.shared import actions, charts, frame, measured, places, run_actions, run_data, scoring, whatif, words
+from pages.shared import (
+    actions,
+    charts,
+    frame,
+    measured,
+    places,
+    reports,
+    run_actions,
+    run_data,
+    scoring,
+    whatif,
+    words,
+)
 from upvit_core.figures.runs import RunCurve, VegaChart, judged_by, speed_chart, step_chart
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.runs.commands import commands
 from upvit_core.runs.spec import RESUMABLE
 from upvit_core.runs.store import RunStore, RunSummary
 
@@ -74,7 +87,13 @@ def bar(text: str, share: float, colour: str) -> str:
 
 
 def draw(chart: VegaChart, key: str) -> None:
-    st.vega_lite_chart({**chart.spec, "datasets": chart.datasets}, key=key, width="stretch", theme=None, alt=chart.alt)
+    st.vega_lite_chart(
+        {**charts.enlarged_spec(chart.spec), "datasets": chart.datasets},
+        key=key,
+        width="stretch",
+        theme=None,
+        alt=chart.alt,
+    )
     charts.table_button(chart, key)
 
 
@@ -183,8 +202,9 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary]) -> None:
             run_actions.downloads(run)
         if not run.spec.settings.from_scratch:
             run_actions.baseline_button(store, run)
+        reports.run_button(store, run)
         with st.popover("Copy command", icon=":material/terminal:", width="stretch"):
-            st.code(run_actions.commands(run), language="bash", wrap_lines=True, width=560)
+            st.code(commands(run), language="bash", wrap_lines=True, width=560)
         with st.popover("Settings", icon=":material/tune:", width="stretch"):
             st.json(run.spec.model_dump(exclude={"plan"}, exclude_none=True), expanded=1)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from pages.shared import charts, jobs, measured, opened, words
+from pages.shared import channel_more, charts, jobs, measured, opened, plans, words
 from pages.shared.cards import Card, cards
 from pages.shared.gallery import Tile, gallery
 from pages.shared.opened import Opened
@@ -18,18 +18,26 @@ from upvit_core.figures.theme import TITLES
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.macs import count_macs
 
 if TYPE_CHECKING:
     from upvit_core.models.checkpoint import LoadedModel
 
 KEY = "channel"
+WANTED = "channel-wanted"
 IMAGES = 500
 SHOWN = 8
+MAPS = 4
+PATIENCE_SECONDS = 0.7
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What removing one channel does: KL (N,) and probabilities (N, classes) before and after, and some images."""
+    """What removing one channel does: KL (N,) and probabilities (N, classes) before and after, and some images.
+
+    maps: of an attention channel, its head's attention to the patches with and without it, on the most affected images,
+    (images, 2, rows, columns).
+    """
 
     kl: np.ndarray
     before: np.ndarray
@@ -39,6 +47,7 @@ class Effect:
     indices: np.ndarray
     data: str
     norms: dict[str, float]
+    maps: np.ndarray | None = None
 
     @property
     def changed(self) -> np.ndarray:
@@ -47,7 +56,7 @@ class Effect:
 
 def choose(component: Component, block: int, number: int) -> None:
     """Put a channel under the glass; to be called before the inspector is drawn."""
-    st.session_state[KEY] = (component, block, number)
+    st.session_state[KEY] = st.session_state[WANTED] = (component, block, number)
     st.session_state["glass-component"], st.session_state["glass-block"] = component, block
     st.session_state["glass-channel"] = number
 
@@ -121,6 +130,9 @@ def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> Non
             ]
         )
         charts.show(place(scores, component, block, number, group, kept[group], charts.theme()), "place")
+        if scores.basis == "channels":
+            channel_more.by_criterion(model, component, block, number, group)
+        channel_more.neighbours(scores, key, group, kept, number)
     with right:
         _removal(model, component, block, number, scores.basis)
 
@@ -148,6 +160,7 @@ def removal_job(
 
     def work(report: jobs.Report) -> Effect:
         report.say("reading the weights")
+        from upvit_core.importance.attention_maps import attention_maps
         from upvit_core.importance.removal import remove_one
         from upvit_core.models.adapt import adapt
 
@@ -155,9 +168,14 @@ def removal_job(
         indices = measured.evaluation_indices(data, count)
         report.say(f"{len(indices):,} images with and without it")
         batches = data.batches(100 if model.shape.img_size[0] < 100 else 8, indices=indices)
-        result = remove_one(
-            adapt(live.model, live.shape), batches, key, number, lambda done: report(done / len(indices))
-        )
+        adapter = adapt(live.model, live.shape)
+        result = remove_one(adapter, batches, key, number, lambda done: report(done / len(indices)))
+        maps = None
+        if component == "attention":
+            top = np.asarray(indices)[np.argsort(-result.kl.numpy(), kind="stable")[:MAPS]]
+            pixels = next(iter(data.batches(len(top), indices=top)))[0]
+            found = attention_maps(adapter, pixels, block, number)
+            maps = None if found is None else np.stack([found[0].numpy(), found[1].numpy()], axis=1)
         return Effect(
             kl=result.kl.numpy(),
             before=result.before.double().softmax(-1).numpy(),
@@ -167,6 +185,7 @@ def removal_job(
             indices=np.asarray(indices),
             data=data.name,
             norms=weight_norms(live, key, number),
+            maps=maps,
         )
 
     return jobs.start(
@@ -199,6 +218,8 @@ def _removal(model: Opened, component: Component, block: int, number: int, basis
     if basis == "directions" and component == "residual" and number == 0:
         st.info("This is the constant: LayerNorm takes it away, and every plan keeps it.")
         return
+    if st.session_state.pop(WANTED, None) == name[:3] and count_macs(model.shape) <= plans.AUTOMATIC_MACS:
+        st.session_state["removed"] = name
     if st.session_state.get("removed") != name and not st.button(
         f"Remove only this {what}", icon=":material/content_cut:"
     ):
@@ -211,6 +232,7 @@ def _removal(model: Opened, component: Component, block: int, number: int, basis
         job = direction.removal_job(model, component, block, number, spec)
     else:
         job = removal_job(model, component, block, number, spec)
+    jobs.linger(job, PATIENCE_SECONDS)
     if job.active:
         jobs.progress(job)
         return
@@ -229,6 +251,7 @@ def show_effect(model: Opened, effect: Effect, component: Component, spec: str) 
     weights = f"Norm of its weights: {norms}. " if norms else ""
     st.html(f'<p class="quiet">{weights}Images: {images}.</p>')
     gallery(tiles(model, effect, spec), columns=4)
+    channel_more.show(effect, component)
 
 
 def tiles(model: Opened, effect: Effect, spec: str, count: int = SHOWN, only: list[int] | None = None) -> list[Tile]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import streamlit as st
 
+from pages.shared import presenter
 from upvit_core.figures.theme import DARK, LIGHT, Chart, Theme
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
@@ -28,7 +29,9 @@ def theme() -> Theme:
 
 
 def show(chart: Chart, key: str, *, download: bool = True, on_select: str = "ignore", tools: bool = False) -> object:
-    """Draw a chart; returns its selection where it is clickable."""
+    """Draw a chart; returns its selection where it is clickable. While presenting, type, lines and marks are larger."""
+    if presenter.on():
+        chart = _larger(chart, presenter.LARGER)
     config = {**CONFIG, "displayModeBar": tools}
     result = st.plotly_chart(
         chart.figure, width="stretch", theme=None, key=key, config=config, alt=chart.alt, on_select=on_select,  # type: ignore[call-overload]
@@ -40,24 +43,50 @@ def show(chart: Chart, key: str, *, download: bool = True, on_select: str = "ign
 
 
 def enlarged(chart: Chart, factor: float = 1.3) -> Chart:
-    """The same chart with larger type, to be read from the back of a room."""
+    """The same chart with larger type, to be read from the back of a room; `show` does that itself while presenting."""
+    return chart if presenter.on() else _larger(chart, factor, marks=False)
+
+
+def _larger(chart: Chart, factor: float, *, marks: bool = True) -> Chart:
     figure = chart.figure.to_dict()
-    _enlarge(figure, factor)
-    margin = figure["layout"]["margin"]
-    for side in ("l", "r", "b"):
-        margin[side] = round(margin[side] * factor)
+    _enlarge(figure, factor, marks)
+    layout = figure["layout"]
+    for side in ("l", "r", "b", *("t" * marks)):
+        layout["margin"][side] = round(layout["margin"][side] * factor)
+    if marks:
+        layout["height"] = round(layout["height"] * 1.15)
     return replace(chart, figure=type(chart.figure)(figure, _validate=False))
 
 
-def _enlarge(node: object, factor: float) -> None:
+def _enlarge(node: object, factor: float, marks: bool) -> None:
+    """Sizes of type, and with `marks` widths of lines and sizes of marks."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key in ("font", "tickfont", "textfont") and isinstance(value, dict) and "size" in value:
                 value["size"] = round(value["size"] * factor)
-            _enlarge(value, factor)
+            if marks and key == "line" and isinstance(value, dict) and "width" in value:
+                value["width"] = value["width"] * factor
+            if marks and key == "marker" and isinstance(value, dict) and isinstance(value.get("size"), (int, float)):
+                value["size"] = value["size"] * factor
+            _enlarge(value, factor, marks)
     elif isinstance(node, (list, tuple)) and len(node) < 500:
         for value in node:
-            _enlarge(value, factor)
+            _enlarge(value, factor, marks)
+
+
+def enlarged_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """A Vega-Lite specification, larger while presenting."""
+    return _vega(spec, presenter.LARGER) if presenter.on() else spec
+
+
+def _vega(node: Any, factor: float) -> Any:
+    if isinstance(node, dict):
+        grown = {"labelFontSize", "titleFontSize", "fontSize", "strokeWidth", "size"}
+        return {
+            key: value * factor if key in grown and isinstance(value, (int, float)) else _vega(value, factor)
+            for key, value in node.items()
+        }
+    return [_vega(value, factor) for value in node] if isinstance(node, list) else node
 
 
 def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from pages.shared import memory, opened, scoring, whatif, words
+from pages.shared import memory, opened, presenter, scoring, terms, whatif, words
 from upvit_core.errors import UPViTError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.profiling.macs import count_parameters
@@ -52,8 +52,14 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
             "log has the details.",
             icon=":material/error:",
         )
+    if title in terms.OF_PAGE:
+        st.html(terms.line(terms.OF_PAGE[title]))
     with place:
-        _strip()
+        left, right = st.columns([0.86, 0.14], vertical_alignment="center")
+        with left:
+            _strip()
+        with right:
+            presenter.toggle()
     memory.freeze_once()
 
 

@@ -164,6 +164,13 @@ def find(key: str) -> Job | None:
     return workers().jobs.get(key)
 
 
+def linger(job: Job, seconds: float) -> None:
+    """Wait a moment for a job that is nearly done, so that its picture comes without a bar first."""
+    end = time.monotonic() + seconds
+    while job.active and time.monotonic() < end:
+        time.sleep(0.02)
+
+
 def cancel(key: str) -> None:
     job = find(key)
     if job is not None and job.active:

@@ -3,7 +3,11 @@
     python tests/browser/shots.py OUT [--open SOURCE] [--page tradeoff] [--width 1440] [--theme light]
                                   [--query "residual=75"] [--full]
 
-Writes OUT/<page>-<theme>-<width>.png; whole pages with --full.
+Writes OUT/<page>-<theme>-<width>.png; whole pages with --full. The README's pictures are made by
+
+    python tests/browser/shots.py assets/readme --readme [--runs FOLDER]
+
+one a page, light, in few colours to stay small; --runs shows the runs of a folder (default: none).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.parse
 import urllib.request
@@ -23,7 +28,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = ("model", "importance", "tradeoff", "runs", "transfer", "method", "workshop")
+PAGES = ("model", "importance", "tradeoff", "runs", "transfer", "method", "workshop", "glossary")
 
 
 def free_port() -> int:
@@ -99,6 +104,27 @@ def settle(page: Page, timeout: float = 60.0) -> None:
         page.wait_for_timeout(100)
 
 
+def readme(out: Path, runs: Path | None) -> None:
+    """One picture a page from a fresh server, OUT/<page>.png."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"UPVIT_HOME": f"{home}/home", "UPVIT_RUNS": str((runs or Path(home) / "runs").resolve())}
+        with server(environment) as address, chromium() as browser:
+            context = browser.new_context(
+                reduced_motion="reduce", viewport={"width": 1360, "height": 850}, color_scheme="light"
+            )
+            page = context.new_page()
+            for name in PAGES:
+                page.goto(f"{address}/{name}", timeout=180_000)
+                settle(page, 180)
+                path = out / f"{name}.png"
+                page.screenshot(path=path)
+                with Image.open(path) as picture:
+                    small = picture.convert("RGB").resize((1020, 638), Image.Resampling.LANCZOS)
+                    small.quantize(96).save(path, optimize=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -108,8 +134,13 @@ def main() -> None:
     parser.add_argument("--theme", action="append", choices=["light", "dark"])
     parser.add_argument("--query", default="")
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--runs", type=Path)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.readme:
+        readme(arguments.out, arguments.runs)
+        return
     query = dict(urllib.parse.parse_qsl(arguments.query))
     if arguments.open:
         query["open"] = arguments.open

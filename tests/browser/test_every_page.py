@@ -17,7 +17,7 @@ from shots import PAGES, server, settle
 
 NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
 CHARTS = '[data-testid="stPlotlyChart"], [data-testid="stVegaLiteChart"]'
-WITHOUT_CHARTS = {"workshop", "glossary"}
+WITHOUT_CHARTS = {"transfer", "workshop", "glossary"}
 WIDTHS = (390, 1024, 2560)
 OUTSIDE = """width => [...document.querySelectorAll(
     ".card, [data-testid=stMain] button, [data-testid=stMain] p, .js-plotly-plot, [data-testid=stVegaLiteChart]")]
@@ -90,6 +90,8 @@ def check_charts(page: Page, name: str) -> None:
     charts = page.locator(CHARTS)
     assert charts.count() > 0 or name in WITHOUT_CHARTS
     for i in range(charts.count()):
+        if not charts.nth(i).is_visible():  # folded away
+            continue
         charts.nth(i).scroll_into_view_if_needed()
         assert variance(charts.nth(i)) > 40, f"chart {i} of {name} is empty"
         html = charts.nth(i).evaluate("e => e.outerHTML.slice(0, 3000) + e.parentElement.outerHTML.slice(0, 500)")

@@ -17,6 +17,7 @@ from upvit_core.figures.heatmaps import channel_at, find, heading, heatmap, pict
 from upvit_core.figures.lesson import learning
 from upvit_core.figures.merging import cividis, merging
 from upvit_core.figures.published import PUBLISHED
+from upvit_core.figures.removal import attention_pair, by_class
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
 from upvit_core.figures.versus import versus
 from upvit_core.importance.scores import ImportanceScores, expected_widths
@@ -70,6 +71,8 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "drawing": lambda: drawing(SMALL, LIGHT),
         "drawing, thinner": lambda: drawing(SMALL, DARK, plan.shape_after, emphasis="ffn"),
         "merging": lambda: merging(scores, plan, 1, LIGHT),
+        "by class": lambda: by_class("abcde", np.arange(30) % 5, kl, kl > 1, "ffn", LIGHT),
+        "attention pair": lambda: attention_pair(np.eye(3) / 3, np.full((3, 3), 1 / 9), DARK),
         "versus": lambda: versus(scores, difference(plan, plan_uniform(scores, residual=0.25, heads=2)), LIGHT),
         "front": lambda: front(points, lines, LIGHT, x_title="parameters", y_title="KL", log_y=True),
         "place": lambda: place(scores, "attention", 1, 5, group, group < 6, LIGHT),
@@ -234,3 +237,12 @@ def test_rank_against_rank_places_every_channel_by_both_records(component: Compo
         assert sure == (own == key and int(channel) in (0, 3))
     assert [len(trace.x) for trace in chart.figure.data if trace.mode == "markers"] == [len(table["exact"]) - 2, 2]
     assert str(len(table["channel"])) in chart.alt
+
+
+def test_classes_are_ordered_by_the_mean_kl_of_their_images() -> None:
+    labels = np.array([0, 0, 1, 1, 2])
+    kl, changed = np.array([0.1, 0.3, 1.0, 2.0, 0.5]), np.array([True, False, True, True, False])
+    table = by_class(["a", "b", "c"], labels, kl, changed, "ffn", LIGHT).table()
+    assert table["class"].tolist() == ["b", "c", "a"]
+    assert table["kl_nats"] == pytest.approx([1.5, 0.5, 0.2])
+    assert table["predictions_change"].tolist() == [2, 0, 1]

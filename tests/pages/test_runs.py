@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 from pages.shared import run_actions, run_data
 from upvit_core.recipe import PRESETS
 from upvit_core.runs import RunState, RunStore
+from upvit_core.runs.commands import commands
 
 PAGE = "pages/run/runs.py"
 Run = Callable[..., AppTest]
@@ -122,12 +123,12 @@ def test_rows_are_read_once_and_then_only_what_is_new(store: RunStore, monkeypat
 
 def test_commands_name_the_preset_and_what_differs(store: RunStore) -> None:
     run = made_run(store, 0.5, **(PRESETS["demo"].model_dump() | {"lr": 5e-4, "seed": 3}))
-    text = run_actions.commands(run)
+    text = commands(run)
     assert "--preset demo --lr 0.0005 --seed 3" in text
     assert f"resume {run.id} --out" in text
     fresh = made_run(store, 0.5, from_scratch=True)
-    assert "--preset" not in run_actions.commands(fresh)
-    assert "--from-scratch" in run_actions.commands(fresh)
+    assert "--preset" not in commands(fresh)
+    assert "--from-scratch" in commands(fresh)
 
 
 def test_the_folder_is_packed_under_its_name(tmp_path: Path) -> None:

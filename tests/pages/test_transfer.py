@@ -7,9 +7,9 @@ import pytest
 from made_runs import made_run
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import run_actions
 from upvit_core.recipe import FINETUNE_PRESETS
 from upvit_core.runs import RunSpec, RunStore
+from upvit_core.runs.commands import commands
 
 PAGE = "pages/run/transfer.py"
 Page = Callable[..., AppTest]
@@ -71,5 +71,5 @@ def test_accuracy_stands_side_by_side(page: Page, store: RunStore) -> None:
     table = test.dataframe[0].value.set_index("Run")
     assert table.loc["half to x", "to the original"] == pytest.approx(-1.5)
     assert table.loc["whole to x", "Top-1 now, %"] == 61.5
-    text = run_actions.commands(run)
+    text = commands(run)
     assert text.startswith("python -m upvit_core finetune demo --data x --epochs 1 --preset demo --out")

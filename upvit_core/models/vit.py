@@ -182,6 +182,14 @@ class ViTAdapter:
         stream = trace.after_attention + _scaled(change, blk.ls1)
         return self._feed_forward(block, stream.flatten(0, 1)).unflatten(0, (len(channels), -1))
 
+    def attention_without(self, block: int, trace: BlockTrace, channel: int) -> tuple[Tensor, Tensor]:
+        """Softmax attention of the head that holds one channel, with and without it: (B, T, N) each."""
+        attention = self._m.blocks[block].attn
+        head, inside = divmod(channel, attention.head_dim)
+        q, k = trace.q[:, head], trace.k[:, head]  # (B, T, d), (B, N, d)
+        scores = q @ k.transpose(-2, -1) - q[:, :, inside, None] * k[:, None, :, inside]
+        return trace.weights[:, head], (scores * attention.scale).softmax(-1)
+
     def without_ffn(self, block: int, trace: BlockTrace, channels: Tensor) -> Tensor:
         """The block's output with each hidden channel removed, one at a time: (C, B, T, D)."""
         blk = self._m.blocks[block]

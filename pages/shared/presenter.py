@@ -1,0 +1,49 @@
+"""The presenter's view: larger type, lines and marks, controls folded; for the back of the room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import streamlit as st
+
+KEY = "presenting"
+LARGER = 1.3
+STYLE = """<style>
+:root { font-size: 20px !important; }
+.stMainBlockContainer { max-width: 1900px; }
+[class*="-csv"], .terms, [data-testid="stWidgetLabel"] [data-testid="stTooltipIcon"] { display: none !important; }
+[data-testid="stSlider"] [role="slider"] { transform: scale(1.5); }
+</style>"""
+
+
+def on() -> bool:
+    """Whether this browser presents; the link carries it too."""
+    if KEY not in st.session_state:
+        st.session_state[KEY] = st.query_params.get("presenter") == "on"
+    return bool(st.session_state[KEY])
+
+
+def toggle() -> None:
+    """The switch, in the page's head; what it was set to holds on every page."""
+    st.session_state["presenter-switch"] = on()
+
+    def switched() -> None:
+        st.session_state[KEY] = st.session_state["presenter-switch"]
+
+    st.toggle(
+        "Presenter", key="presenter-switch", on_change=switched,
+        help="Larger type, lines and marks, and controls folded away: readable from the back of a room.",
+    )  # fmt: skip
+    if on():
+        st.query_params["presenter"] = "on"
+        st.html(STYLE)
+    elif "presenter" in st.query_params:
+        del st.query_params["presenter"]
+
+
+@contextmanager
+def folded(label: str) -> Iterator[None]:
+    """Controls that a presenter seldom needs: folded away while presenting, plain otherwise."""
+    with st.expander(label, icon=":material/tune:") if on() else st.container():
+        yield

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.shared.terms import BY_KEY, OF_PAGE, TERMS, line
+
+PAGES = {
+    "Model": "pages/explore/model.py",
+    "Importance": "pages/explore/importance.py",
+    "Trade-off": "pages/explore/tradeoff.py",
+    "Runs": "pages/run/runs.py",
+    "Method": "pages/learn/method.py",
+    "Workshop": "pages/learn/workshop.py",
+}
+
+
+def words_of(test: AppTest) -> str:
+    """All that a page says, without its own line of links."""
+    parts = [str(e.proto.body) for e in test.get("html") if "In the glossary" not in str(e.proto.body)]
+    for kind in ("markdown", "caption", "subheader", "header", "button", "slider", "selectbox", "toggle"):
+        for element in getattr(test, kind):
+            parts += [str(getattr(element, "value", "")), str(getattr(element, "label", ""))]
+    return re.sub(r"<style>.*?</style>|<[^>]+>", " ", " ".join(parts), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("title", PAGES)
+def test_terms_of_a_page_are_linked_on_it(page: Callable[..., AppTest], title: str) -> None:
+    test = page(PAGES[title])
+    assert not test.exception
+    assert any(line(OF_PAGE[title]) in str(e.proto.body) for e in test.get("html"))
+    said = words_of(test)
+    used = {t.key for t in TERMS for name in (t.name, *t.also) if re.search(rf"\b{re.escape(name)}\b", said)}
+    everyday = {"block", "score", "channel", "plan", "cut", "head"}
+    assert not used - set(OF_PAGE[title]) - everyday
+
+
+def test_every_term_is_defined_once_and_seen_somewhere(page: Callable[..., AppTest]) -> None:
+    assert len(BY_KEY) == len(TERMS)
+    test = page("pages/learn/glossary.py")
+    assert not test.exception
+    told = next(str(e.proto.body) for e in test.get("html") if "<dl" in str(e.proto.body))
+    assert set(re.findall(r'id="term-([a-z0-9]+)"', told)) == set(BY_KEY)
+    assert {key for keys in OF_PAGE.values() for key in keys} == set(BY_KEY)
+    root = Path(__file__).resolve().parents[2]
+    assert all((root / term.page).is_file() for term in TERMS)
+
+
+def test_presenting_makes_type_larger_until_it_is_switched_off(page: Callable[..., AppTest]) -> None:
+    plain, large = page("pages/explore/tradeoff.py"), page("pages/explore/tradeoff.py", presenter="on")
+    assert not large.exception
+
+    def styles(test: AppTest) -> str:
+        return "".join(str(e.proto.body) for e in test.get("html"))
+
+    def sizes(test: AppTest) -> list[int]:
+        return [int(n) for n in re.findall(r'"size":\s*(\d+)', test.get("plotly_chart")[0].proto.spec)]
+
+    assert "20px" in styles(large)
+    assert "20px" not in styles(plain)
+    assert max(sizes(large)) > max(sizes(plain))
+    large.toggle(key="presenter-switch").set_value(False).run()
+    assert "20px" not in styles(large)

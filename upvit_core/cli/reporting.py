@@ -1,0 +1,78 @@
+"""report: a plan or a run as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from upvit_core.cli.common import Device, Heads, Json, Root, device_of, emit, open_model
+
+if TYPE_CHECKING:
+    from upvit_core.planning.plan import PruningPlan
+    from upvit_core.report import Measurement
+
+app = typer.Typer()
+
+
+@app.command()
+def report(
+    what: Annotated[Path, typer.Argument(help="a plan.json, or the folder of a run")],
+    out: Annotated[Path, typer.Option(help="HTML file to write")],
+    scores: Annotated[Path | None, typer.Option(help="scores of the model, for the pictures of what stays")] = None,
+    model: Annotated[str | None, typer.Option(help="with --data: measure the plan, right after the cut")] = None,
+    data: Annotated[str | None, typer.Option(help="images to measure the plan on")] = None,
+    images: Annotated[int, typer.Option(min=1, help="how many of them, drawn by seed 0")] = 1000,
+    num_heads: Heads = None,
+    root: Root = None,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Tell a plan or a run in one HTML file: figures, numbers, where they come from, how to make them again."""
+    from upvit_core.importance.scores import ImportanceScores
+    from upvit_core.planning.plan import PruningPlan
+    from upvit_core.report import plan_report, run_report
+    from upvit_core.runs.files import write_atomically
+    from upvit_core.runs.store import RunStore
+
+    record = ImportanceScores.load(scores) if scores else None
+    if what.is_dir():
+        html = run_report(RunStore(what.resolve().parent), what.resolve().name, record)
+    else:
+        plan = PruningPlan.load(what)
+        measured = []
+        if model and data:
+            measured = measure(plan, model, data, images, num_heads, root, device_of(device))
+        html = plan_report(plan, record, name=what.stem, measured=measured, model=model or "", data=data or "")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, html.encode())
+    emit({"out": str(out), "bytes": out.stat().st_size}, as_json)
+
+
+def measure(
+    plan: PruningPlan, model: str, data: str, images: int, num_heads: int | None, root: str | None, device: str
+) -> list[Measurement]:
+    """Top-1 and KL of the plan, right after the cut and without repair, and top-1 of the whole model."""
+    from upvit_core.cut import cut
+    from upvit_core.data import open_images, proxy_indices
+    from upvit_core.evaluation import evaluate, predict, score_logits
+    from upvit_core.profiling.throughput import device_name
+    from upvit_core.report import Measurement
+
+    loaded = open_model(model, num_heads, device=device)
+    shape = loaded.shape
+    test = open_images(data, "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=shape.num_classes, root=root)
+    chosen = proxy_indices(test, min(images, len(test)), 0)
+    logits, labels = predict(loaded.model, test.batches(100, indices=chosen, device=device))
+    whole = score_logits(logits, labels)
+    student = cut(loaded, plan, data=data if plan.basis == "directions" else None, root=root)
+    found = evaluate(student, test.batches(100, indices=chosen, device=device), teacher_logits=logits)
+    low, high = found.top1_interval
+    under, over = found.kl_interval or (0.0, 0.0)
+    how = f"{found.images:,} images of {test.name}, seed 0, on {device_name(device)}"
+    return [
+        Measurement("Top-1 right after the cut", f"{found.top1:.2f} % (95 %: {low:.2f} to {high:.2f})", how),
+        Measurement("Top-1 of the whole model", f"{whole.top1:.2f} %", how),
+        Measurement("KL to the whole model", f"{found.kl:.4g} nats an image (95 %: {under:.4g} to {over:.4g})", how),
+    ]

@@ -1,0 +1,114 @@
+"""What a removed channel does: to whole classes, and to where its head looks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
+from upvit_core.models.shape import Component
+
+
+def by_class(
+    names: Sequence[str], labels: np.ndarray, kl: np.ndarray, changed: np.ndarray, component: Component, theme: Theme,
+    *, most: int = 8, height: int = 260,
+) -> Chart:  # fmt: skip
+    """Mean KL of the images of each class, the most affected first, with how many predictions change.
+
+    labels (N,) class of each image; kl (N,) nats; changed (N,) bool.
+    """
+    present = np.unique(labels)
+    mean = np.array([kl[labels == c].mean() for c in present])
+    flips = np.array([int(changed[labels == c].sum()) for c in present])
+    count = np.array([int((labels == c).sum()) for c in present])
+    order = np.argsort(-mean, kind="stable")
+    top = order[:most][::-1]
+    trace: Spec = {
+        "type": "bar", "orientation": "h", "x": mean[top], "y": [names[c] for c in present[top]],
+        "marker": {"color": COLOURS[component]}, "textposition": "auto",
+        "text": [f"{f} of {n} change" if f else "" for f, n in zip(flips[top], count[top], strict=True)],
+        "hovertemplate": "%{y}: %{x:.3g} nats an image<extra></extra>",
+    }  # fmt: skip
+    layout: Spec = {
+        "xaxis": axis(theme, "KL, nats an image", rangemode="tozero", exponentformat="power"),
+        "yaxis": axis(theme, "class", automargin=True, showgrid=False),
+    }
+    figure = drawn([trace], layout, theme, height=height, margin=(110, 14, 10, 46))
+    first = order[0]
+    alt = (
+        f"Most affected classes: {names[present[first]]} with {mean[first]:.3g} nats an image, then "
+        f"{', '.join(names[c] for c in present[order[1:3]])}; {int(flips.sum())} predictions change in all."
+    )
+
+    def table() -> dict[str, np.ndarray]:
+        return {
+            "class": np.array([names[c] for c in present[order]]), "images": count[order], "kl_nats": mean[order],
+            "predictions_change": flips[order],
+        }  # fmt: skip
+
+    return Chart(figure, "Most affected classes", alt, table)
+
+
+def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, height: int = 250) -> Chart:
+    """Attention of one head to the patches of one image, with (left) and without the channel: (rows, columns) each."""
+    top = float(max(before.max(), after.max()))
+    traces: list[Spec] = []
+    layout: Spec = {"annotations": []}
+    for number, (values, name) in enumerate(((before, "with the channel"), (after, "without it")), start=1):
+        bar = {
+            "thickness": 10,
+            "outlinewidth": 0,
+            "tickfont": {"color": theme.quiet, "size": 12},
+            "title": {"text": "share of attention", "side": "right", "font": {"color": theme.quiet, "size": 12}},
+        }
+        traces.append(
+            {
+                "type": "heatmap",
+                "z": np.asarray(values, np.float32),
+                "zmin": 0,
+                "zmax": top,
+                "colorscale": "Cividis",
+                "showscale": number == 2,
+                "colorbar": bar,
+                "xaxis": f"x{number}",
+                "yaxis": f"y{number}",
+                "hovertemplate": "patch row %{y}, column %{x}: %{z:.3f}<extra></extra>",
+            }
+        )
+        left = 0.0 if number == 1 else 0.53
+        layout[f"xaxis{number}"] = axis(
+            theme, "patch column", domain=[left, left + 0.44], anchor=f"y{number}", dtick=2, showgrid=False
+        )
+        layout[f"yaxis{number}"] = axis(
+            theme,
+            "patch row",
+            autorange="reversed",
+            dtick=2,
+            anchor=f"x{number}",
+            scaleanchor=f"x{number}",
+            showgrid=False,
+        )
+        layout["annotations"].append(
+            {
+                "xref": "paper",
+                "yref": "paper",
+                "x": left,
+                "y": 1.0,
+                "yanchor": "bottom",
+                "xanchor": "left",
+                "showarrow": False,
+                "text": name,
+                "font": {"size": 13, "color": theme.text},
+            }
+        )
+    figure = drawn(traces, layout, theme, height=height, margin=(52, 70, 26, 46))
+    moved = 0.5 * float(np.abs(before - after).sum())
+    alt = f"Attention of the channel's head to the patches, with and without the channel: {moved:.1%} of it moves."
+    rows, columns = np.indices(before.shape)
+    return Chart(
+        figure,
+        "Where its head looks",
+        alt,
+        lambda: {"row": rows.ravel(), "column": columns.ravel(), "with": before.ravel(), "without": after.ravel()},
+    )

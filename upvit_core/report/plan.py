@@ -1,0 +1,110 @@
+"""A plan told in one file: what stays, what it costs, what was measured, where it comes from, how to remake it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from upvit_core.figures.drawing import drawing
+from upvit_core.figures.heatmaps import strips
+from upvit_core.figures.merging import merging
+from upvit_core.figures.theme import LIGHT
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.report.page import Page
+from upvit_core.report.provenance import of_machine, of_plan
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One value that was measured or estimated, with what it was measured on in `how`."""
+
+    name: str
+    value: str
+    how: str
+
+
+def counted(plan: PruningPlan) -> list[tuple[str, str]]:
+    """Parameters and MACs before and after, exactly."""
+    before, after = plan.shape_before, plan.shape_after
+    rows = []
+    for name, count in (("Parameters, counted", count_parameters), ("MACs of one image, counted", count_macs)):
+        was, now = count(before), count(after)
+        rows.append((name, f"{now:,} of {was:,}: {was / now:.2f} times fewer"))
+    return rows
+
+
+def widths(plan: PruningPlan) -> list[tuple[str, str]]:
+    """What stays, in words."""
+    before, after = plan.shape_before, plan.shape_after
+    rows = [("Residual", f"{after.embed_dim} of {before.embed_dim} {plan.basis}")]
+    blocks = list(after.blocks)
+    alike = len(set(blocks)) == 1
+    for number, own in enumerate(blocks[:1] if alike else blocks):
+        source = before.blocks[plan.blocks[number].source]
+        name = f"Each of {len(blocks)} blocks" if alike else f"Block {number}"
+        rows.append(
+            (
+                name,
+                f"{own.num_heads} of {source.num_heads} heads, {own.attention} of {source.attention} attention "
+                f"channels, {own.ffn:,} of {source.ffn:,} FFN channels",
+            )
+        )
+    return rows
+
+
+def default_commands(plan: PruningPlan, model: str, data: str) -> str:
+    """Command lines that cut by the plan that the report carries."""
+    run, name = "python -m upvit_core", shlex.quote(model or "MODEL")
+    needs = f" --data {shlex.quote(data or 'IMAGES')}" if plan.basis == "directions" else ""
+    return (
+        f"{run} prune {name} plan.json{needs} --out student\n"
+        f"{run} evaluate student --data {shlex.quote(data or 'IMAGES')} --teacher {name}"
+    )
+
+
+def add_plan(page: Page, plan: PruningPlan, scores: ImportanceScores | None) -> None:
+    """The drawing, and over scores the strips and the heads of the first block."""
+    page.chart(drawing(plan.shape_before, LIGHT, plan.shape_after))
+    if scores is None or scores.basis != plan.basis:
+        return
+    page.chart(strips(scores, plan, LIGHT))
+    if plan.blocks[0].attention.heads != plan.shape_before.blocks[plan.blocks[0].source].num_heads:
+        page.chart(merging(scores, plan, plan.blocks[0].source, LIGHT))
+
+
+def plan_report(
+    plan: PruningPlan,
+    scores: ImportanceScores | None = None,
+    *,
+    name: str = "",
+    measured: Sequence[Measurement] = (),
+    commands: str = "",
+    model: str = "",
+    data: str = "",
+) -> str:
+    """The HTML. `scores` are those of the plan's model, in its basis, for the pictures of what stays.
+
+    `measured`: values to be told with how they were found. `commands`: what remakes the plan; default: cutting by the
+    plan.json inside the report.
+    """
+    before = plan.shape_before
+    page = Page(f"Pruning plan: {name or before.name}", f"{plan.model or before.name}, cut by plan {plan.digest}")
+    page.heading("Numbers")
+    rows = counted(plan)
+    if scores is not None and scores.basis == plan.basis:
+        removed = predicted_loss(scores, plan)
+        rows.append(("Score removed, summed (estimate of the KL)", f"{removed:.4g} nats an image"))
+    page.pairs([*rows, *((m.name, f"{m.value} · {m.how}") for m in measured)])
+    page.heading("What stays")
+    page.pairs(widths(plan))
+    add_plan(page, plan, scores)
+    page.heading("Where it comes from")
+    page.pairs([*of_plan(plan, scores), *of_machine()])
+    page.heading("To make it again")
+    page.code(commands or default_commands(plan, model, data))
+    page.attach("plan.json", "application/json", plan.to_json(), "plan.json, the plan itself")
+    return page.html()

@@ -1,0 +1,52 @@
+"""Where numbers come from: digests, seeds, versions, device."""
+
+from __future__ import annotations
+
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.plan import PruningPlan
+
+PACKAGES = ("torch", "timm", "accelerate", "numpy", "safetensors", "plotly")
+
+
+def of_plan(plan: PruningPlan, scores: ImportanceScores | None) -> list[tuple[str, str]]:
+    """Digests of model, scores and plan; how the scores were made."""
+    rows = [
+        ("Model", f"{plan.model or plan.shape_before.name}, digest {plan.model_digest or 'not known'}"),
+        ("Plan", f"digest {plan.digest}, counts {plan.basis}"),
+    ]
+    if scores is None:
+        return [*rows, ("Scores", f"{plan.criterion or 'not known'}, digest {plan.scores_digest or 'not known'}")]
+    data = f"{scores.images:,} images of {scores.data or 'data not named'}, digest {scores.data_digest or 'not known'}"
+    return [
+        *rows,
+        ("Scores", f"{scores.criterion}, {scores.unit}, digest {scores.digest}"),
+        ("Scored on", f"{data}, seed {scores.seed}"),
+    ]
+
+
+def of_machine() -> list[tuple[str, str]]:
+    """Versions and the processor of the machine that writes the report."""
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    now = datetime.now(UTC)
+    return [
+        ("Versions", f"Python {platform.python_version()}, {', '.join(found)}"),
+        ("Written on", f"{processor()}, {platform.system()}, {now:%Y-%m-%d %H:%M} UTC"),
+    ]
+
+
+def processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

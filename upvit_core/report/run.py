@@ -1,0 +1,104 @@
+"""A run told in one file: how it learnt, what came of it, its settings and the commands that do it again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from upvit_core.figures.lesson import learning
+from upvit_core.figures.theme import LIGHT, Chart, axis, drawn
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.report.page import Page
+from upvit_core.report.plan import add_plan, counted, widths
+from upvit_core.report.provenance import of_machine, of_plan
+from upvit_core.runs.commands import commands
+from upvit_core.runs.store import RunStore
+
+EVALUATED = ("surgery", "start", "eval", "final")
+Row = Mapping[str, Any]
+
+
+def losses(rows: Sequence[Row]) -> Chart:
+    """Loss against steps, as logged."""
+    steps = np.array([row["step"] for row in rows], np.float32)
+    loss = np.array([row["loss"] for row in rows], np.float32)
+    trace = {
+        "type": "scatter", "mode": "lines", "x": steps, "y": loss, "line": {"color": LIGHT.quiet, "width": 1.5},
+        "hovertemplate": "step %{x}: %{y:.3f} nats<extra></extra>",
+    }  # fmt: skip
+    layout = {"xaxis": axis(LIGHT, "training steps"), "yaxis": axis(LIGHT, "loss, nats")}
+    figure = drawn([trace], layout, LIGHT, height=230, margin=(70, 30, 16, 52))
+    alt = f"Training loss against steps: {loss[0]:.3g} at first, {loss[-1]:.3g} at last, {len(steps)} values."
+    return Chart(figure, "Loss", alt, lambda: {"step": steps, "loss_nats": loss})
+
+
+def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = None) -> str:
+    """The HTML of a run as it stands; `scores` of its teacher add the pictures of what stays.
+
+    Raises RunError where there is no such run.
+    """
+    run, state = store.get(run_id), store.state(run_id)
+    spec = run.spec
+    rows, _ = store.read_metrics(run_id)
+    page = Page(f"Run: {spec.name}", f"{run.id} · {state.state} · {state.epoch:.2f} of {spec.epochs} epochs")
+    page.heading("Numbers")
+    seen = [row for row in rows if row.get("phase") in EVALUATED and row.get("top1") is not None]
+    plan = _plan(run.model / "plan.json", spec.plan)
+    told = counted(plan) if plan else []
+    told += [(f"Top-1, {_phase(row)}", _evaluation(row)) for row in (seen[:1] + seen[-1:] if len(seen) > 1 else seen)]
+    teacher = next((row for row in rows if row.get("phase") == "teacher"), None)
+    told += [("Top-1, teacher", _evaluation(teacher))] if teacher else []
+    speeds = [row for row in rows if row.get("images_per_s") and row.get("phase") in ("teacher", "surgery")]
+    told += [(f"Images/s, {_phase(row)}", f"{row['images_per_s']:,.0f} on {row.get('device', '?')}") for row in speeds]
+    page.pairs([*told, ("Training", f"{state.step:,} of {state.total_steps:,} steps, {state.seconds:,.0f} s")])
+    if seen:
+        goal = teacher["top1"] if teacher else state.teacher_top1
+        page.chart(learning([row["step"] for row in seen], [row["top1"] for row in seen], goal, LIGHT, height=320))
+    trained = [row for row in rows if row.get("phase") == "train" and row.get("loss") is not None]
+    if trained:
+        page.chart(losses(trained))
+    if plan:
+        page.heading("What stays")
+        page.pairs(widths(plan))
+        add_plan(page, plan, scores)
+    page.heading("Where it comes from")
+    settings = spec.settings.model_dump(exclude_none=True)
+    page.pairs(
+        [
+            ("Teacher", spec.teacher or "none"),
+            ("Data", spec.data),
+            ("Seed", str(spec.settings.seed)),
+            ("Device", f"{spec.device}; {state.host}" if state.host else spec.device),
+            *(of_plan(plan, scores) if plan else []),
+            ("Settings", ", ".join(f"{key} {value}" for key, value in settings.items())),
+            *of_machine(),
+        ]
+    )
+    page.heading("To make it again")
+    page.code(commands(run))
+    if plan:
+        page.attach("plan.json", "application/json", plan.to_json(), "plan.json, the plan itself")
+    page.attach("spec.json", "application/json", spec.model_dump_json(indent=1), "spec.json, the order of the run")
+    page.attach("metrics.jsonl", "application/json", "".join(json.dumps(r) + "\n" for r in rows), "metrics.jsonl")
+    return page.html()
+
+
+def _plan(path: Any, content: dict[str, Any] | None) -> PruningPlan | None:
+    if content is not None:
+        return PruningPlan.from_json(json.dumps(content))
+    return PruningPlan.load(path) if path.exists() else None
+
+
+def _phase(row: Row) -> str:
+    names = {"surgery": "right after the cut", "start": "at the start", "teacher": "teacher"}
+    return names.get(str(row["phase"]), f"after {row['step']:,} steps")
+
+
+def _evaluation(row: Row) -> str:
+    text = f"{row['top1']:.2f} % of {row['images']:,} test images" if row.get("images") else f"{row['top1']:.2f} %"
+    kl = row.get("kl_teacher")
+    return text + (f"; KL to the teacher {kl:.4g} nats an image" if kl is not None else "")
