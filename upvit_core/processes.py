@@ -6,8 +6,10 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+PROJECT = Path(__file__).resolve().parent.parent
 
 
 def process_count() -> int:
@@ -26,3 +28,8 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before it was asked for
             os._exit(1)
+
+
+def python_path() -> str:
+    """PYTHONPATH of a process that finds this package wherever it is started."""
+    return os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH", "")]))

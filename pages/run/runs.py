@@ -194,6 +194,8 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary]) -> None:
             st.warning(state.error)
         if state.note:
             st.info(state.note, icon=":material/memory:")
+        if state.place:
+            st.caption(state.place)
         st.code("\n".join(store.tail_log(run_id, LOG_LINES)) or "Nothing is logged yet.", language=None, height=300)
     with right:
         if state.state == "queued":

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import block_records, jobs, limits, measured, opened, places, scoring, words
+from pages.shared import block_records, elsewhere, jobs, limits, measured, opened, places, scoring, words
 from pages.shared.opened import Opened
 from pages.shared.whatif import MOST, WhatIf
+from upvit_core.errors import UPViTError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.widths import widths_of, write_widths
@@ -132,6 +133,28 @@ def both_ways(what_if: WhatIf) -> list[WhatIf]:
     return [replace(what_if, basis="channels", repair=False), replace(what_if, basis="directions", repair=True)]
 
 
+def order(
+    model: Opened,
+    scores: ImportanceScores,
+    what_if: WhatIf,
+    epochs: int,
+    recipe: str,
+    spec: str,
+    feature_weight: float = 0.0,
+) -> RunSpec:
+    """The run that distils one what-if."""
+    return RunSpec(
+        name=f"{model.name} {what_if.words}"[:200],
+        teacher=model.model,
+        plan=json.loads(what_if.plan(scores).to_json()),
+        repair=what_if.repair,
+        data=spec,
+        epochs=epochs,
+        settings=PRESETS[recipe].model_copy(update={"feature_weight": feature_weight}),
+        owner=owner(),
+    )
+
+
 def start_runs(
     model: Opened,
     scores: ImportanceScores,
@@ -140,29 +163,20 @@ def start_runs(
     recipe: str,
     spec: str,
     feature_weight: float = 0.0,
+    where: elsewhere.Where = elsewhere.HERE,
 ) -> None:
     """Queue one run for each what-if and go to Runs."""
     store = RunStore(places.runs())
-    started_by = owner()
     limits.confine(spec)
-    limits.check_room(store, started_by, len(what_ifs))
+    limits.check_room(store, owner(), len(what_ifs))
     group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 2 else ""
     if len(what_ifs) == 2:
         group = f"{model.name} both ways {what_ifs[0].words}"
     for what_if in what_ifs:
-        order = RunSpec(
-            name=f"{model.name} {what_if.words}"[:200],
-            teacher=model.model,
-            plan=json.loads(what_if.plan(scores).to_json()),
-            repair=what_if.repair,
-            data=spec,
-            epochs=epochs,
-            settings=PRESETS[recipe].model_copy(update={"feature_weight": feature_weight}),
-            group=group[:200],
-            owner=started_by,
-        )
-        run = store.create(order)
-        executor_for(store, order).submit(run)
+        asked = order(model, scores, what_if, epochs, recipe, spec, feature_weight)
+        asked = asked.model_copy(update={"group": group[:200], **where.changes})
+        run = store.create(asked)
+        executor_for(store, asked).submit(run)
         st.session_state.setdefault("started_runs", []).append(run.id)
     st.switch_page(RUNS_PAGE)
 
@@ -217,11 +231,19 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
             "feature, through a linear map that is learnt with it, misses the teacher's.",
         )  # fmt: skip
         _memory(chosen, scores, recipe)
+        where = elsewhere.choose("distil")
         if st.button(
             "Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not images.strip()
         ):
             measured.choose_images(model, images.strip())
-            start_runs(model, scores, chosen, int(epochs), recipe, images.strip(), float(features))
+            try:
+                start_runs(model, scores, chosen, int(epochs), recipe, images.strip(), float(features), where)
+            except UPViTError as error:
+                st.error(str(error))
+        if many == "This plan" and images.strip():
+            elsewhere.download(
+                order(model, scores, what_if, int(epochs), recipe, images.strip(), float(features)), "distil"
+            )
 
 
 def _memory(chosen: list[WhatIf], scores: ImportanceScores, recipe: str) -> None:

@@ -105,7 +105,7 @@ def state_words(state: RunState, *, stopping: str = "") -> str:
     if state.state == "queued":
         place = state.position or 0
         ending = ORDINALS.get(place % 10, "th") if place % 100 not in (11, 12, 13) else "th"
-        return f"queued {place}{ending}" if place else "queued"
+        return f"queued {place}{ending}" if place else f"queued: {state.place}" if state.place else "queued"
     top1 = "" if state.top1 is None else f" {state.top1:.1f} %"
     if state.perplexity is not None:
         top1 = f", perplexity {state.perplexity:.2f}"

@@ -1,6 +1,8 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from own_slurm import missing, slurm
 from small_run import small_home
 
 
@@ -8,3 +10,19 @@ from small_run import small_home
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny teacher and images."""
     return small_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    if why := missing():
+        pytest.skip(why)
+    with slurm(tmp_path_factory.mktemp("slurm") / "own") as environment:
+        yield environment
+
+
+@pytest.fixture
+def cluster(_cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A Slurm of two nodes with two CPUs each, to be found by this process."""
+    for key in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(key, _cluster[key])
+    return _cluster

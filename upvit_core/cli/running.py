@@ -24,10 +24,16 @@ app = typer.Typer()
 
 @app.command()
 def distill(
-    teacher: Annotated[str, typer.Option(help="model to learn from")],
-    student: Annotated[str, typer.Option(help="folder of the pruned model")],
-    data: Data,
-    epochs: Annotated[int, typer.Option(min=1)],
+    teacher: Annotated[str | None, typer.Option(help="model to learn from")] = None,
+    student: Annotated[str | None, typer.Option(help="folder of the pruned model")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="demo, a folder of classes, an archive of one, or a timm name")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1)] = None,
+    plan: Annotated[Path | None, typer.Option(help="plan.json to cut the teacher by, in place of --student")] = None,
+    order: Annotated[
+        Path | None, typer.Option(help="folder that the studio exported; what else is given here goes before it")
+    ] = None,
     out: Annotated[Path, typer.Option(help="folder of runs")] = Path("runs"),
     preset: Annotated[str, typer.Option(help="letter, released_code or demo")] = "letter",
     lr: Annotated[float | None, typer.Option()] = None,
@@ -37,31 +43,55 @@ def distill(
     feature_weight: Annotated[
         float | None, typer.Option(help="weight of the last feature's mean square, beside the logits; default: 0")
     ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int | None, typer.Option(help="default 0")] = None,
     checkpoint_minutes: Annotated[float | None, typer.Option(help="work that a kill can lose, at most")] = None,
     from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="same shape, fresh weights: the baseline")
-    ] = False,
+        bool | None, typer.Option("--from-scratch", help="same shape, fresh weights: the baseline")
+    ] = None,
     root: Root = None,
-    device: Device = "auto",
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = None,
+    priority: Annotated[
+        int | None, typer.Option(help="-2 to 2; higher goes first where runs wait for a device")
+    ] = None,
     processes: Annotated[
-        int,
-        typer.Option(min=1, help="that train together on this machine, a GPU each where there are; or use torchrun"),
-    ] = 1,
-    priority: Annotated[int, typer.Option(help="-2 to 2; higher goes first where runs wait for one device")] = 0,
+        int | None, typer.Option(min=1, help="that train together on a machine, a GPU each where there are")
+    ] = None,
+    executor: Annotated[str | None, typer.Option(help="local or slurm")] = None,
+    nodes: Annotated[int | None, typer.Option(help="slurm: machines")] = None,
+    gpus: Annotated[int | None, typer.Option(help="slurm: GPUs a node; as many processes unless --processes")] = None,
+    partition: Annotated[str | None, typer.Option(help="slurm")] = None,
+    minutes: Annotated[int | None, typer.Option(help="slurm: time; a longer run saves and is queued again")] = None,
+    cpus: Annotated[int | None, typer.Option(help="slurm: CPUs a process")] = None,
+    mem_gb: Annotated[float | None, typer.Option(help="slurm: memory a node")] = None,
+    account: Annotated[str | None, typer.Option(help="slurm")] = None,
+    qos: Annotated[str | None, typer.Option(help="slurm")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="return at once; the run goes on by itself")] = False,
     as_json: Json = False,
 ) -> None:
     """Distil a pruned model from its teacher (Eq. 2); prints the run's folder first."""
+    from upvit_core.errors import RunError
+    from upvit_core.planning.plan import PruningPlan
     from upvit_core.recipe import PRESETS
+    from upvit_core.runs.order import read_order
 
-    given = {"lr": lr, "batch_size": batch_size, "alpha": alpha, "temperature": temperature, "seed": seed,
-             "feature_weight": feature_weight, "checkpoint_minutes": checkpoint_minutes,
-             "from_scratch": from_scratch}  # fmt: skip
-    order = {"name": Path(student).name, "teacher": teacher, "student": _absolute(student), "data": data,
-             "data_root": root, "epochs": epochs, "settings": _settings(PRESETS, preset, given),
-             "device": device, "priority": priority, "processes": processes}  # fmt: skip
-    _carry_out(order, out, detach, as_json)
+    asked: dict[str, Any] = read_order(order).model_dump() if order else {"settings": _settings(PRESETS, preset, {})}
+    asked["settings"] |= _given(
+        lr=lr, batch_size=batch_size, alpha=alpha, temperature=temperature, seed=seed, feature_weight=feature_weight,
+        checkpoint_minutes=checkpoint_minutes, from_scratch=from_scratch,
+    )  # fmt: skip
+    slurm = _given(nodes=nodes, gpus_per_node=gpus, partition=partition, minutes=minutes, cpus_per_process=cpus,
+                   mem_gb=mem_gb, account=account, qos=qos)  # fmt: skip
+    asked |= _given(
+        teacher=teacher, student=_absolute(student), data=data, data_root=root, epochs=epochs, device=device,
+        priority=priority, processes=processes or gpus, executor=executor, slurm=slurm or None,
+        plan=json.loads(PruningPlan.load(plan).to_json()) if plan else None,
+    )  # fmt: skip
+    if missing := [f"--{name}" for name in ("teacher", "data", "epochs") if not asked.get(name)]:
+        raise RunError(f"{', '.join(missing)} missing; give them, or an --order that holds them.")
+    if asked.get("executor", "local") == "local" and slurm:
+        raise RunError(f"{', '.join(slurm)} are for Slurm; add --executor slurm or leave them out.")
+    asked.setdefault("name", Path(student or plan or "run").stem)
+    _carry_out(asked, out, detach, as_json)
 
 
 class Head(StrEnum):
@@ -138,12 +168,19 @@ def _carry_out(order: dict[str, Any], out: Path, detach: bool, as_json: bool) ->
         _follow(store, run.id, as_json)
 
 
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def _together(store: RunStore, spec: RunSpec, order: Callable[[], Run], as_json: bool) -> None:
     """Under `torchrun` or `accelerate launch`: the first process orders the run, then all of them are its workers."""
+    from upvit_core.errors import RunError
     from upvit_core.processes import rank
     from upvit_core.runs.meeting import meet
     from upvit_core.runs.worker import output_to, start
 
+    if spec.executor != "local":
+        raise RunError("Under torchrun or accelerate launch the run is done here; leave --executor slurm out.")
     run = order() if rank() == 0 else None
     if run is not None:
         typer.echo(str(run.folder), err=as_json)
@@ -157,8 +194,8 @@ def _together(store: RunStore, spec: RunSpec, order: Callable[[], Run], as_json:
     raise SystemExit(status)
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve()) if os.path.exists(path) else path
+def _absolute(path: str | None) -> str | None:
+    return str(Path(path).resolve()) if path and os.path.exists(path) else path
 
 
 def _follow(store: Any, run_id: str, as_json: bool) -> None:
@@ -200,6 +237,8 @@ def runs(out: Runs = Path("runs"), as_json: Json = False) -> None:
             "progress": s.state.progress,
             "top1": s.state.top1,
             "perplexity": s.state.perplexity,
+            "job": s.state.job,
+            "place": s.state.place,
         }
         for s in RunStore(out).list()
     ]
@@ -209,7 +248,8 @@ def runs(out: Runs = Path("runs"), as_json: Json = False) -> None:
         top1 = "" if row["top1"] is None else f"  top-1 {row['top1']:.2f} %"
         if row["perplexity"] is not None:
             top1 = f"  perplexity {row['perplexity']:.3f}"
-        typer.echo(f"{row['run']:<60} {row['state']:<12} {row['progress']:4.0%}{top1}")
+        job = f"  {row['place']}" if row["place"] else ""
+        typer.echo(f"{row['run']:<60} {row['state']:<12} {row['progress']:4.0%}{top1}{job}")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from upvit_core.errors import RunError
+from upvit_core.runs import slurm
 from upvit_core.runs.files import append_line, locked, open_plain, write_atomically
 from upvit_core.runs.process import ProcessIdentity
 from upvit_core.runs.spec import HIGHEST, LOWEST, RunSpec, RunState, StateName
@@ -152,6 +153,8 @@ def true_state(folder: Path, state: RunState | None = None) -> RunState:
     state = read_state(folder) if state is None else state
     if not state.is_active:
         return state
+    if state.job:
+        return slurm.state_of(folder, state, lambda: read_state(folder))
     worker = worker_of(state)
     if worker is not None:
         if worker.is_alive:

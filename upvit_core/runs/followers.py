@@ -62,7 +62,7 @@ def follow(run: Run) -> int:
     def on_signal(number: int, frame: FrameType | None) -> None:
         control.terminated = True
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, on_signal)
     while (state := read_state(run.folder).state) == "queued" and not control.terminated:
         time.sleep(POLL_SECONDS)

@@ -56,7 +56,7 @@ def queues(summaries: Sequence[RunSummary]) -> dict[str, list[str]]:
     """Ids of waiting runs by device, in the order of their turns."""
     waiting: dict[str, list[Waiting]] = {}
     for s in summaries:
-        if s.spec is not None and s.state.state == "queued":
+        if s.spec is not None and s.state.state == "queued" and s.spec.executor == "local":
             run = Waiting(s.id, s.spec.owner, s.priority, s.spec.created)
             waiting.setdefault(lease_name(s.spec.device), []).append(run)
     turns = last_turns(summaries)

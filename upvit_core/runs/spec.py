@@ -17,6 +17,27 @@ BRIEF = ("version", "basis", "requested")  # of a plan, in lists: without the ch
 
 Text = Annotated[str, Field(max_length=4096)]
 Short = Annotated[str, Field(max_length=200)]
+SlurmWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]{1,100}$")]
+
+
+class SlurmSettings(BaseModel):
+    """What a run asks of Slurm; what is None is left to the cluster's defaults.
+
+    Memory in GB a node, time in minutes: a run that needs longer is told `warning_seconds` before, saves, and is queued
+    again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    nodes: Annotated[int, Field(ge=1, le=1024)] = 1
+    gpus_per_node: Annotated[int, Field(ge=0, le=64)] = 0
+    cpus_per_process: Annotated[int | None, Field(ge=1, le=1024)] = None
+    mem_gb: Annotated[float | None, Field(gt=0, le=1e5, allow_inf_nan=False)] = None
+    minutes: Annotated[int, Field(ge=1, le=60 * 24 * 365)] = 24 * 60
+    warning_seconds: Annotated[int, Field(ge=1, le=3600)] = 120
+    partition: SlurmWord | None = None
+    account: SlurmWord | None = None
+    qos: SlurmWord | None = None
 
 
 class RunSpec(BaseModel):
@@ -29,10 +50,10 @@ class RunSpec(BaseModel):
     `plan` is the content of a plan.json; `repair` asks for least-squares repair after the cut (`calibration_images` of
     the training set are used by it, and by a plan that keeps directions). `teacher` and `data` are what `load_model`
     and `open_images` take. `device` is `auto`, `cpu` or `cuda:N`; runs that name one device wait for each other.
-    `processes` train together, on the CPU or on a GPU each, and share the batch; the result does not depend on them but
-    for the order of sums. `group` joins the runs of a sweep, `owner` is whoever started it (owners take turns on a
-    device), `priority` goes before that (`RunStore.prioritise` changes it later), `created` is in nanoseconds since
-    1970.
+    `processes` train together on every machine, on the CPU or on a GPU each, and share the batch; the result does not
+    depend on them but for the order of sums. `slurm` is what executor slurm asks for. `group` joins the runs of a
+    sweep, `owner` is whoever started it (owners take turns on a device), `priority` goes before that
+    (`RunStore.prioritise` changes it later), `created` is in nanoseconds since 1970.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,7 +78,8 @@ class RunSpec(BaseModel):
     priority: Annotated[int, Field(ge=LOWEST, le=HIGHEST)] = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$")] = "auto"
     processes: Annotated[int, Field(ge=1, le=1024)] = 1
-    executor: Literal["local"] = "local"
+    executor: Literal["local", "slurm"] = "local"
+    slurm: SlurmSettings | None = None
     created: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -99,9 +121,10 @@ class RunState(BaseModel):
     it stopped, and `note` another, what is worth knowing though it goes on. `busy_seconds` is how long it had a device.
 
     `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
-    boot, so that a reused pid is not mistaken for it. `position` counts from 1 in the queue of its device and is filled
-    on reading; `turn` is that of its latest turn on the device, counted over all runs. top1 in percent of the latest
-    evaluation, with its images, and a language model's perplexity; images_per_s as measured in this run.
+    boot, so that a reused pid is not mistaken for it; `job` is the id of its Slurm job, `place` what Slurm says of it
+    now. `position` counts from 1 in the queue of its device and is filled on reading; `turn` is that of its latest turn
+    on the device, counted over all runs. top1 in percent of the latest evaluation, with its images, and a
+    language model's perplexity; images_per_s as measured in this run.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -111,6 +134,8 @@ class RunState(BaseModel):
     started: int | None = None
     boot: str = ""
     host: str = ""
+    job: str = ""
+    place: str = ""
     attempt: int = 0
     stage: str = ""
     step: int = 0

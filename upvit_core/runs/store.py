@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from upvit_core.errors import RunError
+from upvit_core.runs import slurm
 from upvit_core.runs.files import locked, open_plain, read_lines, write_atomically
 from upvit_core.runs.folder import Run, RunSummary, ended, priority_of, read_small, read_state, true_state, worker_of
 from upvit_core.runs.index import RUN_ID, Entry, Index
@@ -119,13 +120,12 @@ class RunStore:
 
     def tail_log(self, run_id: str, n: int = 30) -> builtins.list[str]:
         """The last n lines of the log."""
-        try:
-            with open_plain(self.folder(run_id) / "log.txt") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(size - LOG_TAIL_BYTES, 0))
-                return file.read().decode(errors="replace").splitlines()[-n:]
-        except OSError:
-            return []
+        folder = self.folder(run_id)
+        lines = _tail(folder / "log.txt", n)
+        job = read_state(folder).job
+        if not lines and job.isdecimal():  # it ended before this program began
+            lines = _tail(folder / "slurm" / f"{job}_0_log.out", n)
+        return lines
 
     def cancel(self, run_id: str, grace: float = 10.0) -> RunState:
         """Ask the worker to stop; after `grace` seconds SIGTERM to its process group, after as many again SIGKILL.
@@ -153,6 +153,9 @@ class RunStore:
         return self._stop(run, "paused", [(None, grace), (signal.SIGTERM, grace)])
 
     def _stop(self, run: Run, outcome: StateName, steps: Sequence[tuple[signal.Signals | None, float]]) -> RunState:
+        job = read_state(run.folder).job
+        if job:
+            slurm.end(job, lambda: read_state(run.folder).is_active, steps[0][1])
         for number, seconds in steps:
             worker = worker_of(read_state(run.folder))
             if number is not None and worker is not None:
@@ -178,7 +181,9 @@ class RunStore:
         """Delete the folder of a run that is not active."""
         folder = self.folder(run_id)
         with locked(folder / "lock") as held:
-            if not held:
+            state = true_state(folder)
+            started = state.is_active and (state.job or worker_of(state) is not None)
+            if not held or started:  # a worker that starts now has no lock yet
                 raise RunError(f"Run {run_id} is active; cancel it before removing it.")
             doomed = self.root / f".gone-{secrets.token_hex(8)}"
             folder.rename(doomed)
@@ -199,6 +204,16 @@ class RunStore:
             )
             for run_id, e in self.index.entries().items()
         ]
+
+
+def _tail(path: Path, n: int) -> builtins.list[str]:
+    try:
+        with open_plain(path) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - LOG_TAIL_BYTES, 0))
+            return file.read().decode(errors="replace").splitlines()[-n:]
+    except OSError:
+        return []
 
 
 def _absolute(place: str | None) -> str | None:

@@ -25,6 +25,7 @@ from typing import IO, Any
 
 from upvit_core.errors import LimitError, RunError, UPViTError
 from upvit_core.processes import process_count, rank
+from upvit_core.runs import slurm
 from upvit_core.runs.control import SPARE_BYTES, Control, lost_another, sentence_of
 from upvit_core.runs.devices import lease, lease_name, show_only
 from upvit_core.runs.files import sweep_temporaries
@@ -39,7 +40,13 @@ QUEUE_POLL_SECONDS = 0.3
 
 @contextmanager
 def device_held(control: Control, store: RunStore) -> Iterator[None]:
-    """Wait until the run is first in its device's queue and the device is free, then hold the device."""
+    """Wait until the run is first in its device's queue and the device is free, then hold the device.
+
+    A Slurm job has been given its devices by Slurm.
+    """
+    if control.run.spec.executor == "slurm":
+        yield
+        return
     name = lease_name(control.run.spec.device)
     waiting = False
     while True:
@@ -65,6 +72,14 @@ def warn_of_memory(control: Control) -> None:
     control.parts = expected.parts or 1
 
 
+def before_slurm_ends_it(control: Control, out_of_time: bool, first_step: int) -> dict[str, Any]:
+    """The state of a worker that Slurm told to end: its job will be queued again, or `squeue` will not know it."""
+    if out_of_time and control.state.step <= first_step:
+        limit = "The job's time is too short to get any further than the last checkpoint; give it more minutes."
+        return {"state": "failed", "error": limit}
+    return {"state": "queued", "error": "", "stage": slurm.AGAIN}
+
+
 def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
     """Do a run from where it stands; the caller holds its lock. Returns the exit status.
 
@@ -73,16 +88,23 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
     """
     me = ProcessIdentity.of(os.getpid())
     assert me is not None
-    state = read_state(run.folder).model_copy(
-        update={"state": "queued", "pid": me.pid, "started": me.started, "boot": me.boot, "host": socket.gethostname()}
-    )
+    before = read_state(run.folder)
+    job = os.environ.get("SLURM_JOB_ID", "") if run.spec.executor == "slurm" else ""
+    state = before.model_copy(
+        update={"state": "queued", "pid": me.pid, "started": me.started, "boot": me.boot, "host": socket.gethostname(),
+                "job": job, "attempt": before.attempt + (1 if job and before.pid is not None else 0)}
+    )  # fmt: skip
     control = Control(run, state)
     control.echo = echo
 
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        control.terminated = True
+    out_of_time = again = False
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        nonlocal out_of_time
+        control.terminated = True
+        out_of_time = out_of_time or number == signal.SIGUSR2
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *([signal.SIGUSR2] if job else [])):
         signal.signal(number, on_signal)
     ended: dict[str, Any]
     spare = run.folder / ".spare"
@@ -107,6 +129,9 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
             ended = {"state": "paused", "error": ""}
         elif isinstance(error, LimitError):
             ended = {"state": "failed", "error": str(error)}
+        elif control.terminated and job:
+            again = out_of_time or slurm.is_wanted(job)
+            ended = before_slurm_ends_it(control, out_of_time, before.step)
         elif control.terminated:
             ended = {
                 "state": "interrupted",
@@ -122,9 +147,11 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
             with suppress(OSError):
                 traceback.print_exc()
     spare.unlink(missing_ok=True)
-    control.update(now=True, stage="", seconds_left=None, **ended)
+    control.update(now=True, **({"stage": "", "seconds_left": None} | ended))
     run.forget_requests()
     control.log(control.state.state + (f": {control.state.error}" if control.state.error else ""))
+    if again and control.state.state == "queued":  # a job that ends by itself, Slurm would count as done
+        slurm.requeue(job)
     together = control.state.state == "done" or control.agreed or process_count() == 1
     return 0 if together and control.state.state != "failed" else 1
 

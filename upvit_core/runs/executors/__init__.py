@@ -20,6 +20,10 @@ class Executor(Protocol):
 
 def executor_for(store: RunStore, spec: RunSpec) -> Executor:
     """The executor that a run asks for."""
+    if spec.executor == "slurm":
+        from upvit_core.runs.executors.slurm import SlurmExecutor
+
+        return SlurmExecutor(store)
     from upvit_core.runs.executors.local import LocalExecutor
 
     return LocalExecutor(store)

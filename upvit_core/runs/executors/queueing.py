@@ -1,0 +1,35 @@
+"""What every executor does around starting a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from upvit_core.errors import RunError
+from upvit_core.runs.folder import Run, read_state
+from upvit_core.runs.spec import RunState
+
+
+@contextmanager
+def queued(run: Run) -> Iterator[RunState]:
+    """The run's lock is held and its state is `queued` while inside; it is `failed` where the inside raises RunError.
+
+    Raises RunError where the run has a worker already, or is not queued.
+    """
+    with run.lock() as held:
+        if not held:
+            raise RunError(f"Run {run.id} already has a worker; cancel it first.")
+        before = read_state(run.folder)
+        if before.state != "queued":
+            what = "start a new run instead" if before.state == "done" else "resume it first"
+            raise RunError(f"Run {run.id} is {before.state}; {what}.")
+        state = before.model_copy(
+            update={"state": "queued", "pid": None, "started": None, "job": "", "stage": "", "error": "",
+                    "seconds_left": None, "attempt": before.attempt + 1, "epochs": run.spec.epochs}
+        )  # fmt: skip
+        run.write_state(state)
+        try:
+            yield state
+        except RunError as error:
+            run.write_state(state.model_copy(update={"state": "failed", "error": str(error)}))
+            raise

@@ -1,0 +1,103 @@
+"""A run to be done elsewhere: a folder with everything but the images, and the one command that does it.
+
+`spec.json` names what lies in the folder by its place there: `teacher` (where the teacher was a file or folder of this
+machine; a hub's or timm's name stays a name) and `student`. The run folder that comes of it opens in any studio.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+from upvit_core.errors import RunError
+from upvit_core.runs.folder import read_small
+from upvit_core.runs.spec import RunSpec
+
+README = """# {name}
+
+On a machine with this project and its requirements, in the project's folder:
+
+```bash
+{command}
+```
+{images}
+It prints the folder of the run first. Add `--executor slurm` with `--nodes`, `--gpus`, `--partition` and `--minutes` to
+have Slurm do it, or start it with `torchrun --nproc-per-node N -m upvit_core …` on N GPUs. Copy the run's folder back
+into `runs/` of the studio: it opens on the page Runs, whatever state it is in.
+"""
+
+
+def command_of(spec: RunSpec, folder: str) -> str:
+    """The command line that does the order in `folder`; images that only this machine has are to be named."""
+    data = " --data IMAGES" if is_local(spec.data) else ""
+    return f"python -m upvit_core distill --order {folder}{data} --out runs"
+
+
+def is_local(place: str) -> bool:
+    """Whether a place is a file or folder of this machine, not a name that means the same elsewhere."""
+    return bool(place) and place != "demo" and Path(place).exists()
+
+
+def write_order(spec: RunSpec, folder: Path) -> Path:
+    """Make the folder of an order. Raises RunError where it exists already; reads a local teacher's weights (torch)."""
+    if spec.kind != "distill":
+        raise RunError("Only distillation can be taken elsewhere; copy the model and use `finetune` there.")
+    if folder.exists():
+        raise RunError(f"{folder} exists already; choose another folder.")
+    folder.mkdir(parents=True)
+    changes: dict[str, object] = {"owner": "", "created": 0, "executor": "local", "slurm": None, "device": "auto"}
+    source, _, heads = spec.teacher.partition("#heads=")
+    if is_local(source):
+        _copy_model(source, int(heads) if heads.isdigit() else None, folder / "teacher")
+        changes["teacher"] = "teacher"
+    if spec.student is not None:
+        shutil.copytree(spec.student, folder / "student")
+        changes["student"] = "student"
+    moved = spec.model_copy(update=changes)
+    (folder / "spec.json").write_text(moved.model_dump_json(indent=1), encoding="utf-8")
+    if spec.plan is not None:
+        (folder / "plan.json").write_text(json.dumps(spec.plan), encoding="utf-8")
+    images = (
+        "\nIMAGES is where the images lie there: the same folder of classes as here.\n" if is_local(spec.data) else ""
+    )
+    text = README.format(name=spec.name, command=command_of(spec, folder.name), images=images)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return folder
+
+
+def read_order(folder: Path) -> RunSpec:
+    """The run that an order asks for, its teacher and student found in the folder. Raises RunError."""
+    spec = RunSpec.from_json(read_small(folder / "spec.json"), f"spec.json of {folder}")
+    here = {key: folder / key for key in ("teacher", "student") if getattr(spec, key) == key}
+    for key, place in here.items():
+        if not place.is_dir():
+            raise RunError(f"The order in {folder} has no folder {key}; copy all of it.")
+    return spec.model_copy(update={key: str(place.resolve()) for key, place in here.items()})
+
+
+def zipped_order(spec: RunSpec, name: str) -> bytes:
+    """The folder of an order as a zip file."""
+    content = io.BytesIO()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = write_order(spec, Path(temporary) / name)
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    archive.write(path, f"{name}/{path.relative_to(folder)}")
+    return content.getvalue()
+
+
+def _copy_model(source: str, num_heads: int | None, folder: Path) -> None:
+    from upvit_core.models.checkpoint import load_model, save_model
+
+    loaded = load_model(source, num_heads=num_heads)
+    if not loaded.has_weights:
+        raise RunError(f"{source} has no trained weights to learn from; choose a trained model as teacher.")
+    save_model(
+        loaded.model, folder, shape=loaded.shape, pretrained_cfg=loaded.pretrained_cfg, name=loaded.name,
+        class_names=loaded.class_names,
+    )  # fmt: skip
