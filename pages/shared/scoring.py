@@ -162,8 +162,9 @@ def panel(model: Opened) -> None:
         if available:
             names = list(available)
             chosen = st.session_state.setdefault(CHOSEN, {}).get(model.source)
+            st.session_state["which-scores"] = chosen if chosen in available else names[0]
             st.selectbox(
-                "Scores", names, index=names.index(chosen) if chosen in names else 0,
+                "Scores", names,
                 format_func=lambda name: label(name, available[name]), key="which-scores",
                 on_change=lambda: choose(model, st.session_state["which-scores"]),
                 help="Score of a channel: the sum over images of KL(q ‖ p) in nats, q what the whole model says and p "

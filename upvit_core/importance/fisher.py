@@ -212,6 +212,7 @@ class _SiteRemoval:
     def change(self, gradient: Tensor) -> Tensor:
         """gradient by the output (B, T, D); result (B, D), summed over tokens."""
         weighted = gradient * self.weight
-        total = weighted.sum(-1, keepdim=True)
-        aligned = (weighted * self.normed).sum(-1, keepdim=True)
-        return (aligned * self.gain + total * self.shift - gradient * self.own).sum(1)
+        total = weighted.sum(-1).unsqueeze(1)  # (B, 1, T)
+        aligned = (weighted * self.normed).sum(-1).unsqueeze(1)
+        others = torch.baddbmm(aligned @ self.gain, total, self.shift).squeeze(1)
+        return others - (gradient * self.own).sum(1)
