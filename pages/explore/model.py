@@ -21,6 +21,9 @@ def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
         where = f"{result.images:,} images of {words.data_name(result.data)}"
         note = f"on {where}; 95 % sure of {result.low:.1f} – {result.high:.1f}"
         top = Card("Top-1", f"{result.top1:.1f} %", note, MEASURED)
+        if result.perplexity is not None:
+            note = f"of {result.images:,} tokens; the next one is likeliest in {result.top1:.1f} %"
+            top = Card("Perplexity", f"{result.perplexity:.2f}", note, MEASURED)
     else:
         why = (
             "being measured"
@@ -29,17 +32,37 @@ def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
             if model.has_weights
             else "needs weights"
         )
-        top = Card("Top-1", "—", why)
+        if measured.is_language(model):
+            why = why.replace("images", "text")
+        top = Card("Perplexity" if measured.is_language(model) else "Top-1", "—", why)
+    macs = words.short(count_macs(model.shape))
     cards(
         [
             Card("Parameters", words.short(count_parameters(model.shape)), "numbers that the model has learnt"),
-            Card("MACs, one image", words.short(count_macs(model.shape)), "multiplications to classify it"),
+            Card("MACs, one block of text", macs, "multiplications to continue each of its tokens")
+            if measured.is_language(model)
+            else Card("MACs, one image", macs, "multiplications to classify it"),
             top,
         ]
     )
 
 
+def text(model: opened.Opened, job: jobs.Job | None) -> None:
+    """Where a language model's text lies, and how far the measuring is."""
+    if job is None:
+        if model.has_weights and (spec := st.text_input("Text", placeholder="/data/book.txt", key="text-file")):
+            measured.choose_images(model, spec.strip())
+            st.rerun()
+    elif job.active:
+        jobs.progress(job)
+    elif job.state != "done":
+        st.error(job.error or "Cancelled.")
+
+
 def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
+    if measured.is_language(model):
+        text(model, job)
+        return
     st.subheader("What it makes of eight test images", anchor=False)
     if job is None:
         if model.has_weights:

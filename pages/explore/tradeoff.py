@@ -59,8 +59,20 @@ def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
     return Card("Speed-up", words.times(before / after), note, ESTIMATED)
 
 
+def perplexity_card(job: jobs.Job | None, spec: str) -> Card:
+    if job is not None and job.state == "done":
+        result = job.result
+        note = f"{result.images:,} tokens; KL {result.kl:.2g} nats a token; no training"
+        return Card("Perplexity now", f"{result.perplexity:.2f}", note, MEASURED)
+    if job is not None and job.active:
+        return Card("Perplexity now", "—", f"being measured: {job.detail or 'waiting for its turn'}", stale=True)
+    return Card("Perplexity now", "—", "press Measure" if spec else "needs weights and a text; give it on Model")
+
+
 def top1_card(model: Opened, spec: str, job: jobs.Job | None, unmended: jobs.Job | None) -> Card:
-    """Top-1 of the plan; where it is repaired, also what it was before."""
+    """Top-1 of the plan, or perplexity; where it is repaired, also what it was before."""
+    if measured.is_language(model):
+        return perplexity_card(job, spec)
     if job is not None and job.state == "done":
         result = job.result
         low, high = result.top1_interval

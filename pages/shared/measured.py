@@ -12,7 +12,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 IMAGES = "images"
 MOST_IMAGES = 2000
 PREVIEW_IMAGES = 1000
+MOST_BLOCKS = 400
 CALIBRATION_IMAGES = 500
 SHOWN = 8
 
@@ -61,6 +62,7 @@ class Look:
     images: int
     data: str
     guesses: tuple[Guess, ...]
+    perplexity: float | None = None
 
 
 def image_spec(model: Opened) -> str:
@@ -69,8 +71,16 @@ def image_spec(model: Opened) -> str:
     if model.source in chosen:
         return chosen[model.source]
     shape = model.shape
+    if is_language(model):
+        beside = Path(model.model).expanduser() / "text.txt"
+        return str(beside) if model.has_weights and beside.is_file() else ""
     fits = (shape.img_size, shape.in_chans, shape.num_classes) == ((28, 28), 1, 10)
     return "demo" if model.is_demo or fits else ""
+
+
+def is_language(model: Opened) -> bool:
+    """Whether it reads text: then images are blocks of tokens, and perplexity tells how good it is."""
+    return model.shape.family == "gpt2"
 
 
 def choose_images(model: Opened, spec: str) -> None:
@@ -111,6 +121,8 @@ def _teacher_logits() -> OrderedDict[Any, Any]:
 def evaluation_indices(data: ImageSet, count: int) -> Any:
     from upvit_core.data import proxy_indices
 
+    if hasattr(data, "tokens"):  # every token of a block has logits of its own
+        count = min(count, MOST_BLOCKS)
     return proxy_indices(data, min(count, len(data)), seed=0)
 
 
@@ -159,7 +171,7 @@ def look(model: Opened, spec: str) -> jobs.Job:
         probabilities = logits.softmax(-1)
         names = live.class_names or data.class_names
         guesses, seen = [], set()
-        for position, index in enumerate(indices):
+        for position, index in enumerate(() if is_language(model) else indices):
             label = int(labels[position])
             if label in seen and len(seen) < min(SHOWN, len(names)):
                 continue
@@ -171,6 +183,8 @@ def look(model: Opened, spec: str) -> jobs.Job:
                 break
         result = score_logits(logits, labels)
         look = Look(result.top1, *result.top1_interval, result.images, data.name, tuple(guesses))
+        if is_language(model):
+            look = replace(look, perplexity=result.perplexity)
         temporary = _look_file(model, spec).with_suffix(f".{threading.get_ident()}.part")
         temporary.write_text(json.dumps(asdict(look)), encoding="utf-8")
         temporary.replace(_look_file(model, spec))
@@ -247,6 +261,7 @@ def throughput(model: Opened, plan: PruningPlan, *, again: bool = False) -> jobs
         import torch
 
         from upvit_core.models.checkpoint import build_model
+        from upvit_core.models.gpt2 import random_inputs
         from upvit_core.profiling.throughput import compare
 
         report.say("building both models")
@@ -254,8 +269,7 @@ def throughput(model: Opened, plan: PruningPlan, *, again: bool = False) -> jobs
         first, second = (build_model(shape).to(device) for shape in (plan.shape_before, plan.shape_after))
         shape = plan.shape_before
         batch = throughput_batch(plan)
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randn(batch, shape.in_chans, *shape.img_size, generator=generator).to(device)
+        pixels = random_inputs(shape, batch).to(device)
         report.say(f"batches of {batch}, the models take turns")
         return compare(first, second, pixels, seconds=20, progress=lambda done, total: report(done / total))
 

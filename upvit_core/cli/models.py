@@ -130,14 +130,13 @@ def profile(
 
 
 def _measured(loaded: LoadedModel, pruned: Any, batch_size: int) -> dict[str, Any]:
-    import torch
-
     from upvit_core.models.checkpoint import build_model
+    from upvit_core.models.gpt2 import random_inputs
     from upvit_core.profiling.throughput import measure
 
     device = next(loaded.model.parameters()).device
     models = [loaded.model] + ([] if pruned is None else [build_model(pruned).to(device)])
-    images = torch.randn(batch_size, loaded.shape.in_chans, *loaded.shape.img_size, device=device)
+    images = random_inputs(loaded.shape, batch_size).to(device)
     results = measure(models, images, seconds=20)
     first = results[0]
     values: dict[str, Any] = {

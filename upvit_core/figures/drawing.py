@@ -74,12 +74,15 @@ def drawing(
 def _alt(shape: ModelShape, after: ModelShape | None) -> str:
     now, block = after or shape, (after or shape).blocks[0]
     size = f"{now.img_size[0]} by {now.img_size[1]} pixels in patches of {now.patch_size[0]} by {now.patch_size[1]}"
+    reader = f"a classifier of {now.num_classes} classes."
+    if now.family == "gpt2":
+        size, reader = f"blocks of {now.img_size[1]} tokens", f"the next of {now.num_classes} tokens at every place."
     text = (
         f"Drawing of {now.name}: {size}, a residual stream of {now.embed_dim} channels through {now.depth} blocks, "
         "each with "
         f"attention of {block.num_heads} heads times {block.head_dim} channels and an FFN of {block.ffn} hidden "
         "channels, then "
-        f"a classifier of {now.num_classes} classes."
+        f"{reader}"
     )
     if after:
         first = shape.blocks[0]

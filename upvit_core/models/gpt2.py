@@ -55,6 +55,14 @@ def language_shape(
     )  # fmt: skip
 
 
+def random_inputs(shape: ModelShape, count: int, seed: int = 0) -> Tensor:
+    """Inputs that any model of this shape takes: noise (B, C, H, W), or token ids (B, T)."""
+    generator = torch.Generator().manual_seed(seed)
+    if shape.family == "gpt2":
+        return torch.randint(0, shape.num_classes, (count, shape.img_size[1]), generator=generator)
+    return torch.randn(count, shape.in_chans, *shape.img_size, generator=generator)
+
+
 def gpt2_config(shape: ModelShape) -> dict[str, Any]:
     """What `GPT2Config` needs to build this shape, where it can (`shape.is_uniform`); without dropout."""
     block = shape.blocks[0]

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+pytest.importorskip("transformers")
+
+from language.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, write_text
+
+from upvit_core.data import open_images
+from upvit_core.evaluation import evaluate
+from upvit_core.models.build import build_model
+from upvit_core.models.checkpoint import load_model, save_model
+from upvit_core.models.gpt2 import language_shape
+from upvit_core.models.shape import BlockShape
+
+Page = Callable[..., AppTest]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = language_shape(
+        "letters", vocabulary=VOCABULARY, context=CONTEXT, embed_dim=16, blocks=(BlockShape(4, 16, 32),) * 2
+    )
+    folder = tmp_path_factory.mktemp("lm")
+    cfg = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
+    save_model(build_model(shape, seed=0).eval(), folder, shape=shape, pretrained_cfg=cfg, name="letters")
+    write_text(folder / "text.txt")
+    return folder
+
+
+def html_of(test: AppTest) -> str:
+    return "\n".join(str(element.proto.body) for element in test.get("html"))
+
+
+@pytest.mark.usefixtures("jobs_at_once")
+def test_model_tells_perplexity_in_place_of_top_1(page: Page, folder: Path) -> None:
+    test = page("pages/explore/model.py", open=str(folder))
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    loaded = load_model(folder)
+    text = open_images(str(folder / "text.txt"), "val", pretrained_cfg=loaded.pretrained_cfg)
+    expected = evaluate(loaded.model, text.batches(8)).perplexity
+    assert "Perplexity" in html_of(test)
+    assert f"{expected:.2f}" in html_of(test)
+    assert not re.search(r"Top-1|eight test images", html_of(test))
+
+
+@pytest.mark.parametrize("path", ["importance", "tradeoff"])
+def test_the_other_pages_open_it(path: str, page: Page, folder: Path) -> None:
+    test = page(f"pages/explore/{path}.py", open=str(folder))
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    if path == "tradeoff":
+        assert "Perplexity now" in html_of(test)
+        assert "Top-1" not in html_of(test)
