@@ -1,4 +1,4 @@
-"""A small GPT-2 on the King James Bible, cut to half: perplexity right after, repaired by distillation, from scratch.
+"""A small GPT-2 on the King James Bible, cut to half: perplexity right after, repaired, distilled, and from scratch.
 
 python -m tests.benchmarks.language --teacher FOLDER --epochs 1
 
@@ -16,7 +16,9 @@ from typing import Any
 
 from tests.benchmarks.report import publish
 from tests.benchmarks.transfer import carry_out
+from upvit_core.cut import cut
 from upvit_core.data import open_images
+from upvit_core.evaluation import evaluate
 from upvit_core.importance.score import score
 from upvit_core.models.checkpoint import load_model
 from upvit_core.planning.select import plan_uniform
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--images", type=int, default=200, help="blocks for the scores")
+    parser.add_argument("--repair-blocks", type=int, default=2000)
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -42,6 +45,10 @@ def main() -> None:
     print(f"scored in {scores.seconds:.1f} s", flush=True)
     ratio = arguments.ratio
     plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, heads=arguments.heads)
+    mended = cut(teacher, plan, repair=True, data=train, images=arguments.repair_blocks, seed=arguments.seed)
+    test = open_images(text, "val", pretrained_cfg=teacher.pretrained_cfg)
+    repaired = evaluate(mended, test.batches(100))
+    print(f"repaired {repaired.perplexity:.2f}", flush=True)
     settings = PRESETS["language"].model_copy(update={"seed": arguments.seed, "eval_images": None})
     told: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +75,8 @@ def main() -> None:
     rows = [
         row("teacher", "distilled", "teacher", teacher.shape),
         row("after surgery", "distilled", "surgery", thin),
+        row("repaired", "distilled", "surgery", thin)
+        | {"perplexity": f"{repaired.perplexity:.2f}", "top-1 %": f"{repaired.top1:.1f}"},
         row("after surgery, then distilled", "distilled", "final", thin),
         row("after surgery, then trained without the teacher", "fine-tuned", "final", thin),
         row("same shape from scratch", "scratch", "final", thin),
