@@ -1,0 +1,143 @@
+"""A browser session without a browser: Streamlit's own protocol over a websocket, for load tests.
+
+Each session holds its widgets as a browser would (ids and defaults come from the server) and sends all of them with
+every rerun. A rerun lasts from its request until the server says that the script has finished, everything drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+from websockets.sync.client import ClientConnection, connect
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@contextlib.contextmanager
+def server(home: Path, **environment: str) -> Iterator[tuple[str, int]]:
+    """A studio of its own on loopback, with folders of its own; gives its address and pid."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = {"UPVIT_HOME": str(home / "home"), "UPVIT_RUNS": str(home / "runs")}
+    with (home / "server.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
+            cwd=ROOT, env={**os.environ, **places, **environment}, stdout=log, stderr=log,
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 180
+        while True:
+            with contextlib.suppress(urllib.error.URLError, ConnectionError):
+                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health")
+                break
+            if time.monotonic() > deadline or process.poll() is not None:
+                raise RuntimeError((home / "server.log").read_text())
+            time.sleep(0.2)
+        yield f"localhost:{port}", process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Session:
+    """One visitor. `widgets` by label; `errors` gathers what the page showed as an error or exception."""
+
+    def __init__(self, address: str, page: str = "", query: str = ""):
+        self.page, self.query, self.hash = page, query, ""
+        self.widgets: dict[str, tuple[str, Any]] = {}  # key or label: kind and id
+        self.values: dict[str, tuple[str, Any]] = {}  # id: field of the state and value
+        self.errors: list[str] = []
+        self.texts: list[str] = []
+        self.fragments: dict[str, float] = {}
+        self.received = 0
+        self.socket: ClientConnection = connect(
+            f"ws://{address}/_stcore/stream", subprotocols=["streamlit"],  # type: ignore[list-item]
+            origin=f"http://{address}", max_size=None, compression=None, open_timeout=120,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def rerun(self, fragment: str = "", timeout: float = 300.0) -> float:
+        """Run the page (or one fragment of it) and take everything it draws; returns seconds."""
+        message = BackMsg()
+        state = message.rerun_script
+        state.query_string, state.page_name, state.page_script_hash = self.query, self.page, self.hash
+        if not fragment:
+            self.fragments.clear()
+        else:
+            state.fragment_id, state.is_auto_rerun = fragment, True
+        for widget_id, (field, value) in self.values.items():
+            widget = state.widget_states.widgets.add()
+            widget.id = widget_id
+            if field.endswith("array_value"):
+                getattr(widget, field).data.extend(value)
+            else:
+                setattr(widget, field, value)
+        began = time.perf_counter()
+        self.socket.send(message.SerializeToString())
+        while not self._take(self.socket.recv(timeout)):
+            pass
+        return time.perf_counter() - began
+
+    def slide(self, label: str, value: float) -> float:
+        """Move a slider and wait for the page."""
+        self.values[self.widgets[label][1]] = "double_array_value", [float(value)]
+        return self.rerun()
+
+    def value_of(self, label: str) -> float:
+        return float(self.values[self.widgets[label][1]][1][0])
+
+    def _take(self, content: str | bytes) -> bool:
+        """Whether this was the last message of the run."""
+        assert isinstance(content, bytes)
+        self.received += len(content)
+        message = ForwardMsg()
+        message.ParseFromString(content)
+        kind = message.WhichOneof("type")
+        if kind == "new_session":
+            self.texts.clear()
+        elif kind == "navigation":
+            self.hash, self.page = message.navigation.page_script_hash, ""
+        elif kind == "delta" and message.delta.WhichOneof("type") == "new_element":
+            self._element(message.delta.new_element)
+        elif kind == "auto_rerun":
+            self.fragments[message.auto_rerun.fragment_id] = message.auto_rerun.interval
+        elif kind == "session_event" and message.session_event.WhichOneof("type") == "script_compilation_exception":
+            self.errors.append("the script does not compile")
+        return kind == "script_finished" and message.script_finished in (
+            ForwardMsg.FINISHED_SUCCESSFULLY, ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY,
+        )  # fmt: skip
+
+    def _element(self, element: Any) -> None:
+        kind = element.WhichOneof("type")
+        proto = getattr(element, kind)
+        if kind == "exception":
+            self.errors.append(f"{proto.type}: {proto.message}")
+        elif kind == "alert" and proto.format == proto.ERROR:
+            self.errors.append(proto.body)
+        elif kind in ("html", "markdown", "text", "metric"):
+            self.texts.append(str(getattr(proto, "body", "")))
+        elif kind == "slider":
+            self.widgets[proto.label] = kind, proto.id
+            given = list(proto.value) if proto.set_value else list(proto.default)
+            if proto.set_value or proto.id not in self.values:
+                self.values[proto.id] = "double_array_value", given
