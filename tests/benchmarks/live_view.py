@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from tests.benchmarks.load import memory
 from tests.benchmarks.session import Session, server
 from upvit_core.runs import Run, RunStore
@@ -19,6 +21,12 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from made_runs import made_run  # noqa: E402
 
 STEPS = 4000
+
+
+def cpu(pid: int) -> float:
+    """Seconds of processor time that the server has used."""
+    times = psutil.Process(pid).cpu_times()
+    return times.user + times.system
 
 
 def update(session: Session) -> float:
@@ -61,17 +69,21 @@ def main() -> None:
             print(f"again: {words([session.rerun() for _ in range(5)])}")
             for _ in range(3):
                 update(session)
-            print(f"update, nothing new: {words([update(session) for _ in range(asked.ticks)])}")
+            began = cpu(pid)
+            quiet = [update(session) for _ in range(asked.ticks)]
+            print(f"update, nothing new: {words(quiet)}, {1000 * (cpu(pid) - began) / asked.ticks:.0f} ms of CPU")
             first = STEPS
             for count in (1, 10, 100):
-                found = []
+                found, began = [], cpu(pid)
                 for _ in range(asked.ticks):
                     add_rows(active, count, first)
                     first += count
                     before = session.received
                     found.append(update(session))
                     sent = session.received - before
-                print(f"update, {count} new line(s) of each: {words(found)}, {sent / 1024:.0f} KiB sent")
+                used = 1000 * (cpu(pid) - began) / asked.ticks
+                told = f"{words(found)}, {used:.0f} ms of CPU, {sent / 1024:.0f} KiB sent"
+                print(f"update, {count} new line(s) of each: {told}")
             print(f"memory of the server: {memory(pid):.0f} MiB; errors: {len(session.errors)} {session.errors[:2]}")
 
 

@@ -140,4 +140,7 @@ class Session:
             self.widgets[proto.label] = kind, proto.id
             given = list(proto.value) if proto.set_value else list(proto.default)
             if proto.set_value or proto.id not in self.values:
-                self.values[proto.id] = "double_array_value", given
+                if proto.options:  # a choice from a list travels as its words
+                    self.values[proto.id] = "string_array_value", [proto.options[int(place)] for place in given]
+                else:
+                    self.values[proto.id] = "double_array_value", given
