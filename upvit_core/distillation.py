@@ -37,6 +37,7 @@ from upvit_core.micro_batches import bounds, halved, is_out_of_memory, sentence
 from upvit_core.models.drop_path import set_drop_path
 from upvit_core.models.retarget import head_parameters
 from upvit_core.recipe import DistillSettings
+from upvit_core.teacher_store import Answers, TeacherStore
 from upvit_core.training_batches import TrainingBatches, seed_everything
 
 Row = dict[str, Any]
@@ -110,6 +111,8 @@ class Distillation:
 
     Without a teacher the loss is the cross-entropy alone (fine-tuning), and rows have no `kl`.
 
+    `store`, where one is set, keeps the teacher's answers for other runs, and reads theirs.
+
     The student is trained in place; `result` is its averaged copy where weights are averaged, else the student. A batch
     that does not fit into memory is trained in `parts`, of which `say` is told.
     """
@@ -127,6 +130,7 @@ class Distillation:
         say: Callable[[str], None] = lambda sentence: None,
     ):
         self.parts, self.say = 1, say
+        self.store: TeacherStore | None = None
         self.settings, self.batches, self.accelerator = settings, batches, accelerator
         self.epochs, self.num_classes = epochs, num_classes
         self.total_steps = epochs * batches.steps_per_epoch
@@ -229,11 +233,17 @@ class Distillation:
             images, targets = self.mixup(images, labels)
         else:
             targets = mixup_target(labels, self.num_classes, smoothing=settings.label_smoothing)
-        means = self._gradients(images, targets)
+        answers = Answers(self.store, self.step, len(images))
+        means = self._gradients(images, targets, answers)
         while means is None:
             self.parts = halved(len(images), self.parts, self.accelerator.num_processes)
             self.say(sentence(len(images), self.parts))
-            means = self._gradients(images, targets)
+            means = self._gradients(images, targets, answers)
+        try:
+            answers.keep()
+        except OSError as error:
+            self.store = None
+            self.say(f"The teacher's answers are no longer stored ({error.strerror}); the run goes on without.")
         if settings.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
         self.optimizer.step()
@@ -260,7 +270,7 @@ class Distillation:
             return [], []
         return held.enter_context(last_feature(self.student)), held.enter_context(last_feature(self.teacher))
 
-    def _gradients(self, images: Tensor, targets: Tensor) -> Tensor | None:
+    def _gradients(self, images: Tensor, targets: Tensor, answers: Answers) -> Tensor | None:
         """Gradients of a batch (b, C, H, W) with targets (b, classes), in `parts`.
 
         Returns means of loss, CE and KL (3,), with a feature term also of its mean square (4,); None where memory
@@ -284,7 +294,9 @@ class Distillation:
                     ours, theirs = self._watched(held)
                     with accelerator.autocast():
                         with torch.no_grad():
-                            teacher_logits = None if self.teacher is None else self.teacher(x).float()
+                            teacher_logits = None
+                            if self.teacher is not None:
+                                teacher_logits = answers.to(x, first, self.teacher)
                         logits = self.model(x).float()
                         mapped = None if self.projection is None else self.projection(ours[0])
                     parts = self._loss(logits, targets[first:last], teacher_logits)

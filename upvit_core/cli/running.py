@@ -45,6 +45,10 @@ def distill(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="default 0")] = None,
     checkpoint_minutes: Annotated[float | None, typer.Option(help="work that a kill can lose, at most")] = None,
+    teacher_top_k: Annotated[
+        int | None, typer.Option(help="keep so many of the teacher's logits an image for other runs with this seed")
+    ] = None,
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="write event files too")] = None,
     from_scratch: Annotated[
         bool | None, typer.Option("--from-scratch", help="same shape, fresh weights: the baseline")
     ] = None,
@@ -77,7 +81,8 @@ def distill(
     asked: dict[str, Any] = read_order(order).model_dump() if order else {"settings": _settings(PRESETS, preset, {})}
     asked["settings"] |= _given(
         lr=lr, batch_size=batch_size, alpha=alpha, temperature=temperature, seed=seed, feature_weight=feature_weight,
-        checkpoint_minutes=checkpoint_minutes, from_scratch=from_scratch,
+        checkpoint_minutes=checkpoint_minutes, from_scratch=from_scratch, teacher_top_k=teacher_top_k,
+        tensorboard=tensorboard,
     )  # fmt: skip
     slurm = _given(nodes=nodes, gpus_per_node=gpus, partition=partition, minutes=minutes, cpus_per_process=cpus,
                    mem_gb=mem_gb, account=account, qos=qos)  # fmt: skip

@@ -9,13 +9,16 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from shutil import disk_usage
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from upvit_core.errors import Cancelled, LimitError, UPViTError
 from upvit_core.limits import Limits
 from upvit_core.runs.files import read_lines
 from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunState
+
+if TYPE_CHECKING:
+    from upvit_core.runs.events import EventLog
 
 STATE_SECONDS = 1.0
 SPARE_BYTES = 1 << 16  # kept free for the last word of a run that fills the disk
@@ -36,6 +39,7 @@ class Control:
         self.run, self.state = run, state
         self.terminated = False
         self.agreed = False  # that all processes of the run stop
+        self.events: EventLog | None = None  # receives the rows too
         self.echo: IO[str] | None = None  # where lines of the log are shown too
         self.parts = 1  # in which a new run's batches are trained
         self.longest = Limits.of(os.environ).longest_run_hours
@@ -111,6 +115,8 @@ class Control:
         if key not in self._seen:
             self.run.append_metrics(row)
             self._seen.add(key)
+            if self.events is not None:
+                self.events.write(row)
 
 
 def sentence_of(error: BaseException, folder: Path) -> str:

@@ -20,8 +20,11 @@ from upvit_core.micro_batches import is_out_of_memory
 from upvit_core.models.checkpoint import build_model, save_model
 from upvit_core.profiling.throughput import Throughput, compare, measure
 from upvit_core.recipe import evaluation_steps
+from upvit_core.runs.answers import drop_unwanted, open_store
 from upvit_core.runs.checkpoints import load_newest, load_step, save_checkpoint
 from upvit_core.runs.control import Control, Paused, Terminated
+from upvit_core.runs.events import FOLDER, EventLog
+from upvit_core.runs.files import read_lines
 from upvit_core.runs.folder import Run
 from upvit_core.runs.materials import Student, gather
 from upvit_core.runs.spec import RunSpec
@@ -90,6 +93,8 @@ def do_run(run: Run, control: Control) -> None:
     spec, settings = run.spec, run.spec.settings
     accelerator = make_accelerator(_device_of(spec), settings.amp)
     team = Team(accelerator)
+    if settings.tensorboard and team.leads:
+        control.events = EventLog(run.folder / FOLDER, read_lines(run.metrics)[0])
     saved = load_newest(run.checkpoints, control.log) if team.leads else None
     step = team.told(None if saved is None else int(saved["step"]))
     if saved is None and step is not None:
@@ -124,6 +129,7 @@ def do_run(run: Run, control: Control) -> None:
         accelerator=accelerator,
         say=control.note,
     )
+    job.store = open_store(run, job, materials.train, student.pretrained_cfg)
     examiner = Examiner(materials.teacher, materials.test, settings.eval_images, settings.seed, control, team)
     control.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
     if saved is None:
@@ -152,6 +158,8 @@ def do_run(run: Run, control: Control) -> None:
     if team.leads:
         _save_result(run, result, student)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
+        if job.store is not None:
+            drop_unwanted(run)
 
 
 def _train(job: Distillation, examiner: Examiner, control: Control, save: Callable[[], None]) -> None:
