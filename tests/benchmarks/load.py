@@ -90,6 +90,22 @@ def main() -> int:
         lasted, after = time.monotonic() - began, memory(pid)
         for visitor in visitors:
             visitor.session.close()
+        seconds = [value for visitor in visitors for value in visitor.seconds]
+        print(
+            f"{asked.sessions} sessions, {len(seconds)} reruns in {lasted:.0f} s, a pause of {asked.pause:g} s on average"
+        )
+        print(
+            f"a slider's rerun: median {statistics.median(seconds):.3f} s, p95 {percentile(seconds, 0.95):.3f} s, "
+            f"longest {max(seconds):.3f} s; alone: median {statistics.median(first.seconds):.3f} s"
+        )
+        print(
+            f"first paint while others open: median {statistics.median(opened):.2f} s, longest {max(opened):.2f} s",
+            flush=True,
+        )
+        print(
+            f"memory: {before:.0f} MiB with one session, {(with_all - before) / asked.sessions:.2f} MiB for each more"
+        )
+        print(f"after {len(seconds)} reruns of all: {after - with_all:+.1f} MiB", flush=True)
         half = asked.alone // 2
         for _ in range(half):
             first.move()
@@ -98,19 +114,8 @@ def main() -> int:
             first.move()
         end = memory(pid)
         first.session.close()
-    seconds = [value for visitor in visitors for value in visitor.seconds]
-    wrong = [text for visitor in (first, *visitors) for text in visitor.wrong]
-    print(
-        f"{asked.sessions} sessions, {len(seconds)} reruns in {lasted:.0f} s, a pause of {asked.pause:g} s on average"
-    )
-    print(
-        f"a slider's rerun: median {statistics.median(seconds):.3f} s, p95 {percentile(seconds, 0.95):.3f} s, "
-        f"longest {max(seconds):.3f} s; alone: median {statistics.median(first.seconds):.3f} s"
-    )
-    print(f"first paint while others open: median {statistics.median(opened):.2f} s, longest {max(opened):.2f} s")
-    print(f"memory: {before:.0f} MiB with one session, {(with_all - before) / asked.sessions:.2f} MiB for each more")
-    print(f"after {len(seconds)} reruns of all: {after - with_all:+.1f} MiB")
     print(f"{asked.alone} more of one: {middle - after:+.1f} MiB in the first half, {end - middle:+.1f} in the second")
+    wrong = [text for visitor in (first, *visitors) for text in visitor.wrong]
     print(f"errors or another's numbers: {len(wrong)}")
     for text in wrong[:5]:
         print("  ", text[:300])
