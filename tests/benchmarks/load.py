@@ -91,9 +91,7 @@ def main() -> int:
         for visitor in visitors:
             visitor.session.close()
         seconds = [value for visitor in visitors for value in visitor.seconds]
-        print(
-            f"{asked.sessions} sessions, {len(seconds)} reruns in {lasted:.0f} s, a pause of {asked.pause:g} s on average"
-        )
+        print(f"{asked.sessions} sessions, {len(seconds)} reruns in {lasted:.0f} s, a pause of {asked.pause:g} s each")
         print(
             f"a slider's rerun: median {statistics.median(seconds):.3f} s, p95 {percentile(seconds, 0.95):.3f} s, "
             f"longest {max(seconds):.3f} s; alone: median {statistics.median(first.seconds):.3f} s"
