@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from upvit_core.cli import app
-from upvit_core.errors import PlanError
+from upvit_core.errors import PlanError, ScoresError
+from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.checkpoint import load_model
 from upvit_core.planning.plan import PruningPlan
 
@@ -47,7 +49,6 @@ def test_a_student_is_made_again_from_its_plan_bit_for_bit(basis: str, tmp_path:
 
 def test_a_plan_refuses_other_images_than_it_was_fitted_to() -> None:
     from upvit_core.cut import cut
-    from upvit_core.importance.scores import ImportanceScores
     from upvit_core.planning.plan import Fitted
     from upvit_core.planning.select import plan_uniform
 
@@ -56,3 +57,24 @@ def test_a_plan_refuses_other_images_than_it_was_fitted_to() -> None:
     plan = plan_uniform(scores, residual=0.75).model_copy(update={"fitted": fitted})
     with pytest.raises(PlanError, match="fitted to 40 images of another set with digest 0000000000000000"):
         cut(load_model("demo"), plan, data="demo")
+
+
+def test_directions_are_scored_and_planned_by_the_same_verbs(tmp_path: Path) -> None:
+    scores, plan = tmp_path / "scores.safetensors", tmp_path / "plan.json"
+    halves = ["--residual", "0.5", "--attention", "0.5", "--ffn", "0.5"]
+    orders = (
+        ["score", "demo", "--data", "demo", "--basis", "directions", "--images", "20", "--out", scores],
+        ["plan", scores, *halves, "--basis", "directions", "--out", plan],
+    )
+    for order in orders:
+        result = CliRunner().invoke(app, [*map(str, order), "--json"], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    record, made = ImportanceScores.load(scores), PruningPlan.load(plan)
+    assert (record.basis, record.images, record.notes["metric"]) == ("directions", 20, "reading")
+    assert made.residual.keep == tuple(range(48))
+    assert set(made.blocks[2].ffn.keep) == set(np.argsort(-record.ffn(2))[:192].tolist())
+    result = CliRunner().invoke(app, ["plan", str(scores), "--residual", "0.5", "--out", str(plan)])
+    assert result.exit_code != 0
+    call = ["score", "demo", "--basis", "directions", "--criterion", "l1", "--out", str(scores)]
+    with pytest.raises(ScoresError, match="not 'l1'"):
+        CliRunner().invoke(app, call, catch_exceptions=False)

@@ -9,6 +9,7 @@ FFN: channels, by what the rest cannot make up for (`fisher`) or by removal (`kl
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from upvit_core.basis.neurons import elimination_scores
 from upvit_core.basis.residual import pooled
 from upvit_core.basis.slice import prune_directions
-from upvit_core.basis.statistics import ProxyStatistics
+from upvit_core.basis.statistics import ProxyStatistics, gather
+from upvit_core.data import ImageSet, draw_proxy
 from upvit_core.errors import ScoresError
 from upvit_core.importance.criterion import (
     Clock,
@@ -35,6 +37,7 @@ from upvit_core.importance.kl import KL
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.adapt import adapt
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.shape import ModelShape
 from upvit_core.planning.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 
@@ -99,6 +102,24 @@ def directions_scores(
             "statistics_digest": stats.data_digest, "statistics_seed": stats.seed,
         },
     )  # fmt: skip
+
+
+def score_directions(
+    loaded: LoadedModel,
+    images: ImageSet,
+    criterion: Literal["fisher", "kl"] = "fisher",
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    balanced: bool = False,
+    report: Report = silent,
+) -> ImportanceScores:
+    """Find the directions of a loaded model on `n` proxy images by `seed`, and score them; see `directions_scores`."""
+    proxy = draw_proxy(images, min(n, len(images)), seed, balanced=balanced)
+    adapter = adapt(loaded.model, loaded.shape)
+    stats = gather(adapter, proxy, report=report)
+    found = directions_scores(adapter, proxy, stats, criterion, report=report)
+    return replace(found, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,6 +28,11 @@ Calibrated = Annotated[Path | None, typer.Option("--calibration", help="default:
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Depth = Annotated[int | None, typer.Option(min=1, help="blocks that stay; needs --depth-scores")]
 DepthScores = Annotated[Path | None, typer.Option(help="what score-blocks wrote")]
+
+
+class Basis(StrEnum):
+    CHANNELS = "channels"
+    DIRECTIONS = "directions"
 
 
 def emit(result: dict[str, Any], as_json: bool) -> None:

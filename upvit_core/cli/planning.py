@@ -11,6 +11,7 @@ import typer
 
 from upvit_core.cli.common import (
     Bar,
+    Basis,
     Calibrated,
     Depth,
     DepthScores,
@@ -60,11 +61,6 @@ class Axis(StrEnum):
     MACS = "macs"
     PARAMS = "params"
     LATENCY_MS = "latency_ms"
-
-
-class Basis(StrEnum):
-    CHANNELS = "channels"
-    DIRECTIONS = "directions"
 
 
 @app.command()

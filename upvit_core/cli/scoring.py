@@ -11,6 +11,7 @@ import typer
 
 from upvit_core.cli.common import (
     Bar,
+    Basis,
     Data,
     Depth,
     DepthScores,
@@ -37,6 +38,9 @@ def score(
     out: Annotated[Path, typer.Option(help="scores record to write, .safetensors")],
     data: Annotated[str | None, typer.Option(help="as for the other verbs; l1, l2 and random need none")] = None,
     criterion: Annotated[CriterionName, typer.Option()] = CriterionName.FISHER,
+    basis: Annotated[Basis, typer.Option(help="what is scored: channels, or directions (by fisher or kl)")] = (
+        Basis.CHANNELS
+    ),
     images: Annotated[
         int | None, typer.Option(min=1, help="proxy images; default: 2,000, fisher stops when the kept set is stable")
     ] = None,
@@ -76,10 +80,19 @@ def score(
         )
     )
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
-    record = run(
-        loaded, train, criterion.value, n=images, seed=seed, balanced=balanced, precision=precision.value,
-        journal=journal, report=Bar(),
-    )  # fmt: skip
+    if basis is Basis.DIRECTIONS:
+        from upvit_core.basis.scores import score_directions
+
+        if train is None:
+            raise ScoresError(f"Directions can be scored by fisher or kl, not {criterion.value!r}.")
+        record = score_directions(
+            loaded, train, criterion.value, n=images or 2000, seed=seed, balanced=balanced, report=Bar()  # type: ignore[arg-type]
+        )  # fmt: skip
+    else:
+        record = run(
+            loaded, train, criterion.value, n=images, seed=seed, balanced=balanced, precision=precision.value,
+            journal=journal, report=Bar(),
+        )  # fmt: skip
     for leftover in out.parent.glob(f"{out.name}.partial{rank()}*.jsonl"):
         leftover.unlink()
     if rank():
