@@ -77,7 +77,7 @@ def test_evaluate_equals_a_loop_of_our_own() -> None:
 
 def test_preset_without_weights(tmp_path: Path) -> None:
     scores, plan = tmp_path / "s.safetensors", tmp_path / "p.json"
-    data = ("--data", "demo", "--images", 2, "--criterion", "l2")
+    data = ("--data", "demo", "--images", 2, "--criterion", "variance")
     assert call("profile", "deit_base_patch16_224", "--no-pretrained")["params"] == 86_567_656
     result = CliRunner().invoke(
         app, ["score", "deit_base_patch16_224", "--no-pretrained", *map(str, data), "--out", str(scores)]

@@ -15,6 +15,11 @@ TRADEOFF = "pages/explore/tradeoff.py"
 BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "demo" / "blocks.json"
 
 
+def command_of(test: AppTest) -> str:
+    """The command lines that make the plan."""
+    return next(code.value for code in test.code if "upvit_core plan" in code.value)
+
+
 def html_of(test: AppTest) -> str:
     return "\n".join(str(element.proto.body) for element in test.get("html"))
 
@@ -47,7 +52,7 @@ def test_the_slider_replays_the_removals(page: Run) -> None:
 
 def test_a_link_carries_the_depth_and_the_command_says_it(page: Run) -> None:
     test = page(TRADEOFF, depth="3")
-    told = test.code[0].value
+    told = command_of(test)
     assert "score-blocks demo --data demo --depth 3 --images 2000 --out blocks.json" in told
     assert "--residual 0.5 --attention 0.5 --ffn 0.5 --heads 3 --depth 3 --depth-scores blocks.json" in told
 
@@ -56,7 +61,7 @@ def test_a_link_carries_the_depth_and_the_command_says_it(page: Run) -> None:
 def test_a_depth_that_is_none_is_ignored(page: Run, nonsense: str) -> None:
     test = page(TRADEOFF, depth=nonsense)
     assert not test.error
-    assert "score-blocks" not in test.code[0].value
+    assert "score-blocks" not in command_of(test)
 
 
 @pytest.mark.parametrize("order", ["depth first", "width first"])
@@ -71,12 +76,12 @@ def test_the_order_of_the_cuts_is_a_setting(
     test = page(TRADEOFF, depth="4", **{"order-of-cuts": order})
     assert not test.error
     assert any("not scored yet" in caption.value for caption in test.caption)
-    assert "--after" not in test.code[0].value
+    assert "--after" not in command_of(test)
     test.button(key="score-order").click().run()
     assert not test.exception
     assert not test.error, [e.value for e in test.error]
     assert any(f"{order.capitalize()}:" in c.value and "on 8 images" in c.value for c in test.caption)
-    told = test.code[0].value
+    told = command_of(test)
     assert ("--after widths.json" in told) == (order == "width first")
     assert ("score demo --data demo --depth 4 --depth-scores blocks.json" in told) == (order == "depth first")
     assert f"4 blocks, {order}" in html_of(test)

@@ -26,6 +26,7 @@ def test_the_step_says_what_it_needs(page: Run, published: Path) -> None:
 def test_the_step_measures_rotation_and_cuts_on_the_demo(jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from pages.shared import jobs, measured
 
+    jobs.workers().jobs.clear()  # what other tests measured
     monkeypatch.setattr(measured, "CALIBRATION_IMAGES", 60)
     monkeypatch.setattr(measured, "PREVIEW_IMAGES", 100)
     test = AppTest.from_file(str(ROOT / METHOD), default_timeout=300)
@@ -85,6 +86,7 @@ def test_spectrum_is_that_of_the_normalised_stream() -> None:
 def test_importance_shows_directions_and_removes_one(jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from pages.shared import channel, jobs, measured
 
+    jobs.workers().jobs.clear()  # what other tests measured
     monkeypatch.setattr(measured, "CALIBRATION_IMAGES", 60)
     monkeypatch.setattr(channel, "IMAGES", 40)
     test = AppTest.from_file(str(ROOT / "pages/explore/importance.py"), default_timeout=300)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from upvit_core.errors import RunError
-from upvit_core.runs.folder import Run, read_state
+from upvit_core.runs.folder import Run, read_state, worker_of
 from upvit_core.runs.spec import RunState
 
 
@@ -23,6 +23,9 @@ def queued(run: Run) -> Iterator[RunState]:
         if before.state != "queued":
             what = "start a new run instead" if before.state == "done" else "resume it first"
             raise RunError(f"Run {run.id} is {before.state}; {what}.")
+        started = worker_of(before)
+        if before.job or (started is not None and started.is_alive):  # and has not come to take the lock
+            raise RunError(f"Run {run.id} already has a worker; cancel it first.")
         state = before.model_copy(
             update={"state": "queued", "pid": None, "started": None, "job": "", "stage": "", "error": "",
                     "seconds_left": None, "attempt": before.attempt + 1, "epochs": run.spec.epochs}
