@@ -174,7 +174,8 @@ class RunStore:
             if not held or state.state not in RESUMABLE:
                 raise RunError(f"Run {run_id} is {state.state}; only {', '.join(RESUMABLE)} runs can be resumed.")
             run.forget_requests()
-            run.write_state(state.model_copy(update={"state": "queued", "pid": None, "started": None, "error": ""}))
+            queued = {"state": "queued", "pid": None, "started": None, "job": "", "error": ""}
+            run.write_state(state.model_copy(update=queued))
         return run
 
     def remove(self, run_id: str) -> None:
