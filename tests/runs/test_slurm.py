@@ -126,7 +126,7 @@ def test_a_preempted_job_starts_again_and_loses_nothing(
     wait_until(lambda: store.state(run.id).step > 5 or saved_past(run, 5), SECONDS)
     with nodes_taken(cluster):
         wait_until(lambda: store.state(run.id).state == "queued", 60)
-        assert "waits" in store.state(run.id).place
+        wait_until(lambda: "waits" in store.state(run.id).place, 60)  # once Slurm has seen it end
         saved = max(int(path.stem[5:]) for path in list_checkpoints(run.checkpoints))
         assert 5 <= saved < 300
     done = wait_for_state(store, run, "done", "failed", "interrupted")
