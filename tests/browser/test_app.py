@@ -51,7 +51,7 @@ def test_what_if_follows_to_other_pages(visit: Visit, published: Path) -> None:
     assert "5.72 M" in strip(page)
     assert "75/75/75 %" in strip(page)
     page.get_by_role("link", name="Trade-off").first.click()
-    expect(page.get_by_role("slider", name="FFN removed")).to_have_attribute("aria-valuenow", "75", timeout=120_000)
+    expect(page.get_by_role("slider", name="FFN removed")).to_have_value("75", timeout=120_000)
     assert "5.72 M" in page.inner_text(".cards")
 
 
@@ -59,7 +59,7 @@ def test_what_if_follows_to_other_pages(visit: Visit, published: Path) -> None:
 def test_published_scores_open_from_the_panel(visit: Visit, published: Path) -> None:
     page = visit("model")
     page.get_by_role("radio", name="Published").or_(page.get_by_role("button", name="Published")).first.click()
-    page.get_by_label("Folder with the published score files").fill(str(published))
+    page.get_by_role("textbox", name="Folder with the published score files").fill(str(published))
     page.get_by_role("button", name="Open", exact=True).click()
     expect(page.locator(".strip")).to_contain_text("DeiT-B", timeout=120_000)
     assert "86.57 M" in page.inner_text(".cards")
@@ -73,7 +73,7 @@ def test_a_wrong_path_is_told_and_the_app_lives_on(visit: Visit) -> None:
     page = visit("model")
     before = strip(page)
     page.get_by_role("radio", name="Published").or_(page.get_by_role("button", name="Published")).first.click()
-    page.get_by_label("Folder with the published score files").fill("/no/such/folder")
+    page.get_by_role("textbox", name="Folder with the published score files").fill("/no/such/folder")
     page.get_by_role("button", name="Open", exact=True).click()
     expect(page.get_by_text("There is no folder /no/such/folder")).to_be_visible(timeout=60_000)
     assert strip(page) == before
