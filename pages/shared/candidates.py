@@ -28,7 +28,7 @@ def start(model: Opened, scores: ImportanceScores, now: WhatIf) -> jobs.Job:
     def work(report: jobs.Report) -> list[Candidate]:
         basis = "directions" if scores.basis == "directions" else now.basis
         found = candidates(scores, heads=now.heads, round_to=now.round_to, basis=basis)
-        plain = replace(now, widths="", repair=False)
+        plain = replace(now, widths="", repair=False, depth=None)
         return [(name, plan, whatif.of_widths(widths_of(plan.shape_after), model.shape, plain)) for name, plan in found]
 
     return jobs.start(_key("front", model, scores, now), work, "Finding good plans")

@@ -169,7 +169,8 @@ class RunStore:
     def resume(self, run_id: str) -> Run:
         """Queue a paused, interrupted, failed or cancelled run again; `submit` it to go on from its last checkpoint."""
         run = self.get(run_id)
-        with run.lock() as held:
+        dying = true_state(run.folder).state in RESUMABLE  # yet a killed one may hold its lock a moment
+        with run.lock(10.0 if dying else 0.0) as held:
             state = true_state(run.folder)
             if not held or state.state not in RESUMABLE:
                 raise RunError(f"Run {run_id} is {state.state}; only {', '.join(RESUMABLE)} runs can be resumed.")
