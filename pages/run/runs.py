@@ -21,7 +21,7 @@ from pages.shared import (
     whatif,
     words,
 )
-from upvit_core.figures.runs import RunCurve, VegaChart, judged_by, speed_chart, step_chart
+from upvit_core.figures.runs import RunCurve, judged_by, speed_chart, step_chart
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.runs.commands import commands
 from upvit_core.runs.spec import RESUMABLE
@@ -86,17 +86,6 @@ def bar(text: str, share: float, colour: str) -> str:
     )
 
 
-def draw(chart: VegaChart, key: str) -> None:
-    st.vega_lite_chart(
-        {**charts.enlarged_spec(chart.spec), "datasets": chart.datasets},
-        key=key,
-        width="stretch",
-        theme=None,
-        alt=chart.alt,
-    )
-    charts.table_button(chart, key)
-
-
 def pictures(curves: Sequence[RunCurve], imagenet: bool) -> None:
     theme = charts.theme()
     with st.container(horizontal=True):
@@ -109,12 +98,12 @@ def pictures(curves: Sequence[RunCurve], imagenet: bool) -> None:
             "Published points", key="published-points",
             help="Titan Xp, batch 32: another device, so compare shapes of curves, not speeds.",
         )  # fmt: skip
-    draw(speed_chart(curves, theme, relative=relative, published=published), "speed")
+    charts.show_vega(speed_chart(curves, theme, relative=relative, published=published), "speed")
     left, right = st.columns(2)
     with left:
-        draw(step_chart(curves, "loss", theme), "loss")
+        charts.show_vega(step_chart(curves, "loss", theme), "loss")
     with right:
-        draw(step_chart(curves, judged_by(curves), theme), "top1")
+        charts.show_vega(step_chart(curves, judged_by(curves), theme), "top1")
 
 
 def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSummary]) -> None:

@@ -119,9 +119,7 @@ def comparison(store: RunStore, group: str) -> None:
     run_actions.said()
     curves = run_data.curves(store, chosen, every)
     chart = step_chart(curves, "top1", charts.theme(), height=380)
-    st.vega_lite_chart(
-        {**chart.spec, "datasets": chart.datasets}, key="transfer-curves", width="stretch", theme=None, alt=chart.alt
-    )
+    charts.show_vega(chart, "transfer-curves")
     for curve, summary in zip(curves, chosen, strict=True):
         with st.container(horizontal=True, vertical_alignment="center", key=f"transfer-{summary.id}"):
             now = run_data.state_words(summary.state)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import streamlit as st
 
 from pages.shared import presenter
+from upvit_core.figures.runs import VegaChart
 from upvit_core.figures.theme import DARK, LIGHT, Chart, Theme
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
@@ -87,6 +88,14 @@ def _vega(node: Any, factor: float) -> Any:
             for key, value in node.items()
         }
     return [_vega(value, factor) for value in node] if isinstance(node, list) else node
+
+
+def show_vega(chart: VegaChart, key: str) -> None:
+    """Draw a chart that grows while it is looked at, with its table; larger while presenting."""
+    st.vega_lite_chart(
+        {**enlarged_spec(chart.spec), "datasets": chart.datasets}, key=key, width="stretch", theme=None, alt=chart.alt
+    )
+    table_button(chart, key)
 
 
 def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:

@@ -7,11 +7,12 @@ import sys
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
+    from upvit_core.data import ImageSet
     from upvit_core.importance.block_removals import BlockRemovals
     from upvit_core.importance.criterion import Progress
     from upvit_core.models.checkpoint import LoadedModel
@@ -84,6 +85,14 @@ def open_model(
     from upvit_core.models.checkpoint import load_model
 
     return load_model(model, num_heads=num_heads, pretrained=pretrained, device=device, img_size=img_size)
+
+
+def images_for(loaded: LoadedModel, data: str, split: Literal["train", "val"], root: str | None = None) -> ImageSet:
+    """The images of a split as the model reads them."""
+    from upvit_core.data import open_images
+
+    cfg, classes = loaded.pretrained_cfg, loaded.shape.num_classes
+    return open_images(data, split, pretrained_cfg=cfg, num_classes=classes, root=root)
 
 
 def depths_of(text: str) -> int | tuple[int, ...]:

@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upvit_core.cli.common import Bar, Data, Device, Heads, Json, Model, Root, Size, device_of, emit, open_model
+from upvit_core.cli.common import (
+    Bar,
+    Data,
+    Device,
+    Heads,
+    Json,
+    Model,
+    Root,
+    Size,
+    device_of,
+    emit,
+    images_for,
+    open_model,
+)
 
 if TYPE_CHECKING:
     from upvit_core.models.checkpoint import LoadedModel
@@ -73,15 +86,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Top-1 and top-5 in percent on the evaluation images, and the KL to a teacher."""
-    from upvit_core.data import open_images, proxy_indices
+    from upvit_core.data import proxy_indices
     from upvit_core.evaluation import evaluate as run
     from upvit_core.evaluation import predict
 
     where = device_of(device)
     loaded = open_model(model, num_heads, device=where, img_size=img_size)
-    test = open_images(
-        data, "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
-    )
+    test = images_for(loaded, data, "val", root)
     chosen = None if images is None else proxy_indices(test, images, seed)
     teacher_logits = None
     if teacher is not None:

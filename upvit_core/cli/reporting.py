@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upvit_core.cli.common import Device, Heads, Json, Root, device_of, emit, open_model
+from upvit_core.cli.common import Device, Heads, Json, Root, device_of, emit, images_for, open_model
 
 if TYPE_CHECKING:
     from upvit_core.planning.plan import PruningPlan
@@ -55,14 +55,13 @@ def measure(
 ) -> list[Measurement]:
     """Top-1 and KL of the plan, right after the cut and without repair, and top-1 of the whole model."""
     from upvit_core.cut import cut
-    from upvit_core.data import open_images, proxy_indices
+    from upvit_core.data import proxy_indices
     from upvit_core.evaluation import evaluate, predict, score_logits
     from upvit_core.profiling.throughput import device_name
     from upvit_core.report import Measurement
 
     loaded = open_model(model, num_heads, device=device)
-    shape = loaded.shape
-    test = open_images(data, "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=shape.num_classes, root=root)
+    test = images_for(loaded, data, "val", root)
     chosen = proxy_indices(test, min(images, len(test)), 0)
     logits, labels = predict(loaded.model, test.batches(100, indices=chosen, device=device))
     whole = score_logits(logits, labels)

@@ -24,6 +24,7 @@ from upvit_core.cli.common import (
     depths_of,
     device_of,
     emit,
+    images_for,
     open_model,
     removals_of,
 )
@@ -59,7 +60,6 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score every channel by the KL-divergence that its removal causes; with --depth, of the model cut to it first."""
-    from upvit_core.data import open_images
     from upvit_core.errors import ScoresError
     from upvit_core.importance.score import WITHOUT_IMAGES
     from upvit_core.importance.score import score as run
@@ -72,13 +72,7 @@ def score(
         loaded = at_depth(loaded, *removals)
     if data is None and criterion.value not in WITHOUT_IMAGES:
         raise ScoresError(f"The criterion {criterion.value} looks at images; give --data.")
-    train = (
-        None
-        if data is None or criterion.value in WITHOUT_IMAGES
-        else open_images(
-            data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
-        )
-    )
+    train = None if data is None or criterion.value in WITHOUT_IMAGES else images_for(loaded, data, "train", root)
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     if basis is Basis.DIRECTIONS:
         from upvit_core.basis.scores import score_directions
@@ -129,15 +123,12 @@ def score_blocks(
     as_json: Json = False,
 ) -> None:
     """Remove half-blocks two by two, each time those whose absence costs least, and write all their scores."""
-    from upvit_core.data import open_images
     from upvit_core.depth import score_blocks as run
     from upvit_core.importance.block_removals import pair_name
     from upvit_core.planning.plan import PruningPlan
 
     loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
-    train = open_images(
-        data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
-    )
+    train = images_for(loaded, data, "train", root)
     journal = out.with_name(f"{out.name}.partial.jsonl")
     record = run(
         loaded, train, depths_of(depth), n=images, seed=seed, balanced=balanced,
@@ -197,14 +188,10 @@ def compare(
     """Criteria side by side at one plan: what each keeps, and top-1 and KL right after its cut."""
 
     from upvit_core.comparison import compare_criteria
-    from upvit_core.data import open_images
     from upvit_core.planning.select import plan_uniform
 
     loaded = open_model(model, num_heads, device=device_of(device), img_size=img_size)
-    train, test = (
-        open_images(data, split, pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root)
-        for split in ("train", "val")
-    )
+    train, test = (images_for(loaded, data, split, root) for split in ("train", "val"))
     results = compare_criteria(
         loaded, train, test, [name.strip() for name in criteria.split(",")],
         lambda record: plan_uniform(record, residual=residual, attention=attention, ffn=ffn, heads=heads),

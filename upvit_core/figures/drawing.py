@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.pen import Pen, nothing
+from upvit_core.figures.pen import Pen
 from upvit_core.figures.pyramid import pyramid
-from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, drawn
+from upvit_core.figures.theme import COLOURS, Chart, Theme
 from upvit_core.models.shape import Component, ModelShape
 
 TALLEST = 10.0
@@ -57,17 +57,7 @@ def drawing(
     pen.label(
         50, -stream - 1.5, f"<b>Residual</b> · {now.embed_dim}{of} channels, shared by all blocks", COLOURS["residual"]
     )
-    pale = [COLOURS[component] for component in COLOURS if emphasis is not None and component != emphasis]
-    for drawn_shape in pen.shapes:
-        if drawn_shape.get("fillcolor") in pale or drawn_shape["line"]["color"] in pale:
-            drawn_shape["opacity"] = 0.25
-    layout: Spec = {
-        "shapes": pen.shapes,
-        "annotations": pen.annotations,
-        "xaxis": {"visible": False, "range": [0, 100], "fixedrange": True},
-        "yaxis": {"visible": False, "range": [-stream - 3.8, base + TALLEST + 5.8], "fixedrange": True},
-    }
-    figure = drawn([nothing()], layout, theme, height=height, margin=(4, 4, 4, 4))
+    figure = pen.figure(-stream - 3.8, base + TALLEST + 5.8, height=height, emphasis=emphasis)
     return Chart(figure, "The model", _alt(shape, after), lambda: _table(shape, after))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from upvit_core.figures.theme import COLOURS, Spec, Theme
-from upvit_core.models.shape import BlockShape, ModelShape
+import plotly.graph_objects as go
+
+from upvit_core.figures.theme import COLOURS, Spec, Theme, drawn
+from upvit_core.models.shape import BlockShape, Component, ModelShape
 
 
 def nothing() -> Spec:
@@ -18,6 +20,20 @@ class Pen:
         self.theme = theme
         self.shapes: list[Spec] = []
         self.annotations: list[Spec] = []
+
+    def figure(self, bottom: float, top: float, *, height: int, emphasis: Component | None) -> go.Figure:
+        """All that was drawn, 100 wide; with `emphasis` the other components are pale."""
+        pale = [COLOURS[component] for component in COLOURS if emphasis is not None and component != emphasis]
+        for shape in self.shapes:
+            if shape.get("fillcolor") in pale or shape["line"]["color"] in pale:
+                shape["opacity"] = 0.25
+        layout: Spec = {
+            "shapes": self.shapes,
+            "annotations": self.annotations,
+            "xaxis": {"visible": False, "range": [0, 100], "fixedrange": True},
+            "yaxis": {"visible": False, "range": [bottom, top], "fixedrange": True},
+        }
+        return drawn([nothing()], layout, self.theme, height=height, margin=(4, 4, 4, 4))
 
     def box(
         self, x0: float, y0: float, x1: float, y1: float, colour: str, *, hollow: bool = False, width: float = 1.5

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.pen import Pen, nothing
-from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, drawn
+from upvit_core.figures.pen import Pen
+from upvit_core.figures.theme import COLOURS, TITLES, Chart, Theme
 from upvit_core.models.shape import BlockShape, Component, ModelShape
 
 TALLEST = 11.0
@@ -46,17 +46,7 @@ def pyramid(
         pen.label((x0 + x1) / 2, -stream - 3.6, f"{own.depth} block{'s' * (own.depth > 1)} like this", size=13)
     pen.arrow(LAST + 0.2, 0, LAST + 2.2, 0)
     pen.classes(LAST + 2.3, 99.6, now)
-    for drawn_shape in pen.shapes:
-        pale = [COLOURS[component] for component in COLOURS if emphasis is not None and component != emphasis]
-        if drawn_shape.get("fillcolor") in pale or drawn_shape["line"]["color"] in pale:
-            drawn_shape["opacity"] = 0.25
-    layout: Spec = {
-        "shapes": pen.shapes,
-        "annotations": pen.annotations,
-        "xaxis": {"visible": False, "range": [0, 100], "fixedrange": True},
-        "yaxis": {"visible": False, "range": [-stream - 5.6, base + TALLEST + 3.8], "fixedrange": True},
-    }
-    figure = drawn([nothing()], layout, theme, height=height, margin=(4, 4, 4, 4))
+    figure = pen.figure(-stream - 5.6, base + TALLEST + 3.8, height=height, emphasis=emphasis)
     return Chart(figure, "The model", _alt(shape, after), lambda: _table(shape, after))
 
 
