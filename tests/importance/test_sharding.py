@@ -50,4 +50,5 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert b.images == 24
     assert a.data_digest == b.data_digest
     for key in a.values:
-        np.testing.assert_allclose(b.values[key], a.values[key], rtol=2e-5)  # float32, in batches of other sizes
+        assert np.linalg.norm(b.values[key] - a.values[key]) <= 1e-6 * np.linalg.norm(a.values[key]), key
+        np.testing.assert_allclose(b.values[key], a.values[key], rtol=5e-6)  # each: float32, batches of other sizes
