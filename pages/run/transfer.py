@@ -58,7 +58,7 @@ def form(store: RunStore, summaries: Sequence[RunSummary], model: Opened) -> Non
             f"They are resized to {model.shape.img_size[0]} pixels and made "
             f"{'grey' if model.shape.in_chans == 1 else 'colour'}, as {model.name} reads images."
         )
-        one, two = st.columns(2)
+        one, two = st.columns([0.4, 0.6])
         epochs = one.number_input("Epochs", 1, 1000, 2, key="transfer-epochs")
         what = two.selectbox(
             "Train", ["everything", "head only"], key="transfer-what",

@@ -55,7 +55,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
     if title in terms.OF_PAGE:
         st.html(terms.line(terms.OF_PAGE[title]))
     with place:
-        left, right = st.columns([0.86, 0.14], vertical_alignment="center")
+        left, right = st.columns([0.8, 0.2], vertical_alignment="center")
         with left:
             _strip()
         with right:
