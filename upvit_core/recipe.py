@@ -65,6 +65,11 @@ PRESETS: dict[str, DistillSettings] = {
     "demo": DistillSettings(
         batch_size=64, warmup_epochs=0.25, drop_path=0.0, ema_decay=0.998, weight_decay=0.02, checkpoint_minutes=0.5
     ),
+    # The demo's, for a start that repair left near the teacher: small steps and unmixed images, so as not to undo it.
+    "repaired": DistillSettings(
+        batch_size=64, lr=1e-4, min_lr=1e-6, warmup_epochs=0.1, cutmix=0.0, drop_path=0.0, ema_decay=0.998,
+        weight_decay=0.02, checkpoint_minutes=0.5,
+    ),
     # A small language model: nothing is mixed, gradients are clipped as is usual there.
     "language": DistillSettings(
         batch_size=32, lr=2e-3, min_lr=1e-4, weight_decay=0.05, warmup_epochs=0.1, cutmix=0.0, ema_decay=0.99,

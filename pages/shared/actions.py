@@ -219,11 +219,11 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
         recipe = two.selectbox(
             "Recipe",
             list(PRESETS),
-            index=list(PRESETS).index("demo" if small else "letter"),
+            index=list(PRESETS).index(_usual_recipe(chosen, small)),
             format_func=_recipe_name,
             help="letter: Eq. 2 as written; released_code: the KL weight of the authors' script; demo: small batches "
-            "for a few CPU "
-            "minutes.",
+            "for a few CPU minutes; repaired: the demo's with small steps and unmixed images, for a start that repair "
+            "left near the original. All runs of a form share it.",
         )
         features = st.number_input(
             "Weight of the last feature", 0.0, 1000.0, 0.0, step=0.5, key="distil-features",
@@ -268,8 +268,17 @@ def next_device() -> Device | None:
     return device_named("auto")
 
 
+def _usual_recipe(chosen: list[WhatIf], small: bool) -> str:
+    """Small steps where every start is repaired; runs that share the form share the recipe."""
+    if not small:
+        return "letter"
+    return "repaired" if all(what_if.repair and what_if.basis == "directions" for what_if in chosen) else "demo"
+
+
 def _recipe_name(name: str) -> str:
-    return {"letter": "the letter's", "released_code": "released code's", "demo": "minutes on a CPU"}.get(name, name)
+    names = {"letter": "the letter's", "released_code": "released code's", "demo": "minutes on a CPU",
+             "repaired": "minutes on a CPU, after repair"}  # fmt: skip
+    return names.get(name, name)
 
 
 def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan) -> str:

@@ -119,3 +119,14 @@ def test_both_ways_start_from_the_same_widths() -> None:
     letter, ours = (way.plan(scores) for way in both_ways(WhatIf(50, 50, 3, 75, "directions", True)))
     assert (letter.basis, ours.basis) == ("channels", "directions")
     assert letter.shape_after == ours.shape_after
+
+
+def test_repaired_starts_get_small_steps_unless_the_form_holds_other_runs() -> None:
+    from pages.shared.actions import _usual_recipe, both_ways
+    from pages.shared.whatif import WhatIf
+
+    ours = WhatIf(50, 50, 3, 75, "directions", True)
+    assert _usual_recipe([ours], small=True) == "repaired"
+    assert _usual_recipe(both_ways(ours), small=True) == "demo"
+    assert _usual_recipe([WhatIf(50, 50, 3, 75, "directions", False)], small=True) == "demo"
+    assert _usual_recipe([ours], small=False) == "letter"

@@ -194,31 +194,31 @@ def metrics(
 @app.command()
 def distil(
     teacher: Teacher = "demo", data: Data = "demo", ratio: float = 0.5, epochs: int = 1, seeds: int = 3,
-    images: Images = 2000, lr: Annotated[list[float] | None, typer.Option(help="may be repeated")] = None,
-    out: Out = None,
+    images: Images = 2000, lr: Annotated[float | None, typer.Option(help="default: the recipe's")] = None,
+    recipes: Annotated[str, typer.Option(help="presets")] = "demo,repaired", out: Out = None,
 ) -> None:  # fmt: skip
-    """The same steps with the same recipe from the letter's start and from directions, repaired."""
+    """The same steps from the letter's start and from directions, repaired, each by every recipe."""
     from tests.benchmarks.basis.training import climb
 
     setting, rows = Setting(teacher, data, images), Rows(out)
-    for rate in lr or [1e-3]:
+    for recipe in recipes.split(","):
         for seed in range(seeds):
             for basis in ("channels", "directions"):
 
-                def make(basis=basis, seed=seed, rate=rate) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+                def make(basis=basis, seed=seed, recipe=recipe) -> dict[str, Any]:  # type: ignore[no-untyped-def]
                     plan = setting.plan(basis, ratio)
                     student = setting.cut(plan)
                     if basis == "directions":
                         student = setting.repaired(student, plan)
                     start = measured(*setting.measure(student), setting)
-                    steps, seconds = climb(setting, student, epochs, seed, rate)
+                    steps, seconds = climb(setting, student, epochs, seed, recipe, lr)
                     end = measured(*setting.measure(student), setting)
                     return {
                         "steps": steps, "top-1 % start": start["top-1 %"], "KL start": start["KL"], **end,
                         "seconds": round(seconds, 1),
                     }  # fmt: skip
 
-                rows.add({"start": basis, "lr": rate, "seed": seed}, make)
+                rows.add({"start": basis, "recipe": recipe, "lr": lr, "seed": seed}, make)
     publish("one epoch of distillation", rows.rows, out, **about(setting), ratio=ratio, epochs=epochs)
 
 

@@ -25,9 +25,12 @@ CIFAR_CFG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def climb(setting: Setting, student: nn.Module, epochs: int, seed: int, lr: float) -> tuple[int, float]:
-    """Train the student in place by preset `demo`; returns steps and seconds. It ends with its averaged weights."""
-    settings = PRESETS["demo"].model_copy(update={"seed": seed, "lr": lr})
+def climb(
+    setting: Setting, student: nn.Module, epochs: int, seed: int, recipe: str, lr: float | None = None
+) -> tuple[int, float]:
+    """Train the student in place by a preset; returns steps and seconds. It ends with its averaged weights."""
+    own = PRESETS[recipe]
+    settings = own.model_copy(update={"seed": seed, "lr": lr or own.lr})
     source = batch_source(setting.train, setting.loaded.pretrained_cfg, seed=seed)
     batches = TrainingBatches(source, batch_size=settings.batch_size, seed=seed)
     student.requires_grad_(True)
