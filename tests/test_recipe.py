@@ -4,7 +4,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
-from upvit_core.recipe import PRESETS, DistillSettings, evaluation_steps
+from upvit_core.recipe import PRESETS, DistillSettings, evaluation_steps, usual_preset
 
 
 def test_the_recipe_needs_no_torch() -> None:
@@ -14,6 +14,16 @@ def test_the_recipe_needs_no_torch() -> None:
 
 def test_the_released_form_is_6_4_times_the_mean() -> None:
     assert PRESETS["released_code"].alpha == pytest.approx(6.4)
+
+
+def test_a_repaired_start_is_trained_gently() -> None:
+    assert usual_preset(repaired=False) == "letter"
+    assert usual_preset(repaired=False, small=True) == "demo"
+    assert usual_preset(repaired=True) == usual_preset("vit", repaired=True, small=True) == "repaired"
+    assert usual_preset("gpt2", repaired=True, small=True) == "language"
+    gentle, usual = PRESETS["repaired"], PRESETS["demo"]
+    assert (gentle.lr, gentle.cutmix) == (usual.lr / 10, 0)
+    assert gentle.batch_size == usual.batch_size
 
 
 @pytest.mark.parametrize(

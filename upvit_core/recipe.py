@@ -91,6 +91,18 @@ FINETUNE_PRESETS: dict[str, DistillSettings] = {
 }  # fmt: skip
 
 
+def usual_preset(family: str = "", *, repaired: bool, small: bool = False) -> str:
+    """Name of the preset for a start: small steps where repair left it near the teacher, as large ones would undo that.
+
+    `family` is that of the model's shape; `small`: a model and images that a CPU trains in minutes.
+    """
+    if family == "gpt2":
+        return "language"
+    if repaired:
+        return "repaired"
+    return "demo" if small else "letter"
+
+
 def evaluation_steps(total_steps: int, steps_per_epoch: int, eval_every: float | None) -> tuple[int, ...]:
     """After which steps to evaluate, ascending, the last step not included (it gets the final evaluation).
 

@@ -17,6 +17,7 @@ from pages.shared import (
     history,
     jobs,
     measured,
+    plan_commands,
     plans,
     presenter,
     reports,
@@ -221,26 +222,24 @@ with frame.page(
                 whatif.way_controls(model.shape, model.has_weights and bool(spec))
                 blocks_table.spread_controls(model.shape, scores)
         now = whatif.controls(model.shape)
-        plan = now.plan(scores or no_scores(model.shape))
-        found = measure(model, plan, spec, now)
+        shown, finding = scoring.planning(model, scores, now, spec)
+        plan = now.plan(shown or scores or no_scores(model.shape))
+        waiting = finding is not None and finding.active
+        found = Measured(finding, None, None) if waiting else measure(model, plan, spec, now)
         history.buttons(model.source, now)
         with presenter.folded("More"):
             device.panel(model)
-            best_under.panel(model, scores, now, plan)
+            best_under.panel(model, shown or scores, now, plan)
             measure_button(model, plan, spec, now)
             actions.prune_button(model, plan, now)
             actions.distil_button(model, scores, now)
-            actions.command_button(model, scores, now, plan)
-            reports.plan_button(model, scores, now, plan, found.accuracy, found.speed)
-    shown, finding = scores, None
-    if scores is not None and plan.basis == "directions" and scores.basis == "channels":
-        finding = scoring.directions(model, spec)
-        shown = finding.result if finding.state == "done" else None
+            plan_commands.command_button(model, shown or scores, now, plan)
+            reports.plan_button(model, shown or scores, now, plan, found.accuracy, found.speed)
     with right:
         numbers(model, plan, spec, found)
         facts.row(model, shown, plan, now)
         after.line(model, spec, found.accuracy)
-        best_under.answer(model, scores, plan)
+        best_under.answer(model, shown or scores, plan)
         for job in (*found.all, finding):
             if job is not None and job.state == "failed":
                 st.error(job.error)
@@ -259,7 +258,7 @@ with frame.page(
                 icon=":material/grid_on:",
             )
         if scores is not None:
-            depth.panel(model, scores, now)
+            depth.panel(model, shown or scores, now)
     if shown is not None:
         remember(model, shown, now, plan, found)
         wide, narrow = st.columns([0.56, 0.44], gap="large")

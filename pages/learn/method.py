@@ -14,6 +14,7 @@ from pages.shared import (
     measured,
     opened,
     places,
+    recipes,
     right_basis,
     scoring,
     whatif,
@@ -232,7 +233,8 @@ def teacher(model: Opened, scores: ImportanceScores | None) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
     spec = measured.image_spec(model)
     now = whatif.current(model.shape)
-    ready = model.has_weights and scores is not None and bool(spec)
+    found, finding = scoring.planning(model, scores, now, spec)
+    ready = model.has_weights and found is not None and bool(spec)
     run_id = st.session_state.get(f"lesson-run {model.source}")
     with text:
         say(
@@ -245,9 +247,11 @@ def teacher(model: Opened, scores: ImportanceScores | None) -> None:
             "Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed."
         )
         if st.button("Teach it", type="primary", icon=":material/school:", disabled=not ready, key="lesson-start"):
-            st.session_state[f"lesson-run {model.source}"] = start_lesson(model, scores, now, int(epochs), spec)
+            st.session_state[f"lesson-run {model.source}"] = start_lesson(model, found, now, int(epochs), spec)
             st.rerun()
-        if not ready:
+        if finding is not None and finding.active:
+            jobs.progress(finding)
+        elif not ready:
             st.caption("Needs weights, scores and images. The demo has them all.")
     with picture:
         if run_id is None:
@@ -264,7 +268,7 @@ def start_lesson(model: Opened, scores: ImportanceScores | None, what_if: WhatIf
     order = RunSpec(
         name=f"Lesson: {model.name} "
              f"{what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=spec,
-        epochs=epochs, settings=PRESETS["demo"], owner=actions.owner(),
+        repair=what_if.repair, epochs=epochs, settings=PRESETS[recipes.usual(model, what_if)], owner=actions.owner(),
     )  # fmt: skip
     store = RunStore(places.runs())
     run = store.create(order)

@@ -12,8 +12,10 @@ from pages.shared import (
     actions,
     charts,
     frame,
+    jobs,
     measured,
     places,
+    recipes,
     reports,
     run_actions,
     run_data,
@@ -231,10 +233,14 @@ def nothing_yet() -> None:
     now = whatif.current(model.shape)
     spec = measured.image_spec(model)
     if model.has_weights and scores is not None and spec:
+        found, finding = scoring.planning(model, scores, now, spec)
+        if finding is not None and finding.active:
+            jobs.progress(finding)
         if st.button(
-            f"Distil {model.name} at {now.words}", type="primary", icon=":material/play_arrow:", key="first-run"
-        ):
-            actions.start_runs(model, scores, [now], 4, "demo" if model.is_demo else "letter", spec)
+            f"Distil {model.name} at {now.words}", type="primary", icon=":material/play_arrow:", key="first-run",
+            disabled=found is None,
+        ):  # fmt: skip
+            actions.start_runs(model, scores, [now], recipes.asked(model))
     else:
         st.markdown("Open a model with weights and scores first, then choose a plan.")
     frame.link("pages/explore/tradeoff.py", "Choose a plan on Trade-off")

@@ -1,10 +1,9 @@
-"""What can be done with a plan: prune and download, distil, a sweep, the command line."""
+"""What can be done with a plan: prune and download, distil, a sweep."""
 
 from __future__ import annotations
 
 import json
 import secrets
-import shlex
 import shutil
 import zipfile
 from dataclasses import replace
@@ -12,15 +11,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import block_records, elsewhere, jobs, limits, measured, opened, places, scoring, words
+from pages.shared import elsewhere, jobs, limits, measured, opened, places, recipes, scoring, words
 from pages.shared.opened import Opened
+from pages.shared.recipes import Training
 from pages.shared.whatif import MOST, WhatIf
 from upvit_core.errors import UPViTError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.widths import widths_of, write_widths
 from upvit_core.profiling.macs import count_parameters
-from upvit_core.recipe import PRESETS
 from upvit_core.runs.devices import Device, device_named
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.fit import fit_shapes, gigabytes
@@ -133,24 +131,16 @@ def both_ways(what_if: WhatIf) -> list[WhatIf]:
     return [replace(what_if, basis="channels", repair=False), replace(what_if, basis="directions", repair=True)]
 
 
-def order(
-    model: Opened,
-    scores: ImportanceScores,
-    what_if: WhatIf,
-    epochs: int,
-    recipe: str,
-    spec: str,
-    feature_weight: float = 0.0,
-) -> RunSpec:
-    """The run that distils one what-if."""
+def order(model: Opened, scores: ImportanceScores, what_if: WhatIf, training: Training) -> RunSpec:
+    """The run that distils one what-if; `scores` are those that plan it (`scoring.planning`)."""
     return RunSpec(
         name=f"{model.name} {what_if.words}"[:200],
         teacher=model.model,
         plan=json.loads(what_if.plan(scores).to_json()),
         repair=what_if.repair,
-        data=spec,
-        epochs=epochs,
-        settings=PRESETS[recipe].model_copy(update={"feature_weight": feature_weight}),
+        data=training.images,
+        epochs=training.epochs,
+        settings=training.settings(model, what_if),
         owner=owner(),
     )
 
@@ -159,21 +149,19 @@ def start_runs(
     model: Opened,
     scores: ImportanceScores,
     what_ifs: list[WhatIf],
-    epochs: int,
-    recipe: str,
-    spec: str,
-    feature_weight: float = 0.0,
+    training: Training,
     where: elsewhere.Where = elsewhere.HERE,
 ) -> None:
     """Queue one run for each what-if and go to Runs."""
     store = RunStore(places.runs())
-    limits.confine(spec)
+    limits.confine(training.images)
     limits.check_room(store, owner(), len(what_ifs))
     group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 2 else ""
     if len(what_ifs) == 2:
         group = f"{model.name} both ways {what_ifs[0].words}"
     for what_if in what_ifs:
-        asked = order(model, scores, what_if, epochs, recipe, spec, feature_weight)
+        planning, _ = scoring.planning(model, scores, what_if, measured.image_spec(model))
+        asked = order(model, planning or scores, what_if, training)
         asked = asked.model_copy(update={"group": group[:200], **where.changes})
         run = store.create(asked)
         executor_for(store, asked).submit(run)
@@ -210,49 +198,36 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
         st.markdown(
             "\n".join(f"- {w.words} → {words.short(size)} parameters" for w, size in zip(chosen, sizes, strict=True))
         )
-        images = st.text_input(
-            "Images", value=spec, key=f"distil-images-{model.source}", help="Folder of classes, or a timm data set."
-        )
-        small = model.shape.img_size[0] < 100
-        one, two = st.columns(2)
-        epochs = one.number_input("Epochs", 1, 1000, 4 if small else 30)
-        recipe = two.selectbox(
-            "Recipe",
-            list(PRESETS),
-            index=list(PRESETS).index(_usual_recipe(chosen, small)),
-            format_func=_recipe_name,
-            help="letter: Eq. 2 as written; released_code: the KL weight of the authors' script; demo: small batches "
-            "for a few CPU minutes; repaired: the demo's with small steps and unmixed images, for a start that repair "
-            "left near the original. All runs of a form share it.",
-        )
-        features = st.number_input(
-            "Weight of the last feature", 0.0, 1000.0, 0.0, step=0.5, key="distil-features",
-            help="Above 0, what the classifier reads is matched too: the mean square by which the student's last "
-            "feature, through a linear map that is learnt with it, misses the teacher's.",
-        )  # fmt: skip
-        _memory(chosen, scores, recipe)
+        training = recipes.form(model, chosen)
+        _memory(model, chosen, scores, training)
         where = elsewhere.choose("distil")
-        if st.button(
-            "Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not images.strip()
-        ):
-            measured.choose_images(model, images.strip())
+        planned = [scoring.planning(model, scores, what_if, spec) for what_if in chosen]
+        finding = next((job for _, job in planned if job is not None and job.active), None)
+        if finding is not None and what_if.basis == "channels":
+            jobs.progress(finding)
+        elif finding is not None:
+            st.caption("The run can start once the directions are found.")
+        found = [record for record, _ in planned if record is not None]
+        complete = len(found) == len(chosen) and bool(training.images)
+        if st.button("Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not complete):
+            measured.choose_images(model, training.images)
             try:
-                start_runs(model, scores, chosen, int(epochs), recipe, images.strip(), float(features), where)
+                start_runs(model, scores, chosen, training, where)
             except UPViTError as error:
                 st.error(str(error))
-        if many == "This plan" and images.strip():
-            elsewhere.download(
-                order(model, scores, what_if, int(epochs), recipe, images.strip(), float(features)), "distil"
-            )
+        if many == "This plan" and complete:
+            elsewhere.download(order(model, found[0], what_if, training), "distil")
 
 
-def _memory(chosen: list[WhatIf], scores: ImportanceScores, recipe: str) -> None:
+def _memory(model: Opened, chosen: list[WhatIf], scores: ImportanceScores, training: Training) -> None:
     """What the run needs of the device it will get, and a warning where that is more than is free."""
     device = next_device()
     if device is None:
         return
-    plans = [what_if.plan(scores) for what_if in chosen]
-    fits = [fit_shapes(plan.shape_before, plan.shape_after, PRESETS[recipe], device) for plan in plans]
+    fits = [
+        fit_shapes(model.shape, what_if.plan(scores).shape_after, training.settings(model, what_if), device)
+        for what_if in chosen
+    ]
     known = [fit for fit in fits if fit is not None]
     if not known:
         return
@@ -266,93 +241,3 @@ def _memory(chosen: list[WhatIf], scores: ImportanceScores, recipe: str) -> None
 @st.cache_data(ttl=10, show_spinner=False)
 def next_device() -> Device | None:
     return device_named("auto")
-
-
-def _usual_recipe(chosen: list[WhatIf], small: bool) -> str:
-    """Small steps where every start is repaired; runs that share the form share the recipe."""
-    if not small:
-        return "letter"
-    return "repaired" if all(what_if.repair and what_if.basis == "directions" for what_if in chosen) else "demo"
-
-
-def _recipe_name(name: str) -> str:
-    names = {"letter": "the letter's", "released_code": "released code's", "demo": "minutes on a CPU",
-             "repaired": "minutes on a CPU, after repair"}  # fmt: skip
-    return names.get(name, name)
-
-
-def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan) -> str:
-    """Command lines that do the same on a machine without a browser."""
-    source, heads = opened.split_heads(model.model) if model.has_weights else ("MODEL", None)
-    name = shlex.quote(source)
-    heads_option = f" --num-heads {heads}" if heads else ""
-    data = shlex.quote(measured.image_spec(model) or "IMAGES") if model.has_weights else "IMAGES"
-    before, shallow = plan.shape_before, plan.shape_after.depth < plan.shape_before.depth
-    # What blocks go is told by --depth; the widths are those of the plan with all of them.
-    widths = replace(what_if, depth=None).plan(scores or opened.no_scores(before)) if shallow else plan
-    after = widths.shape_after
-    first, last = before.blocks[0], after.blocks[0]
-    ratios = {
-        "residual": 1 - after.embed_dim / before.embed_dim,
-        "attention": 1 - last.attention / first.attention,
-        "ffn": 1 - last.ffn / first.ffn,
-    }
-    told = " ".join(f"--{key} {ratio:.6g}" for key, ratio in ratios.items())
-    told += f" --heads {what_if.heads}" if what_if.heads else ""
-    if not after.is_uniform and len(set(after.blocks)) > 1:
-        told = f"--widths '{write_widths(widths_of(after))}'"
-    if not before.is_plain:
-        asked = {key: plan.requested.get(key) for key in ("residual", "attention", "ffn", "reduction")}
-        told = " ".join(f"--{key} {ratio:.6g}" for key, ratio in asked.items() if ratio is not None) + " --snap"
-    basis = " --basis directions" if plan.basis == "directions" else ""
-    mend = (" --repair" if what_if.repair else "") + (f" --data {data}" if what_if.repair or basis else "")
-    run = "python -m upvit_core"
-    if model.source.startswith(opened.PUBLISHED):
-        folder = shlex.quote(model.source.removeprefix(opened.PUBLISHED))
-        lines = [f"{run} import-scores {folder} --out scores.safetensors"]
-    else:
-        criterion = (
-            scores.criterion
-            if scores is not None and scores.criterion in {c.value for c in scoring.LABELS}
-            else "fisher"
-        )
-        images, seed = (scores.images, scores.seed) if scores is not None and scores.images else (2000, 0)
-        lines = [
-            f"{run} score {name}{heads_option} --data {data} --criterion {criterion} --images {images} --seed {seed} "
-            "--out scores.safetensors"
-        ]
-    if shallow:
-        record = block_records.record(plan.model_digest)
-        count = record.images if record is not None else 2000
-        blocks = (
-            f"{run} score-blocks {name}{heads_option} --data {data} --depth {plan.shape_after.depth} --images {count} "
-            "--out blocks.json"
-        )
-        order = plan.requested.get("order")
-        if order == "width first":
-            lines.append(f"{run} plan scores.safetensors {told}{basis} --out widths.json")
-            blocks += " --after widths.json"
-        if order == "depth first":
-            shallow_model = f" --depth {plan.shape_after.depth} --depth-scores blocks.json --criterion fisher"
-            lines = [blocks, f"{run} score {name}{heads_option} --data {data}{shallow_model} --images {count} "
-                     "--out scores.safetensors"]  # fmt: skip
-        else:
-            lines.append(blocks)
-        told += f" --depth {plan.shape_after.depth} --depth-scores blocks.json"
-    lines += [
-        f"{run} plan scores.safetensors {told}{basis} --out plan.json",
-        f"{run} prune {name}{heads_option} plan.json{mend} --out student",
-        f"{run} distill --teacher {name} --student student --data {data} --epochs 30 --out runs",
-    ]
-    return "\n".join(lines)
-
-
-def command_button(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan) -> None:
-    with st.popover(
-        "Copy command", icon=":material/terminal:", width="stretch", help="For a machine without a browser."
-    ):
-        st.code(commands(model, scores, what_if, plan), language="bash", wrap_lines=True, width=560)
-        if not model.has_weights:
-            st.caption(
-                "MODEL is a checkpoint of this shape, IMAGES a folder of classes: this app has only its scores open."
-            )

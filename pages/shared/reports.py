@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from pages.shared import actions, jobs, measured, words
+from pages.shared import jobs, measured, plan_commands, words
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.importance.scores import ImportanceScores
@@ -40,7 +40,7 @@ def of_plan(
         told.append(Measurement("Throughput", value, how))
     return plan_report(
         plan, scores, name=f"{model.name}, {what_if.words}", measured=told,
-        commands=actions.commands(model, scores, what_if, plan),
+        commands=plan_commands.commands(model, scores, what_if, plan),
     )  # fmt: skip
 
 

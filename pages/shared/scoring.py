@@ -52,10 +52,11 @@ def _read(path: str, stamp: int) -> ImportanceScores:
 
 
 def current(model: Opened) -> ImportanceScores | None:
-    """The scores that were chosen, else the first; None where there are none."""
+    """The scores that were chosen, else the first, of channels where there are such; None where there are none."""
     available = records(model)
     name = st.session_state.setdefault(CHOSEN, {}).get(model.source)
-    return available.get(name) or next(iter(available.values()), None)
+    usual = sorted(available.values(), key=lambda record: record.basis == "directions")
+    return available.get(name) or next(iter(usual), None)
 
 
 def choose(model: Opened, name: str) -> None:
@@ -152,6 +153,26 @@ def directions(model: Opened, spec: str) -> jobs.Job:
     if jobs.find(key) is None and path.exists():
         return jobs.finished(key, "Finding directions", _read(str(path), path.stat().st_mtime_ns))
     return jobs.start(key, work, "Finding directions")
+
+
+def can_find(model: Opened) -> bool:
+    """Whether directions can be found: that takes a plain ViT with weights, and images."""
+    return model.shape.family == "vit" and model.has_weights and bool(measured.image_spec(model))
+
+
+def planning(
+    model: Opened, scores: ImportanceScores | None, what_if: WhatIf, spec: str
+) -> tuple[ImportanceScores | None, jobs.Job | None]:
+    """The scores that say what this what-if keeps, or the job that finds them.
+
+    A cut by directions keeps the FFN channels that the others cannot make up for, which the record of directions
+    tells. The scores themselves where directions cannot be found; neither where finding them failed.
+    """
+    known = scores is not None and scores.basis == "directions"
+    if what_if.basis == "channels" or known or not can_find(model):
+        return scores, None
+    job = directions(model, spec)
+    return (job.result, None) if job.state == "done" else (None, job)
 
 
 def panel(model: Opened) -> None:

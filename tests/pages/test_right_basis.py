@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,12 +122,63 @@ def test_both_ways_start_from_the_same_widths() -> None:
     assert letter.shape_after == ours.shape_after
 
 
-def test_repaired_starts_get_small_steps_unless_the_form_holds_other_runs() -> None:
-    from pages.shared.actions import _usual_recipe, both_ways
-    from pages.shared.whatif import WhatIf
+def test_the_form_the_run_and_the_command_line_take_one_recipe(
+    jobs_at_once: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pages.shared import actions, jobs, measured
+    from upvit_core.importance.scores import ImportanceScores
+    from upvit_core.planning.plan import PruningPlan
+    from upvit_core.planning.select import plan_uniform
+    from upvit_core.recipe import PRESETS
+    from upvit_core.runs.spec import RunSpec
 
-    ours = WhatIf(50, 50, 3, 75, "directions", True)
-    assert _usual_recipe([ours], small=True) == "repaired"
-    assert _usual_recipe(both_ways(ours), small=True) == "demo"
-    assert _usual_recipe([WhatIf(50, 50, 3, 75, "directions", False)], small=True) == "demo"
-    assert _usual_recipe([ours], small=False) == "letter"
+    jobs.workers().jobs.clear()
+    monkeypatch.setattr(measured, "CALIBRATION_IMAGES", 60)
+    monkeypatch.setattr(measured, "PREVIEW_IMAGES", 60)
+    ordered: list[RunSpec] = []
+
+    class Kept:
+        def __init__(self, store: object, spec: RunSpec) -> None:
+            ordered.append(spec)
+
+        def submit(self, run: object) -> None:
+            pass
+
+    monkeypatch.setattr(actions, "executor_for", Kept)
+    monkeypatch.setattr(actions.st, "switch_page", lambda page: None)
+
+    def started(**query: str) -> tuple[list[RunSpec], str]:
+        test = AppTest.from_file(str(ROOT / "pages/explore/tradeoff.py"), default_timeout=300)
+        for key, value in {"open": "demo", "heads": "6", **query}.items():
+            test.query_params[key] = value
+        test.run()
+        assert not test.exception
+        assert not test.error, [e.value for e in test.error]
+        if "what" in query:
+            test.segmented_control(key="distil-what").set_value(query["what"]).run()
+        said = next(c.value for c in test.code if "upvit_core plan" in c.value)
+        ordered.clear()
+        test.button(key="distil-start").click().run()
+        assert not test.exception
+        return list(ordered), said
+
+    (plain,), said = started()
+    assert plain.settings == PRESETS["demo"]
+    assert "--epochs 4 --preset demo" in said
+    (ours,), said = started(basis="Directions", repair="true")
+    assert (ours.repair, ours.settings) == (True, PRESETS["repaired"])
+    # The FFN channels that stay are those of the record of directions, as on the command line, not of the scores.
+    record = next(job.result for job in jobs.workers().jobs.values() if job.title == "Finding directions")
+    scores = ImportanceScores.load(ROOT / "assets/demo/scores.safetensors")
+    by_record, by_scores = (
+        plan_uniform(found, residual=0.5, attention=0.5, ffn=0.5, heads=6, snap=True, basis="directions")
+        for found in (record, scores)
+    )
+    assert PruningPlan.from_json(json.dumps(ours.plan)).digest == by_record.digest != by_scores.digest
+    assert any(by_record.digest in key and "repaired" in key for key in jobs.workers().jobs)
+    assert "score demo --data demo --basis directions --images 60 --seed 0" in said
+    assert "--epochs 4 --preset repaired" in said
+    (letter, other), _ = started(what="Both ways")
+    assert (letter.settings, other.settings) == (PRESETS["demo"], PRESETS["repaired"])
+    assert other.plan["blocks"] == ours.plan["blocks"]  # type: ignore[index]
+    assert letter.plan["blocks"] != ours.plan["blocks"]  # type: ignore[index]

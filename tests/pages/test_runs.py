@@ -127,7 +127,7 @@ def test_commands_name_the_preset_and_what_differs(store: RunStore) -> None:
     assert "--preset demo --lr 0.0005 --seed 3" in text
     assert f"resume {run.id} --out" in text
     fresh = made_run(store, 0.5, from_scratch=True)
-    assert "--preset" not in commands(fresh)
+    assert "--preset letter" in commands(fresh)
     assert "--from-scratch" in commands(fresh)
 
 

@@ -35,7 +35,15 @@ def distill(
         Path | None, typer.Option(help="folder that the studio exported; what else is given here goes before it")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder of runs")] = Path("runs"),
-    preset: Annotated[str, typer.Option(help="letter, released_code or demo")] = "letter",
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            "--preset",
+            "--recipe",
+            help="letter, released_code, demo, repaired or language; default: "
+            "repaired where the student's plan.json, or --plan, records repair, else letter",
+        ),
+    ] = None,
     lr: Annotated[float | None, typer.Option()] = None,
     batch_size: Annotated[int | None, typer.Option()] = None,
     alpha: Annotated[float | None, typer.Option(help="weight of the KL term")] = None,
@@ -73,12 +81,20 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Distil a pruned model from its teacher (Eq. 2); prints the run's folder first."""
+    from upvit_core.cli.recipe import recipe_for
     from upvit_core.errors import RunError
     from upvit_core.planning.plan import PruningPlan
+    from upvit_core.processes import rank
     from upvit_core.recipe import PRESETS
     from upvit_core.runs.order import read_order
 
-    asked: dict[str, Any] = read_order(order).model_dump() if order else {"settings": _settings(PRESETS, preset, {})}
+    asked: dict[str, Any] = read_order(order).model_dump() if order else {}
+    if not order and preset is None:
+        preset, why = recipe_for(student, plan)
+        if rank() == 0:
+            typer.echo(why, err=True)
+    if preset is not None:
+        asked["settings"] = _settings(PRESETS, preset, {})
     asked["settings"] |= _given(
         lr=lr, batch_size=batch_size, alpha=alpha, temperature=temperature, seed=seed, feature_weight=feature_weight,
         checkpoint_minutes=checkpoint_minutes, from_scratch=from_scratch, teacher_top_k=teacher_top_k,
@@ -89,8 +105,10 @@ def distill(
     asked |= _given(
         teacher=teacher, student=_absolute(student), data=data, data_root=root, epochs=epochs, device=device,
         priority=priority, processes=processes or gpus, executor=executor, slurm=slurm or None,
-        plan=json.loads(PruningPlan.load(plan).to_json()) if plan else None,
     )  # fmt: skip
+    if plan:
+        known = PruningPlan.load(plan)
+        asked |= {"plan": json.loads(known.to_json()), "repair": known.fitted is not None and known.fitted.repair}
     if missing := [f"--{name}" for name in ("teacher", "data", "epochs") if not asked.get(name)]:
         raise RunError(f"{', '.join(missing)} missing; give them, or an --order that holds them.")
     if asked.get("executor", "local") == "local" and slurm:

@@ -61,7 +61,7 @@ def _options(spec: RunSpec) -> str:
         return {name: value for name, value in ours.items() if value != theirs[name]}
 
     name = min(presets, key=lambda preset: len(differing(presets[preset])))
-    text = "" if name == first else f" --preset {name}"
+    text = "" if presets is FINETUNE_PRESETS and name == first else f" --preset {name}"
     options = ("lr", "batch_size", "alpha", "temperature", "seed", "checkpoint_minutes")
     for option in (*options[:2], "layer_decay", *options[4:]) if spec.kind == "finetune" else options:
         value = differing(presets[name]).get(option)

@@ -52,7 +52,8 @@ def gather(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device
 
 
 def prepare_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: Report = silent) -> Student:
-    """Open the student's folder, or cut the teacher by the plan."""
+    """Open the student's folder, or cut the teacher by the plan; one that was fitted before, to as many images by the
+    same seed."""
     beside = teacher.pretrained_cfg, teacher.class_names
     if spec.student is not None:
         opened = load_model(spec.student)
@@ -63,9 +64,10 @@ def prepare_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report
             )
         return Student(opened.model, opened.shape, _plan_beside(spec.student), *beside)
     plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run").at_size(teacher.shape.img_size)
+    fitted = plan.fitted
+    images, seed = (fitted.images, fitted.seed) if fitted else (spec.calibration_images, spec.settings.seed)
     model, made = cut_and_record(
-        teacher, plan, repair=spec.repair, data=train, images=min(spec.calibration_images, len(train)),
-        seed=spec.settings.seed, report=report,
+        teacher, plan, repair=spec.repair, data=train, images=min(images, len(train)), seed=seed, report=report,
     )  # fmt: skip
     return Student(model, plan.shape_after, made.to_json(), *beside)
 
