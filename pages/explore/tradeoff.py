@@ -246,8 +246,12 @@ with frame.page(
         if shown is not None:
             charts.show(strips(shown, plan, charts.theme()), "strips")
             if model.shape.is_plain and now.depth is None:
-                with st.expander("Block by block", icon=":material/table_rows:", expanded=bool(now.widths)):
-                    blocks_table.table(plan, now)
+                with st.expander(
+                    "Block by block", icon=":material/table_rows:", expanded=bool(now.widths), key="block-by-block",
+                    on_change="rerun",
+                ) as box:  # fmt: skip
+                    if box.open:
+                        blocks_table.table(plan, now)
         elif finding is not None and finding.active:
             with st.container(height=560, border=False):
                 jobs.progress(finding)

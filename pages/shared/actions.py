@@ -181,8 +181,11 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
     spec = measured.image_spec(model)
     ready = model.has_weights and scores is not None
     why = "" if ready else "Needs weights and scores: open a checkpoint on the Model page, then score it on Importance."
-    with st.popover("Distil…", icon=":material/model_training:", width="stretch", disabled=not ready, help=why or None):
-        if not ready or scores is None:
+    with st.popover(
+        "Distil…", icon=":material/model_training:", width="stretch", disabled=not ready, help=why or None,
+        key="distil-box", on_change="rerun",
+    ) as box:  # fmt: skip
+        if not ready or scores is None or not box.open:
             return
         st.markdown("The thinner model learns from the original. The run goes on by itself; this page may be closed.")
         kinds = {"This plan": [what_if], "A sweep of 3": sweep(what_if)}
@@ -190,6 +193,7 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
             kinds["Both ways"] = both_ways(what_if)
         many = st.segmented_control(
             "What", list(kinds), default="This plan", required=True, wrap=True, key="distil-what",
+            persist_state="session",
             help="A sweep: a lighter and a heavier cut too. Both ways: these widths by channels (UP-ViT), and by "
             "directions with repair; Runs draws both starts and climbs in one chart.",
         )  # fmt: skip

@@ -43,7 +43,10 @@ def panel(model: Opened, scores: ImportanceScores | None, now: WhatIf, plan: Pru
     with st.popover(
         "Best under…", icon=":material/target:", width="stretch",
         help="The plan that is predicted to lose least within a budget, found exactly.",
-    ):  # fmt: skip
+        key="best-under", on_change="rerun",
+    ) as box:  # fmt: skip
+        if not box.open:
+            return
         if scores is None:
             st.caption("Needs scores: make them on Importance.")
             return
@@ -51,7 +54,8 @@ def panel(model: Opened, scores: ImportanceScores | None, now: WhatIf, plan: Pru
             st.caption("A budget is searched for plain ViTs; here the sliders set equal shares in all stages.")
             return
         limits = inputs(model, plan)
-        family = st.radio("Among", list(FAMILIES), format_func=FAMILIES.__getitem__, key="budget-family")
+        family = st.radio("Among", list(FAMILIES), format_func=FAMILIES.__getitem__, key="budget-family",
+                          persist_state="session")  # fmt: skip
         own = model.shape.num_heads
         if now.heads is not None and own is not None and now.heads != own:
             st.caption(f"With {now.heads} heads, as the slider says; scores cannot foretell what merging {own} does.")
@@ -92,7 +96,8 @@ def inputs(model: Opened, plan: PruningPlan) -> dict[str, float]:
 
 def _limit(key: str, label: str, value: float, most: float, ticked: bool) -> float | None:
     one, two = st.columns([0.12, 0.88], vertical_alignment="bottom")
-    on = one.checkbox(f"Limit {label}", value=ticked, key=f"limit-{key}", label_visibility="collapsed")
+    on = one.checkbox(f"Limit {label}", value=ticked, key=f"limit-{key}", label_visibility="collapsed",
+                      persist_state="session")  # fmt: skip
     given = two.number_input(
         f"{label}, at most", min_value=0.0, max_value=float(most), value=float(value), format="%.4f",
         key=f"limit-{key}-value", disabled=not on,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pages.shared import device, jobs, measured, opened, whatif
@@ -19,7 +19,14 @@ from upvit_core.profiling.macs import count_macs, count_parameters
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
 
-Candidate = tuple[str, PruningPlan, WhatIf]
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan and what is known of it before anything is measured."""
+
+    name: str
+    plan: PruningPlan
+    entry: Tried
 
 
 def start(model: Opened, scores: ImportanceScores, now: WhatIf) -> jobs.Job:
@@ -29,7 +36,13 @@ def start(model: Opened, scores: ImportanceScores, now: WhatIf) -> jobs.Job:
         basis = "directions" if scores.basis == "directions" else now.basis
         found = candidates(scores, heads=now.heads, round_to=now.round_to, basis=basis)
         plain = replace(now, widths="", repair=False, depth=None)
-        return [(name, plan, whatif.of_widths(widths_of(plan.shape_after), model.shape, plain)) for name, plan in found]
+        made = []
+        for name, plan in found:
+            shape = plan.shape_after
+            what_if = whatif.of_widths(widths_of(shape), model.shape, plain)
+            costs = count_parameters(shape), count_macs(shape), predicted_loss(scores, plan)
+            made.append(Candidate(name, plan, Tried(what_if, *costs, speed_up=0.0)))
+        return made
 
     return jobs.start(_key("front", model, scores, now), work, "Finding good plans")
 
@@ -47,7 +60,8 @@ def measure(model: Opened, scores: ImportanceScores, now: WhatIf, spec: str, fou
 
     def work(report: jobs.Report) -> dict[str, Evaluation]:
         results = {}
-        for number, (_, plan, _) in enumerate(found):
+        for number, candidate in enumerate(found):
+            plan = candidate.plan
             report.say(f"plan {number + 1} of {len(found)}", number / len(found))
             results[plan.digest] = measured.evaluate_plan(model, plan, spec, report.quietly(), repair=False)
         return results
@@ -62,18 +76,16 @@ def tried(
     known, batch = device.calibration(), device.batch_of(model)
     before = device.milliseconds(model.shape, batch) if known is not None else None
     entries = []
-    for name, plan, what_if in found:
-        shape = plan.shape_after
-        after = device.milliseconds(shape, batch) if before is not None else None
-        entry = Tried(
-            what_if, count_parameters(shape), count_macs(shape), predicted_loss(scores, plan),
-            speed_up=before / after if before and after else 0.0,
-        )  # fmt: skip
+    for candidate in found:
+        plan, entry = candidate.plan, candidate.entry
+        after = device.milliseconds(plan.shape_after, batch) if before is not None else None
+        if before and after:
+            entry = replace(entry, speed_up=before / after)
         result = results.get(plan.digest)
         if result is not None:
             low, high = result.top1_interval
             entry = replace(
                 entry, top1=result.top1, top1_low=low, top1_high=high, kl=result.kl, images=result.images
             )  # fmt: skip
-        entries.append((name, entry))
+        entries.append((candidate.name, entry))
     return entries

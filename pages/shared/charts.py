@@ -5,16 +5,41 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Protocol
 
+import numpy as np
 import streamlit as st
+from _plotly_utils.utils import to_typed_array_spec
+from plotly.basedatatypes import BaseFigure
 
 from pages.shared import presenter
 from upvit_core.figures.runs import VegaChart
-from upvit_core.figures.theme import DARK, LIGHT, Chart, Theme
+from upvit_core.figures.theme import DARK, LIGHT, Chart, Spec, Theme
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
+
+
+class _Ready(BaseFigure):
+    """A figure for `st.plotly_chart` that is a dictionary already; plotly's own would be built, copied and walked."""
+
+    def __init__(self, spec: Spec):
+        self.__dict__["spec"] = spec
+
+    def to_dict(self) -> Spec:
+        return _packed(self.__dict__["spec"])  # type: ignore[no-any-return]
+
+
+def _packed(node: Any) -> Any:
+    """Arrays as base64, as plotly sends them; everything else as it is."""
+    if isinstance(node, dict):
+        return {key: _packed(value) for key, value in node.items()}
+    if isinstance(node, np.ndarray):
+        return to_typed_array_spec(node)
+    if isinstance(node, list) and node and isinstance(node[0], dict):
+        return [_packed(value) for value in node]
+    return node
 
 
 class HasTable(Protocol):
@@ -35,7 +60,7 @@ def show(chart: Chart, key: str, *, download: bool = True, on_select: str = "ign
         chart = _larger(chart, presenter.LARGER)
     config = {**CONFIG, "displayModeBar": tools}
     result = st.plotly_chart(
-        chart.figure, width="stretch", theme=None, key=key, config=config, alt=chart.alt, on_select=on_select,  # type: ignore[call-overload]
+        _Ready(chart.spec), width="stretch", theme=None, key=key, config=config, alt=chart.alt, on_select=on_select,  # type: ignore[call-overload]
         selection_mode="points",
     )  # fmt: skip
     if download:
@@ -49,14 +74,14 @@ def enlarged(chart: Chart, factor: float = 1.3) -> Chart:
 
 
 def _larger(chart: Chart, factor: float, *, marks: bool = True) -> Chart:
-    figure = chart.figure.to_dict()
-    _enlarge(figure, factor, marks)
-    layout = figure["layout"]
+    spec = deepcopy(chart.spec)
+    _enlarge(spec, factor, marks)
+    layout = spec["layout"]
     for side in ("l", "r", "b", *("t" * marks)):
         layout["margin"][side] = round(layout["margin"][side] * factor)
     if marks:
         layout["height"] = round(layout["height"] * 1.15)
-    return replace(chart, figure=type(chart.figure)(figure, _validate=False))
+    return replace(chart, spec=spec)
 
 
 def _enlarge(node: object, factor: float, marks: bool) -> None:

@@ -31,7 +31,11 @@ def panel(model: Opened, scores: ImportanceScores, now: WhatIf) -> None:
     """Chart, slider and curve, or the way to make the scores; in an expander under the strips."""
     digest = scores.model_digest or model.digest
     record = block_records.record(digest)
-    with st.expander("Fewer blocks", icon=":material/layers:", expanded=now.depth is not None):
+    with st.expander(
+        "Fewer blocks", icon=":material/layers:", expanded=now.depth is not None, key="fewer-blocks", on_change="rerun"
+    ) as box:
+        if not box.open and now.depth is None:
+            return
         st.markdown(WHAT)
         if record is None:
             _make(model, digest)

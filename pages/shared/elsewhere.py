@@ -36,15 +36,19 @@ def choose(key: str) -> Where:
     if not slurm.available():
         return HERE
     place = st.segmented_control("Where", ["This machine", "Slurm"], default="This machine", required=True,
-                                 key=f"{key}-where")  # fmt: skip
+                                 key=f"{key}-where", persist_state="session")  # fmt: skip
     if place != "Slurm":
         return HERE
     one, two = st.columns(2)
-    nodes = one.number_input("Nodes", 1, 1024, 1, key=f"{key}-nodes")
-    gpus = two.number_input("GPUs a node", 0, 64, 0, key=f"{key}-gpus", help="A process for each; none: the CPU.")
-    partition = one.text_input("Partition", key=f"{key}-partition", help="Empty: the cluster's default.").strip()
+    nodes = one.number_input("Nodes", 1, 1024, 1, key=f"{key}-nodes", persist_state="session")
+    gpus = two.number_input(
+        "GPUs a node", 0, 64, 0, key=f"{key}-gpus", persist_state="session", help="A process for each; none: the CPU."
+    )
+    partition = one.text_input(
+        "Partition", key=f"{key}-partition", persist_state="session", help="Empty: the cluster's default."
+    ).strip()
     minutes = two.number_input(
-        "Minutes", 1, 60 * 24 * 30, 24 * 60, key=f"{key}-minutes",
+        "Minutes", 1, 60 * 24 * 30, 24 * 60, key=f"{key}-minutes", persist_state="session",
         help="The job's time limit. A run that needs longer saves before and is queued again.",
     )  # fmt: skip
     if partition and not re.fullmatch(r"[A-Za-z0-9_.,-]{1,100}", partition):

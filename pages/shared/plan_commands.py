@@ -92,8 +92,11 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
 
 def command_button(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan) -> None:
     with st.popover(
-        "Copy command", icon=":material/terminal:", width="stretch", help="For a machine without a browser."
-    ):
+        "Copy command", icon=":material/terminal:", width="stretch", help="For a machine without a browser.",
+        key="command-box", on_change="rerun",
+    ) as box:  # fmt: skip
+        if not box.open:
+            return
         st.code(commands(model, scores, what_if, plan), language="bash", wrap_lines=True, width=560)
         if not model.has_weights:
             st.caption(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import streamlit as st
@@ -100,29 +101,11 @@ def points(
     others: Sequence[tuple[str, Tried]] = (),
 ) -> list[Point]:
     """Every plan tried, the one under the sliders, the model itself, published models, and named `others`."""
-    found = []
+    found: list[Point] = []
     own = tried(model, scores)
     every = [("", entry) for entry in own.values()] + [e for e in others if repr(e[1].what_if) not in own]
     for label, entry in every:
-        x = {"Parameters": entry.params, "MACs": entry.macs, "Speed-up": entry.speed_up}[cost]
-        if not x:  # a speed-up on a device that is not calibrated
-            continue
-        here = entry.what_if == now
-        about = f"{label + ': ' if label else ''}{entry.what_if.words} removed: "
-        about += f"{words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
-        name = entry.what_if.words if here else ""
-        data = list(astuple(entry.what_if))
-        if loss == LOSSES[0]:
-            detail = f"{about}<br>single removals add up to {entry.removed:.3g} nats an image (estimated)"
-            if entry.what_if.depth is None:  # what blocks cost together, their channels' scores do not tell
-                now_drawn = here and entry.kl is None
-                found.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=now_drawn, data=data))
-            if entry.kl is not None:
-                detail = f"{about}<br>KL {entry.kl:.3g} nats an image on {entry.images:,} images, measured, no training"
-                found.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))
-        elif entry.top1 is not None:
-            detail = f"{about}<br>top-1 {entry.top1:.1f} %, measured on {entry.images:,} images, before any training"
-            found.append(Point(name, x, entry.top1, "measured", detail, entry.top1_low, entry.top1_high, here, data))
+        found += _of_entry(label, entry, entry.what_if == now, cost, loss)
     if loss == LOSSES[1]:
         if teacher is not None:
             x = {"Parameters": count_parameters(model.shape), "MACs": count_macs(model.shape), "Speed-up": 1.0}[cost]
@@ -130,6 +113,32 @@ def points(
         if model.shape.num_classes == 1000:
             found += published_points(cost)
     return found
+
+
+@lru_cache(2000)
+def _of_entry(label: str, entry: Tried, here: bool, cost: str, loss: str) -> tuple[Point, ...]:
+    """One plan as points of the front: estimated, measured, both or none."""
+    x = {"Parameters": entry.params, "MACs": entry.macs, "Speed-up": entry.speed_up}[cost]
+    if not x:  # a speed-up on a device that is not calibrated
+        return ()
+    about = f"{label + ': ' if label else ''}{entry.what_if.words} removed: "
+    about += f"{words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
+    name = entry.what_if.words if here else ""
+    data = list(astuple(entry.what_if))
+    if loss == LOSSES[1]:
+        if entry.top1 is None:
+            return ()
+        detail = f"{about}<br>top-1 {entry.top1:.1f} %, measured on {entry.images:,} images, before any training"
+        return (Point(name, x, entry.top1, "measured", detail, entry.top1_low, entry.top1_high, here, data),)
+    found = []
+    detail = f"{about}<br>single removals add up to {entry.removed:.3g} nats an image (estimated)"
+    if entry.what_if.depth is None:  # what blocks cost together, their channels' scores do not tell
+        now = here and entry.kl is None
+        found.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=now, data=data))
+    if entry.kl is not None:
+        detail = f"{about}<br>KL {entry.kl:.3g} nats an image on {entry.images:,} images, measured, no training"
+        found.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))
+    return tuple(found)
 
 
 def without_dominated(points: list[Point], *, more_is_better: tuple[bool, bool]) -> list[Point]:

@@ -66,17 +66,17 @@ def form(model: Opened, chosen: list[WhatIf]) -> Training:
     start = asked(model)
     st.text_input(
         "Images", value=measured.image_spec(model), key=f"distil-images-{model.source}",
-        help="Folder of classes, or a timm data set.",
+        help="Folder of classes, or a timm data set.", persist_state="session",
     )  # fmt: skip
     one, two = st.columns([0.35, 0.65])
-    one.number_input("Epochs", 1, 1000, start.epochs, key=f"distil-epochs-{model.source}")
+    one.number_input("Epochs", 1, 1000, start.epochs, key=f"distil-epochs-{model.source}", persist_state="session")
     own = list(dict.fromkeys(NAMES[usual(model, what_if)] for what_if in chosen))
     two.selectbox(
-        "Recipe", [USUAL, *PRESETS], key="distil-recipe", help=HELP,
+        "Recipe", [USUAL, *PRESETS], key="distil-recipe", help=HELP, persist_state="session",
         format_func=lambda name: f"usual: {' / '.join(own)}" if name == USUAL else NAMES[name],
     )  # fmt: skip
     st.number_input(
-        "Weight of the last feature", 0.0, 1000.0, 0.0, step=0.5, key="distil-features",
+        "Weight of the last feature", 0.0, 1000.0, 0.0, step=0.5, key="distil-features", persist_state="session",
         help="Above 0, what the classifier reads is matched too: the mean square by which the student's last "
         "feature, through a linear map that is learnt with it, misses the teacher's.",
     )  # fmt: skip

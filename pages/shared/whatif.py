@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import streamlit as st
@@ -35,6 +36,7 @@ ALLOCATIONS: dict[Allocation, str] = {
 ROUNDINGS = (1, 8, 16)
 CHANNELS, DIRECTIONS = "Channels", "Directions"
 MOST = 95
+MOST_PLANS = 500
 KEYS = ("residual", "attention", "heads", "ffn")
 SAVED = "what_if"
 WIDTHS = "widths-now"
@@ -104,6 +106,13 @@ class WhatIf:
         return block_records.shallower(self._widths(scores), self.depth, self.order, self._widths)
 
     def _widths(self, scores: ImportanceScores) -> PruningPlan:
+        """Made once for all pages and sessions that ask for the same."""
+        return _made(
+            self, _Scores((scores.digest, scores.model, scores.model_digest, scores.basis), scores.shape, scores)
+        )
+
+    def widths_of(self, scores: ImportanceScores) -> PruningPlan:
+        """All blocks, at the nearest legal widths."""
         if not scores.shape.is_plain:
             reduction = None if self.reduction in (None, self.residual) else self.reduction / 100  # type: ignore[operator]
             return plan_uniform(
@@ -120,6 +129,20 @@ class WhatIf:
         return plan_allocated(
             scores, **ratios, heads=self.heads, allocation=allocation, round_to=self.round_to, basis=basis
         )
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """Scores by what a plan takes from them, so that equal ones are one."""
+
+    names: tuple[str, ...]
+    shape: ModelShape
+    scores: ImportanceScores = field(compare=False)
+
+
+@lru_cache(MOST_PLANS)
+def _made(what_if: WhatIf, known: _Scores) -> PruningPlan:
+    return what_if.widths_of(known.scores)
 
 
 def head_options(shape: ModelShape) -> tuple[int, ...]:

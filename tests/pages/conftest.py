@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 ROOT = Path(__file__).resolve().parents[2]
+OPENED = ("fewer-blocks", "block-by-block", "distil-box", "best-under", "command-box")  # drawn only while open
 sys.path.insert(0, str(ROOT))
 
 from pages.shared.jobs import _run as RUN  # noqa: E402
@@ -67,7 +68,9 @@ def page() -> Callable[..., AppTest]:
     """A page, run once with query parameters."""
 
     def run(path: str, **query: str) -> AppTest:
-        test = AppTest.from_file(str(ROOT / path), default_timeout=60)
+        test = AppTest.from_file(str(ROOT / path), default_timeout=300)
+        for key in OPENED:
+            test.session_state[key] = True
         for key, value in query.items():
             test.query_params[key] = value
         return test.run()

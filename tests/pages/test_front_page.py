@@ -46,14 +46,14 @@ def test_candidates_are_drawn_and_what_was_measured_of_them(
     now = test.session_state[whatif.SAVED]
     found = jobs.find(candidates.start(model, scores, now).key).result
     assert len(found) >= 30
-    name, plan, what_if = found[0]
+    name, plan, what_if = found[0].name, found[0].plan, found[0].entry.what_if
     assert what_if.plan(scores).digest == plan.digest
     assert name.startswith("best")
     button = test.button(key="measure-front")
     assert button.label == f"Measure these {len(found)} plans"
     button.click().run()
     assert not test.exception
-    assert {plan.digest for _, plan, _ in found} <= set(asked)
+    assert {candidate.plan.digest for candidate in found} <= set(asked)
     entries = candidates.tried(model, scores, found, {plan.digest: Evaluation(1000, 50.0, 90.0, 1.0, 0.5)})
     drawn = plans.points(model, scores, now, "MACs", "Top-1", None, entries)
     assert [p.y for p in drawn if p.data == list(vars(what_if).values())] == [50.0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import plotly.graph_objects as go
-
 from upvit_core.figures.theme import COLOURS, Spec, Theme, drawn
 from upvit_core.models.shape import BlockShape, Component, ModelShape
 
@@ -21,7 +19,7 @@ class Pen:
         self.shapes: list[Spec] = []
         self.annotations: list[Spec] = []
 
-    def figure(self, bottom: float, top: float, *, height: int, emphasis: Component | None) -> go.Figure:
+    def figure(self, bottom: float, top: float, *, height: int, emphasis: Component | None) -> Spec:
         """All that was drawn, 100 wide; with `emphasis` the other components are pale."""
         pale = [COLOURS[component] for component in COLOURS if emphasis is not None and component != emphasis]
         for shape in self.shapes:

@@ -12,6 +12,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class ImportanceScores:
     def ffn(self, block: int) -> Array:
         return self.values[f"ffn.{block}"]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over keys and values."""
         sha = hashlib.sha256(self.criterion.encode())

@@ -261,7 +261,9 @@ def _pool_equal(curves: Sequence[Curve]) -> Pool:
     common = sorted(set.intersection(*(set(curve.widths.tolist()) for curve in curves)))
     if not common:
         raise PlanError("Stock timm builds equal blocks only, but these blocks have no width in common.")
-    lost = np.array([sum(curve.at(width) for curve in curves) for width in common])
+    lost = np.zeros(len(common))
+    for curve in curves:
+        lost += curve.lost[np.searchsorted(curve.widths, common)]
     depth = len(curves)
     return Pool(depth * np.array(common), lost, lambda i: (common[i],) * depth)
 

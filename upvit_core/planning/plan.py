@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -133,11 +135,11 @@ class PruningPlan(_Record):
             raise ValueError("blocks must keep the order of the source model, each half-block used at most once")
         return self
 
-    @property
+    @cached_property
     def shape_before(self) -> ModelShape:
         return ModelShape.from_dict(self.source_shape)
 
-    @property
+    @cached_property
     def shape_after(self) -> ModelShape:
         """Shape of the thinner model."""
         before = self.shape_before
@@ -154,6 +156,13 @@ class PruningPlan(_Record):
             for number, stage in enumerate(before.stages)
         )
         return replace(before, embed_dim=widths[-1], blocks=blocks, stages=stages)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> PruningPlan:
+        """A changed copy; what was computed of this plan is not carried along."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("shape_before", "shape_after", "digest"):
+            copied.__dict__.pop(name, None)
+        return copied
 
     def at_size(self, img_size: tuple[int, int]) -> PruningPlan:
         """The same plan for the model at another image size, which no width depends on."""
@@ -174,7 +183,7 @@ class PruningPlan(_Record):
         """Heads into which the attention of a SOURCE block is merged; None where it is gone."""
         return next((own.attention.heads for own in self.blocks if own.source == block), None)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over what stays."""
         kept = self.model_dump(include={"basis", "residual", "blocks", "model_digest"})

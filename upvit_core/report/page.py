@@ -9,7 +9,7 @@ import base64
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 
 from plotly.offline import get_plotlyjs
@@ -66,10 +66,9 @@ class Page:
 
     def chart(self, chart: Chart) -> None:
         """An interactive figure with its alternative text, and its table as a link."""
-        figure = chart.figure.to_dict()
-        figure["layout"]["width"] = WIDTH
+        sized = {**chart.spec, "layout": {**chart.spec["layout"], "width": WIDTH}}
         number = len(self._figures)
-        drawn = type(chart.figure)(figure, _validate=False).to_json().replace("</", "<\\/")
+        drawn = (replace(chart, spec=sized).figure.to_json() or "").replace("</", "<\\/")
         self._figures.append(f"Plotly.newPlot('figure-{number}', {_trace(drawn)});")
         table = csv_of(chart)
         link = attachment(f"figure-{number}.csv", "text/csv", table, "Table (CSV)") if table else ""
