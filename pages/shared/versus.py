@@ -155,7 +155,7 @@ def _measured_rows(found: list[jobs.Job | None]) -> list[tuple[str, str, str, st
     for result, otherwise in zip(results, waiting, strict=True):
         low, high = result.top1_interval if result else (0.0, 0.0)
         top1.append(f"{result.top1:.1f} % ({low:.1f} – {high:.1f})" if result else otherwise)
-        under, over = result.kl_interval if result else (0.0, 0.0)
+        under, over = (result.kl_interval or (result.kl, result.kl)) if result else (0.0, 0.0)
         kl.append(f"{result.kl:.3g} nats ({under:.3g} – {over:.3g})" if result else otherwise)
     gaps = ["", ""]
     if None not in results:
