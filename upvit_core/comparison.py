@@ -12,6 +12,7 @@ from upvit_core.importance.criterion import Report, silent
 from upvit_core.importance.score import score
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.surgery import prune
 
@@ -20,15 +21,17 @@ from upvit_core.surgery import prune
 class CriterionResult:
     """One criterion at one plan, without any training.
 
-    `overlap`: share of the first criterion's kept channels that this one keeps too, by component. top1 in percent and
+    `overlap`: share of the first criterion's kept channels that this one keeps too, by component. `value` is what the
+    model is judged by (`models/judge.py`: top-1 in percent, or perplexity), with its 95 % interval, and
     kl (mean nats an image, KL(teacher || pruned)) on `images` held-out images; `seconds` to score.
     """
 
     criterion: str
     seconds: float
     overlap: dict[str, float]
-    top1: float
-    top1_interval: tuple[float, float]
+    judged_by: str
+    value: float
+    interval: tuple[float, float]
     kl: float
     images: int
 
@@ -52,6 +55,7 @@ def compare_criteria(
     The first criterion is the one whose kept channels the others are compared with. `on_criterion` is told the name,
     number and count of criteria as each begins; it may raise `Cancelled`.
     """
+    judge = judge_of(loaded.shape)
     chosen = proxy_indices(test, min(test_images, len(test)), seed)
     device = next(loaded.model.parameters()).device
     teacher_logits, _ = predict(loaded.model, test.batches(100, indices=chosen, device=device))
@@ -72,7 +76,14 @@ def compare_criteria(
         overlap = {part.component: part.overlap for part in compare(first[0], record, first[1], plan)}
         results.append(
             CriterionResult(
-                name, record.seconds, overlap, measured.top1, measured.top1_interval, measured.kl, measured.images
+                name,
+                record.seconds,
+                overlap,
+                judge.key,
+                judge.value(measured),
+                judge.interval(measured),
+                measured.kl,
+                measured.images,
             )
         )
     return results

@@ -57,7 +57,7 @@ class LossParts:
 
 @contextmanager
 def last_feature(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that receives what the classifier reads, (B, D), at every forward pass inside the block."""
+    """A list that receives what the classifier reads, (B, D) or of a text (B, T, D), at every forward pass inside."""
     seen: list[Tensor] = []
     handle = model.get_submodule("head").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:

@@ -21,8 +21,8 @@ Progress = Callable[[int], None]
 class Evaluation:
     """Accuracies in percent of `images` images; `loss` is the mean cross-entropy, `kl` the mean KL(teacher || model).
 
-    Both in nats per image; `kl` is None where no teacher was given, `kl_stderr` is the standard error of that mean over
-    images. `top5` counts the likeliest five classes, or all
+    Both in nats per image; `kl` is None where no teacher was given, `kl_stderr` and `loss_stderr` are the standard
+    errors of those means over images. `top5` counts the likeliest five classes, or all
     where there are fewer.
     """
 
@@ -32,6 +32,7 @@ class Evaluation:
     loss: float
     kl: float | None = None
     kl_stderr: float | None = None
+    loss_stderr: float | None = None
 
     @property
     def kl_interval(self) -> tuple[float, float] | None:
@@ -45,6 +46,12 @@ class Evaluation:
     def perplexity(self) -> float:
         """exp of the mean cross-entropy: what a language model is judged by; `images` then counts tokens."""
         return math.exp(min(self.loss, 700.0))
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """95 % interval by the standard error of the mean cross-entropy, tokens taken as independent."""
+        half = NormalDist().inv_cdf(0.975) * (self.loss_stderr or 0.0)
+        return math.exp(min(self.loss - half, 700.0)), math.exp(min(self.loss + half, 700.0))
 
     @property
     def top1_interval(self) -> tuple[float, float]:
@@ -123,13 +130,15 @@ def score_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None =
     likeliest = logits.topk(min(5, classes), dim=-1).indices  # (N, 5)
     hits = likeliest == labels[:, None]
     kl = None if teacher_logits is None else kl_by_image(teacher_logits, logits)
+    losses = F.cross_entropy(logits.double(), labels, reduction="none")  # (N,)
     return Evaluation(
         images=n,
         top1=100 * hits[:, 0].sum().item() / n,
         top5=100 * hits.any(-1).sum().item() / n,
-        loss=F.cross_entropy(logits.double(), labels).item(),
+        loss=losses.mean().item(),
         kl=None if kl is None else kl.mean().item(),
         kl_stderr=None if kl is None or n < 2 else kl.std().item() / math.sqrt(n),
+        loss_stderr=None if n < 2 else losses.std().item() / math.sqrt(n),
     )
 
 

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 from upvit_core.errors import ExportError
 from upvit_core.models.checkpoint import LoadedModel, replacing
 from upvit_core.models.config import timm_config
+from upvit_core.models.judge import refuse_language
 from upvit_core.models.retarget import head_parameters
 from upvit_core.models.shape import ModelShape
 
 OPSET = 20
+BACKBONE = "A backbone without a head, and its map, are defined for models of images"
 TOLERANCE = 1e-3
 CHECK_BATCHES = (1, 3)
 
@@ -53,6 +55,7 @@ def export_backbone_onnx(
     model: nn.Module, shape: ModelShape, path: str | Path, *, tolerance: float = TOLERANCE
 ) -> dict[str, Any]:
     """`export_onnx` without the head: outputs `features` (B, D) and `map` (B, D, H, W), or `map1` … of a pyramid."""
+    refuse_language(shape, BACKBONE, "its folder holds all of it")
     backbone = Backbone(model)
     with _evaluating(model), torch.no_grad():
         maps = [tuple(y.shape[1:]) for y in backbone(_noise(shape, 1))[1:]]
@@ -71,6 +74,7 @@ def save_backbone(loaded: LoadedModel, folder: str | Path) -> dict[str, Any]:
     """
     import timm
 
+    refuse_language(loaded.shape, BACKBONE, "its folder holds all of it")
     if not loaded.shape.is_uniform:
         raise ExportError(
             f"The blocks of {loaded.name} differ in width, and stock timm builds none such; export it with --format "
@@ -110,6 +114,10 @@ def export_onnx(
     `bytes` and `onnxruntime`. Raises ExportError, and leaves no file, where the difference is more than `tolerance`
     times the largest logit (at least 1), or the export fails. `outputs` names what the model returns, in order.
     """
+    refuse_language(
+        shape, "ONNX export is defined for models of images",
+        "hand on its folder, which transformers opens where the widths allow it (--format timm writes one)",
+    )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.onnx")

@@ -6,6 +6,7 @@ from pages.shared import charts, frame, jobs, measured, opened, opening, present
 from pages.shared.cards import MEASURED, Card, cards
 from pages.shared.gallery import Tile, gallery
 from upvit_core.figures.drawing import drawing
+from upvit_core.models.judge import judge_of
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 
@@ -16,32 +17,30 @@ def accuracy(model: opened.Opened) -> jobs.Job | None:
 
 
 def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
+    judge = judge_of(model.shape)
     if job is not None and job.state == "done":
         result: measured.Look = job.result
-        where = f"{result.images:,} images of {words.data_name(result.data)}"
-        note = f"on {where}; 95 % sure of {result.low:.1f} – {result.high:.1f}"
-        top = Card("Top-1", f"{result.top1:.1f} %", note, MEASURED)
-        if result.perplexity is not None:
-            note = f"of {result.images:,} tokens; the next one is likeliest in {result.top1:.1f} %"
-            top = Card("Perplexity", f"{result.perplexity:.2f}", note, MEASURED)
+        where = f"{result.images:,} {judge.samples} of {words.data_name(result.data)}"
+        note = f"on {where}; 95 % sure of {result.low:.{judge.digits}f} – {result.high:.{judge.digits}f}"
+        top = Card(judge.name, judge.told(judge.value(result)), note, MEASURED)
     else:
         why = (
             "being measured"
             if job is not None and job.active
-            else "needs images"
+            else f"needs {words.inputs(model.shape)}"
             if model.has_weights
             else "needs weights"
         )
-        if measured.is_language(model):
-            why = why.replace("images", "text")
-        top = Card("Perplexity" if measured.is_language(model) else "Top-1", "—", why)
+        top = Card(judge.name, "—", why)
     macs = words.short(count_macs(model.shape))
     cards(
         [
             Card("Parameters", words.short(count_parameters(model.shape)), "numbers that the model has learnt"),
-            Card("MACs, one block of text", macs, "multiplications to continue each of its tokens")
-            if measured.is_language(model)
-            else Card("MACs, one image", macs, "multiplications to classify it"),
+            Card(
+                f"MACs, one {judge.item}",
+                macs,
+                f"multiplications to {'continue each of its tokens' if model.shape.is_language else 'classify it'}",
+            ),
             top,
         ]
     )

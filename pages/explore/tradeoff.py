@@ -33,6 +33,7 @@ from pages.shared.whatif import WhatIf
 from upvit_core.figures.heatmaps import strips
 from upvit_core.figures.merging import merging
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -43,7 +44,7 @@ def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
         result = job.result
         first, second = result.first, result.second
         note = (
-            f"{second.images_per_s:,.0f} against {first.images_per_s:,.0f} images/s, ± "
+            f"{second.images_per_s:,.0f} against {first.images_per_s:,.0f} {judge_of(model.shape).items}/s, ± "
             f"{(result.high - result.low) / 2:.2f}×; "
             f"{second.device}, batch {second.batch_size}, {second.dtype}"
         )
@@ -60,38 +61,32 @@ def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
     return Card("Speed-up", words.times(before / after), note, ESTIMATED)
 
 
-def perplexity_card(job: jobs.Job | None, spec: str) -> Card:
-    if job is not None and job.state == "done":
-        result = job.result
-        note = f"{result.images:,} tokens; KL {result.kl:.2g} nats a token; no training"
-        return Card("Perplexity now", f"{result.perplexity:.2f}", note, MEASURED)
-    if job is not None and job.active:
-        return Card("Perplexity now", "—", f"being measured: {job.detail or 'waiting for its turn'}", stale=True)
-    return Card("Perplexity now", "—", "press Measure" if spec else "needs weights and a text; give it on Model")
-
-
-def top1_card(model: Opened, spec: str, job: jobs.Job | None, unmended: jobs.Job | None) -> Card:
+def quality_card(model: Opened, spec: str, job: jobs.Job | None, unmended: jobs.Job | None) -> Card:
     """Top-1 of the plan, or perplexity; where it is repaired, also what it was before."""
-    if measured.is_language(model):
-        return perplexity_card(job, spec)
+    judge = judge_of(model.shape)
+    name = f"{judge.name} now"
     if job is not None and job.state == "done":
         result = job.result
-        low, high = result.top1_interval
         before = ""
         if unmended and unmended.state == "done":
-            before = f"before repair {unmended.result.top1:.1f} %, KL {unmended.result.kl:.2g}; "
-        note = f"{before}{result.images:,} images, {low:.1f} – {high:.1f}; KL {result.kl:.2g} nats; no training"
-        st.session_state["last-top1"] = (model.source, f"{result.top1:.1f} %")
-        return Card("Top-1 now", f"{result.top1:.1f} %", note, MEASURED)
+            was = unmended.result
+            before = f"before repair {judge.told(judge.value(was))}, KL {was.kl:.2g}; "
+        note = (
+            f"{before}{result.images:,} {judge.samples}, {judge.range_told(result)}; KL {result.kl:.2g} {judge.nats}; "
+            "no training"
+        )
+        value = judge.told(judge.value(result))
+        st.session_state["last-quality"] = (model.source, value)
+        return Card(name, value, note, MEASURED)
     if not model.has_weights:
-        return Card("Top-1 now", "—", "needs weights")
+        return Card(name, "—", "needs weights")
     if not spec:
-        return Card("Top-1 now", "—", "needs images; give them on Model")
-    source, value = st.session_state.get("last-top1", ("", "—"))
+        return Card(name, "—", f"needs {words.inputs(model.shape)}; give {words.them(model.shape)} on Model")
+    source, value = st.session_state.get("last-quality", ("", "—"))
     if job is not None and job.active:
         far = job.detail or "waiting for its turn"
-        return Card("Top-1 now", value if source == model.source else "—", f"being measured: {far}", stale=True)
-    return Card("Top-1 now", "—", "press Measure")
+        return Card(name, value if source == model.source else "—", f"being measured: {far}", stale=True)
+    return Card(name, "—", "press Measure")
 
 
 @dataclass(frozen=True)
@@ -121,9 +116,13 @@ def numbers(model: Opened, plan: PruningPlan, spec: str, found: Measured) -> Non
                     words.short(params),
                     f"{words.times(count_parameters(before) / params)} smaller{stock}",
                 ),
-                Card("MACs, one image", words.short(macs), f"{words.times(count_macs(before) / macs)} fewer"),
+                Card(
+                    f"MACs, one {judge_of(model.shape).item}",
+                    words.short(macs),
+                    f"{words.times(count_macs(before) / macs)} fewer",
+                ),
                 speed_card(model, plan, found.speed),
-                top1_card(model, spec, found.accuracy, found.unmended),
+                quality_card(model, spec, found.accuracy, found.unmended),
             ]
         )
 
@@ -141,8 +140,8 @@ def measure_button(model: Opened, plan: PruningPlan, spec: str, now: WhatIf) -> 
             jobs.progress(active[0])
         elif st.button(
             "Measure", icon=":material/speed:", width="stretch", key="measure",
-            help="Throughput of the original and of this plan on this device, in turns: 20 s at most. Top-1 too, for a "
-            "large model.",
+            help="Throughput of the original and of this plan on this device, in turns: 20 s at most; for a large "
+            f"model, {judge_of(model.shape).name.lower()} too.",
         ):  # fmt: skip
             measured.throughput(model, plan, again=True)
             if model.has_weights and spec:
@@ -189,8 +188,9 @@ def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: Pruning
     }
     if found.accuracy is not None and found.accuracy.state == "done":
         result = found.accuracy.result
-        low, high = result.top1_interval
-        values |= {"top1": result.top1, "top1_low": low, "top1_high": high, "kl": result.kl, "images": result.images}
+        judge = judge_of(model.shape)
+        low, high = judge.interval(result)
+        values |= {"value": judge.value(result), "low": low, "high": high, "kl": result.kl, "images": result.images}
     if found.speed is not None and found.speed.state == "done":
         values |= {"speed_up": found.speed.result.ratio, "speed_measured": True}
     plans.note(model, scores, plans.Tried(**values))
@@ -205,8 +205,8 @@ def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
 with frame.page(
     "Trade-off",
     "Choose how much to remove; size, speed and what stays follow at once.",
-    "Parameters and MACs are counted exactly. MACs: multiply-accumulates of one image's forward pass, attention's QKᵀ "
-    "and AV "
+    "Parameters and MACs are counted exactly. MACs: multiply-accumulates of the forward pass of one image (or block of "
+    "text), attention's QKᵀ and AV "
     "included.",
 ):
     model = frame.current()

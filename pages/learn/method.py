@@ -20,7 +20,6 @@ from pages.shared import (
     whatif,
     words,
 )
-from pages.shared.gallery import gallery
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.figures.channel import before_after, kl_by_image
@@ -32,6 +31,7 @@ from upvit_core.figures.lesson import learning
 from upvit_core.figures.merging import merging
 from upvit_core.figures.theme import TITLES, Chart
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import IMAGES, TEXT, judge_of
 from upvit_core.models.shape import COMPONENTS, Component
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.recipe import PRESETS
@@ -85,15 +85,16 @@ def one_block(model: Opened) -> None:
         half = without[component].plan(opened.no_scores(model.shape)).shape_after
         saved = 1 - count_parameters(half) / count_parameters(model.shape)
         block = model.shape.blocks[0]
+        piece, pieces = ("token", "tokens") if model.shape.is_language else ("patch", "patches")
         about = {
             "residual": f"The <b class='residual'>residual</b> is the road through the model: {model.shape.embed_dim} "
             "channels that every "
             f"one of the {model.shape.depth} blocks reads, and adds to. A channel less here is a channel less "
             "<i>everywhere</i>.",
-            "attention": f"<b class='attention'>Attention</b> lets patches look at each other: {block.num_heads} "
+            "attention": f"<b class='attention'>Attention</b> lets {pieces} look at each other: {block.num_heads} "
             "heads of "
             f"{block.head_dim} channels. A channel here is one row of q, k and v, and one column on the way out.",
-            "ffn": f"The <b class='ffn'>FFN</b> thinks about each patch alone: it widens to {block.ffn:,} hidden "
+            "ffn": f"The <b class='ffn'>FFN</b> thinks about each {piece} alone: it widens to {block.ffn:,} hidden "
             "channels and narrows "
             "again. A channel here is one hidden unit.",
         }[component]
@@ -119,13 +120,14 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         )
         number = int(ranked[place - 1])
         where = "" if component == "residual" else f" of block {block}"
+        judge = judge_of(model.shape)
         say(
             f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about "
-            "every image "
+            f"every {judge.sample} "
             "again. How far are its answers from before?</p>"
-            "<div class='equation'>s = Σ over images KL( q ‖ p )</div>"
+            f"<div class='equation'>s = Σ over {judge.samples} KL( q ‖ p )</div>"
             f"<p>q: its answer before, p: without the channel. This one: <b>{values[number]:.3g} nats</b> over "
-            f"{scores.images:,} images.</p>"
+            f"{scores.images:,} {judge.items}.</p>"
         )
     with picture:
         spec = measured.image_spec(model)
@@ -137,7 +139,8 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
             )
             show(chart, "place")
             st.caption(
-                "With a model that has weights, and images, you see here which images change. The demo has both."
+                f"With a model that has weights, and {words.inputs(model.shape)}, you see here which "
+                f"{judge_of(model.shape).samples} change. The demo has both."
             )
             return
         job = channel.removal_job(model, component, block, number, spec, LESSON_IMAGES)
@@ -151,17 +154,17 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
             return
         effect: channel.Effect = job.result
         order = np.argsort(-effect.kl, kind="stable")
-        image = st.slider("Image, the most affected first", 1, len(order), 1, key="lesson-image")
+        image = st.slider(f"{judge.sample.capitalize()}, the most affected first", 1, len(order), 1, key="lesson-image")
         chosen = int(order[image - 1])
         one, two = st.columns([0.2, 0.8])
         with one:
-            gallery(channel.tiles(model, effect, spec, only=[chosen]), columns=1)
+            channel.examples(model, effect, spec, only=[chosen], columns=1)
         with two:
             chart = before_after(
                 effect.names, effect.before[chosen], effect.after[chosen], component, charts.theme(), height=280
             )
             show(chart, "before-after")
-        show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), height=230), "kl")
+        show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=judge.sample, height=230), "kl")
 
 
 def the_cut(model: Opened, scores: ImportanceScores) -> None:
@@ -252,11 +255,12 @@ def teacher(model: Opened, scores: ImportanceScores | None) -> None:
         if finding is not None and finding.active:
             jobs.progress(finding)
         elif not ready:
-            st.caption("Needs weights, scores and images. The demo has them all.")
+            st.caption(f"Needs weights, scores and {words.inputs(model.shape)}. The demo has them all.")
     with picture:
         if run_id is None:
             st.info(
-                "The curve of this lesson will be here: top-1 right after the cut, then climbing towards the teacher."
+                f"The curve of this lesson will be here: {judge_of(model.shape).name.lower()} right after the cut, "
+                "then moving towards the teacher."
             )
             return
         watch(run_id)
@@ -287,15 +291,17 @@ def watch(run_id: str) -> None:
         if active and not state.is_active:
             st.rerun()
         rows, _ = store.read_metrics(run_id)
+        judge = TEXT if any("perplexity" in row for row in rows) else IMAGES
         seen = [row for row in rows if row.get("phase") in ("surgery", "eval", "final") and row.get("top1") is not None]
         left = words.duration(state.seconds_left)
         doing = state.stage or state.state
         st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
         chart = learning(
             [row["step"] for row in seen],
-            [row["top1"] for row in seen],
-            state.teacher_top1,
+            [row[judge.key] for row in seen],
+            next((row[judge.key] for row in rows if row.get("phase") == "teacher"), None),
             charts.theme(),
+            judge=judge,
             height=TALL - 70,
         )
         charts.show(charts.enlarged(chart), f"lesson-learning-{len(seen)}")
@@ -318,7 +324,7 @@ def move(by: int) -> None:
     st.session_state["step"] = STEPS[min(max(STEPS.index(st.session_state["step"]) + by, 0), len(STEPS) - 1)]
 
 
-with frame.page("Method", "How a Vision Transformer is made thinner, in seven steps, on the model that is open."):
+with frame.page("Method", "How a transformer is made thinner, in seven steps, on the model that is open."):
     model = frame.current()
     scores = scoring.current(model)
     step = st.segmented_control(

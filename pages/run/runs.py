@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -43,10 +44,11 @@ STYLE = """<style>
 FORMATS = {
     "After surgery, %": "%.2f", "Top-1 now, %": "%.2f", "to the teacher": "%+.2f", "to scratch": "%+.2f",
     "Perplexity after surgery": "%.2f", "Perplexity now": "%.2f",
-    "KL, nats": "%.4f", "Images/s": "%.0f", "× teacher": "%.2f", "Test images": "%d",
+    "KL, nats": "%.4f", "Images/s": "%.0f", "Blocks/s": "%.0f", "× teacher": "%.2f", "Test images": "%d",
+    "Test tokens": "%d",
 }  # fmt: skip
-PERPLEXITY = {"Perplexity after surgery", "Perplexity now"}
-OF_IMAGES = {"After surgery, %", "Top-1 now, %", "to the teacher", "to scratch"}
+PERPLEXITY = {"Perplexity after surgery", "Perplexity now", "Test tokens"}
+OF_IMAGES = {"After surgery, %", "Top-1 now, %", "to the teacher", "to scratch", "Test images"}
 
 
 def shown_key(run_id: str) -> str:
@@ -90,7 +92,14 @@ def bar(text: str, share: float, colour: str) -> str:
 
 def pictures(curves: Sequence[RunCurve], imagenet: bool) -> None:
     theme = charts.theme()
+    texts = [curve for curve in curves if _is_text(curve.rows)]
     with st.container(horizontal=True):
+        if 0 < len(texts) < len(curves):
+            kind = st.segmented_control(
+                "Runs of", ["images", "text"], default="images", required=True, key="kind-of-runs",
+                label_visibility="collapsed", help="Top-1 of images and perplexity of a text do not share an axis.",
+            )  # fmt: skip
+            curves = texts if kind == "text" else [curve for curve in curves if curve not in texts]
         relative = st.toggle(
             "Relative to the teacher", key="relative-speed",
             help="Each run measures its teacher and its student in turns, so their ratio does not depend on what else "
@@ -101,11 +110,19 @@ def pictures(curves: Sequence[RunCurve], imagenet: bool) -> None:
             help="Titan Xp, batch 32: another device, so compare shapes of curves, not speeds.",
         )  # fmt: skip
     charts.show_vega(speed_chart(curves, theme, relative=relative, published=published), "speed")
-    left, right = st.columns(2)
-    with left:
+    features = any(row.get("features") is not None for curve in curves for row in curve.rows)
+    columns = st.columns(3 if features else 2)
+    with columns[0]:
         charts.show_vega(step_chart(curves, "loss", theme), "loss")
-    with right:
+    with columns[1]:
         charts.show_vega(step_chart(curves, judged_by(curves), theme), "top1")
+    if features:
+        with columns[2]:
+            charts.show_vega(step_chart(curves, "features", theme), "loss-feature")
+
+
+def _is_text(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any("perplexity" in row for row in rows)
 
 
 def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSummary]) -> None:
@@ -121,7 +138,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         last = next((row for row in reversed(rows) if "top1" in row and row.get("phase") != "teacher"), {})
         scratch = run_data.baseline_of(summary, every, store)
         shape = run_data.shape_of(store, summary.id, summary.spec)
-        top1, now = last.get("top1"), summary.state
+        of_text = _is_text(rows)
+        top1, now = None if of_text else last.get("top1"), summary.state
         baseline = None if scratch is None else scratch.state.top1
         against = teacher.get("top1") if last.get("phase") != "final" else last.get("teacher_top1")
         lines.append(
@@ -130,7 +148,7 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
                 "Plan": run_data.plan_words(summary.spec),
                 "Parameters": words.short(count_parameters(shape)) if shape else "",
                 "MACs": words.short(count_macs(shape)) if shape else "",
-                "After surgery, %": surgery.get("top1"),
+                "After surgery, %": None if of_text else surgery.get("top1"),
                 "Top-1 now, %": top1,
                 "to the teacher": None if top1 is None or against is None else top1 - against,
                 "to scratch": None if top1 is None or baseline is None else top1 - baseline,
@@ -139,7 +157,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
                 "KL, nats": last.get("kl_teacher"),
                 "Images/s": surgery.get("images_per_s"),
                 "× teacher": surgery.get("speedup"),
-                "Test images": last.get("images"),
+                "Test images": None if of_text else last.get("images"),
+                "Test tokens": last.get("images") if of_text else None,
                 "Epochs": round(now.epoch, 2),
                 "Seconds": round(now.seconds),
             }
@@ -147,7 +166,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
     if lines:
         texts = [line["Perplexity now"] is not None for line in lines]
         hidden = OF_IMAGES if all(texts) else set() if any(texts) else PERPLEXITY
-        lines = [{name: value for name, value in line.items() if name not in hidden} for line in lines]
+        speed = {"Images/s": "Blocks/s"} if all(texts) else {}
+        lines = [{speed.get(n, n): value for n, value in line.items() if n not in hidden} for line in lines]
         numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
         st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
         devices = sorted(
@@ -160,8 +180,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         )
         if devices:
             st.caption(
-                f"Images/s measured on {', '.join(devices)}, teacher and student in turns. Differences in percentage "
-                "points."
+                f"{'Blocks of text' if all(texts) else 'Images'}/s measured on {', '.join(devices)}, teacher and "
+                "student in turns." + ("" if all(texts) else " Differences in percentage points.")
             )
 
 
@@ -224,7 +244,7 @@ def body(store: RunStore) -> None:
 def nothing_yet() -> None:
     """What will be here, and the button that fills it."""
     st.info(
-        "Each thinner model that learns from its original will be a point here: how fast it is, and how accurate it "
+        "Each thinner model that learns from its original will be a point here: how fast it is, and how good it "
         "becomes.",
         icon=":material/model_training:",
     )

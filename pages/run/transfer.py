@@ -168,7 +168,13 @@ with frame.page(
     model = frame.current()
     left, right = st.columns([0.31, 0.69], gap="medium")
     with left:
-        if model.has_weights:
+        if model.shape.is_language:
+            st.info(
+                f"{model.name} reads text: there are no classes to give it a new head for. Distil it on the other text "
+                "instead; open a model of images for this page.",
+                icon=":material/translate:",
+            )
+        elif model.has_weights:
             form(store, store.list(), model)
         else:
             st.info("Open a model with weights first: this one has only its shape.", icon=":material/memory:")

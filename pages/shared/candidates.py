@@ -10,6 +10,7 @@ from pages.shared.opened import Opened
 from pages.shared.plans import Tried
 from pages.shared.whatif import WhatIf
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.front import candidates
 from upvit_core.planning.plan import PruningPlan
@@ -73,7 +74,7 @@ def tried(
     model: Opened, scores: ImportanceScores, found: list[Candidate], results: dict[str, Evaluation]
 ) -> list[tuple[str, Tried]]:
     """Candidates as entries of the front, with what has been measured of them."""
-    known, batch = device.calibration(), device.batch_of(model)
+    known, batch, judge = device.calibration(), device.batch_of(model), judge_of(model.shape)
     before = device.milliseconds(model.shape, batch) if known is not None else None
     entries = []
     for candidate in found:
@@ -83,9 +84,9 @@ def tried(
             entry = replace(entry, speed_up=before / after)
         result = results.get(plan.digest)
         if result is not None:
-            low, high = result.top1_interval
+            low, high = judge.interval(result)
             entry = replace(
-                entry, top1=result.top1, top1_low=low, top1_high=high, kl=result.kl, images=result.images
+                entry, value=judge.value(result), low=low, high=high, kl=result.kl, images=result.images
             )  # fmt: skip
         entries.append((candidate.name, entry))
     return entries

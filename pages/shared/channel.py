@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import streamlit as st
@@ -16,6 +17,7 @@ from upvit_core.figures.channel import kl_by_image, place
 from upvit_core.figures.heatmaps import heads_after, kept_mask
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.macs import count_macs
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 KEY = "channel"
 WANTED = "channel-wanted"
 IMAGES = 500
+TOKENS = 4000
 SHOWN = 8
 MAPS = 4
 PATIENCE_SECONDS = 0.7
@@ -34,6 +37,8 @@ PATIENCE_SECONDS = 0.7
 @dataclass(frozen=True)
 class Effect:
     """What removing one channel does: KL (N,) and probabilities (N, classes) before and after, and some images.
+
+    Of a text, N counts tokens, and `indices` their places.
 
     maps: of an attention channel, its head's attention to the patches with and without it, on the most affected images,
     (images, 2, rows, columns).
@@ -160,29 +165,37 @@ def removal_job(
 
     def work(report: jobs.Report) -> Effect:
         report.say("reading the weights")
+        from upvit_core.evaluation import kl_by_image as kl_by_sample
         from upvit_core.importance.attention_maps import attention_maps
         from upvit_core.importance.removal import remove_one
         from upvit_core.models.adapt import adapt
 
         live, data = opened.live(model), measured.images(model, spec, "val")
-        indices = measured.evaluation_indices(data, count)
-        report.say(f"{len(indices):,} images with and without it")
+        indices = measured.evaluation_indices(data, min(count, TOKENS // model.shape.answers))
+        report.say(f"{len(indices):,} {judge_of(model.shape).items} with and without it")
         batches = data.batches(100 if model.shape.img_size[0] < 100 else 8, indices=indices)
         adapter = adapt(live.model, live.shape)
         result = remove_one(adapter, batches, key, number, lambda done: report(done / len(indices)))
+        labels = data.labels()[indices]
+        before, after, kl, where = result.before, result.after, result.kl, np.asarray(indices)
+        if model.shape.is_language:  # every token of a block is an answer of its own
+            labels = np.concatenate([data.block(int(index))[1:] for index in indices])  # type: ignore[attr-defined]
+            before, after = (logits.flatten(0, 1) for logits in (before, after))
+            kl = kl_by_sample(before, after)
+            where = (where[:, None] * model.shape.answers + np.arange(model.shape.answers)).ravel()
         maps = None
-        if component == "attention":
+        if component == "attention" and not model.shape.is_language:
             top = np.asarray(indices)[np.argsort(-result.kl.numpy(), kind="stable")[:MAPS]]
             pixels = next(iter(data.batches(len(top), indices=top)))[0]
             found = attention_maps(adapter, pixels, block, number)
             maps = None if found is None else np.stack([found[0].numpy(), found[1].numpy()], axis=1)
         return Effect(
-            kl=result.kl.numpy(),
-            before=result.before.double().softmax(-1).numpy(),
-            after=result.after.double().softmax(-1).numpy(),
-            labels=data.labels()[indices],
+            kl=kl.numpy(),
+            before=before.float().softmax(-1).numpy(),
+            after=after.float().softmax(-1).numpy(),
+            labels=labels,
             names=tuple(live.class_names or data.class_names),
-            indices=np.asarray(indices),
+            indices=where,
             data=data.name,
             norms=weight_norms(live, key, number),
             maps=maps,
@@ -205,11 +218,12 @@ def weight_norms(live: LoadedModel, key: str, number: int) -> dict[str, float]:
 
 
 def _removal(model: Opened, component: Component, block: int, number: int, basis: str) -> None:
-    spec = measured.image_spec(model)
+    spec, judge = measured.image_spec(model), judge_of(model.shape)
     if not model.has_weights or not spec:
-        needs = "images; give them on the Model page" if model.has_weights else "a model with weights"
+        give = f"{words.inputs(model.shape)}; give {words.them(model.shape)} on the Model page"
+        needs = give if model.has_weights else "a model with weights"
         st.info(
-            f"Here you will see which images change when only this channel is removed. That needs {needs}.",
+            f"Here you will see which {judge.samples} change when only this channel is removed. That needs {needs}.",
             icon=":material/visibility:",
         )
         return
@@ -223,7 +237,7 @@ def _removal(model: Opened, component: Component, block: int, number: int, basis
     if st.session_state.get("removed") != name and not st.button(
         f"Remove only this {what}", icon=":material/content_cut:"
     ):
-        st.html('<p class="quiet">Shows which of 500 test images change, and how: before → after.</p>')
+        st.html(f'<p class="quiet">Shows which test {judge.samples} change, and how: before → after.</p>')
         return
     st.session_state["removed"] = name
     if basis == "directions":
@@ -245,13 +259,50 @@ def _removal(model: Opened, component: Component, block: int, number: int, basis
 
 
 def show_effect(model: Opened, effect: Effect, component: Component, spec: str) -> None:
-    charts.show(kl_by_image(effect.kl, effect.changed, component, charts.theme()), "kl-by-image")
+    judge = judge_of(model.shape)
+    chart = kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=judge.sample)
+    charts.show(chart, "kl-by-image")
     norms = " · ".join(f"{where} {norm:.3g}" for where, norm in effect.norms.items())
     images = f"{len(effect.kl):,} of {words.data_name(effect.data)}"
     weights = f"Norm of its weights: {norms}. " if norms else ""
-    st.html(f'<p class="quiet">{weights}Images: {images}.</p>')
-    gallery(tiles(model, effect, spec), columns=4)
-    channel_more.show(effect, component)
+    st.html(f'<p class="quiet">{weights}{judge.samples.capitalize()}: {images}.</p>')
+    examples(model, effect, spec, columns=4)
+    channel_more.show(effect, component, judge)
+
+
+def examples(model: Opened, effect: Effect, spec: str, *, columns: int, only: list[int] | None = None) -> None:
+    """The most affected images or tokens, or those in `only`, before → after."""
+    if model.shape.is_language:
+        passages(model, effect, spec, only=only)
+    else:
+        gallery(tiles(model, effect, spec, only=only), columns=columns)
+
+
+def passages(
+    model: Opened, effect: Effect, spec: str, count: int = SHOWN, only: list[int] | None = None
+) -> None:  # fmt: skip
+    """Where in the text: what went before, the token that follows, and the likeliest one before → after."""
+    data: Any = measured.images(model, spec, "val")
+    rows = []
+    for i in only or np.argsort(-effect.kl, kind="stable")[:count]:
+        block, place = divmod(int(effect.indices[i]), model.shape.answers)
+        told = data.passage(block, place)
+        was, now = int(effect.before[i].argmax()), int(effect.after[i].argmax())
+        name = data.token
+        rows.append(
+            "<tr>"
+            + "".join(
+                f"<td>{escape(cell)}</td>"
+                for cell in (
+                    f"… {told}", name(int(effect.labels[i])), f"{name(was)} {effect.before[i, was]:.0%}",
+                    f"{name(now)} {effect.after[i, now]:.0%}", f"{effect.kl[i]:.2g}",
+                )
+            )
+            + "</tr>"
+        )  # fmt: skip
+    heads = ("after", "comes", "it said", "now it says", "KL, nats")
+    top = "".join(f"<th scope='col'>{name}</th>" for name in heads)
+    st.html(f'<div class="scrolls"><table class="plain"><tr>{top}</tr>{"".join(rows)}</table></div>')
 
 
 def tiles(model: Opened, effect: Effect, spec: str, count: int = SHOWN, only: list[int] | None = None) -> list[Tile]:

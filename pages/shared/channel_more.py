@@ -14,6 +14,7 @@ from upvit_core.errors import UPViTError
 from upvit_core.figures.heatmaps import kept_mask
 from upvit_core.figures.removal import attention_pair, by_class
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import Judge, judge_of
 from upvit_core.models.shape import Component
 
 if TYPE_CHECKING:
@@ -45,7 +46,11 @@ def by_criterion(model: Opened, component: Component, block: int, number: int, g
         except UPViTError:
             fate = "—"
         error = f" ± {errors[number]:.2g}" if errors is not None else ""
-        told = f"{record.criterion}, {record.images:,} images" if record.images else record.criterion
+        told = (
+            f"{record.criterion}, {record.images:,} {judge_of(record.shape).items}"
+            if record.images
+            else record.criterion
+        )
         rows.append((escape(told), f"{values[number]:.3g}{error}", f"{rank} of {len(group)}", fate))
     _table("By criterion, at the ratios set", ("Criterion", "Score", "Place", "In its plan"), rows)
 
@@ -64,10 +69,12 @@ def neighbours(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.n
     _table("Neighbours by score", ("Place", "Channel", "Score, nats", "In this plan"), rows)
 
 
-def show(effect: Effect, component: Component) -> None:
+def show(effect: Effect, component: Component, judge: Judge) -> None:
     """Classes, and for attention the maps of the most affected images."""
     theme = charts.theme()
-    charts.show(by_class(effect.names, effect.labels, effect.kl, effect.changed, component, theme), "by-class")
+    charts.show(
+        by_class(effect.names, effect.labels, effect.kl, effect.changed, component, theme, judge=judge), "by-class"
+    )
     if effect.maps is None:
         return
     count = len(effect.maps)

@@ -13,6 +13,7 @@ from pages.shared.whatif import WhatIf
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.criterion_names import CriterionName
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import Judge, judge_of
 
 OFFERED = [name.value for name in CriterionName if name not in (CriterionName.KL, CriterionName.REFINE)]
 SCORE_IMAGES, TEST_IMAGES = 200, 1000
@@ -32,7 +33,7 @@ def panel(model: Opened, scores: ImportanceScores, what_if: WhatIf) -> None:
             return
         st.html(
             '<p class="quiet">The same widths, chosen by different criteria; no training. The first row is the scores '
-            f"on this page; the others are scored on {SCORE_IMAGES} images.</p>"
+            f"on this page; the others are scored on {SCORE_IMAGES} {judge_of(model.shape).items}.</p>"
         )
         left, right = st.columns([0.8, 0.2], vertical_alignment="bottom")
         chosen = left.multiselect(
@@ -48,7 +49,7 @@ def panel(model: Opened, scores: ImportanceScores, what_if: WhatIf) -> None:
             elif job.active:
                 jobs.progress(job)
             elif job.state == "done":
-                table(job.result)
+                table(job.result, judge_of(model.shape))
             else:
                 st.error(job.error or "Cancelled.")
                 jobs.forget(key)
@@ -78,18 +79,20 @@ def start(model: Opened, scores: ImportanceScores, what_if: WhatIf, spec: str, n
     return jobs.start(_key(model, scores, what_if, spec, names), work, "Comparing criteria")
 
 
-def table(results: list) -> None:
+def table(results: list, judge: Judge) -> None:
     """Results as a table; those that lose least first."""
     first = results[0]
     components = list(first.overlap)
     heads = [
-        "criterion", "KL, nats an image", f"top-1 % of {first.images:,}", "95 % interval", "seconds",
+        "criterion", f"KL, {judge.nats}", f"{judge.axis} of {first.images:,} {judge.samples}", "95 % interval",
+        "seconds",
         *(f"{TITLES[component]}: kept as {first.criterion}" for component in components),
     ]  # fmt: skip
     rows = []
     for r in sorted(results, key=lambda r: r.kl):
         cells = [
-            r.criterion, f"{r.kl:.3f}", f"{r.top1:.1f}", f"{r.top1_interval[0]:.1f} – {r.top1_interval[1]:.1f}",
+            r.criterion, f"{r.kl:.3f}", f"{r.value:.{judge.digits}f}",
+            f"{r.interval[0]:.{judge.digits}f} – {r.interval[1]:.{judge.digits}f}",
             f"{r.seconds:,.1f}", *(words.percent(r.overlap[component]) for component in components),
         ]  # fmt: skip
         bold = ("<b>", "</b>") if r is first else ("", "")
@@ -101,10 +104,18 @@ def table(results: list) -> None:
         f'<div class="scrolls"><table class="plain"><caption>{told}</caption><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
-    head = ["criterion", "kl_nats", "top1", "top1_low", "top1_high", "seconds", *(f"kept_{c}" for c in components)]
+    head = [
+        "criterion",
+        "kl_nats",
+        judge.key,
+        f"{judge.key}_low",
+        f"{judge.key}_high",
+        "seconds",
+        *(f"kept_{c}" for c in components),
+    ]
     lines = [",".join(head)]
     for r in results:
-        numbers = (r.kl, r.top1, *r.top1_interval, r.seconds, *(r.overlap[c] for c in components))
+        numbers = (r.kl, r.value, *r.interval, r.seconds, *(r.overlap[c] for c in components))
         lines.append(",".join([r.criterion, *(f"{number:.6g}" for number in numbers)]))
     text = "\n".join(lines)
     st.download_button(

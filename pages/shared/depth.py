@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.shared import block_records, charts, jobs, measured, opened
+from pages.shared import block_records, charts, jobs, measured, opened, words
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.figures.blocks import depth_curve, half_blocks
 from upvit_core.importance.block_removals import BlockRemovals
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.plan import PruningPlan
 
 PREVIEW_IMAGES = 32
@@ -65,7 +66,7 @@ def _order(model: Opened, scores: ImportanceScores, record: BlockRemovals, now: 
     widths = replace(now, depth=None).plan(scores)
     known = block_records.at(record, now.depth) if order == "depth first" else block_records.after(widths)
     if known is not None:
-        st.caption(f"{order.capitalize()}: {ORDERS[order]}, on {known.images:,} images.")
+        st.caption(f"{order.capitalize()}: {ORDERS[order]}, on {known.images:,} {judge_of(model.shape).items}.")
         return
     spec = measured.image_spec(model)
     key = f"{order} {opened.identity(model)} {spec} {widths.digest if order == 'width first' else now.depth}"
@@ -104,7 +105,11 @@ def _score_in_order(
 def _make(model: Opened, digest: str) -> None:
     spec = measured.image_spec(model)
     if not model.has_weights or not spec or not digest:
-        needs = "images; give them on Model" if model.has_weights and digest else "a model with weights"
+        needs = (
+            f"{words.inputs(model.shape)}; give {words.them(model.shape)} on Model"
+            if model.has_weights and digest
+            else "a model with weights"
+        )
         st.caption(f"Scoring half-blocks needs {needs}.")
         return
     job, first = (jobs.find(_key(model, spec, kind)) for kind in ("all", "first"))
@@ -113,7 +118,7 @@ def _make(model: Opened, digest: str) -> None:
     elif job is not None and job.state == "failed":
         st.error(job.error)
     if first is not None and first.state == "done":
-        st.caption(f"A fast look: the first step alone, on {first.result.images} images.")
+        st.caption(f"A fast look: the first step alone, on {first.result.images} {judge_of(model.shape).items}.")
         charts.show(half_blocks(first.result, first.result.shape.depth, charts.theme()), "half-blocks-first")
     elif first is not None and first.active and not (job is not None and job.active):
         jobs.progress(first)
@@ -128,13 +133,15 @@ def _again(model: Opened, digest: str, record: BlockRemovals) -> None:
         if job is not None and job.active:
             jobs.progress(job)
             return
-        with st.popover(f"Scored on {record.images:,} images. Score again…", icon=":material/calculate:"):
+        with st.popover(
+            f"Scored on {record.images:,} {judge_of(model.shape).items}. Score again…", icon=":material/calculate:"
+        ):
             _form(model, digest, spec)
 
 
 def _form(model: Opened, digest: str, spec: str) -> None:
     with st.form("score-blocks", border=False):
-        images = st.number_input("Number of images", 8, 100_000, 500, step=100)
+        images = st.number_input(f"Number of {judge_of(model.shape).items}", 8, 100_000, 500, step=100)
         if st.form_submit_button("Score half-blocks", type="primary"):
             start(model, digest, spec, int(images))
             st.rerun()

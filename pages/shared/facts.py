@@ -12,6 +12,7 @@ from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.best import Budget, best_plan
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.plan import PruningPlan
@@ -45,8 +46,13 @@ def predicted_card(scores: ImportanceScores | None, plan: PruningPlan) -> Card:
     if scores is None or not in_nats(scores):
         return Card(name, "—", "needs scores in nats: make them on Importance")
     if plan.shape_after.depth < plan.shape_before.depth:
-        return Card(name, "—", "not predicted with fewer blocks; measured beside Top-1")
-    return Card(name, f"{predicted_loss(scores, plan):.3g}", "nats an image: single removals, added up", ESTIMATED)
+        return Card(name, "—", f"not predicted with fewer blocks; measured beside {judge_of(plan.shape_before).name}")
+    return Card(
+        name,
+        f"{predicted_loss(scores, plan):.3g}",
+        f"{judge_of(plan.shape_before).nats}: single removals, added up",
+        ESTIMATED,
+    )
 
 
 def latency_card(model: Opened, plan: PruningPlan) -> Card:
@@ -58,7 +64,8 @@ def latency_card(model: Opened, plan: PruningPlan) -> Card:
     before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
     if before is None or after is None:
         return Card(name, "—", STAGES)
-    note = f"of {before:.3g} ms; {words.short(1e3 * batch / after, 0)} images/s; {device.error_words(known)}"
+    speed = f"{words.short(1e3 * batch / after, 0)} {judge_of(plan.shape_before).items}/s"
+    note = f"of {before:.3g} ms; {speed}; {device.error_words(known)}"
     return Card(name, f"{after:.3g} ms", note, ESTIMATED)
 
 

@@ -12,7 +12,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ import streamlit as st
 from pages.shared import jobs, limits, opened, places
 from pages.shared.opened import Opened
 from upvit_core.errors import DataError
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.plan import PruningPlan
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Guess:
 
 @dataclass(frozen=True)
 class Look:
-    """Top-1 with its 95 % interval (percent of `images` evaluation images), and a few of them with predictions."""
+    """What the model is judged by with its 95 % interval, on `images` evaluation images (tokens of a text, which have a
+    perplexity), and a few images with predictions."""
 
     top1: float
     low: float
@@ -80,7 +82,7 @@ def image_spec(model: Opened) -> str:
 
 def is_language(model: Opened) -> bool:
     """Whether it reads text: then images are blocks of tokens, and perplexity tells how good it is."""
-    return model.shape.family == "gpt2"
+    return model.shape.is_language
 
 
 def choose_images(model: Opened, spec: str) -> None:
@@ -182,9 +184,11 @@ def look(model: Opened, spec: str) -> jobs.Job:
             if len(guesses) == SHOWN:
                 break
         result = score_logits(logits, labels)
-        look = Look(result.top1, *result.top1_interval, result.images, data.name, tuple(guesses))
-        if is_language(model):
-            look = replace(look, perplexity=result.perplexity)
+        judge = judge_of(model.shape)
+        perplexity = judge.value(result) if is_language(model) else None
+        look = Look(
+            result.top1, *judge.interval(result), result.images, data.name, tuple(guesses), perplexity=perplexity
+        )
         temporary = _look_file(model, spec).with_suffix(f".{threading.get_ident()}.part")
         temporary.write_text(json.dumps(asdict(look)), encoding="utf-8")
         temporary.replace(_look_file(model, spec))

@@ -15,13 +15,14 @@ from pages.shared.whatif import WhatIf
 from upvit_core.figures.front import Line, Point
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import Judge, judge_of
 from upvit_core.models.shape import ModelShape, deit_shape
 from upvit_core.planning.front import dominated
 from upvit_core.planning.uniform import UniformTable, uniform_table
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 COSTS = ("Parameters", "MACs", "Speed-up")
-LOSSES = ("KL", "Top-1")
+KL = "KL"
 MOST_TRIED = 60
 AUTOMATIC_MACS = 2e8  # previews of models up to this size run by themselves
 DRAWN = 60
@@ -29,7 +30,8 @@ DRAWN = 60
 
 @dataclass(frozen=True)
 class Tried:
-    """One plan that was under the sliders; measured values are None until measured."""
+    """One plan that was under the sliders; measured values are None until measured. `value`: what the model is
+    judged by, top-1 or perplexity, with its 95 % interval."""
 
     what_if: WhatIf
     params: int
@@ -37,9 +39,9 @@ class Tried:
     removed: float
     speed_up: float
     speed_measured: bool = False
-    top1: float | None = None
-    top1_low: float | None = None
-    top1_high: float | None = None
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
     kl: float | None = None
     images: int = 0
 
@@ -101,22 +103,31 @@ def points(
     others: Sequence[tuple[str, Tried]] = (),
 ) -> list[Point]:
     """Every plan tried, the one under the sliders, the model itself, published models, and named `others`."""
+    judge = judge_of(model.shape)
     found: list[Point] = []
     own = tried(model, scores)
     every = [("", entry) for entry in own.values()] + [e for e in others if repr(e[1].what_if) not in own]
     for label, entry in every:
-        found += _of_entry(label, entry, entry.what_if == now, cost, loss)
-    if loss == LOSSES[1]:
+        found += _of_entry(label, entry, entry.what_if == now, cost, loss, judge)
+    if loss != KL:
         if teacher is not None:
             x = {"Parameters": count_parameters(model.shape), "MACs": count_macs(model.shape), "Speed-up": 1.0}[cost]
-            found.append(Point(model.name, x, teacher, "teacher", f"{model.name}: top-1 {teacher:.1f} %, measured"))
-        if model.shape.num_classes == 1000:
+            found.append(
+                Point(
+                    model.name,
+                    x,
+                    teacher,
+                    "teacher",
+                    f"{model.name}: {judge.name.lower()} {judge.told(teacher)}, measured",
+                )
+            )
+        if model.shape.num_classes == 1000 and not model.shape.is_language:
             found += published_points(cost)
     return found
 
 
 @lru_cache(2000)
-def _of_entry(label: str, entry: Tried, here: bool, cost: str, loss: str) -> tuple[Point, ...]:
+def _of_entry(label: str, entry: Tried, here: bool, cost: str, loss: str, judge: Judge) -> tuple[Point, ...]:
     """One plan as points of the front: estimated, measured, both or none."""
     x = {"Parameters": entry.params, "MACs": entry.macs, "Speed-up": entry.speed_up}[cost]
     if not x:  # a speed-up on a device that is not calibrated
@@ -125,18 +136,19 @@ def _of_entry(label: str, entry: Tried, here: bool, cost: str, loss: str) -> tup
     about += f"{words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
     name = entry.what_if.words if here else ""
     data = list(astuple(entry.what_if))
-    if loss == LOSSES[1]:
-        if entry.top1 is None:
+    where = f"measured on {entry.images:,} {judge.samples}, before any training"
+    if loss != KL:
+        if entry.value is None:
             return ()
-        detail = f"{about}<br>top-1 {entry.top1:.1f} %, measured on {entry.images:,} images, before any training"
-        return (Point(name, x, entry.top1, "measured", detail, entry.top1_low, entry.top1_high, here, data),)
+        detail = f"{about}<br>{judge.name.lower()} {judge.told(entry.value)}, {where}"
+        return (Point(name, x, entry.value, "measured", detail, entry.low, entry.high, here, data),)
     found = []
-    detail = f"{about}<br>single removals add up to {entry.removed:.3g} nats an image (estimated)"
+    detail = f"{about}<br>single removals add up to {entry.removed:.3g} {judge.nats} (estimated)"
     if entry.what_if.depth is None:  # what blocks cost together, their channels' scores do not tell
         now = here and entry.kl is None
         found.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=now, data=data))
     if entry.kl is not None:
-        detail = f"{about}<br>KL {entry.kl:.3g} nats an image on {entry.images:,} images, measured, no training"
+        detail = f"{about}<br>KL {entry.kl:.3g} {judge.nats}, {where}"
         found.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))
     return tuple(found)
 

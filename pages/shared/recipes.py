@@ -9,6 +9,7 @@ import streamlit as st
 from pages.shared import measured
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
+from upvit_core.models.judge import judge_of
 from upvit_core.recipe import PRESETS, DistillSettings, usual_preset
 
 USUAL = "usual"
@@ -63,10 +64,10 @@ def asked(model: Opened) -> Training:
 
 def form(model: Opened, chosen: list[WhatIf]) -> Training:
     """The inputs; `chosen` are the starts that will be trained so."""
-    start = asked(model)
+    start, judge = asked(model), judge_of(model.shape)
     st.text_input(
-        "Images", value=measured.image_spec(model), key=f"distil-images-{model.source}",
-        help="Folder of classes, or a timm data set.", persist_state="session",
+        judge.inputs, value=measured.image_spec(model), key=f"distil-images-{model.source}", help=judge.source,
+        persist_state="session",
     )  # fmt: skip
     one, two = st.columns([0.35, 0.65])
     one.number_input("Epochs", 1, 1000, start.epochs, key=f"distil-epochs-{model.source}", persist_state="session")

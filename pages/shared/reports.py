@@ -8,6 +8,7 @@ from pages.shared import jobs, measured, plan_commands, words
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.runs.store import Run, RunStore
 
@@ -26,12 +27,17 @@ def of_plan(
     told = []
     if accuracy is not None and accuracy.state == "done":
         result = accuracy.result
-        low, high = result.top1_interval
+        judge = judge_of(model.shape)
+        low, high = judge.interval(result)
         under, over = result.kl_interval or (result.kl, result.kl)
-        how = f"{result.images:,} images of {words.data_name(measured.image_spec(model))}, measured, no training"
-        told.append(Measurement("Top-1", f"{result.top1:.2f} % (95 %: {low:.2f} to {high:.2f})", how))
+        how = (
+            f"{result.images:,} {judge.samples} of {words.data_name(measured.image_spec(model))}, measured, no training"
+        )
         told.append(
-            Measurement("KL to the original", f"{result.kl:.4g} nats an image (95 %: {under:.4g} to {over:.4g})", how)
+            Measurement(judge.name, f"{judge.told(judge.value(result), 2)} (95 %: {low:.2f} to {high:.2f})", how)
+        )
+        told.append(
+            Measurement("KL to the original", f"{result.kl:.4g} {judge.nats} (95 %: {under:.4g} to {over:.4g})", how)
         )
     if speed is not None and speed.state == "done":
         found, second = speed.result, speed.result.second

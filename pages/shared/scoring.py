@@ -13,6 +13,7 @@ from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.importance.criterion_names import CriterionName
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 
 CHOSEN = "scores"
 BUNDLED = "bundled"
@@ -216,17 +217,16 @@ def panel(model: Opened) -> None:
 
 
 def _form(model: Opened) -> None:
+    judge = judge_of(model.shape)
     with st.form("score", border=False):
         criterion = st.selectbox("Criterion", list(LABELS), format_func=LABELS.__getitem__)
-        spec = st.text_input(
-            "Images", value=measured.image_spec(model), help="A folder of class folders, or a timm data set."
-        )
+        spec = st.text_input(judge.inputs, value=measured.image_spec(model), help=judge.source)
         one, two = st.columns(2)
-        images = one.number_input("Number of images", 8, 100_000, 500, step=100)
-        seed = two.number_input("Seed", 0, 10_000, 0, help="Which images are drawn.")
+        images = one.number_input(f"Number of {judge.items}", 8, 100_000, 500, step=100)
+        seed = two.number_input("Seed", 0, 10_000, 0, help=f"Which {judge.items} are drawn.")
         stable = st.checkbox(
-            "fisher: as many images as a stable choice needs", value=True,
-            help="Images are doubled until the better half of the channels is the same at half of them and at all of "
+            f"fisher: as many {judge.items} as a stable choice needs", value=True,
+            help="They are doubled until the better half of the channels is the same at half of them and at all of "
             "them, to within 3 %; at most 2,000. The page tells the figure that was reached.",
         )  # fmt: skip
         if st.form_submit_button("Score", type="primary"):

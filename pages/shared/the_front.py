@@ -9,9 +9,10 @@ from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.figures.front import Line, front
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.runs.forecast import Forecast
 
-TITLES = {"Parameters": "parameters", "MACs": "MACs of one image", "Speed-up": "speed-up against the original, ×"}
+TITLES = {"Parameters": "parameters", "MACs": "MACs of one {item}", "Speed-up": "speed-up against the original, ×"}
 
 
 def section(
@@ -19,9 +20,10 @@ def section(
 ) -> None:
     """Choices of axes, the chart, and the button that measures every plan on it where the model is small."""
     st.subheader("The front: what you pay, what you lose", anchor=False)
+    judge = judge_of(model.shape)
     one, two = st.columns([0.36, 0.64])
     loss = one.segmented_control(
-        "Loss", plans.LOSSES, default=plans.LOSSES[0], required=True, wrap=True, key="loss", bind="query-params"
+        "Loss", (plans.KL, judge.name), default=plans.KL, required=True, wrap=True, key="loss", bind="query-params"
     )
     cost = two.segmented_control(
         "Cost", plans.COSTS, default=plans.COSTS[0], required=True, wrap=True, key="cost", bind="query-params"
@@ -30,7 +32,7 @@ def section(
         "Hide dominated", key="hide-dominated", bind="query-params",
         help="Leaves out plans that another of the same kind beats, or equals, in cost and in loss.",
     )  # fmt: skip
-    by_kl = loss == plans.LOSSES[0]
+    by_kl = loss == plans.KL
     job = candidates.start(model, scores, now) if model.shape.is_plain else None
     found = job.result if job is not None and job.state == "done" else []
     measuring = jobs.find(candidates.measure_key(model, scores, now, spec))
@@ -38,19 +40,19 @@ def section(
     look = jobs.find(measured.look_key(model, spec))
     known = look.result if look is not None and look.state == "done" else measured.remembered_look(model, spec)
     others = candidates.tried(model, scores, found, results)
-    drawn = plans.points(model, scores, now, cost, loss, known.top1 if known is not None else None, others)
+    drawn = plans.points(model, scores, now, cost, loss, judge.value(known) if known is not None else None, others)
     if ahead is not None and not by_kl and (here := next((p for p in drawn if p.now), None)) is not None:
         detail = f"top-1 after {ahead.epochs} epochs of distillation, forecast from {ahead.runs} runs: 80 % band"
         name = f"after {ahead.epochs} epochs"
         drawn.append(plans.Point(name, here.x, ahead.middle, "estimated", detail, ahead.low, ahead.high))
     if hide:
-        drawn = plans.without_dominated(drawn, more_is_better=(cost == "Speed-up", not by_kl))
+        drawn = plans.without_dominated(drawn, more_is_better=(cost == "Speed-up", not by_kl and judge.more_is_better))
     if cost == "Speed-up" and device.calibration() is None:
         st.caption("Not calibrated: speed-ups are drawn where they were measured. Calibrate this device to see all.")
     if not drawn:
         st.info(
             "Measured plans will be here, beside the model itself." if model.has_weights
-            else "Top-1 of a plan needs weights."
+            else f"{judge.name} of a plan needs weights."
         )  # fmt: skip
     else:
         _chart(model, scores, now, drawn, cost, by_kl)
@@ -68,8 +70,17 @@ def _chart(
     even = len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1
     if by_kl and now.heads is not None and even and cost != "Speed-up":
         lines = plans.curves(scores, scores.digest, now.heads, cost)
-    y = "KL to the original, nats an image" if by_kl else "top-1, %"
-    chart = front(drawn, lines, charts.theme(), x_title=TITLES[cost], y_title=y, log_y=by_kl, height=430)
+    judge = judge_of(model.shape)
+    y = f"KL to the original, {judge.nats}" if by_kl else judge.axis
+    chart = front(
+        drawn,
+        lines,
+        charts.theme(),
+        x_title=TITLES[cost].format(item=judge.item),
+        y_title=y,
+        log_y=by_kl or not judge.more_is_better,
+        height=430,
+    )
     event = charts.show(chart, "front", on_select="rerun")
     chosen = event["selection"]["points"] if event else []  # type: ignore[index]
     if chosen and (data := (chosen[0].get("customdata") or [None, None, None])[2]):
@@ -94,6 +105,11 @@ def _measure(
             st.error(measuring.error)
         elif small and model.has_weights and spec and found and (measuring is None or measuring.state == "cancelled"):
             label = f"Measure these {len(found)} plans"
-            if st.button(label, icon=":material/speed:", key="measure-front", help="Top-1 and KL, without training."):
+            if st.button(
+                label,
+                icon=":material/speed:",
+                key="measure-front",
+                help=f"{judge_of(model.shape).name} and KL, without training.",
+            ):
                 candidates.measure(model, scores, now, spec, found)
                 st.rerun()

@@ -14,6 +14,7 @@ from upvit_core.errors import PlanError, UPViTError
 from upvit_core.figures.heatmaps import strips
 from upvit_core.figures.versus import versus
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import Judge, judge_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.difference import difference
 from upvit_core.planning.plan import PruningPlan
@@ -113,7 +114,7 @@ def _measure(model: Opened, kept: Kept, spec: str) -> jobs.Job | None:
 
 def _numbers(model: Opened, scores: ImportanceScores, a: Kept, b: Kept, spec: str) -> None:
     found = [_measure(model, kept, spec) for kept in (a, b)]
-    before = model.shape
+    before, judge = model.shape, judge_of(model.shape)
 
     def draw() -> None:
         shapes = [kept.plan.shape_after for kept in (a, b)]
@@ -121,14 +122,14 @@ def _numbers(model: Opened, scores: ImportanceScores, a: Kept, b: Kept, spec: st
         rows = [
             ("Removed", *(kept.what_if.words if kept.what_if else kept.name for kept in (a, b)), ""),
             ("Parameters, counted", *map(words.short, params), _times(params)),
-            ("MACs of one image, counted", *map(words.short, macs), _times(macs)),
+            (f"MACs of one {judge.item}, counted", *map(words.short, macs), _times(macs)),
             ("Speed-up from MACs, estimated ○", *(words.times(count_macs(before) / m) for m in macs), ""),
         ]
         if a.plan.basis == b.plan.basis == scores.basis:
             removed = [predicted_loss(scores, kept.plan) for kept in (a, b)]
-            told = [f"{value:.3g} nats an image" for value in removed]
+            told = [f"{value:.3g} {judge.nats}" for value in removed]
             rows.append(("Score removed, summed ○", *told, f"{removed[1] - removed[0]:+.2g}"))
-        rows += _measured_rows(found)
+        rows += _measured_rows(found, judge)
         head = "".join(f"<th scope='col'>{name}</th>" for name in ("", "A", "B", "B against A"))
         body = "".join(
             f"<tr><th scope='row'>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
@@ -147,21 +148,25 @@ def _numbers(model: Opened, scores: ImportanceScores, a: Kept, b: Kept, spec: st
             st.error(job.error)
 
 
-def _measured_rows(found: list[jobs.Job | None]) -> list[tuple[str, str, str, str]]:
-    """Top-1 and KL with their 95 % intervals, as far as they are there."""
+def _measured_rows(found: list[jobs.Job | None], judge: Judge) -> list[tuple[str, str, str, str]]:
+    """Top-1 or perplexity, and KL, with their 95 % intervals, as far as they are there."""
     results = [job.result if job is not None and job.state == "done" else None for job in found]
     waiting = ["being measured" if job is not None and job.active else "—" for job in found]
-    top1, kl = [], []
+    values, kl = [], []
     for result, otherwise in zip(results, waiting, strict=True):
-        low, high = result.top1_interval if result else (0.0, 0.0)
-        top1.append(f"{result.top1:.1f} % ({low:.1f} – {high:.1f})" if result else otherwise)
+        told = f"{judge.told(judge.value(result))} ({judge.range_told(result)})" if result else otherwise
+        values.append(told)
         under, over = (result.kl_interval or (result.kl, result.kl)) if result else (0.0, 0.0)
         kl.append(f"{result.kl:.3g} nats ({under:.3g} – {over:.3g})" if result else otherwise)
     gaps = ["", ""]
     if None not in results:
-        gaps = [f"{results[1].top1 - results[0].top1:+.1f} points", f"{results[1].kl - results[0].kl:+.2g} nats"]
-    images = next((f", {r.images:,} images" for r in results if r), "")
-    return [(f"Top-1 now, measured ●{images}", *top1, gaps[0]), ("KL to the original, measured ●", *kl, gaps[1])]
+        change = judge.value(results[1]) - judge.value(results[0])
+        gaps = [judge.gap(change), f"{results[1].kl - results[0].kl:+.2g} nats"]
+    images = next((f", {r.images:,} {judge.samples}" for r in results if r), "")
+    return [
+        (f"{judge.name} now, measured ●{images}", *values, gaps[0]),
+        ("KL to the original, measured ●", *kl, gaps[1]),
+    ]
 
 
 def _times(pair: list[int]) -> str:

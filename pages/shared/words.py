@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
 
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -65,7 +66,17 @@ def scores_words(scores: ImportanceScores | None) -> str:
     """`published scores, 2,000 images`."""
     if scores is None:
         return "not scored yet"
-    return f"{criterion_name(scores)}, {scores.images:,} images" if scores.images else criterion_name(scores)
+    named = criterion_name(scores)
+    return f"{named}, {scores.images:,} {judge_of(scores.shape).items}" if scores.images else named
+
+
+def inputs(shape: ModelShape) -> str:
+    """What a model is measured on: `images`, or `a text`."""
+    return "a text" if shape.is_language else "images"
+
+
+def them(shape: ModelShape) -> str:
+    return "it" if shape.is_language else "them"
 
 
 def data_name(name: str) -> str:

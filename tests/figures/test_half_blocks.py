@@ -43,12 +43,12 @@ def test_shows_every_candidate_of_the_step(record, depth: int, theme) -> None:
 def test_table_and_curve_hold_all_steps(record) -> None:
     table = half_blocks(record, 5, LIGHT).table()
     assert len(table["pair"]) == 9 + 7 + 5
-    removed = table["kl_nats_per_image"][table["removed"]]
+    removed = table["kl_mean_nats"][table["removed"]]
     chart = depth_curve(record, 3, LIGHT)
     curve = go.Figure(chart.figure).data[0]
     np.testing.assert_allclose(10 ** np.asarray(curve.y, float), removed, rtol=1e-6)
     assert list(curve.x) == [4, 3, 2]
-    np.testing.assert_allclose(chart.table()["kl_nats_per_image"], [step.kl / 3 for step in record.steps])
+    np.testing.assert_allclose(chart.table()["kl_mean_nats"], [step.kl / 3 for step in record.steps])
 
 
 def test_a_depth_that_was_not_reached_is_refused(record) -> None:

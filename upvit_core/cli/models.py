@@ -73,7 +73,9 @@ def prune(
 def evaluate(
     model: Model,
     data: Data,
-    teacher: Annotated[str | None, typer.Option(help="adds kl: mean nats an image, KL(teacher || model)")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="adds kl: mean nats an image or token, KL(teacher || model)")
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="evaluate on this many, drawn by seed; default: all")
     ] = None,
@@ -85,10 +87,11 @@ def evaluate(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Top-1 and top-5 in percent on the evaluation images, and the KL to a teacher."""
+    """Top-1 and top-5 in percent on the evaluation images, or the perplexity of a text; and the KL to a teacher."""
     from upvit_core.data import proxy_indices
     from upvit_core.evaluation import evaluate as run
     from upvit_core.evaluation import predict
+    from upvit_core.models.judge import judge_of
 
     where = device_of(device)
     loaded = open_model(model, num_heads, device=where, img_size=img_size)
@@ -101,13 +104,12 @@ def evaluate(
             test.batches(batch_size, indices=chosen, device=where),
         )
     result = run(loaded.model, test.batches(batch_size, indices=chosen, device=where), teacher_logits=teacher_logits)
-    low, high = result.top1_interval
-    values: dict[str, Any] = {
-        "top1": result.top1, "top1_low": low, "top1_high": high, "top5": result.top5, "images": result.images,
-        "skipped": len(test.skipped),
-    }  # fmt: skip
-    if loaded.shape.family == "gpt2":
-        values = {"perplexity": result.perplexity, **values, "tokens": values.pop("images")}
+    judge = judge_of(loaded.shape)
+    low, high = judge.interval(result)
+    values: dict[str, Any] = {judge.key: judge.value(result), f"{judge.key}_low": low, f"{judge.key}_high": high}
+    if not loaded.shape.is_language:
+        values["top5"] = result.top5
+    values |= {judge.samples: result.images, "skipped": len(test.skipped)}
     if result.kl is not None:
         values["kl"] = result.kl
     emit(values, as_json)

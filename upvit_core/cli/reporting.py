@@ -10,6 +10,7 @@ import typer
 from upvit_core.cli.common import Device, Heads, Json, Root, device_of, emit, images_for, open_model
 
 if TYPE_CHECKING:
+    from upvit_core.evaluation import Evaluation
     from upvit_core.planning.plan import PruningPlan
     from upvit_core.report import Measurement
 
@@ -53,10 +54,11 @@ def report(
 def measure(
     plan: PruningPlan, model: str, data: str, images: int, num_heads: int | None, root: str | None, device: str
 ) -> list[Measurement]:
-    """Top-1 and KL of the plan, right after the cut and without repair, and top-1 of the whole model."""
+    """Top-1 (of a text, perplexity) and KL of the plan, right after the cut, and that of the whole model."""
     from upvit_core.cut import cut
     from upvit_core.data import proxy_indices
     from upvit_core.evaluation import evaluate, predict, score_logits
+    from upvit_core.models.judge import judge_of
     from upvit_core.profiling.throughput import device_name
     from upvit_core.report import Measurement
 
@@ -67,11 +69,16 @@ def measure(
     whole = score_logits(logits, labels)
     student = cut(loaded, plan, data=data if plan.basis == "directions" else None, root=root)
     found = evaluate(student, test.batches(100, indices=chosen, device=device), teacher_logits=logits)
-    low, high = found.top1_interval
+    judge = judge_of(loaded.shape)
+    low, high = judge.interval(found)
     under, over = found.kl_interval or (0.0, 0.0)
-    how = f"{found.images:,} images of {test.name}, seed 0, on {device_name(device)}"
+    how = f"{found.images:,} {judge.samples} of {test.name}, seed 0, on {device_name(device)}"
+
+    def told(result: Evaluation) -> str:
+        return judge.told(judge.value(result), 2)
+
     return [
-        Measurement("Top-1 right after the cut", f"{found.top1:.2f} % (95 %: {low:.2f} to {high:.2f})", how),
-        Measurement("Top-1 of the whole model", f"{whole.top1:.2f} %", how),
-        Measurement("KL to the whole model", f"{found.kl:.4g} nats an image (95 %: {under:.4g} to {over:.4g})", how),
+        Measurement(f"{judge.name} right after the cut", f"{told(found)} (95 %: {low:.2f} to {high:.2f})", how),
+        Measurement(f"{judge.name} of the whole model", told(whole), how),
+        Measurement("KL to the whole model", f"{found.kl:.4g} {judge.nats} (95 %: {under:.4g} to {over:.4g})", how),
     ]

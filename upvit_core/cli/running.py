@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from upvit_core.cli.common import Data, Device, Heads, Json, Model, Root, emit
+from upvit_core.cli.common import Data, Device, Heads, Json, Model, Root, emit, open_model
 
 if TYPE_CHECKING:
     from upvit_core.runs.folder import Run
@@ -151,6 +151,7 @@ def finetune(
     """Take a model to other images: a new head where the classes differ, no teacher; a run like any other."""
     from upvit_core.recipe import FINETUNE_PRESETS
 
+    refuse_text(model, num_heads)
     given = {"lr": lr, "batch_size": batch_size, "seed": seed, "checkpoint_minutes": checkpoint_minutes,
              "from_scratch": from_scratch, "head_only": head_only, "layer_decay": layer_decay}  # fmt: skip
     student = _absolute(model) if model != "demo" else model
@@ -159,6 +160,15 @@ def finetune(
              "head": head.value, "in_chans": in_chans, "img_size": img_size, "epochs": epochs,
              "settings": _settings(FINETUNE_PRESETS, preset, given), "device": device}  # fmt: skip
     _carry_out(order, out, detach, as_json)
+
+
+def refuse_text(model: str, num_heads: int | None) -> None:
+    """Raises UnsupportedModelError before a run is made, where the model is a folder of a language model."""
+    from upvit_core.models.judge import refuse_language
+    from upvit_core.models.retarget import DISTIL, FINE_TUNING
+
+    if Path(model).is_dir():
+        refuse_language(open_model(model, num_heads).shape, FINE_TUNING, DISTIL)
 
 
 def _settings(presets: dict[str, Any], preset: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -240,7 +250,8 @@ def _follow(store: Any, run_id: str, as_json: bool) -> None:
         from upvit_core.errors import RunError
 
         raise RunError(f"The run {run_id} ended as {state.state}: {state.error or 'see its log.txt'}")
-    found = {name: last.get(name) for name in ("perplexity", "top1") if name == "top1" or name in last}
+    key = "perplexity" if "perplexity" in last else "top1"
+    found = {key: last.get(key)}
     emit({"run": str(store.folder(run_id)), **found, "state": state.state}, as_json)
 
 

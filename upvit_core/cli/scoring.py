@@ -140,7 +140,7 @@ def score_blocks(
         {
             "out": str(out), "model": record.model, "images": record.images, "seed": seed, "seconds": record.seconds,
             "removed": [pair_name(step.removed) for step in record.steps],
-            "kl": [step.kl / record.images for step in record.steps], "digest": record.digest,
+            "kl": [step.kl / record.samples for step in record.steps], "digest": record.digest,
         },
         as_json,
     )  # fmt: skip
@@ -185,9 +185,10 @@ def compare(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Criteria side by side at one plan: what each keeps, and top-1 and KL right after its cut."""
+    """Criteria side by side at one plan: what each keeps, and top-1 (of a text, perplexity) and KL after its cut."""
 
     from upvit_core.comparison import compare_criteria
+    from upvit_core.models.judge import judge_of
     from upvit_core.planning.select import plan_uniform
 
     loaded = open_model(model, num_heads, device=device_of(device), img_size=img_size)
@@ -200,9 +201,11 @@ def compare(
     if as_json:
         typer.echo(json.dumps({"criteria": [asdict(result) for result in results]}))
         return
+    judge = judge_of(loaded.shape)
     typer.echo(
-        f"{'criterion':<12}{'top-1 %':>9}{'KL, nats':>10}{'seconds':>9}   kept as {results[0].criterion}, by component"
+        f"{'criterion':<12}{judge.name + judge.sign:>12}{'KL, nats':>10}{'seconds':>9}   kept as "
+        f"{results[0].criterion}, by component"
     )
     for r in results:
         overlap = "  ".join(f"{component} {share:.0%}" for component, share in r.overlap.items())
-        typer.echo(f"{r.criterion:<12}{r.top1:>9.2f}{r.kl:>10.4f}{r.seconds:>9.1f}   {overlap}")
+        typer.echo(f"{r.criterion:<12}{r.value:>12.2f}{r.kl:>10.4f}{r.seconds:>9.1f}   {overlap}")

@@ -29,6 +29,7 @@ class TokenSet(ImageSet):
 
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
     context: int = 0
+    tokenizer: str = field(default="", repr=False, compare=False)
 
     def __len__(self) -> int:
         return max(len(self.tokens) - 1, 0) // self.context
@@ -60,6 +61,24 @@ class TokenSet(ImageSet):
         both = torch.from_numpy(np.stack([self.block(i, shift) for i in indices]).astype(np.int64)).to(device)
         return both[:, :-1], both[:, 1:]
 
+    def token(self, number: int) -> str:
+        """A token as it is read: a space as ␣, the end of a line as ⏎."""
+        return _reader(self.tokenizer).decode([number]).replace(" ", "␣").replace("\n", "⏎") or "·"
+
+    def passage(self, block: int, place: int, most: int = 12) -> str:
+        """The tokens of a block up to `place`, as text; at most so many."""
+        ids = self.block(block)[max(place + 1 - most, 0) : place + 1]
+        return _reader(self.tokenizer).decode([int(i) for i in ids])
+
+
+@lru_cache(maxsize=4)
+def _reader(tokenizer: str) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise DataError("Text needs Hugging Face's tokenizers; install it with pip install tokenizers.") from error
+    return Tokenizer.from_str(tokenizer)
+
 
 def open_text(spec: str, split: str, cfg: Mapping[str, Any], num_classes: int | None = None) -> TokenSet:
     """One split of a text file, or of a folder of `.txt` files in the order of their names.
@@ -87,17 +106,14 @@ def open_text(spec: str, split: str, cfg: Mapping[str, Any], num_classes: int | 
     digest = hashlib.sha256(part.tobytes() + str(context).encode()).hexdigest()[:16]
     nothing: Any = None
     return TokenSet(
-        path.name, split, vocabulary, digest, source=nothing, pixels=nothing, tokens=part, context=context
+        path.name, split, vocabulary, digest, source=nothing, pixels=nothing, tokens=part, context=context,
+        tokenizer=str(cfg["tokenizer"]),
     )  # fmt: skip
 
 
 @lru_cache(maxsize=4)
 def _tokens(text: str, tokenizer: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise DataError("Text needs Hugging Face's tokenizers; install it with pip install tokenizers.") from error
-    reader = Tokenizer.from_str(tokenizer)
+    reader = _reader(tokenizer)
     lines = text.splitlines(keepends=True)
     ids = [i for start in range(0, len(lines), 1000) for i in reader.encode("".join(lines[start : start + 1000])).ids]
     names = sorted(reader.get_vocab().items(), key=lambda item: item[1])

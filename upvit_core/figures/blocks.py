@@ -10,6 +10,7 @@ import numpy as np
 
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn, log_ticks
 from upvit_core.importance.block_removals import BlockRemovals, Candidate, half_name
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import Component, ModelShape
 from upvit_core.planning.blocks import is_hybrid, pairs_at
 
@@ -24,11 +25,11 @@ def half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
     shape, whole = removals.shape, depth == removals.shape.depth
     pairs = pairs_at(removals, depth)
     step = removals.steps[0] if whole else removals.step_to(depth)
-    traces = [*_scores(step.candidates, step.removed, removals.images, theme), _hover(shape, removals, depth)]
+    traces = [*_scores(step.candidates, step.removed, removals, theme), _hover(shape, removals, depth)]
     shapes, annotations = _boxes(shape, removals, depth, theme)
     for pair in pairs:
         _frame(pair, shapes, annotations, theme, short=shape.depth > 14)
-    logs = np.log10([_per_image(c.kl, removals.images) for c in step.candidates])
+    logs = np.log10([_mean(c.kl, removals.samples) for c in step.candidates])
     span = max(float(logs.max() - logs.min()), 0.3)
     low, high = float(logs.min()) - 0.32 * span, float(logs.max()) + 0.12 * span
     chosen = _chosen(step.candidates, step.removed)
@@ -43,7 +44,7 @@ def half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
         "annotations": annotations,
         "xaxis": {"visible": False, "range": [-0.75, 2 * shape.depth - 0.25], "fixedrange": True, "anchor": "y2"},
         "yaxis": axis(
-            theme, "KL without the pair, nats an image", range=[low, high], tickvals=ticks, ticktext=labels,
+            theme, f"KL without the pair, {judge_of(shape).nats}", range=[low, high], tickvals=ticks, ticktext=labels,
             domain=[0.43, 1], fixedrange=True,
         ),
         "yaxis2": {"visible": False, "range": [0, 1.2], "domain": [0, 0.4], "fixedrange": True},
@@ -62,10 +63,10 @@ def half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
 
 def depth_curve(removals: BlockRemovals, depth: int, theme: Theme, *, height: int = 250) -> Chart:
     """KL to the original at every depth that the removals reach, measured on the proxy images, not distilled."""
-    first = removals.shape.depth
+    first, nats = removals.shape.depth, judge_of(removals.shape).nats
     depths = np.array([first - 1 - n for n in range(len(removals.steps))])
-    kl = np.array([_per_image(step.kl, removals.images) for step in removals.steps])
-    errors = np.array([_stderr(_chosen(step.candidates, step.removed), removals.images) for step in removals.steps])
+    kl = np.array([_mean(step.kl, removals.samples) for step in removals.steps])
+    errors = np.array([_stderr(_chosen(step.candidates, step.removed), removals.samples) for step in removals.steps])
     logs = np.log10(kl)
     low, high = float(logs.min()) - 0.25, float(logs.max()) + 0.25
     ticks, labels = _ticks(low, high)
@@ -77,25 +78,29 @@ def depth_curve(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
         "error_y": {"type": "data", "symmetric": False, "array": np.log10(1 + errors / kl), "color": theme.quiet,
                     "arrayminus": -np.log10(np.maximum(1 - errors / kl, 0.01)), "thickness": 1.4, "width": 3},
         "customdata": np.stack([kl, errors], axis=1),
-        "hovertemplate": "%{x} blocks: %{customdata[0]:.3g} ± %{customdata[1]:.2g} nats an image<extra></extra>",
+        "hovertemplate": f"%{{x}} blocks: %{{customdata[0]:.3g}} ± %{{customdata[1]:.2g}} {nats}<extra></extra>",
     }  # fmt: skip
     layout: Spec = {
         "xaxis": axis(theme, "blocks left", range=[first - 0.5, depths[-1] - 0.5], tickvals=depths, fixedrange=True),
-        "yaxis": axis(theme, "KL, nats an image", range=[low, high], tickvals=ticks, ticktext=labels, fixedrange=True),
+        "yaxis": axis(theme, f"KL, {nats}", range=[low, high], tickvals=ticks, ticktext=labels, fixedrange=True),
     }
     figure = drawn([trace], layout, theme, height=height, margin=(64, 12, 12, 46))
     words = ", ".join(f"{d} blocks {k:.3g}" for d, k in zip(depths, kl, strict=True))
-    alt = f"KL to the original in nats an image, on {removals.images:,} images: {words}."
-    table = {"depth": depths, "kl_nats_per_image": kl, "standard_error": errors}
+    alt = f"KL to the original in {nats}, on {_on(removals)}: {words}."
+    table = {"depth": depths, "kl_mean_nats": kl, "standard_error": errors}
     return Chart(figure, "What each removal costs", alt, lambda: table)
 
 
-def _per_image(kl: float, images: int) -> float:
-    return max(kl / images, LEAST)
+def _on(removals: BlockRemovals) -> str:
+    return f"{removals.images:,} {judge_of(removals.shape).items}"
 
 
-def _stderr(candidate: Candidate, images: int) -> float:
-    return 0.0 if candidate.stderr is None else candidate.stderr / images
+def _mean(kl: float, samples: int) -> float:
+    return max(kl / samples, LEAST)
+
+
+def _stderr(candidate: Candidate, samples: int) -> float:
+    return 0.0 if candidate.stderr is None else candidate.stderr / samples
 
 
 def _chosen(candidates: tuple[Candidate, ...], removed: tuple[int, int]) -> Candidate:
@@ -112,13 +117,15 @@ def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     return [float(np.log10(v)) for v in inside], [f"{v:g}" for v in inside]
 
 
-def _scores(candidates: tuple[Candidate, ...], removed: tuple[int, int], images: int, theme: Theme) -> list[Spec]:
+def _scores(
+    candidates: tuple[Candidate, ...], removed: tuple[int, int], removals: BlockRemovals, theme: Theme
+) -> list[Spec]:
     """One bar a candidate, as wide as its pair reaches, with its mark and standard error."""
     traces = []
     for hybrid in (False, True):
         kind = [c for c in candidates if c.is_hybrid == hybrid]
-        kl = np.array([_per_image(c.kl, images) for c in kind])
-        errors = np.array([_stderr(c, images) for c in kind])
+        kl = np.array([_mean(c.kl, removals.samples) for c in kind])
+        errors = np.array([_stderr(c, removals.samples) for c in kind])
         bars: Spec = {"x": [], "y": []}
         for candidate, height in zip(kind, np.log10(kl), strict=True):
             bars["x"] += [candidate.halves[0] + 0.08, candidate.halves[1] - 0.08, None]
@@ -139,7 +146,7 @@ def _scores(candidates: tuple[Candidate, ...], removed: tuple[int, int], images:
                          "thickness": 1.4},
              "text": [c.name for c in kind], "customdata": np.stack([kl, errors], axis=1) if kind else [],
              "hovertemplate": f"without %{{text}} ({KINDS[hybrid]}): %{{customdata[0]:.3g}} ± %{{customdata[1]:.2g}} "
-             f"nats an image<br>{images:,} images, measured<extra></extra>"}
+             f"{judge_of(removals.shape).nats}<br>{_on(removals)}, measured<extra></extra>"}
         )  # fmt: skip
     return traces
 
@@ -221,7 +228,7 @@ def _hover(shape: ModelShape, removals: BlockRemovals, depth: int) -> Spec:
 
 def _alt(removals: BlockRemovals, depth: int, chosen: Candidate) -> str:
     whole = removals.shape.depth
-    cost = f"{_per_image(chosen.kl, removals.images):.3g} nats an image on {removals.images:,} images"
+    cost = f"{_mean(chosen.kl, removals.samples):.3g} {judge_of(removals.shape).nats} on {_on(removals)}"
     text = f"The {2 * whole} half-blocks of {removals.shape.name} and the KL without each pair of neighbours."
     if depth == whole:
         return f"{text} {chosen.name} costs least, {cost}."
@@ -238,7 +245,7 @@ def _table(removals: BlockRemovals) -> dict[str, np.ndarray]:
         "depth_after": np.array([depth for depth, _, _ in rows]),
         "pair": np.array([c.name for _, c, _ in rows]),
         "kind": np.array([KINDS[c.is_hybrid] for _, c, _ in rows]),
-        "kl_nats_per_image": np.array([c.kl / removals.images for _, c, _ in rows]),
-        "standard_error": np.array([_stderr(c, removals.images) for _, c, _ in rows]),
+        "kl_mean_nats": np.array([c.kl / removals.samples for _, c, _ in rows]),
+        "standard_error": np.array([_stderr(c, removals.samples) for _, c, _ in rows]),
         "removed": np.array([removed for _, _, removed in rows]),
     }

@@ -136,8 +136,10 @@ def place(
     return Chart(figure, name, alt, table)
 
 
-def kl_by_image(kl: np.ndarray, changed: np.ndarray, component: Component, theme: Theme, *, height: int = 230) -> Chart:
-    """KL of every image when one channel is removed, largest first; images whose prediction changes are marked.
+def kl_by_image(
+    kl: np.ndarray, changed: np.ndarray, component: Component, theme: Theme, *, sample: str = "image", height: int = 230
+) -> Chart:
+    """KL of every image (or `sample`) when one channel is removed, largest first; changed predictions are marked.
 
     kl: (N,) nats. changed: (N,) bool.
     """
@@ -153,7 +155,7 @@ def kl_by_image(kl: np.ndarray, changed: np.ndarray, component: Component, theme
             "y": y,
             "line": {"color": COLOURS[component], "width": 2},
             "fill": "tozeroy",
-            "hovertemplate": "image in place %{x:.0f}: %{y:.3g} nats<extra></extra>",
+            "hovertemplate": f"{sample} in place %{{x:.0f}}: %{{y:.3g}} nats<extra></extra>",
         },
         {
             "type": "scatter",
@@ -165,10 +167,10 @@ def kl_by_image(kl: np.ndarray, changed: np.ndarray, component: Component, theme
         },
     ]
     half = int(np.searchsorted(np.cumsum(y), y.sum() / 2)) + 1
-    images = f"{half} image{'s' if half != 1 else ''}"
+    images = f"{half} {sample}{'s' if half != 1 else ''}"
     text = f"sum {kl.sum():.3g} nats · half of it from {images} · {int(changed.sum())} change (✕)"
     layout: Spec = {
-        "xaxis": axis(theme, f"{len(kl):,} images, the most affected first"),
+        "xaxis": axis(theme, f"{len(kl):,} {sample}s, the most affected first"),
         "yaxis": axis(theme, "KL, nats", type="log", exponentformat="power", nticks=5),
         "annotations": [
             {
@@ -187,9 +189,9 @@ def kl_by_image(kl: np.ndarray, changed: np.ndarray, component: Component, theme
     figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 10, 46))
     return Chart(
         figure,
-        "KL image by image",
-        f"KL image by image: {text}.",
-        lambda: {"image": np.arange(len(kl)), "kl_nats": kl, "prediction_changes": changed},
+        f"KL {sample} by {sample}",
+        f"KL {sample} by {sample}: {text}.",
+        lambda: {sample: np.arange(len(kl)), "kl_nats": kl, "prediction_changes": changed},
     )
 
 

@@ -1,33 +1,38 @@
-"""Learning from the teacher, as it happens: top-1 of the student against steps, the teacher as the goal."""
+"""Learning from the teacher: the student's top-1 or perplexity against steps, the teacher's as the goal."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from upvit_core.figures.theme import Chart, Spec, Theme, axis, drawn
+from upvit_core.models.judge import IMAGES, Judge
 
 
 def learning(
-    steps: Sequence[float], top1: Sequence[float], teacher: float | None, theme: Theme, *, height: int = 430
-) -> Chart:
-    """The first point is right after surgery; top1 and teacher in percent, all measured."""
+    steps: Sequence[float], values: Sequence[float], teacher: float | None, theme: Theme, *, judge: Judge = IMAGES,
+    height: int = 430,
+) -> Chart:  # fmt: skip
+    """The first point is right after surgery; values and teacher in what `judge` counts, all measured."""
+    name = judge.name.lower()
     accent = "#0072B2" if theme.name == "light" else "#3a9bd9"
     traces: list[Spec] = [
         {
             "type": "scatter",
             "mode": "lines+markers",
             "x": list(steps),
-            "y": list(top1),
+            "y": list(values),
             "line": {"color": accent, "width": 3},
             "marker": {"size": 12, "color": accent},
-            "hovertemplate": "step %{x}: top-1 %{y:.1f} %<extra></extra>",
+            "hovertemplate": f"step %{{x}}: {name} %{{y:.{judge.digits}f}}{judge.sign}<extra></extra>",
         }
     ]
+    scale: Spec = {"range": [0, 100]} if judge.key == "top1" else {"type": "log"}
     layout: Spec = {
         "xaxis": axis(theme, "training steps", rangemode="tozero"),
-        "yaxis": axis(theme, "top-1 on test images, %", range=[0, 100]),
+        "yaxis": axis(theme, f"{judge.axis}, of test {judge.samples}", **scale),
         "annotations": [],
         "shapes": [],
     }
@@ -47,32 +52,35 @@ def learning(
             {
                 "xref": "paper",
                 "x": 0.01,
-                "y": teacher,
-                "text": f"★ teacher {teacher:.1f} %",
+                "y": teacher if judge.key == "top1" else math.log10(teacher),
+                "text": f"★ teacher {judge.told(teacher)}",
                 "showarrow": False,
                 "xanchor": "left",
                 "yanchor": "top",
                 "font": {"size": 14, "color": theme.text},
             }
         )
-    if len(top1):
+    if len(values):
         layout["annotations"].append(
             {
                 "x": steps[-1],
-                "y": top1[-1],
-                "text": f"<b>{top1[-1]:.1f} %</b>",
+                "y": values[-1] if judge.key == "top1" else math.log10(values[-1]),
+                "text": f"<b>{judge.told(values[-1])}</b>",
                 "showarrow": False,
                 "yshift": -22,
                 "font": {"size": 15, "color": theme.text},
             }
         )
     figure = drawn(traces, layout, theme, height=height, margin=(70, 30, 16, 52))
-    last = f" Now {top1[-1]:.1f} % after {steps[-1]:.0f} steps." if len(top1) else ""
-    goal = f" The teacher has {teacher:.1f} %." if teacher is not None else ""
-    alt = f"Top-1 of the student against training steps, {len(top1)} measurements.{last}{goal}"
+    last = f" Now {judge.told(values[-1])} after {steps[-1]:.0f} steps." if len(values) else ""
+    goal = f" The teacher has {judge.told(teacher)}." if teacher is not None else ""
+    alt = f"{judge.name} of the student against training steps, {len(values)} measurements.{last}{goal}"
     return Chart(
         figure,
         "Learning from the teacher",
         alt,
-        lambda: {"step": np.array(steps, float), "top1_percent": np.array(top1, float)},
+        lambda: {
+            "step": np.array(steps, float),
+            ("top1_percent" if judge.key == "top1" else judge.key): np.array(values, float),
+        },
     )

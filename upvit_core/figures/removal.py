@@ -7,17 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
+from upvit_core.models.judge import IMAGES, Judge
 from upvit_core.models.shape import Component
 
 
 def by_class(
     names: Sequence[str], labels: np.ndarray, kl: np.ndarray, changed: np.ndarray, component: Component, theme: Theme,
-    *, most: int = 8, height: int = 260,
+    *, judge: Judge = IMAGES, most: int = 8, height: int = 260,
 ) -> Chart:  # fmt: skip
-    """Mean KL of the images of each class, the most affected first, with how many predictions change.
+    """Mean KL of the images of each class (of the places before each token), the most affected first, with how many
+    predictions change.
 
     labels (N,) class of each image; kl (N,) nats; changed (N,) bool.
     """
+    nats, things = judge.nats, "classes" if judge is IMAGES else "next tokens"
     present = np.unique(labels)
     mean = np.array([kl[labels == c].mean() for c in present])
     flips = np.array([int(changed[labels == c].sum()) for c in present])
@@ -28,26 +31,26 @@ def by_class(
         "type": "bar", "orientation": "h", "x": mean[top], "y": [names[c] for c in present[top]],
         "marker": {"color": COLOURS[component]}, "textposition": "auto",
         "text": [f"{f} of {n} change" if f else "" for f, n in zip(flips[top], count[top], strict=True)],
-        "hovertemplate": "%{y}: %{x:.3g} nats an image<extra></extra>",
+        "hovertemplate": f"%{{y}}: %{{x:.3g}} {nats}<extra></extra>",
     }  # fmt: skip
     layout: Spec = {
-        "xaxis": axis(theme, "KL, nats an image", rangemode="tozero", exponentformat="power"),
-        "yaxis": axis(theme, "class", automargin=True, showgrid=False),
+        "xaxis": axis(theme, f"KL, {nats}", rangemode="tozero", exponentformat="power"),
+        "yaxis": axis(theme, "class" if judge is IMAGES else "next token", automargin=True, showgrid=False),
     }
     figure = drawn([trace], layout, theme, height=height, margin=(110, 14, 10, 46))
     first = order[0]
     alt = (
-        f"Most affected classes: {names[present[first]]} with {mean[first]:.3g} nats an image, then "
+        f"Most affected {things}: {names[present[first]]} with {mean[first]:.3g} {nats}, then "
         f"{', '.join(names[c] for c in present[order[1:3]])}; {int(flips.sum())} predictions change in all."
     )
 
     def table() -> dict[str, np.ndarray]:
         return {
-            "class": np.array([names[c] for c in present[order]]), "images": count[order], "kl_nats": mean[order],
+            "class": np.array([names[c] for c in present[order]]), judge.samples: count[order], "kl_nats": mean[order],
             "predictions_change": flips[order],
         }  # fmt: skip
 
-    return Chart(figure, "Most affected classes", alt, table)
+    return Chart(figure, f"Most affected {things}", alt, table)
 
 
 def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, height: int = 250) -> Chart:

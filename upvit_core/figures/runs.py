@@ -19,8 +19,9 @@ from upvit_core.figures.theme import FONT, Theme
 
 Row = Mapping[str, Any]
 Spec = dict[str, Any]
-Quantity = Literal["loss", "top1", "perplexity", "kl_teacher"]
+Quantity = Literal["loss", "features", "top1", "perplexity", "kl_teacher"]
 # Paul Tol's qualitative colours that differ from the three of the components.
+LOSSES = ("loss", "features")
 COLOURS = ("#AA3377", "#997700", "#4477AA", "#CC6677", "#228833", "#EE7733", "#6655AA", "#338888", "#BB5566", "#777711")
 STAR = (
     "M0,-1 L0.225,-0.31 L0.951,-0.309 L0.363,0.118 L0.588,0.809 L0,0.382 L-0.588,0.809 L-0.363,0.118 "
@@ -29,9 +30,10 @@ STAR = (
 EVALUATIONS = ("surgery", "start", "eval", "final")
 TITLES: dict[Quantity, str] = {
     "loss": "loss, nats",
+    "features": "last feature, mean square",
     "top1": "top-1, %",
     "perplexity": "perplexity a token, less is better",
-    "kl_teacher": "KL to the teacher, nats an image",
+    "kl_teacher": "KL to the teacher, nats an image or token",
 }
 
 
@@ -130,10 +132,10 @@ def speed_chart(
         "front": _table([{"x": front[i][0], "y": front[i][1]} for i in on_front if len(on_front) > 1], ("x", "y")),
         "published": _table(_published() if published and not relative else [], ("label", "x", "y", "note")),
     }
-    how = _conditions(curves)
+    how, told_by = _conditions(curves), _path_tips(quantity)
     inputs = "images" if better > 0 else "blocks"
     title = f"× the teacher's {inputs}/s, measured in the same run" if relative else f"{inputs}/s, measured{how}"
-    y_title = "top-1, %" + _sizes(path) if better > 0 else TITLES["perplexity"]
+    y_title = "top-1, %" + _sizes(path, "images") if better > 0 else TITLES["perplexity"] + _sizes(path, "tokens")
     layers = [
         _layer("front", {"type": "line", "strokeWidth": 7, "opacity": 0.22, "color": theme.text}, order="x"),
         _layer("sweeps", {"type": "line", "strokeWidth": 1.6, "strokeDash": [5, 4], "color": theme.quiet}, order="x",
@@ -141,11 +143,11 @@ def speed_chart(
         _rule("teacher", "x", theme),
         _rule("teacher", "y", theme),
         _layer("path", {"type": "line", "strokeWidth": 2}, order="step", detail="id", colour=True),
-        _layer("path", {"type": "point", "size": 34, "filled": True, "opacity": 0.75}, colour=True, tooltip=_PATH_TIPS),
-        _layer("latest", {"type": "point", "size": 150, "filled": True, "opacity": 1}, colour=True, tooltip=_PATH_TIPS),
+        _layer("path", {"type": "point", "size": 34, "filled": True, "opacity": 0.75}, colour=True, tooltip=told_by),
+        _layer("latest", {"type": "point", "size": 150, "filled": True, "opacity": 1}, colour=True, tooltip=told_by),
         _layer("starts", _text_mark(theme, 17), text="label"),
         _layer("teacher", {"type": "point", "shape": STAR, "size": 190, "filled": True, "opacity": 1,
-                           "color": theme.text}, tooltip=_TEACHER_TIPS),
+                           "color": theme.text}, tooltip=_teacher_tips(quantity)),
         _layer("teacher", _text_mark(theme, -16), text="label"),
         _layer("published", {"type": "point", "shape": "diamond", "size": 120, "filled": False, "strokeWidth": 2,
                              "color": theme.quiet}, tooltip=_PUBLISHED_TIPS),
@@ -163,8 +165,8 @@ def speed_chart(
 
 
 def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, height: int = 240) -> VegaChart:
-    """One line a run: the training loss as means over some steps, top-1 or the KL to the teacher at evaluations."""
-    phases = ("train",) if quantity == "loss" else EVALUATIONS
+    """One line a run: losses of training as means over some steps, top-1 or the KL to the teacher at evaluations."""
+    phases = ("train",) if quantity in LOSSES else EVALUATIONS
     lines = [
         {"id": curve.id, "label": curve.label, "colour": curve.colour, "x": row["step"], "y": row[quantity],
          "epoch": row.get("epoch"), "seconds": row.get("seconds")}
@@ -172,7 +174,7 @@ def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, 
     ]  # fmt: skip
     ends = list({entry["id"]: entry for entry in lines}.values())
     columns = ("id", "label", "colour", "x", "y", "epoch", "seconds")
-    mark = {"type": "line", "strokeWidth": 1.8, "point": False if quantity == "loss" else {"size": 30, "filled": True}}
+    mark = {"type": "line", "strokeWidth": 1.8, "point": False if quantity in LOSSES else {"size": 30, "filled": True}}
     tips = [
         _tip("label", "run"), _tip("x", "step", ",.0f"), _tip("y", TITLES[quantity], ".4g"),
         _tip("epoch", "epoch", ".2f"), _tip("seconds", "seconds of training", ",.0f"),
@@ -203,15 +205,23 @@ def _tip(name: str, title: str, form: str | None = None) -> Spec:
     return {"field": name, "title": title, **({"format": form} if form else {})}
 
 
-_PATH_TIPS = [
-    _tip("label", "run"), _tip("plan", "plan"), _tip("phase", "point"), _tip("y", "top-1, % (or perplexity)", ".2f"),
-    _tip("images", "test images", ",.0f"), _tip("x", "speed", ",.4g"), _tip("kl", "KL to the teacher, nats", ".4f"),
-    _tip("epoch", "epoch", ".2f"), _tip("step", "step", ",.0f"), _tip("seconds", "seconds of training", ",.0f"),
-]  # fmt: skip
-_TEACHER_TIPS = [
-    _tip("label", "teacher"), _tip("y", "top-1, % (or perplexity)", ".2f"), _tip("images", "test images", ",.0f"),
-    _tip("x", "speed, median over runs", ",.4g"), _tip("runs", "runs"), _tip("device", "device"),
-]  # fmt: skip
+def _path_tips(quantity: Quantity) -> list[Spec]:
+    return [
+        _tip("label", "run"), _tip("plan", "plan"), _tip("phase", "point"), _tip("y", TITLES[quantity], ".2f"),
+        _tip("images", _TESTED[quantity], ",.0f"), _tip("x", "speed", ",.4g"),
+        _tip("kl", "KL to the teacher, nats", ".4f"), _tip("epoch", "epoch", ".2f"), _tip("step", "step", ",.0f"),
+        _tip("seconds", "seconds of training", ",.0f"),
+    ]  # fmt: skip
+
+
+def _teacher_tips(quantity: Quantity) -> list[Spec]:
+    return [
+        _tip("label", "teacher"), _tip("y", TITLES[quantity], ".2f"), _tip("images", _TESTED[quantity], ",.0f"),
+        _tip("x", "speed, median over runs", ",.4g"), _tip("runs", "runs"), _tip("device", "device"),
+    ]  # fmt: skip
+
+
+_TESTED = {"top1": "test images", "perplexity": "test tokens"}
 _PUBLISHED_TIPS = [
     _tip("label", "published"), _tip("y", "top-1, %", ".2f"), _tip("x", "images/s, Titan Xp, batch 32", ",.1f"),
     _tip("note", "note"),
@@ -310,9 +320,9 @@ def _conditions(curves: Sequence[RunCurve]) -> str:
     return " · " + ", ".join(str(part) for part in parts if part)
 
 
-def _sizes(path: Sequence[Row]) -> str:
+def _sizes(path: Sequence[Row], what: str) -> str:
     sizes = {entry["images"] for entry in path if entry["images"]}
-    return f" of {sizes.pop():,} test images" if len(sizes) == 1 else ""
+    return f" of {sizes.pop():,} test {what}" if len(sizes) == 1 else ""
 
 
 def _spec(layers: list[Spec], theme: Theme, x: tuple[str, Spec], y: tuple[str, Spec], height: int) -> Spec:

@@ -134,6 +134,11 @@ class BlockRemovals(_Record):
         return ModelShape.from_dict(self.source_shape)
 
     @property
+    def samples(self) -> int:
+        """What the sums are divided by for a mean: images, or tokens of a text."""
+        return self.images * self.shape.answers
+
+    @property
     def least_depth(self) -> int:
         """The depth after the last removal."""
         return self.shape.depth - len(self.steps)

@@ -59,6 +59,11 @@ class ImportanceScores:
                 raise ScoresError(f"The scores of {key!r} contain NaN or infinity; score the model again.")
 
     @property
+    def samples(self) -> int:
+        """What the sums are divided by for a mean: images, or tokens of a text; at least 1."""
+        return max(self.images, 1) * self.shape.answers
+
+    @property
     def residual(self) -> Array:
         return self.values["residual"]
 

@@ -31,6 +31,14 @@ STANDARD: dict[str, Any] = {
 }  # fmt: skip
 
 
+class Readout(nn.Identity):
+    """What the output layer reads, named as a classifier is, so that the last feature is found in one way."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.in_features = width
+
+
 class GPT2(nn.Module):
     """Token ids (B, T) to logits of each next token (B, T, vocabulary); parameters are named as in GPT2LMHeadModel."""
 
@@ -39,10 +47,11 @@ class GPT2(nn.Module):
         from transformers import GPT2Model
 
         self.transformer: Any = GPT2Model(config)
+        self.head = Readout(config.n_embd)
 
     def forward(self, ids: Tensor) -> Tensor:
         stream = self.transformer(input_ids=ids, use_cache=False).last_hidden_state
-        return F.linear(stream, self.transformer.wte.weight)
+        return F.linear(self.head(stream), self.transformer.wte.weight)
 
 
 def language_shape(

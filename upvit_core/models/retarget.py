@@ -17,8 +17,11 @@ from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.config import complete_cfg
+from upvit_core.models.judge import refuse_language
 
 HeadChoice = Literal["auto", "new", "keep"]
+FINE_TUNING = "Fine-tuning on other images is defined for models of images"
+DISTIL = "distil it on the other text instead (distill --preset language --data TEXT)"
 HEADS = ("head.", "head_dist.")
 FIRST_CONVOLUTION = "patch_embed.proj.weight"
 POSITIONS = "pos_embed"
@@ -45,6 +48,7 @@ def retarget(
     A new head starts at zero, as in the fine-tuning of the first ViTs: every class is as likely.
     Raises UnsupportedModelError where `head="keep"` does not fit, or the image size is no multiple of the patch.
     """
+    refuse_language(loaded.shape, FINE_TUNING, DISTIL)
     old = loaded.shape
     count = len(class_names)
     if head == "keep" and count != old.num_classes:

@@ -108,6 +108,16 @@ class ModelShape:
         return self.family == "vit"
 
     @property
+    def is_language(self) -> bool:
+        """True for a model that reads tokens of a text and tells the next one."""
+        return self.family == "gpt2"
+
+    @property
+    def answers(self) -> int:
+        """Answers to one input: one to an image, one for every token of a block of text."""
+        return self.num_tokens if self.is_language else 1
+
+    @property
     def depths(self) -> tuple[int, ...]:
         """Blocks of each stage; of one, where there are no stages."""
         return tuple(stage.depth for stage in self.stages) or (self.depth,)

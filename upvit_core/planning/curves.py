@@ -99,11 +99,11 @@ def removal_curves(scores: ImportanceScores, *, heads: int | Sequence[int] | Non
             "and --reduction, or a preset."
         )
     chosen = resolve_heads(shape, heads)
-    images = max(scores.images, 1)
+    samples = scores.samples
     return Curves(
-        residual=_curve(scores.residual / images, 1, round_to),
-        attention=tuple(_curve(scores.attention(b) / images, h, round_to) for b, h in enumerate(chosen)),
-        ffn=tuple(_curve(scores.ffn(b) / images, 1, round_to) for b in range(shape.depth)),
+        residual=_curve(scores.residual / samples, 1, round_to),
+        attention=tuple(_curve(scores.attention(b) / samples, h, round_to) for b, h in enumerate(chosen)),
+        ffn=tuple(_curve(scores.ffn(b) / samples, 1, round_to) for b in range(shape.depth)),
         heads=chosen,
         shape=shape,
     )
@@ -121,4 +121,4 @@ def predicted_loss(scores: ImportanceScores, plan: PruningPlan) -> float:
     lost = {key: np.maximum(values, 0) for key, values in scores.values.items()}
     total = sum(float(values.sum()) for values in lost.values())
     total -= sum(float(values[list(plan.kept(key))].sum()) for key, values in lost.items())
-    return max(total, 0.0) / max(scores.images, 1)
+    return max(total, 0.0) / scores.samples

@@ -55,11 +55,10 @@ def best_over_depth(
             f"The depth scores belong to {removals.model or 'another model'}, not to {scores.model or 'this one'}; "
             "score half-blocks and channels of one model, both whole."
         )
-    images = max(removals.images, 1)
     found, refused = [], None
     for depth in range(scores.shape.depth, removals.least_depth - 1, -1):
         shallow = depth < scores.shape.depth
-        lost = removals.step_to(depth).kl / images if shallow else 0.0
+        lost = removals.step_to(depth).kl / removals.samples if shallow else 0.0
         try:
             best = best_plan(scores_at(scores, removals, depth) if shallow else scores, budget, **choices)
         except PlanError as error:

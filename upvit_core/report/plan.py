@@ -11,6 +11,7 @@ from upvit_core.figures.heatmaps import strips
 from upvit_core.figures.merging import merging
 from upvit_core.figures.theme import LIGHT
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -31,7 +32,10 @@ def counted(plan: PruningPlan) -> list[tuple[str, str]]:
     """Parameters and MACs before and after, exactly."""
     before, after = plan.shape_before, plan.shape_after
     rows = []
-    for name, count in (("Parameters, counted", count_parameters), ("MACs of one image, counted", count_macs)):
+    for name, count in (
+        ("Parameters, counted", count_parameters),
+        (f"MACs of one {judge_of(before).item}, counted", count_macs),
+    ):
         was, now = count(before), count(after)
         rows.append((name, f"{now:,} of {was:,}: {was / now:.2f} times fewer"))
     return rows
@@ -97,7 +101,7 @@ def plan_report(
     rows = counted(plan)
     if scores is not None and scores.basis == plan.basis:
         removed = predicted_loss(scores, plan)
-        rows.append(("Score removed, summed (estimate of the KL)", f"{removed:.4g} nats an image"))
+        rows.append(("Score removed, summed (estimate of the KL)", f"{removed:.4g} {judge_of(before).nats}"))
     page.pairs([*rows, *((m.name, f"{m.value} · {m.how}") for m in measured)])
     page.heading("What stays")
     page.pairs(widths(plan))

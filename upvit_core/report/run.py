@@ -11,6 +11,7 @@ import numpy as np
 from upvit_core.figures.lesson import learning
 from upvit_core.figures.theme import LIGHT, Chart, axis, drawn
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import IMAGES, TEXT, Judge
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.report.page import Page
 from upvit_core.report.plan import add_plan, counted, widths
@@ -49,15 +50,23 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
     seen = [row for row in rows if row.get("phase") in EVALUATED and row.get("top1") is not None]
     plan = _plan(run.model / "plan.json", spec.plan)
     told = counted(plan) if plan else []
-    told += [(f"Top-1, {_phase(row)}", _evaluation(row)) for row in (seen[:1] + seen[-1:] if len(seen) > 1 else seen)]
+    judge = TEXT if any("perplexity" in row for row in rows) else IMAGES
+    told += [
+        (f"{judge.name}, {_phase(row)}", _evaluation(row, judge))
+        for row in (seen[:1] + seen[-1:] if len(seen) > 1 else seen)
+    ]
     teacher = next((row for row in rows if row.get("phase") == "teacher"), None)
-    told += [("Top-1, teacher", _evaluation(teacher))] if teacher else []
+    told += [(f"{judge.name}, teacher", _evaluation(teacher, judge))] if teacher else []
     speeds = [row for row in rows if row.get("images_per_s") and row.get("phase") in ("teacher", "surgery")]
-    told += [(f"Images/s, {_phase(row)}", f"{row['images_per_s']:,.0f} on {row.get('device', '?')}") for row in speeds]
+    told += [
+        (f"{judge.items.capitalize()}/s, {_phase(row)}", f"{row['images_per_s']:,.0f} on {row.get('device', '?')}")
+        for row in speeds
+    ]
     page.pairs([*told, ("Training", f"{state.step:,} of {state.total_steps:,} steps, {state.seconds:,.0f} s")])
     if seen:
-        goal = teacher["top1"] if teacher else state.teacher_top1
-        page.chart(learning([row["step"] for row in seen], [row["top1"] for row in seen], goal, LIGHT, height=320))
+        goal = teacher[judge.key] if teacher else None if judge is TEXT else state.teacher_top1
+        values = [row[judge.key] for row in seen]
+        page.chart(learning([row["step"] for row in seen], values, goal, LIGHT, judge=judge, height=320))
     trained = [row for row in rows if row.get("phase") == "train" and row.get("loss") is not None]
     if trained:
         page.chart(losses(trained))
@@ -98,7 +107,9 @@ def _phase(row: Row) -> str:
     return names.get(str(row["phase"]), f"after {row['step']:,} steps")
 
 
-def _evaluation(row: Row) -> str:
-    text = f"{row['top1']:.2f} % of {row['images']:,} test images" if row.get("images") else f"{row['top1']:.2f} %"
+def _evaluation(row: Row, judge: Judge) -> str:
+    text = judge.told(row[judge.key], 2)
+    if row.get("images"):
+        text += f" {'of' if judge is IMAGES else 'on'} {row['images']:,} test {judge.samples}"
     kl = row.get("kl_teacher")
-    return text + (f"; KL to the teacher {kl:.4g} nats an image" if kl is not None else "")
+    return text + (f"; KL to the teacher {kl:.4g} {judge.nats}" if kl is not None else "")

@@ -16,7 +16,8 @@ from upvit_core.data import ImageSet, open_images
 from upvit_core.errors import RunError
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
-from upvit_core.models.retarget import retarget
+from upvit_core.models.judge import refuse_language
+from upvit_core.models.retarget import DISTIL, FINE_TUNING, retarget
 from upvit_core.models.shape import ModelShape
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.runs.control import Control
@@ -107,6 +108,7 @@ def _finetuning(spec: RunSpec, saved: dict[str, Any] | None, control: Control, d
     assert spec.student is not None
     control.stage("loading the model")
     model = _opened(spec.student, device)
+    refuse_language(model.shape, FINE_TUNING, DISTIL)
     control.stage("opening the images")
     opening = partial(open_images, spec.data, root=spec.data_root)
     classes = opening("train", pretrained_cfg=model.pretrained_cfg).class_names
