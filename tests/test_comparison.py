@@ -24,7 +24,7 @@ def test_rows_equal_doing_it_by_hand() -> None:
     )
     assert first.overlap == {"residual": 1.0, "attention": 1.0, "ffn": 1.0}
     assert 0.2 < other.overlap["ffn"] < 0.8
-    assert first.top1 > other.top1
+    assert first.value > other.value
     student = prune(loaded.model, loaded.shape, plan(score(loaded, train, "fisher", n=32)))
     right, total_kl = 0, 0.0
     with torch.no_grad():
@@ -32,5 +32,5 @@ def test_rows_equal_doing_it_by_hand() -> None:
             p, q = student(x).double().softmax(-1), loaded.model(x).double().softmax(-1)
             right += int((p.argmax(-1) == y).sum())
             total_kl += float((q * (q / p).log()).sum())
-    assert abs(first.top1 - 100 * right / len(test)) < 1e-9
+    assert abs(first.value - 100 * right / len(test)) < 1e-9
     assert abs(first.kl - total_kl / len(test)) < 1e-6 * first.kl + 1e-9

@@ -50,13 +50,13 @@ def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
         )
         return Card("Speed-up", words.times(result.ratio), note, MEASURED)
     if not model.shape.is_plain:
-        return Card("Speed-up", "—", "estimated for plain ViTs only; press Measure")
+        return Card("Speed-up", "—", facts.NOT_TIMED)
     known, batch = device.calibration(), device.batch_of(model)
     if known is None:
         return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")
     before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
     if before is None or after is None:
-        return Card("Speed-up", "—", facts.STAGES)
+        return Card("Speed-up", "—", facts.NOT_TIMED)
     note = f"{device.error_words(known)}, {known.device}, batch {batch}, {known.dtype}"
     return Card("Speed-up", words.times(before / after), note, ESTIMATED)
 
@@ -106,7 +106,7 @@ def numbers(model: Opened, plan: PruningPlan, spec: str, found: Measured) -> Non
     """Four cards; while one is being measured they are brought up to date by themselves, in place."""
     before, after = model.shape, plan.shape_after
     params, macs = count_parameters(after), count_macs(after)
-    stock = "; stock timm opens it" if after.is_uniform else ""
+    stock = f"; stock {after.library} opens it" if after.is_uniform else ""
 
     def draw() -> None:
         cards(
@@ -217,9 +217,9 @@ with frame.page(
     left, right = st.columns([0.25, 0.75], gap="medium")
     with left:
         whatif.preset_picker(model.shape)
-        if model.shape.is_plain:
-            with presenter.folded("How"):
-                whatif.way_controls(model.shape, model.has_weights and bool(spec))
+        with presenter.folded("How"):
+            whatif.way_controls(model.shape, model.has_weights and bool(spec))
+            if not model.shape.stages:
                 blocks_table.spread_controls(model.shape, scores)
         now = whatif.controls(model.shape)
         shown, finding = scoring.planning(model, scores, now, spec)
@@ -245,7 +245,7 @@ with frame.page(
                 st.error(job.error)
         if shown is not None:
             charts.show(strips(shown, plan, charts.theme()), "strips")
-            if model.shape.is_plain and now.depth is None:
+            if not model.shape.stages and now.depth is None:
                 with st.expander(
                     "Block by block", icon=":material/table_rows:", expanded=bool(now.widths), key="block-by-block",
                     on_change="rerun",

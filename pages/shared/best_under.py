@@ -14,15 +14,17 @@ from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.best import BestPlan, Budget, Family, best_plan
 from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.staged import best_shares
 from upvit_core.planning.widths import widths_of
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 FAMILIES: dict[Family, str] = {
     "best": "every block its own widths",
     "uniform": "equal shares in all blocks",
-    "stock": "a shape of stock timm",
+    "stock": "a shape of stock {library}",
 }
 FOUND = "best-found"
 
@@ -50,12 +52,13 @@ def panel(model: Opened, scores: ImportanceScores | None, now: WhatIf, plan: Pru
         if scores is None:
             st.caption("Needs scores: make them on Importance.")
             return
-        if not model.shape.is_plain:
-            st.caption("A budget is searched for plain ViTs; here the sliders set equal shares in all stages.")
-            return
+        if model.shape.stages:
+            st.caption("One share of each component, the same in all stages: what a stage costs depends on the others.")
         limits = inputs(model, plan)
-        family = st.radio("Among", list(FAMILIES), format_func=FAMILIES.__getitem__, key="budget-family",
-                          persist_state="session")  # fmt: skip
+        family = st.radio(
+            "Among", families(model), format_func=lambda family: family_name(model, family), key="budget-family",
+            persist_state="session",
+        )  # fmt: skip
         own = model.shape.num_heads
         if now.heads is not None and own is not None and now.heads != own:
             st.caption(f"With {now.heads} heads, as the slider says; scores cannot foretell what merging {own} does.")
@@ -75,14 +78,18 @@ def inputs(model: Opened, plan: PruningPlan) -> dict[str, float]:
     limits: dict[str, float] = {}
     shape = plan.shape_after
     full = {"params": count_parameters(model.shape), "macs": count_macs(model.shape)}
+    one = f"MACs of one {judge_of(model.shape).item}"
     for name, label, value in (
-        ("params", "Parameters", count_parameters(shape)), ("macs", "MACs of one image", count_macs(shape)),
+        ("params", "Parameters", count_parameters(shape)), ("macs", one, count_macs(shape)),
     ):  # fmt: skip
         suffix, scale = ("G", 1e9) if full[name] >= 2e9 else ("M", 1e6)
         key, ticked = f"{name}-{model.source}", name == "params"
         given = _limit(key, f"{label}, {suffix}", value / scale, full[name] / scale, ticked)
         if given is not None:
             limits[name] = (given + 5e-5) * scale
+    if not model.shape.is_plain:
+        st.caption("Time is estimated for plain ViTs only; press Measure for the plan that is found.")
+        return limits
     batch = device.batch_of(model)
     now, before = (device.milliseconds(s, batch) for s in (shape, model.shape))
     if now is None or before is None:
@@ -109,26 +116,52 @@ def find(model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str,
     """Solve for the family asked for and, to compare, for the others; then move the sliders."""
     began = time.perf_counter()
     try:
-        solved = {family: _solve(model, scores, now, limits, family)}
+        with st.spinner("Searching…"):
+            solved = {family: _solve(model, scores, now, limits, family)}
     except PlanError as error:
         st.warning(str(error))
         return
     seconds = time.perf_counter() - began
-    for other in FAMILIES:
+    for other in families(model):
         if other not in solved and (other != "uniform" or model.shape.embed_dim < 400):
             try:
                 solved[other] = _solve(model, scores, now, limits, other)
             except PlanError:
                 continue
     st.session_state[FOUND] = Answer(model.source, limits, family, solved, seconds)
-    widths = widths_of(solved[family].plan.shape_after)
-    st.session_state["move-to"] = whatif.of_widths(widths, model.shape, replace(now, widths=""))
+    best = solved[family].plan
+    if model.shape.stages:
+        st.session_state["move-to"] = replace(now, **_shares(best))
+    else:
+        widths = widths_of(best.shape_after)
+        st.session_state["move-to"] = whatif.of_widths(widths, model.shape, replace(now, widths=""))
     st.rerun()
+
+
+def family_name(model: Opened, family: Family) -> str:
+    return FAMILIES[family].format(library=model.shape.library)
+
+
+def families(model: Opened) -> list[Family]:
+    """In a model of stages all shares are equal."""
+    return [family for family in FAMILIES if family != "best" or not model.shape.stages]
+
+
+def _shares(plan: PruningPlan) -> dict[str, int]:
+    """The sliders of a plan of equal shares, in percent."""
+    asked = plan.requested
+    found = {key: round(100 * asked[key]) for key in ("residual", "attention", "ffn")}
+    if "reduction" in plan.shape_before.components:
+        found["reduction"] = round(100 * asked.get("reduction", asked["residual"]))
+    return found
 
 
 def _solve(
     model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family
 ) -> BestPlan:  # fmt: skip
+    if model.shape.stages:
+        found = best_shares(scores, limits, stock=family == "stock")
+        return BestPlan(found.plan, found.predicted, found.predicted, found.params, found.macs, None)
     basis = "directions" if scores.basis == "directions" else now.basis
     return best_plan(
         scores, Budget(**limits), family=family, latency=device.latency(model), heads=now.heads,
@@ -142,20 +175,20 @@ def answer(model: Opened, scores: ImportanceScores | None, plan: PruningPlan) ->
     if found is None or found.source != model.source or scores is None:
         return
     best = found.found[found.chosen]
-    if widths_of(best.plan.shape_after) != widths_of(plan.shape_after):
+    if best.plan.shape_after != plan.shape_after:
         return
     unit = "nats" if in_nats(scores) else scores.unit or "of score"
     gap = "the least possible, exactly" if best.gap == 0 else f"at most {best.gap:.2g} above the least possible"
     st.success(
-        f"Best within {_limits(found.limits)}, {FAMILIES[found.chosen]}: predicted KL {best.predicted:.3g} {unit}, "
+        f"Best within {_limits(found.limits)}, {family_name(model, found.chosen)}: predicted KL {best.predicted:.3g} {unit}, "
         f"{gap}; found in {found.seconds:.2f} s.",
         icon=":material/target:",
     )
     rows = []
     for family, other in found.found.items():
         row = {
-            "Among": FAMILIES[family], f"Predicted KL, {unit}": other.predicted, "Parameters": other.params,
-            "MACs": other.macs, "Stock timm": other.plan.shape_after.is_uniform,
+            "Among": family_name(model, family), f"Predicted KL, {unit}": other.predicted, "Parameters": other.params,
+            "MACs": other.macs, f"Stock {model.shape.library}": other.plan.shape_after.is_uniform,
         }  # fmt: skip
         if other.latency_ms is not None:
             row["Time, ms (estimated)"] = other.latency_ms

@@ -58,12 +58,14 @@ def predicted_card(scores: ImportanceScores | None, plan: PruningPlan) -> Card:
 def latency_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
     name = f"Time, batch {batch}"
+    if not model.shape.is_plain:
+        return Card(name, "—", NOT_TIMED)
     known = device.calibration()
     if known is None:
         return Card(name, "—", "not calibrated")
     before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
     if before is None or after is None:
-        return Card(name, "—", STAGES)
+        return Card(name, "—", NOT_TIMED)
     speed = f"{words.short(1e3 * batch / after, 0)} {judge_of(plan.shape_before).items}/s"
     note = f"of {before:.3g} ms; {speed}; {device.error_words(known)}"
     return Card(name, f"{after:.3g} ms", note, ESTIMATED)
@@ -71,8 +73,8 @@ def latency_card(model: Opened, plan: PruningPlan) -> Card:
 
 def memory_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
-    if not model.shape.is_plain:
-        return Card(f"Memory, batch {batch}", "—", STAGES)
+    if model.shape.is_language:
+        return Card(f"Memory, batch {batch}", "—", "memory is estimated for models of images only")
     before, after = (estimate_memory(shape, batch) for shape in (plan.shape_before, plan.shape_after))
     note = f"weights {size(after.weights)} + activations at most {size(after.activations)}; was {size(before.total)}"
     return Card(f"Memory, batch {batch}", size(after.total), note, ESTIMATED)
@@ -89,7 +91,7 @@ def size(count: int) -> str:
 def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job | None:
     """What the best shape of stock timm loses more than the best of all, at the MACs of this plan."""
     shallow = plan.shape_after.depth < plan.shape_before.depth
-    if scores is None or not in_nats(scores) or scores.criterion == "none" or not plan.shape_before.is_plain or shallow:
+    if scores is None or not in_nats(scores) or scores.criterion == "none" or plan.shape_before.stages or shallow:
         return None
     shape = plan.shape_after
     key = f"stock {scores.digest} {count_macs(shape)} {now.heads} {now.round_to} {plan.basis}"
@@ -111,20 +113,20 @@ def compatibility(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> t
 
 
 def stock_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
-    opens = plan.shape_after.is_uniform
+    opens, name = plan.shape_after.is_uniform, f"Stock {plan.shape_after.library}"
     value = "opens it" if opens else "cannot"
     if job is None:
-        return Card("Stock timm", value, "equal blocks, attention as wide as the residual" if opens else WHY_NOT)
+        return Card(name, value, "equal blocks, attention as wide as the residual" if opens else WHY_NOT)
     if job.state != "done":
-        return Card("Stock timm", value, "what such a shape costs: being computed", stale=job.active)
+        return Card(name, value, "what such a shape costs: being computed", stale=job.active)
     if job.result is None:
-        return Card("Stock timm", value, "no stock shape has so few MACs")
+        return Card(name, value, "no stock shape has so few MACs")
     stock, best = job.result
     note = f"at these MACs its best shape costs {max(stock - best, 0):.2g} nats more ({stock:.2g}, not {best:.2g})"
-    return Card("Stock timm", value, note, ESTIMATED)
+    return Card(name, value, note, ESTIMATED)
 
 
-STAGES = "not estimated for models of stages; press Measure"
+NOT_TIMED = "time is estimated for plain ViTs only; press Measure"
 WHY_NOT = "it wants equal blocks, attention as wide as the residual; this studio opens it"
 
 

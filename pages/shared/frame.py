@@ -53,7 +53,8 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
             icon=":material/error:",
         )
     if title in terms.OF_PAGE:
-        st.html(terms.line(terms.OF_PAGE[title]))
+        now = st.session_state.get("shown")
+        st.html(terms.line(terms.OF_PAGE[title], of_text=now is not None and now[0].shape.is_language))
     with place:
         left, right = st.columns([0.8, 0.2], vertical_alignment="center")
         with left:

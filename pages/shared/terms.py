@@ -74,6 +74,8 @@ TERMS = (
          "Multiply-accumulates of a forward pass, QKᵀ and AV included; FLOPs are about twice as many.", TRADEOFF),
     Term("throughput", "Images/s", "How many images are classified in a second, on this device.",
          "Batch size divided by the median time of a batch, models in turns.", RUNS, ("Speed-up",)),
+    Term("perplexity", "Perplexity", "Between how many tokens a language model wavers, on average, for the next one.",
+         "exp of the mean cross-entropy of the next token, over the tokens of a text it was not trained on.", MODEL),
     Term("top1", "Top-1", "The share of images whose likeliest class is the right one.",
          "Percent of evaluation images with argmax p = y.", MODEL),
     Term("front", "Front", "The plans that no other plan beats in both cost and loss.",
@@ -153,6 +155,8 @@ def link(key: str, text: str = "") -> str:
     return f'<a class="term" href="glossary#term-{key}" target="_blank">{escape(text or BY_KEY[key].name)}</a>'
 
 
-def line(keys: Iterable[str]) -> str:
-    """The terms of a page in one line of links."""
+def line(keys: Iterable[str], *, of_text: bool = False) -> str:
+    """The terms of a page in one line of links; `of_text`: perplexity in place of what only images have."""
+    if of_text:
+        keys = [{"top1": "perplexity"}.get(key, key) for key in keys if key != "patch"]
     return '<p class="terms">In the glossary: ' + " · ".join(map(link, keys)) + "</p>"

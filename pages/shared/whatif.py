@@ -17,6 +17,7 @@ import streamlit as st
 from pages.shared import block_records
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import ModelShape
 from upvit_core.planning.allocate import plan_allocated
 from upvit_core.planning.curves import Widths
@@ -113,13 +114,13 @@ class WhatIf:
 
     def widths_of(self, scores: ImportanceScores) -> PruningPlan:
         """All blocks, at the nearest legal widths."""
-        if not scores.shape.is_plain:
+        if scores.shape.stages:
             reduction = None if self.reduction in (None, self.residual) else self.reduction / 100  # type: ignore[operator]
             return plan_uniform(
                 scores, residual=self.residual / 100, attention=self.attention / 100, ffn=self.ffn / 100,
                 reduction=reduction, heads=self.heads, snap=True,
             )  # fmt: skip
-        basis = "directions" if scores.basis == "directions" else self.basis
+        basis = "directions" if scores.basis == "directions" else self.basis if scores.shape.is_plain else "channels"
         if self.widths:
             return plan_from_widths(scores, self.widths, basis=basis)
         ratios = {"residual": self.residual / 100, "attention": self.attention / 100, "ffn": self.ffn / 100}
@@ -367,10 +368,14 @@ def basis_control(shape: ModelShape, possible: bool) -> None:
 
 def way_controls(shape: ModelShape, possible: bool) -> None:
     """What is removed, and whether least squares mend the cut; both need weights and images."""
-    basis_control(shape, possible)
+    if shape.is_plain:
+        basis_control(shape, possible)
+    st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
     st.toggle(
         "Repair", key="repair", bind="query-params", disabled=not possible,
-        help="After the cut, each layer's output is fitted to the original's by least squares on images. No training.",
+        help="After the cut, each layer's output is fitted to the original's by least squares on "
+        f"{judge_of(shape).items}. No training."
+        + ("" if shape.is_plain else " Directions, the other way to cut, are defined for plain ViTs only."),
     )  # fmt: skip
 
 

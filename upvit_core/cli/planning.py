@@ -160,6 +160,8 @@ def _within(
     if has_ratios:
         raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
     budget = Budget.parse(texts)
+    if record.shape.stages:
+        return _within_stages(record, budget.limits(), allocation, heads, round_to, depth_scores)
     latency = None
     if budget.latency_ms is not None or calibration is not None:
         latency = _latency(record.shape, batch_size, calibration)
@@ -184,6 +186,26 @@ def _within(
         except PlanError:
             values[f"{predicted}_stock_timm"] = None
     return best.plan, values
+
+
+def _within_stages(
+    record: ImportanceScores, limits: dict[str, float], allocation: str, heads: int | None, round_to: int,
+    depth_scores: Path | None,
+) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
+    """The best equal shares: in a model of stages, no width of a block is independent of the others' in cost."""
+    from upvit_core.errors import PlanError
+    from upvit_core.planning.staged import best_shares
+
+    asked = {"--heads": heads is not None, "--round-to": round_to > 1, "--depth-scores": depth_scores is not None,
+             f"--allocation {allocation}": allocation not in ("best", "uniform", "stock")}  # fmt: skip
+    if refused := [name for name, given in asked.items() if given]:
+        raise PlanError(
+            f"{', '.join(refused)} with a budget is defined for models without stages; {record.shape.name} takes equal "
+            "shares of each component: leave it out."
+        )
+    found = best_shares(record, limits, stock=allocation == "stock")
+    predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
+    return found.plan, {predicted: found.predicted, **{f"{k}_removed": v / 100 for k, v in found.percents.items()}}
 
 
 def _latency(shape: ModelShape, batch_size: int, path: Path | None) -> LatencyParts:

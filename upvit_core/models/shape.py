@@ -113,6 +113,11 @@ class ModelShape:
         return self.family == "gpt2"
 
     @property
+    def library(self) -> str:
+        """The library whose own classes build it where the widths allow."""
+        return "transformers" if self.is_language else "timm"
+
+    @property
     def answers(self) -> int:
         """Answers to one input: one to an image, one for every token of a block of text."""
         return self.num_tokens if self.is_language else 1

@@ -59,6 +59,27 @@ def plan_uniform(
     builds). Raises PlanError for a ratio outside [0, 1), heads that do not divide, or widths that heads do not divide.
     """
     shape = scores.shape
+    widths, counts = uniform_widths(
+        shape, residual=residual, attention=attention, ffn=ffn, reduction=reduction, heads=heads, snap=snap
+    )  # fmt: skip
+    requested: dict[str, Any] = {"residual": residual, "attention": attention, "ffn": ffn, "heads": heads,
+                                 "allocation": "uniform"}  # fmt: skip
+    if reduction is not None:
+        requested["reduction"] = reduction
+    return plan_groups(scores, widths, counts, requested=requested, basis=basis)
+
+
+def uniform_widths(
+    shape: ModelShape,
+    *,
+    residual: float = 0.0,
+    attention: float = 0.0,
+    ffn: float = 0.0,
+    reduction: float | None = None,
+    heads: int | None = None,
+    snap: bool = False,
+) -> tuple[dict[str, int], dict[int, int]]:
+    """Widths by key and heads by block of `plan_uniform`; raises as it does."""
     target = heads if heads is not None else shape.num_heads
     if target is not None and target not in common_head_counts(shape.blocks):
         options = ", ".join(str(n) for n in common_head_counts(shape.blocks))
@@ -77,11 +98,7 @@ def plan_uniform(
         if group.component == "residual" and not shape.stages:
             multiple = target or 1
         widths[group.key] = kept_channels(group.width, ratios[group.component], multiple, snap=snap)
-    requested: dict[str, Any] = {"residual": residual, "attention": attention, "ffn": ffn, "heads": heads,
-                                 "allocation": "uniform"}  # fmt: skip
-    if reduction is not None:
-        requested["reduction"] = reduction
-    return plan_groups(scores, widths, counts, requested=requested, basis=basis)
+    return widths, counts
 
 
 def plan_preset(scores: ImportanceScores, preset: str, *, basis: str = "channels") -> PruningPlan:

@@ -1,0 +1,143 @@
+"""A language model in every view: perplexity with its interval, means over tokens, sentences for what it lacks."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+pytest.importorskip("transformers")
+
+from language.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, tiny_gpt2, tokens, write_text
+from upvit_core.cli import app
+from upvit_core.data import open_images
+from upvit_core.distillation import last_feature
+from upvit_core.evaluation import evaluate, score_logits
+from upvit_core.figures.runs import RunCurve, speed_chart, step_chart
+from upvit_core.figures.theme import LIGHT
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.build import build_model
+from upvit_core.models.checkpoint import load_model, save_model
+from upvit_core.models.gpt2 import language_shape
+from upvit_core.models.judge import IMAGES, TEXT, judge_of
+from upvit_core.models.shape import BlockShape, deit_shape
+from upvit_core.planning.best import Budget, best_plan
+from upvit_core.planning.curves import predicted_loss
+
+CFG = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shape = language_shape(
+        "letters", vocabulary=VOCABULARY, context=CONTEXT, embed_dim=16, blocks=(BlockShape(4, 16, 32),) * 2
+    )
+    folder = tmp_path_factory.mktemp("lm")
+    save_model(build_model(shape, seed=0).eval(), folder, shape=shape, pretrained_cfg=CFG, name="letters")
+    write_text(folder / "text.txt")
+    return folder
+
+
+def test_each_model_has_its_judge() -> None:
+    _, shape = tiny_gpt2()
+    assert judge_of(shape) is TEXT
+    assert judge_of(deit_shape("tiny")) is IMAGES
+    assert (TEXT.nats, TEXT.items, IMAGES.nats, IMAGES.items) == (
+        "nats a token", "blocks of text", "nats an image", "images",
+    )  # fmt: skip
+
+
+def test_the_interval_of_perplexity_is_that_of_the_mean_loss() -> None:
+    logits = torch.randn(400, 9, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(400) % 9
+    result = score_logits(logits, labels)
+    losses = [-math.log(torch.softmax(row.double(), 0)[label]) for row, label in zip(logits, labels, strict=True)]
+    mean, half = np.mean(losses), 1.959964 * np.std(losses, ddof=1) / 20
+    assert TEXT.value(result) == pytest.approx(math.exp(mean))
+    assert TEXT.interval(result) == pytest.approx((math.exp(mean - half), math.exp(mean + half)))
+
+
+def test_means_are_over_tokens_and_budgets_are_met() -> None:
+    _, shape = tiny_gpt2()
+    rng = np.random.default_rng(0)
+    values = {group.key: rng.random(group.width) for group in shape.groups}
+    scores = ImportanceScores(values, "kl", "nats, summed over images", shape, images=5)
+    best = best_plan(scores, Budget(params=2500))
+    kept = {group.key: set(best.plan.kept(group.key)) for group in shape.groups}
+    gone = sum(v for key, row in values.items() for i, v in enumerate(row) if i not in kept[key])
+    assert best.params <= 2500
+    assert predicted_loss(scores, best.plan) == pytest.approx(gone / (5 * CONTEXT))
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (["export", "{lm}", "--out", "{out}/x.onnx"], "ONNX export is defined for models of images"),
+        (["export", "{lm}", "--backbone", "--out", "{out}/b.onnx"], "A backbone without a head"),
+        (["export", "{lm}", "--backbone", "--format", "timm", "--out", "{out}/b"], "A backbone without a head"),
+        (["finetune", "{lm}", "--data", "{lm}/text.txt", "--epochs", "1", "--out", "{out}/runs"], "Fine-tuning"),
+    ],
+)
+def test_what_only_images_have_is_refused_in_a_sentence(
+    command: list[str], told: str, folder: Path, tmp_path: Path
+) -> None:
+    result = CliRunner().invoke(app, [part.format(lm=folder, out=tmp_path) for part in command])
+    assert result.exit_code != 0
+    assert str(result.exception).startswith(told)
+    assert "letters reads text" in str(result.exception)
+    assert not list(tmp_path.iterdir())
+
+
+def test_criteria_are_compared_by_perplexity(folder: Path) -> None:
+    command = ["compare", str(folder), "--data", str(folder / "text.txt"), "--criteria", "fisher,l1", "--images", "8"]
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
+    assert "Perplexity" in result.stdout
+    assert "top-1" not in result.stdout.lower()
+    rows = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)["criteria"]
+    assert {row["judged_by"] for row in rows} == {"perplexity"}
+    assert all(row["interval"][0] < row["value"] < row["interval"][1] for row in rows)
+
+
+def test_evaluate_tells_perplexity_alone(folder: Path) -> None:
+    command = ["evaluate", str(folder), "--data", str(folder / "text.txt"), "--json"]
+    told = json.loads(CliRunner().invoke(app, command).stdout)
+    loaded = load_model(folder)
+    text = open_images(str(folder / "text.txt"), "val", pretrained_cfg=loaded.pretrained_cfg)
+    result = evaluate(loaded.model, text.batches(8))
+    assert told["perplexity"] == pytest.approx(result.perplexity)
+    assert told["tokens"] == result.images
+    assert not {"top1", "images"} & set(told)
+
+
+def test_a_passage_is_the_text_before_the_token(folder: Path) -> None:
+    loaded, whole = load_model(folder), (folder / "text.txt").read_text()
+    text = open_images(str(folder / "text.txt"), "train", pretrained_cfg=loaded.pretrained_cfg)
+    assert text.passage(2, 3).replace(" ", "") == whole[2 * CONTEXT : 2 * CONTEXT + 4].replace(" ", "")
+    assert text.token(int(text.block(2)[4])).replace("␣", " ") == whole[2 * CONTEXT + 4]
+
+
+def test_the_last_feature_is_what_the_output_layer_reads() -> None:
+    model, _ = tiny_gpt2()
+    with torch.no_grad(), last_feature(model) as seen:
+        logits = model(tokens(2))
+    assert torch.allclose(seen[0] @ model.transformer.wte.weight.T, logits)
+
+
+def test_charts_of_runs_name_perplexity_and_the_features_curve() -> None:
+    rows = [
+        {"phase": "surgery", "step": 0, "top1": 10.0, "perplexity": 30.0, "images_per_s": 9.0, "images": 70},
+        {"phase": "train", "step": 5, "loss": 3.0, "features": 0.5},
+        {"phase": "final", "step": 9, "top1": 20.0, "perplexity": 20.0, "images_per_s": 9.0, "images": 70},
+    ]
+    curves = [RunCurve("a", "a", "#000000", rows)]
+    chart = speed_chart(curves, LIGHT)
+    own = [layer for layer in chart.spec["layer"] if layer["data"]["name"] != "published"]
+    assert "top-1" not in json.dumps(own).lower()
+    assert "perplexity a token, less is better of 70 test tokens" in json.dumps(chart.spec)
+    lines = step_chart(curves, "features", LIGHT).datasets["lines"]
+    assert (lines["x"].tolist(), lines["y"].tolist()) == ([5], [0.5])

@@ -1,0 +1,88 @@
+"""Budgets of a model of stages against trying every share by hand."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from upvit_core.cli import app
+from upvit_core.errors import PlanError
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import pvt_shape
+from upvit_core.planning import staged
+from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.select import uniform_widths
+from upvit_core.profiling.macs import count_macs, count_parameters
+
+
+@pytest.fixture(scope="module")
+def scores() -> ImportanceScores:
+    shape, rng = pvt_shape("b0", img_size=(64, 64), num_classes=10), np.random.default_rng(0)
+    weight = {"residual": 20.0, "attention": 1.0, "ffn": 0.3, "reduction": 2.0}
+    values = {g.key: weight[g.component] * rng.lognormal(0, 1, g.width) for g in shape.groups}
+    return ImportanceScores(values, "kl", "nats, summed over images", shape, images=10)
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_no_shares_tried_by_hand_lose_less(
+    scores: ImportanceScores, stock: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, few = scores.shape, 6
+    monkeypatch.setattr(staged, "PERCENTS", np.arange(few))
+    limits = {"params": 0.93 * count_parameters(shape), "macs": 0.94 * count_macs(shape)}
+    lowest = np.inf
+    for r, a, f, d in product(range(few), repeat=4):
+        if stock and not r == a == d:
+            continue
+        ratios = {"residual": r / 100, "attention": a / 100, "ffn": f / 100}
+        widths, _ = uniform_widths(shape, **ratios, **({} if d == r else {"reduction": d / 100}), snap=True)
+        after = shape.with_widths(widths)
+        if count_parameters(after) > limits["params"] or count_macs(after) > limits["macs"]:
+            continue
+        lost = 0.0
+        for group in shape.groups:
+            heads = group.heads if group.component == "attention" else 1
+            gone = (group.width - widths[group.key]) // heads
+            lost += np.sort(scores.values[group.key].reshape(heads, -1), axis=1)[:, :gone].sum()
+        lowest = min(lowest, lost / 10)
+    found = staged.best_shares(scores, limits, stock=stock)
+    assert np.isfinite(lowest)
+    assert found.predicted == pytest.approx(lowest)
+    assert found.predicted == pytest.approx(predicted_loss(scores, found.plan))
+    after = found.plan.shape_after
+    assert (found.params, found.macs) == (count_parameters(after), count_macs(after))
+    assert found.params <= limits["params"]
+    assert found.macs <= limits["macs"]
+    assert after.is_uniform or not stock
+
+
+def test_limits_hold_over_the_whole_range_and_what_cannot_be_is_said(scores: ImportanceScores) -> None:
+    full = count_macs(scores.shape)
+    losses = []
+    for share in (0.7, 0.4, 0.1):
+        found = staged.best_shares(scores, {"macs": share * full})
+        assert found.macs <= share * full
+        losses.append(found.predicted)
+    assert losses == sorted(losses)
+    with pytest.raises(PlanError, match="the narrowest has"):
+        staged.best_shares(scores, {"params": 10.0})
+    with pytest.raises(PlanError, match="defined for plain ViTs"):
+        staged.best_shares(scores, {"latency_ms": 1.0})
+
+
+def test_the_verb_takes_a_budget(scores: ImportanceScores, tmp_path) -> None:
+    scores.save(tmp_path / "s.safetensors")
+
+    def call(*more: str):
+        command = ["plan", str(tmp_path / "s.safetensors"), "--out", str(tmp_path / "p.json"), *more]
+        return CliRunner().invoke(app, command)
+
+    result = call("--budget", "params=2M")
+    assert result.exit_code == 0, result.output
+    assert "residual_removed" in result.output
+    refused = call("--budget", "params=2M", "--allocation", "global")
+    assert refused.exit_code != 0
+    assert "without stages" in str(refused.exception)

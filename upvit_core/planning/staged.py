@@ -1,0 +1,188 @@
+"""The best equal shares of a model of stages under a budget: one ratio a component, the same in every stage and block.
+
+Parameters and MACs of a staged model are not separable over all widths (a reduction multiplies the residual, stages
+multiply their neighbours). With one ratio a component they are: at a given share of the residual, what attention with
+its reductions costs adds to what the FFN costs. So every whole percent of residual, attention and reduction is tried,
+and the FFN is the widest that fits. Exact over whole percents; counts are read off the closed forms of `profiling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from upvit_core.errors import PlanError
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import Component, ModelShape
+from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.select import plan_uniform, uniform_widths
+from upvit_core.profiling.macs import count_macs, count_parameters
+
+PERCENTS = np.arange(96)  # removed
+COUNTS: dict[str, Callable[[ModelShape], int]] = {"params": count_parameters, "macs": count_macs}
+
+
+@dataclass(frozen=True)
+class StagedBest:
+    """The plan that loses least score within the limits; percents removed by component; counts of its shape."""
+
+    plan: PruningPlan
+    percents: dict[str, int]
+    predicted: float
+    params: int
+    macs: int
+
+
+def best_shares(scores: ImportanceScores, limits: dict[str, float], *, stock: bool = False) -> StagedBest:
+    """limits: most `params` and `macs`. `stock`: reductions and attention go with the residual, as stock timm builds.
+
+    Raises PlanError where a limit is not a count, or no plan meets them.
+    """
+    if unknown := sorted(set(limits) - set(COUNTS)):
+        raise PlanError(
+            f"A budget of {', '.join(unknown)} needs estimates that are defined for plain ViTs; for "
+            f"{scores.shape.name} give params or macs, and measure the time (`profile --measure`)."
+        )
+    tables = _Tables(scores)
+    best: tuple[float, dict[Component, int]] | None = None
+    for residual in PERCENTS.tolist():
+        found = tables.at(residual, limits, stock)
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+    if best is None:
+        least_of_all = dict.fromkeys(scores.shape.components, int(PERCENTS[-1]))
+        narrow = scores.shape.with_widths(uniform_widths(scores.shape, **_ratios(least_of_all), snap=True)[0])
+        least = ", ".join(f"{count(narrow):,} {name}" for name, count in COUNTS.items() if name in limits)
+        asked = " and ".join(f"{name} {limit:,.0f}" for name, limit in limits.items())
+        raise PlanError(f"No plan of this kind of {scores.shape.name} is within {asked}; the narrowest has {least}.")
+    plan = plan_uniform(scores, **_ratios(best[1]), snap=True)
+    asked = {"budget": limits, "allocation": "stock" if stock else "uniform"}
+    plan = plan.model_copy(update={"requested": {**plan.requested, **asked}})
+    after = plan.shape_after
+    percents = {str(component): percent for component, percent in best[1].items()}
+    return StagedBest(plan, percents, predicted_loss(scores, plan), count_parameters(after), count_macs(after))
+
+
+def _ratios(percents: dict[Component, int]) -> dict[str, float]:
+    """A reduction of the residual's percent is left out: it is as wide as the residual then, as stock timm builds."""
+    own = percents["residual"]
+    return {key: percent / 100 for key, percent in percents.items() if key != "reduction" or percent != own}
+
+
+class _Tables:
+    """Widths by percent, the score lost at each, and counts built up from single components."""
+
+    def __init__(self, scores: ImportanceScores):
+        self.scores, self.shape = scores, scores.shape
+        self.components = scores.shape.components
+        empty = dict.fromkeys(self.components, 0.0)
+        self.widths: dict[str, np.ndarray] = {}
+        for component in self.components:
+            for percent in PERCENTS.tolist():
+                found, _ = uniform_widths(self.shape, **{**empty, component: percent / 100}, snap=True)
+                for group in self.shape.groups_of(component):
+                    self.widths.setdefault(group.key, np.zeros(len(PERCENTS), int))[percent] = found[group.key]
+        self.shared = {key: self.widths[key].copy() for key in self.widths if key.startswith("reduction")}
+        for percent in PERCENTS.tolist() if self.shared else ():
+            found, _ = uniform_widths(self.shape, residual=percent / 100, snap=True)
+            for key in self.shared:
+                self.shared[key][percent] = found[key]
+        self.lost = {component: self._lost(component, self.widths) for component in self.components}
+        self.lost_shared = self._lost("reduction", self.shared)
+
+    def _lost(self, component: Component, widths: dict[str, np.ndarray]) -> np.ndarray:
+        """Mean score lost at each percent, (percents,)."""
+        total = np.zeros(len(PERCENTS))
+        for group in self.shape.groups_of(component):
+            heads = group.heads if component == "attention" else 1
+            values = np.maximum(self.scores.values[group.key], 0).reshape(heads, -1)
+            ascending = np.sort(values, axis=1).sum(0)
+            running = np.concatenate([[0.0], np.cumsum(ascending)])
+            total += running[(group.width - widths[group.key]) // heads]
+        return total / self.scores.samples
+
+    def _shape(self, residual: int, other: int) -> ModelShape:
+        """Widths at these percents: of the residual, and of all else."""
+        percents = {**dict.fromkeys(self.components, other), "residual": residual}
+        return self.shape.with_widths(
+            {g.key: int(self.widths[g.key][percents[g.component]]) for g in self.shape.groups}
+        )
+
+    def _reductions(self, key: str, residual: int) -> np.ndarray:
+        """Widths by percent, at the residual's own percent the shared ones."""
+        widths = self.widths[key].copy()
+        widths[residual] = self.shared[key][residual]
+        return widths
+
+    def at(
+        self, residual: int, limits: dict[str, float], stock: bool
+    ) -> tuple[float, dict[Component, int]] | None:  # fmt: skip
+        """The least loss at a share of the residual, and the percents that have it."""
+        reduces = "reduction" in self.components
+        attention = np.array([residual]) if stock else PERCENTS
+        reduction = np.array([residual]) if stock or not reduces else PERCENTS
+        fits = np.full((len(attention), len(reduction)), -1)  # the least percent of the FFN that meets every limit
+        for name, limit in limits.items():
+            whole, side = self._attention_counts(COUNTS[name], residual, attention, reduction)
+            ffn = self._ffn_counts(COUNTS[name], residual)  # falls with the percent
+            room = limit - whole - side
+            fits = np.maximum(fits, np.searchsorted(-ffn, -room, side="left"))
+        lost = self.lost["residual"][residual] + self.lost["attention"][attention][:, None]
+        if reduces:
+            least = self.lost["reduction"].copy()
+            least[residual] = self.lost_shared[residual]
+            lost = lost + least[reduction][None, :]
+        else:
+            lost = lost + np.zeros((1, len(reduction)))
+        total = np.where(fits < len(PERCENTS), lost + self.lost["ffn"][np.minimum(fits, len(PERCENTS) - 1)], np.inf)
+        if not np.isfinite(total).any():
+            return None
+        a, r = (int(n) for n in np.unravel_index(np.argmin(total), total.shape))
+        chosen: dict[Component, int] = {
+            "residual": residual, "attention": int(attention[a]), "ffn": int(fits[a, r]),
+        }  # fmt: skip
+        if reduces:
+            chosen["reduction"] = int(reduction[r])
+        return float(total[a, r]), chosen
+
+    def _ffn_counts(self, count: Callable[[ModelShape], int], residual: int) -> np.ndarray:
+        """What the FFNs cost at each percent beyond what they cost at the last one; (percents,), falling."""
+        # Linear in every width: two shapes tell the cost of a hidden channel of each block.
+        slopes = []
+        base = self._shape(residual, 0)
+        whole = count(base)
+        for group in self.shape.groups_of("ffn"):
+            slopes.append(whole - count(base.with_widths({group.key: base.blocks[group.place].ffn - 1})))
+        keys = [group.key for group in self.shape.groups_of("ffn")]
+        costs = sum(slope * self.widths[key] for slope, key in zip(slopes, keys, strict=True))
+        return np.asarray(costs) - np.asarray(costs)[-1]
+
+    def _attention_counts(
+        self, count: Callable[[ModelShape], int], residual: int, attention: np.ndarray, reduction: np.ndarray
+    ) -> tuple[int, np.ndarray]:
+        """The count with the narrowest attention and FFN at this residual, and what wider attention adds (a, r)."""
+        last = int(PERCENTS[-1])
+        least = self._shape(residual, last)
+        whole = count(least)
+        side = np.zeros((len(attention), len(reduction)))
+        for group in self.shape.groups_of("attention"):
+            b = group.place
+            A = self.widths[group.key]
+            has = bool(self.shape.blocks[b].reduction)
+            R = self._reductions(f"reduction.{b}", residual) if has else np.zeros(len(PERCENTS), int)
+            # Bilinear in attention and reduction width: four shapes tell it.
+            at = [[count(self._one(least, b, a, r, has)) for r in (1, 2)] for a in (1, 2)]
+            cross = at[1][1] - at[1][0] - at[0][1] + at[0][0]
+            per_a, per_r = at[1][0] - at[0][0] - cross, at[0][1] - at[0][0] - cross
+            a, r = A[attention][:, None], R[reduction][None, :]
+            a0, r0 = A[last], least.blocks[b].reduction
+            side += per_a * (a - a0) + per_r * (r - r0) + cross * (a * r - a0 * r0)
+        return whole, side
+
+    @staticmethod
+    def _one(shape: ModelShape, block: int, attention: int, reduction: int, has: bool) -> ModelShape:
+        widths = {f"attention.{block}": attention}
+        return shape.with_widths(widths | ({f"reduction.{block}": reduction} if has else {}))
