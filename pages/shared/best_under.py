@@ -179,8 +179,9 @@ def answer(model: Opened, scores: ImportanceScores | None, plan: PruningPlan) ->
         return
     unit = "nats" if in_nats(scores) else scores.unit or "of score"
     gap = "the least possible, exactly" if best.gap == 0 else f"at most {best.gap:.2g} above the least possible"
+    among = family_name(model, found.chosen)
     st.success(
-        f"Best within {_limits(found.limits)}, {family_name(model, found.chosen)}: predicted KL {best.predicted:.3g} {unit}, "
+        f"Best within {_limits(found.limits)}, {among}: predicted KL {best.predicted:.3g} {unit}, "
         f"{gap}; found in {found.seconds:.2f} s.",
         icon=":material/target:",
     )

@@ -150,6 +150,9 @@ OF_PAGE = {
 }
 
 
+OF_TEXT = {"top1": "perplexity"}
+
+
 def link(key: str, text: str = "") -> str:
     """A term as an HTML link to its place in the glossary."""
     return f'<a class="term" href="glossary#term-{key}" target="_blank">{escape(text or BY_KEY[key].name)}</a>'
@@ -158,5 +161,5 @@ def link(key: str, text: str = "") -> str:
 def line(keys: Iterable[str], *, of_text: bool = False) -> str:
     """The terms of a page in one line of links; `of_text`: perplexity in place of what only images have."""
     if of_text:
-        keys = [{"top1": "perplexity"}.get(key, key) for key in keys if key != "patch"]
+        keys = [OF_TEXT.get(key, key) for key in keys if key != "patch"]
     return '<p class="terms">In the glossary: ' + " · ".join(map(link, keys)) + "</p>"
