@@ -239,12 +239,17 @@ def test_gpus_are_numbered_as_torch_numbers_them(visible: str | None, names: lis
 
 
 @pytest.mark.parametrize(
-    ("before", "device", "after"),
-    [("", "cuda:1", "1"), ("4,6", "cuda:1", "6"), ("4", "cuda:1", ""), ("4,6", "cuda", "4,6"), ("", "cpu", "")],
-)
-def test_a_run_sees_only_its_gpu(monkeypatch: pytest.MonkeyPatch, before: str, device: str, after: str) -> None:
+    ("before", "device", "count", "after"),
+    [
+        ("", "cuda:1", 1, "1"), ("4,6", "cuda:1", 1, "6"), ("4", "cuda:1", 1, ""), ("4,6", "cuda", 1, "4,6"),
+        ("", "cpu", 1, ""), ("", "cuda:1", 2, "1,2"), ("4,6,7", "cuda:1", 2, "6,7"), ("4,6", "auto", 2, "4,6"),
+    ],
+)  # fmt: skip
+def test_a_run_sees_only_its_gpus(
+    monkeypatch: pytest.MonkeyPatch, before: str, device: str, count: int, after: str
+) -> None:
     import os
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
-    show_only(device)
+    show_only(device, count)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == after

@@ -12,9 +12,10 @@ import streamlit as st
 
 from pages.shared import actions, jobs, limits
 from upvit_core.errors import RunError, UPViTError
-from upvit_core.runs.devices import Device, devices, lease_name
+from upvit_core.runs.devices import Device, devices
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.fit import gigabytes
+from upvit_core.runs.queue import leased
 from upvit_core.runs.spec import RESUMABLE
 from upvit_core.runs.store import Run, RunStore, RunSummary
 
@@ -137,7 +138,8 @@ def device_list() -> list[Device]:
 
 def device_lines(summaries: Sequence[RunSummary]) -> None:
     """Devices with the memory in use, and the run that has each."""
-    has = {lease_name(s.spec.device): s.name for s in summaries if s.spec is not None and s.state.state == "running"}
+    going = [s for s in summaries if s.spec is not None and s.state.state == "running"]
+    has = {device: s.name for s in going if s.spec is not None for device in leased(s.spec)}
     for device in device_list():
         busy = f" · {has[device.name]}" if device.name in has else " · free"
         st.caption(

@@ -44,7 +44,7 @@ def test_speed_chart_holds_every_evaluation(curves: list[RunCurve]) -> None:
     assert len(chart.datasets["latest"]) == len(chart.datasets["starts"]) == len(curves)
     assert chart.datasets["starts"]["phase"].unique().tolist() == ["after surgery"]
     teacher = chart.datasets["teacher"].iloc[0]
-    assert (teacher["x"], teacher["y"], teacher["runs"]) == (900.0, 91.7, len(curves))
+    assert (teacher["x"], teacher["y"], teacher["runs"]) == pytest.approx((900.0, 91.7, len(curves)))
     sweep = chart.datasets["sweeps"]
     assert sweep["group"].tolist() == ["sweep"] * 3
     assert sweep["x"].is_monotonic_increasing
@@ -72,7 +72,7 @@ def test_published_points_are_shown_on_demand_and_never_beside_ratios(curves: li
 def test_step_charts_hold_what_was_written(curves: list[RunCurve], quantity: Any) -> None:
     chart = step_chart(curves, quantity, DARK)
     rows = [row for curve in curves for row in curve.rows if quantity in row and row["phase"] != "teacher"]
-    assert chart.datasets["lines"]["y"].tolist() == [row[quantity] for row in rows]
+    assert chart.datasets["lines"]["y"].tolist() == pytest.approx([row[quantity] for row in rows])
 
 
 def test_nothing_yet_is_no_error() -> None:

@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,14 @@ class ExecutorContract:
     def spec(self, home: Path, **settings: Any) -> RunSpec:
         spec = spec_for(home, **{"checkpoint_minutes": 1e-6, **settings})
         return spec.model_copy(update={"executor": self.executor_name})
+
+    def taken(self, store: RunStore) -> AbstractContextManager[object]:
+        """Whatever this executor gives runs is given to somebody else meanwhile."""
+        return device_taken(store)
+
+    def are_waiting(self, store: RunStore, runs: list[Run]) -> bool:
+        """Whether runs are said to wait, in the order in which they came."""
+        return [store.state(run.id).position for run in runs] == [1, 2]
 
     def worker_of(self, store: RunStore, run: Run) -> int:
         """Pid of the process that does the run."""
@@ -92,11 +101,11 @@ class ExecutorContract:
         assert steps == sorted(set(steps))
 
     def test_waiting_runs_are_queued_and_can_be_cancelled(self, home: Path, store: RunStore) -> None:
-        with device_taken(store):
+        with self.taken(store):
             runs = [store.create(self.spec(home)) for _ in range(2)]
             for run in runs:
                 self.executor(store).submit(run)
-            self.wait(store, runs[0], lambda: [store.state(r.id).position for r in runs] == [1, 2])
+            self.wait(store, runs[0], lambda: self.are_waiting(store, runs))
             assert [store.cancel(run.id).state for run in runs] == ["cancelled", "cancelled"]
         for run in runs:
             assert store.state(run.id).state == "cancelled"

@@ -15,9 +15,10 @@ from small_run import device_taken, fork_worker, run_to_end, spec_for, wait_for,
 from upvit_core.errors import RunError
 from upvit_core.runs import LocalExecutor, RunSpec, RunState, RunStore
 from upvit_core.runs.checkpoints import load_newest
-from upvit_core.runs.devices import lease
+from upvit_core.runs.devices import lease, lease_names, leases
+from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.process import ProcessIdentity
-from upvit_core.runs.queue import Waiting, fair_order
+from upvit_core.runs.queue import Waiting, fair_order, queues
 
 
 def spec(**values: Any) -> RunSpec:
@@ -157,3 +158,46 @@ def test_turns_are_written_by_the_workers(home: Path, store: RunStore) -> None:
     for run in runs:
         run_to_end(store, run)
     assert [store.state(run.id).turn for run in runs] == [1, 2]
+
+
+def gpu_order(*wanted: tuple[str, str, int], turns: dict[str, tuple[str, int, int]] | None = None) -> dict[str, Any]:
+    """Queues of runs (id, device, processes), each an owner's only one, in order of creation."""
+    known = [
+        RunSummary(name, RunState(state="queued"), spec(owner=name, device=device, processes=count, created=place))
+        for place, (name, device, count) in enumerate(wanted)
+    ]
+    for name, (device, count, turn) in (turns or {}).items():
+        past = spec(owner=name, device=device, processes=count)
+        known.append(RunSummary(f"past-{name}", RunState(state="done", turn=turn), past))
+    return queues(known)
+
+
+def test_a_run_of_several_gpus_stands_in_every_queue() -> None:
+    found = gpu_order(("a", "cuda:0", 1), ("b", "cuda", 2), ("c", "cuda:1", 1), ("d", "cuda:3", 1), ("e", "cpu", 4))
+    assert found == {"cuda:0": ["a", "b"], "cuda:1": ["b", "c"], "cuda:3": ["d"], "cpu": ["e"]}
+
+
+def test_runs_of_several_gpus_never_wait_in_a_circle() -> None:
+    """Turns that each device counted by itself would put another run first on every one of them."""
+    rng = random.Random(0)
+    for _ in range(300):
+        wanted = [(name, f"cuda:{rng.randrange(4)}", rng.randint(1, 4)) for name in "abcdefg"]
+        turns = {name: (f"cuda:{rng.randrange(4)}", 1, rng.randint(1, 9)) for name in "abcdefg" if rng.random() < 0.7}
+        left = list(wanted)
+        while left:
+            found = gpu_order(*left, turns=turns)
+            free = [run for run in left if all(found[d][0] == run[0] for d in lease_names(run[1], run[2]))]
+            assert free, (found, left)
+            left = [run for run in left if run not in free]
+
+
+def test_all_gpus_or_none(store: RunStore) -> None:
+    names = ("cuda:0", "cuda:1", "cuda:2")
+    with device_taken(store, "cuda:1"), leases(store.root, names) as held:
+        assert not held
+        with leases(store.root, ("cuda:2", "cuda:0")) as others:
+            assert others, "a run that waits keeps nothing"
+    with leases(store.root, names) as held:
+        assert held
+        with lease(store.root, "cuda:2") as taken:
+            assert not taken

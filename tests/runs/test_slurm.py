@@ -6,17 +6,19 @@ import re
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from executor_contract import ExecutorContract
 from small_run import run_to_end, spec_for, wait_until, weights_of
 
 from upvit_core.errors import RunError
 from upvit_core.runs import Run, RunSpec, RunState, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints
 from upvit_core.runs.executors import executor_for
+from upvit_core.runs.executors.slurm import SlurmExecutor
 from upvit_core.runs.spec import SlurmSettings
 
 SECONDS = 240.0
@@ -193,3 +195,27 @@ def test_a_folder_of_another_machines_job_opens_without_slurm(
     assert state.state == "interrupted"
     assert "Slurm job 12 cannot be asked after from this machine" in state.error
     assert store.list()[0].state.state == "interrupted"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("cluster")
+class TestContract(ExecutorContract):
+    """What every executor must do, on a real Slurm."""
+
+    executor_name = "slurm"
+
+    def executor(self, store: RunStore) -> SlurmExecutor:
+        return SlurmExecutor(store)
+
+    def spec(self, home: Path, **settings: Any) -> RunSpec:
+        asked = SlurmSettings(minutes=10, partition="idle")
+        return super().spec(home, **settings).model_copy(update={"slurm": asked})
+
+    def taken(self, store: RunStore) -> AbstractContextManager[object]:
+        return nodes_taken({})
+
+    def are_waiting(self, store: RunStore, runs: list[Run]) -> bool:
+        """Slurm orders them by itself, and says what they wait for."""
+        states = [store.state(run.id) for run in runs]
+        return all(state.state == "queued" and state.job and state.place for state in states)

@@ -270,7 +270,14 @@ def _published() -> list[Spec]:
 
 
 def _table(entries: Sequence[Row], columns: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame({name: [entry.get(name) for entry in entries] for name in columns})
+    """Columns as they are sent to a browser: words as numbers into a list of them, numbers in single precision."""
+    return pd.DataFrame({name: _compact([entry.get(name) for entry in entries]) for name in columns})
+
+
+def _compact(values: list[Any]) -> Any:
+    if any(isinstance(value, str) for value in values):
+        return pd.Categorical(values)
+    return pd.array(values, dtype="Float32")
 
 
 def _columns(entries: Sequence[Row]) -> dict[str, np.ndarray]:

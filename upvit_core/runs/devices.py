@@ -1,11 +1,12 @@
-"""Devices, without torch: which there are, how much of their memory is in use, and the lease that one run holds."""
+"""Devices, without torch: which there are, how much of their memory is in use, and the leases that a run holds."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -46,11 +47,31 @@ def lease_name(device: str) -> str:
     return "cuda:0" if device == "cuda" else device
 
 
+def lease_names(device: str, processes: int = 1) -> tuple[str, ...]:
+    """All that a run holds: its device, or with several processes a GPU for each, from the one it names on."""
+    first = lease_name(device)
+    if first == "cpu" or processes == 1:
+        return (first,)
+    number = int(first.partition(":")[2])
+    return tuple(f"cuda:{number + offset}" for offset in range(processes))
+
+
 def lease(root: Path, name: str) -> AbstractContextManager[bool]:
     """Try to take a device; the kernel gives it back when the holder ends, however it ends."""
     folder = root / ".leases"
     folder.mkdir(exist_ok=True)
     return locked(folder / f"{name.replace(':', '-')}.lock")
+
+
+@contextmanager
+def leases(root: Path, names: Sequence[str]) -> Iterator[bool]:
+    """Try to take several devices: all of them or none, so that nobody keeps one while waiting for another."""
+    with ExitStack() as stack:
+        if not all(stack.enter_context(lease(root, name)) for name in sorted(names)):
+            stack.close()
+            yield False
+        else:
+            yield True
 
 
 def devices() -> list[Device]:
@@ -66,13 +87,16 @@ def device_named(name: str) -> Device | None:
     return next((device for device in _gpus() if device.name == wanted), None)
 
 
-def show_only(name: str) -> None:
-    """Have torch, not yet imported, see only the GPU that a run names by number, so that it takes no other."""
+def show_only(name: str, count: int = 1) -> None:
+    """Have torch, not yet imported, see only the GPU that a run names by number (with `count`, from that one on), so
+    that it takes no other.
+    """
     number = name.partition(":")[2]
     if number:
         visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
-        chosen = (visible[int(number) : int(number) + 1] or [""])[0] if visible else number
-        os.environ["CUDA_VISIBLE_DEVICES"] = chosen
+        wanted = range(int(number), int(number) + count)
+        chosen = visible[wanted.start : wanted.stop] if visible else list(map(str, wanted))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
 
 
 def _cpu() -> Device:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from upvit_core.runs.devices import lease_name
+from upvit_core.runs.devices import lease_names
 from upvit_core.runs.folder import RunSummary
+from upvit_core.runs.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,44 @@ def fair_order(waiting: Sequence[Waiting], last_turn: Mapping[str, int]) -> list
     return order
 
 
+def leased(spec: RunSpec) -> tuple[str, ...]:
+    """The devices that a run holds while it goes on; under Slurm, that of its kind, to count turns by."""
+    return lease_names(spec.device, spec.processes if spec.executor == "local" else 1)
+
+
 def last_turns(summaries: Sequence[RunSummary]) -> dict[str, dict[str, int]]:
     """The last turn of every owner, by device."""
     turns: dict[str, dict[str, int]] = {}
     for s in summaries:
         if s.spec is not None and s.state.turn:
-            of_device = turns.setdefault(lease_name(s.spec.device), {})
-            of_device[s.spec.owner] = max(of_device.get(s.spec.owner, 0), s.state.turn)
+            for device in leased(s.spec):
+                of_device = turns.setdefault(device, {})
+                of_device[s.spec.owner] = max(of_device.get(s.spec.owner, 0), s.state.turn)
     return turns
 
 
 def queues(summaries: Sequence[RunSummary]) -> dict[str, list[str]]:
-    """Ids of waiting runs by device, in the order of their turns."""
-    waiting: dict[str, list[Waiting]] = {}
+    """Ids of waiting runs by device, in the order of their turns.
+
+    Devices that some run wants together share one order. So the first of it is the first on all its devices, and runs
+    that each want several never wait for each other in a circle.
+    """
+    waiting: dict[str, tuple[Waiting, tuple[str, ...]]] = {}
+    together: dict[str, frozenset[str]] = {}
     for s in summaries:
         if s.spec is not None and s.state.state == "queued" and s.spec.executor == "local":
-            run = Waiting(s.id, s.spec.owner, s.priority, s.spec.created)
-            waiting.setdefault(lease_name(s.spec.device), []).append(run)
+            names = leased(s.spec)
+            waiting[s.id] = Waiting(s.id, s.spec.owner, s.priority, s.spec.created), names
+            joined = frozenset[str]().union(names, *(together.get(name, ()) for name in names))
+            together |= dict.fromkeys(joined, joined)
     turns = last_turns(summaries)
-    return {device: fair_order(queue, turns.get(device, {})) for device, queue in waiting.items()}
+    order: dict[str, list[str]] = {}
+    for group in set(together.values()):
+        had: dict[str, int] = {}
+        for device in group:
+            for owner, turn in turns.get(device, {}).items():
+                had[owner] = max(had.get(owner, 0), turn)
+        line = fair_order([run for run, names in waiting.values() if names[0] in group], had)
+        for device in group:
+            order[device] = [run_id for run_id in line if device in waiting[run_id][1]]
+    return order

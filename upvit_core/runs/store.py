@@ -84,7 +84,10 @@ class RunStore:
         """Every run, newest first. Never raises because of one broken folder."""
         summaries = self._summaries()
         order = queues(summaries)
-        places = {run_id: place for queue in order.values() for place, run_id in enumerate(queue, 1)}
+        places: dict[str, int] = {}
+        for queue in order.values():
+            for place, run_id in enumerate(queue, 1):  # of several devices, the one that takes longest
+                places[run_id] = max(place, places.get(run_id, 0))
         placed = [
             replace(s, state=s.state.model_copy(update={"position": places[s.id]})) if s.id in places else s
             for s in summaries

@@ -27,12 +27,13 @@ from upvit_core.errors import LimitError, RunError, UPViTError
 from upvit_core.processes import process_count, rank
 from upvit_core.runs import slurm
 from upvit_core.runs.control import SPARE_BYTES, Control, lost_another, sentence_of
-from upvit_core.runs.devices import lease, lease_name, show_only
+from upvit_core.runs.devices import leases, show_only
 from upvit_core.runs.files import sweep_temporaries
 from upvit_core.runs.fit import fit
 from upvit_core.runs.folder import Run, read_state
 from upvit_core.runs.followers import FAULT_FILE, fault_of, follow, followers
 from upvit_core.runs.process import ProcessIdentity
+from upvit_core.runs.queue import leased
 from upvit_core.runs.store import RunStore
 
 QUEUE_POLL_SECONDS = 0.3
@@ -40,23 +41,23 @@ QUEUE_POLL_SECONDS = 0.3
 
 @contextmanager
 def device_held(control: Control, store: RunStore) -> Iterator[None]:
-    """Wait until the run is first in its device's queue and the device is free, then hold the device.
+    """Wait until the run is first in the queues of its devices and all are free, then hold them.
 
     A Slurm job has been given its devices by Slurm.
     """
     if control.run.spec.executor == "slurm":
         yield
         return
-    name = lease_name(control.run.spec.device)
+    names = leased(control.run.spec)
     waiting = False
     while True:
         control.check()
-        with lease(store.root, name) as held:
-            if held and store.next_in_queue(name) == control.run.id:
+        with leases(store.root, names) as held:
+            if held and all(store.next_in_queue(name) == control.run.id for name in names):
                 yield
                 return
         if not waiting:
-            control.log(f"waiting for {name}")
+            control.log(f"waiting for {', '.join(names)}")
             waiting = True
         time.sleep(QUEUE_POLL_SECONDS)
 
@@ -112,10 +113,10 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
         spare.write_bytes(bytes(SPARE_BYTES))
         control.update(now=True, stage="waiting for the device")
         with device_held(control, store):
-            control.has_device(store.next_turn(lease_name(run.spec.device)))
+            control.has_device(max(map(store.next_turn, leased(run.spec))))
             warn_of_memory(control)
-            if run.spec.processes == process_count() == 1:
-                show_only(run.spec.device)
+            if process_count() == 1:
+                show_only(run.spec.device, run.spec.processes)
             (run.folder / FAULT_FILE).unlink(missing_ok=True)
             with followers(control):
                 from upvit_core.runs.jobs import do_run
