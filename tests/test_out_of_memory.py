@@ -253,3 +253,26 @@ def test_a_run_sees_only_its_gpus(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
     show_only(device, count)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == after
+
+
+def test_the_command_line_says_what_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from upvit_core.cli import running
+    from upvit_core.runs.spec import RunSpec
+
+    demo = {"teacher": "demo", "student": str(Path(__file__).parents[1] / "assets/demo"), "data": "demo", "epochs": 1}
+    asked = RunSpec(name="r", **demo)
+    needed = fit(asked, a_device(1 << 40))
+    assert needed is not None
+    for free, said in (
+        (2 * needed.needed, ""),
+        (needed.needed - 1, "gradients added up"),
+        (1, "choose another device"),
+    ):
+        monkeypatch.setattr("upvit_core.runs.fit.device_named", lambda name, free=free: a_device(free))
+        running._say_whether_it_fits(asked)
+        told = capsys.readouterr().err
+        assert (said in told) if said else not told
+    running._say_whether_it_fits(asked.model_copy(update={"executor": "slurm"}))
+    assert not capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import streamlit as st
 
@@ -13,6 +13,7 @@ from upvit_core.models.judge import judge_of
 from upvit_core.recipe import PRESETS, DistillSettings, usual_preset
 
 USUAL = "usual"
+MOST_ANSWERS = 100  # of the teacher's logits an image
 NAMES = {
     "letter": "the letter's", "released_code": "released code's", "demo": "minutes on a CPU",
     "repaired": "small steps, after repair", "language": "a language model's",
@@ -32,12 +33,16 @@ class Training:
     images: str
     recipe: str = USUAL
     feature_weight: float = 0.0
+    answers_kept: bool = False
 
     def preset(self, model: Opened, what_if: WhatIf) -> str:
         return usual(model, what_if) if self.recipe == USUAL else self.recipe
 
     def settings(self, model: Opened, what_if: WhatIf) -> DistillSettings:
-        return PRESETS[self.preset(model, what_if)].model_copy(update={"feature_weight": self.feature_weight})
+        changes: dict[str, object] = {"feature_weight": self.feature_weight}
+        if self.answers_kept:
+            changes["teacher_top_k"] = min(model.shape.num_classes, MOST_ANSWERS)
+        return PRESETS[self.preset(model, what_if)].model_copy(update=changes)
 
 
 def is_small(model: Opened) -> bool:
@@ -81,4 +86,15 @@ def form(model: Opened, chosen: list[WhatIf]) -> Training:
         help="Above 0, what the classifier reads is matched too: the mean square by which the student's last "
         "feature, through a linear map that is learnt with it, misses the teacher's.",
     )  # fmt: skip
-    return asked(model)
+    training = asked(model)
+    ways = [training.settings(model, what_if) for what_if in chosen]
+    same = len(ways) > 1 and ways.count(ways[0]) == len(ways)
+    if same and not training.feature_weight and not measured.is_language(model):
+        kept = st.toggle(
+            "Ask the teacher once", key="distil-answers", persist_state="session",
+            help="The first run stores the teacher's answers on every image of every epoch (the "
+            f"{min(model.shape.num_classes, MOST_ANSWERS)} likeliest classes); the others read them instead of asking "
+            "again. They are removed after the last run.",
+        )  # fmt: skip
+        return replace(training, answers_kept=kept)
+    return training

@@ -151,11 +151,15 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
         test = AppTest.from_file(str(ROOT / "pages/explore/tradeoff.py"), default_timeout=300)
         for key, value in {"open": "demo", "heads": "6", **query}.items():
             test.query_params[key] = value
+        for box in ("distil-box", "command-box"):  # drawn only while open
+            test.session_state[box] = True
         test.run()
         assert not test.exception
         assert not test.error, [e.value for e in test.error]
         if "what" in query:
             test.segmented_control(key="distil-what").set_value(query["what"]).run()
+        if "once" in query:
+            test.toggle(key="distil-answers").set_value(True).run()
         said = next(c.value for c in test.code if "upvit_core plan" in c.value)
         ordered.clear()
         test.button(key="distil-start").click().run()
@@ -180,5 +184,7 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
     assert "--epochs 4 --preset repaired" in said
     (letter, other), _ = started(what="Both ways")
     assert (letter.settings, other.settings) == (PRESETS["demo"], PRESETS["repaired"])
+    swept, _ = started(what="A sweep of 3", once="yes")
+    assert [spec.settings for spec in swept] == [PRESETS["demo"].model_copy(update={"teacher_top_k": 10})] * 3
     assert other.plan["blocks"] == ours.plan["blocks"]  # type: ignore[index]
     assert letter.plan["blocks"] != ours.plan["blocks"]  # type: ignore[index]

@@ -194,11 +194,21 @@ def _carry_out(order: dict[str, Any], out: Path, detach: bool, as_json: bool) ->
         return
     run = store.create(spec)
     typer.echo(str(run.folder), err=as_json)
+    _say_whether_it_fits(spec)
     executor_for(store, spec).submit(run)
     if detach:
         emit({"run": str(run.folder)}, as_json)
     else:
         _follow(store, run.id, as_json)
+
+
+def _say_whether_it_fits(spec: RunSpec) -> None:
+    """Before the run starts, as the app does; what Slurm's nodes have is not known here."""
+    from upvit_core.runs.fit import fit
+
+    found = fit(spec) if spec.executor == "local" else None
+    if found is not None and found.sentence:
+        typer.echo(found.sentence, err=True)
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -298,6 +308,7 @@ def resume(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
         _together(store, store.get(run).spec, lambda: store.resume(run), as_json)
         return
     again = store.resume(run)
+    _say_whether_it_fits(again.spec)
     executor_for(store, again.spec).submit(again)
     emit({"run": str(again.folder), "state": store.state(run).state}, as_json)
 
