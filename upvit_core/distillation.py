@@ -36,6 +36,7 @@ from upvit_core.errors import RunError
 from upvit_core.micro_batches import bounds, halved, is_out_of_memory, sentence
 from upvit_core.models.drop_path import set_drop_path
 from upvit_core.models.retarget import head_parameters
+from upvit_core.processes import part_at_exit
 from upvit_core.recipe import DistillSettings
 from upvit_core.teacher_store import Answers, TeacherStore
 from upvit_core.training_batches import TrainingBatches, seed_everything
@@ -103,6 +104,7 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
         amp = "no" if cpu else ("bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16")
     if cpu and amp == "fp16":
         raise RunError("The CPU has no fp16 training; set amp to 'no' or 'bf16'.")
+    part_at_exit()
     return Accelerator(cpu=cpu, mixed_precision=amp, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 

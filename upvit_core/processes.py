@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -28,6 +30,19 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before it was asked for
             os._exit(1)
+
+
+def part_at_exit() -> None:
+    """Close connections to other processes before the interpreter ends: left alone, torch's threads may abort it."""
+    atexit.unregister(_part)
+    atexit.register(_part)
+
+
+def _part() -> None:
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a wrapped model holds the group, whose threads end with its last holder
+        distributed.destroy_process_group()
 
 
 def python_path() -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from upvit_core.data import ProxySet
 from upvit_core.errors import ScoresError
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.processes import process_count, rank
+from upvit_core.processes import part_at_exit, process_count, rank
 
 
 def own_shard(proxy: ProxySet) -> ProxySet:
@@ -34,6 +34,7 @@ def gather(record: ImportanceScores, proxy: ProxySet, device: str) -> Importance
     from accelerate.utils import gather_object
 
     PartialState(cpu=not device.startswith("cuda"))
+    part_at_exit()
     records: list[ImportanceScores] = gather_object([record])
     return replace(add(records), data_digest=proxy.digest)
 
