@@ -200,6 +200,8 @@ def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
     st.subheader("Heads that flow together", anchor=False)
     block = st.slider("Block", 0, scores.shape.depth - 1, 0, key="merge-block") if scores.shape.depth > 1 else 0
     charts.show(merging(scores, plan, block, charts.theme(), height=430), "head-flow")
+    if plan.basis == "directions" and plan.heads_of(block) not in (None, scores.shape.blocks[block].num_heads):
+        st.caption("By directions the cut joins the heads that attend most alike; here neighbours stand for them.")
 
 
 with frame.page(

@@ -21,6 +21,7 @@ from pages.shared import (
     run_actions,
     run_data,
     scoring,
+    two_starts,
     whatif,
     words,
 )
@@ -234,6 +235,7 @@ def body(store: RunStore) -> None:
     with right:
         curves = run_data.curves(store, chosen[:SHOWN], summaries)
         shapes = [run_data.shape_of(store, s.id, s.spec) for s in chosen if s.spec is not None]
+        two_starts.panel(store, chosen[:SHOWN], curves)
         pictures(curves, any(shape is not None and shape.num_classes == 1000 for shape in shapes))
     if len(chosen) > SHOWN:
         st.caption(f"{len(chosen)} runs are ticked; the newest {SHOWN} of them are drawn.")

@@ -14,7 +14,7 @@ from pages.shared.cards import Card, cards
 from pages.shared.gallery import Tile, gallery
 from pages.shared.opened import Opened
 from upvit_core.figures.channel import kl_by_image, place
-from upvit_core.figures.heatmaps import heads_after, kept_mask
+from upvit_core.figures.heatmaps import heads_after, kept_mask, member_word
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import judge_of
@@ -90,7 +90,9 @@ def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
     width = len(scores.values[shape.key_of(component, int(block))])
     if st.session_state.get("glass-channel", 0) >= width:
         st.session_state["glass-channel"] = 0
-    number = c.number_input(f"Channel (0 to {width - 1})", 0, width - 1, step=1, key="glass-channel")
+    number = c.number_input(
+        f"{member_word(scores, component).capitalize()} (0 to {width - 1})", 0, width - 1, step=1, key="glass-channel"
+    )
     st.session_state[KEY] = (component, int(block), int(number))
     return component, int(block), int(number)
 
@@ -105,8 +107,9 @@ def rivals(scores: ImportanceScores, plan: PruningPlan, component: Component, bl
 
 
 def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> None:
-    st.subheader("One channel under the glass", anchor=False, divider="gray")
-    st.html('<p class="quiet">Click a cell of a picture above, or name a channel here.</p>')
+    what = "direction" if scores.basis == "directions" else "channel"
+    st.subheader(f"One {what} under the glass", anchor=False, divider="gray")
+    st.html(f'<p class="quiet">Click a cell of a picture above, or name a {what} here.</p>')
     left, right = st.columns([0.5, 0.5], gap="medium")
     with left:
         component, block, number = picker(scores)

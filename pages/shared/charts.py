@@ -15,8 +15,8 @@ from _plotly_utils.utils import to_typed_array_spec
 from plotly.basedatatypes import BaseFigure
 
 from pages.shared import presenter
-from upvit_core.figures.runs import VegaChart
 from upvit_core.figures.theme import DARK, LIGHT, Chart, Spec, Theme
+from upvit_core.figures.vega import VegaChart
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
 

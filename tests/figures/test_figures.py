@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import plotly.graph_objects as go
@@ -246,3 +247,17 @@ def test_classes_are_ordered_by_the_mean_kl_of_their_images() -> None:
     assert table["class"].tolist() == ["b", "c", "a"]
     assert table["kl_nats"] == pytest.approx([1.5, 0.5, 0.2])
     assert table["predictions_change"].tolist() == [2, 0, 1]
+
+
+def test_what_is_counted_is_named_by_its_basis(scores: ImportanceScores, plan: PruningPlan) -> None:
+    turned = replace(scores, basis="directions")
+    for record, component, word, other in (
+        (scores, "residual", "channels", "directions"), (turned, "residual", "directions", "channels"),
+        (turned, "attention", "directions", "channels"), (turned, "ffn", "channels", "directions"),
+    ):  # fmt: skip
+        picture_of, _ = heatmap(record, component, plan, LIGHT)
+        for chart in (picture_of, kept_curve(record, component, plan, LIGHT)):
+            shown = f"{chart.title} {chart.alt} {chart.figure}"
+            assert word in shown, (chart.title, component)
+            assert other not in shown, (chart.title, component)
+        assert word in str(picture_of.figure["layout"]["xaxis"]["title"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.heatmaps import kept_mask
+from upvit_core.figures.heatmaps import kept_mask, member_word
 from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
@@ -43,7 +43,7 @@ def kept_curve(
     """Curves of every block (or of one, the others pale), the cut, and where the plan's own choice lies."""
     blocks = [group.place for group in scores.shape.groups_of(component)]
     word = "stage" if component == "residual" else "block"
-    colour = COLOURS[component]
+    colour, ours = COLOURS[component], f"{member_word(scores, component)}s"
     traces: list[Spec] = []
     shown = []
     for b in blocks:
@@ -60,11 +60,11 @@ def kept_curve(
                 "y": (100 * y).astype(np.float32),
                 "line": {"color": colour, "width": 2.5 if block == b or len(blocks) == 1 else 1.3},
                 "opacity": 1.0 if chosen and (block is not None or len(blocks) == 1) else 0.55 if chosen else 0.15,
-                "hovertemplate": f"{name}: the best %{{x:.0f}} % of channels hold %{{y:.1f}} % of the "
+                "hovertemplate": f"{name}: the best %{{x:.0f}} % of {ours} hold %{{y:.1f}} % of the "
                 "score<extra></extra>",
             }
         )
-    alt = f"{TITLES[component]}: share of the total score kept against share of channels kept, {len(blocks)} curves."
+    alt = f"{TITLES[component]}: share of the total score kept against share of {ours} kept, {len(blocks)} curves."
     layout: Spec = {"annotations": []}
     if plan is not None:
         inside = [b for b in blocks if block is None or b == block]
@@ -89,7 +89,8 @@ def kept_curve(
                 "y": held,
                 "marker": {"size": 8, "color": theme.surface, "line": {"color": colour, "width": 2}},
                 "text": [f"{word} {b}" for b in inside],
-                "hovertemplate": "this plan, %{text}: %{x:.0f} % of channels, %{y:.1f} % of the score<extra></extra>",
+                "hovertemplate": f"this plan, %{{text}}: %{{x:.0f}} % of {ours}, %{{y:.1f}} % of the score"
+                "<extra></extra>",
             }
         )
         low, high = min(held), max(held)
@@ -102,16 +103,16 @@ def kept_curve(
                 "xanchor": "left" if right else "right",
                 "showarrow": False,
                 "align": "left",
-                "text": f"{at:.0f} % of channels<br>hold <b>{words}</b>",
+                "text": f"{at:.0f} % of {ours}<br>hold <b>{words}</b>",
                 "font": {"size": 13, "color": theme.text},
             }
         )
-        alt += f" At the cut, {at:.0f} % of channels hold {words} of the score."
-    layout["xaxis"] = axis(theme, "channels kept, %", range=[0, 101], dtick=25)
+        alt += f" At the cut, {at:.0f} % of {ours} hold {words} of the score."
+    layout["xaxis"] = axis(theme, f"{ours} kept, %", range=[0, 101], dtick=25)
     layout["yaxis"] = axis(theme, "score kept, %", range=[0, 103], dtick=25)
     figure = drawn(traces, layout, theme, height=height, margin=(52, 12, 10, 46))
     return Chart(
-        figure, f"{TITLES[component]}: what the best channels hold", alt, lambda: _table(scores, component, blocks)
+        figure, f"{TITLES[component]}: what the best {ours} hold", alt, lambda: _table(scores, component, blocks)
     )
 
 

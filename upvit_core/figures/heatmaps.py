@@ -27,6 +27,15 @@ AXES: dict[Component, str] = {
 }  # fmt: skip
 
 
+def member_word(scores: ImportanceScores, component: Component) -> str:
+    """What one of its scores is of: a channel, or a direction (FFN channels stay channels in either basis)."""
+    return "direction" if scores.basis == "directions" and component in ("residual", "attention") else "channel"
+
+
+def axis_words(scores: ImportanceScores, component: Component) -> str:
+    return AXES[component].replace("channel", member_word(scores, component))
+
+
 @dataclass(frozen=True)
 class Picture:
     """One component's scores, arranged to be drawn.
@@ -35,7 +44,7 @@ class Picture:
     channel: the cell's (first) channel in the source, (R, C). step: channels per cell. groups: heads that the columns
     are divided into, each row. cuts: channels kept in each group, (R, groups), or None where they are no prefix.
     blocks: source block of each row; of the residual its stage, 0 where it is one for all. share: of the channels that
-    are kept where it is the same in all rows, else -1.
+    are kept where it is the same in all rows, else -1. word: what is scored, a channel or a direction.
     """
 
     component: Component
@@ -53,6 +62,7 @@ class Picture:
     floor: float
     share: float = -1.0
     staged: bool = False
+    word: str = "channel"
 
     @property
     def uniform_kept(self) -> bool:
@@ -143,6 +153,7 @@ def picture(
         floor=floor,
         share=float(shares[0]) if np.ptp(shares) < 0.005 else -1.0,
         staged=bool(scores.shape.stages),
+        word=member_word(scores, component),
     )
 
 
@@ -160,7 +171,7 @@ def heading(p: Picture) -> str:
             f"{p.heads_before} heads merged to {p.groups}, " if p.groups != p.heads_before else f"{p.groups} heads, "
         )
         inside = (
-            f"{p.kept // p.groups} of {p.width // p.groups} channels kept in each" if p.kept >= 0 else "uneven cuts"
+            f"{p.kept // p.groups} of {p.width // p.groups} {p.word}s kept in each" if p.kept >= 0 else "uneven cuts"
         )
         return f"{TITLES[p.component]}: {merged}{inside}"
     if p.staged and len(p.blocks) > 1:
@@ -207,7 +218,7 @@ def _alt(p: Picture, unit: str) -> str:
     rows = f"{len(p.blocks)} {p.row_word}s" if len(p.blocks) > 1 else "one row"
     sorted_as = "most important first" if p.order == "importance" else "in the model's order"
     scores = f"scores from {low:.2g} to {high:.2g} {unit}"
-    return f"{heading(p)}. Heatmap of {rows} by {p.width} channels, {sorted_as}; {scores}."
+    return f"{heading(p)}. Heatmap of {rows} by {p.width} {p.word}s, {sorted_as}; {scores}."
 
 
 def _hover(p: Picture) -> tuple[np.ndarray, str]:
@@ -215,7 +226,8 @@ def _hover(p: Picture) -> tuple[np.ndarray, str]:
     data = np.stack([p.channel, 10.0**p.values], axis=-1).astype(np.float32)
     where = f"{p.row_word} %{{y}} · " if len(p.blocks) > 1 else f"{p.row_word} {p.blocks[0]} · "
     where = "" if p.component == "residual" and not p.staged else where
-    cell = "channel %{customdata[0]:.0f}" if p.step == 1 else f"{p.step} channels, the first %{{customdata[0]:.0f}}"
+    cell = f"{p.word} %{{customdata[0]:.0f}}"
+    cell = cell if p.step == 1 else f"{p.step} {p.word}s, the first %{{customdata[0]:.0f}}"
     place = "place %{x:.0f} · " if p.order == "importance" else ""
     return data, f"{where}{place}{cell}<br>score %{{customdata[1]:.3g}} nats<extra></extra>"
 
@@ -275,18 +287,16 @@ def _order_words(order: Order) -> str:
 
 def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, order: Order = "importance") -> Chart:
     """The components under one another, as the sliders leave them."""
-    directions = scores.basis == "directions"
     components = scores.shape.components
     # Directions come ordered already, within the residual and within every head.
-    turned = [directions and component in ("residual", "attention") for component in components]
+    turned = [member_word(scores, component) == "direction" for component in components]
     orders: list[Order] = ["position" if own else order for own in turned]
     pictures = [picture(scores, c, plan, o, columns=800) for c, o in zip(components, orders, strict=True)]
     heights = [54.0 if len(p.blocks) == 1 else 96.0 if p.component == "residual" else 138.0 for p in pictures]
     gap, top, bottom = 84.0, 34.0, 46.0
     inner = sum(heights) + (len(heights) - 1) * gap
     words = ["strongest first" if own else _order_words(o) for own, o in zip(turned, orders, strict=True)]
-    names = [AXES[p.component] for p in pictures]
-    names = [name.replace("channels", "directions") if own else name for name, own in zip(names, turned, strict=True)]
+    names = [axis_words(scores, p.component) for p in pictures]
     traces: list[Spec] = []
     layout: Spec = {"annotations": []}
     start = inner
@@ -362,7 +372,7 @@ def heatmap(
     }
     traces = traces_of(p, theme, number=1, limits=limits, colourbar=bar)
     words = _order_words(order)
-    x, y = axes_of(p, theme, f"{AXES[component]}, {words}")
+    x, y = axes_of(p, theme, f"{axis_words(scores, component)}, {words}")
     if window is not None:
         x["range"] = [window[0] - 0.5, window[1] + 0.5]
     layout: Spec = {"xaxis": {**x, "anchor": "y"}, "yaxis": {**y, "domain": [0, share]}, "hovermode": "closest"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.heatmaps import heads_after, kept_mask
+from upvit_core.figures.heatmaps import heads_after, kept_mask, member_word
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, drawn, log_ticks
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.planning.plan import PruningPlan
@@ -45,6 +45,8 @@ def merging(
     def colour(score: float) -> str:
         return cividis((np.log10(max(score, 1e-12)) - low) / (high - low))
 
+    ours = f"{member_word(scores, 'attention')}s"
+    short = "dir." if scores.basis == "directions" else "ch"
     gap = 0.012
     tall = (1 - gap * (before - 1)) / width  # height of one channel
     tops_before = [1 - head * (per * tall + gap) for head in range(before)]
@@ -89,7 +91,7 @@ def merging(
         top, bottom = tops_before[head], tops_before[head] - per * tall
         bar(0.06, 0.16, top, bottom, colour(head_score[head]))
         label(0.05, (top + bottom) / 2, f"{head}", "right")
-        _point(hover, 0.11, (top + bottom) / 2, f"head {head}: {per} channels, score {head_score[head]:.3g} nats")
+        _point(hover, 0.11, (top + bottom) / 2, f"head {head}: {per} {ours}, score {head_score[head]:.3g} nats")
         if step >= 2:
             target, place = divmod(head, ratio)
             right_top = tops_merged[target] - place * per * tall
@@ -98,7 +100,7 @@ def merging(
         for target in range(now):
             top, bottom = tops_merged[target], tops_merged[target] - width // now * tall
             bar(0.44, 0.54, top, bottom, colour(merged_score[target]))
-            text = f"merged head {target}: {width // now} channels, score {merged_score[target]:.3g} nats"
+            text = f"merged head {target}: {width // now} {ours}, score {merged_score[target]:.3g} nats"
             _point(hover, 0.49, (top + bottom) / 2, text)
             if step >= 3:
                 stay = int(kept.reshape(now, -1)[target].sum())
@@ -108,8 +110,8 @@ def merging(
                     bar(0.80, 0.90, cut, bottom, "rgba(0,0,0,0)", hollow=True)
                 bar(0.80, 0.90, top, cut, colour(merged_kept[target]))
                 share = merged_kept[target] / merged_score[target]
-                label(0.91, (top + cut) / 2, f"{stay} ch{wrapped}<b>{share:.0%}</b>", "left")
-                text = f"head {target} keeps {stay} of {width // now} channels and {share:.1%} of its score"
+                label(0.91, (top + cut) / 2, f"{stay} {short}{wrapped}<b>{share:.0%}</b>", "left")
+                text = f"head {target} keeps {stay} of {width // now} {ours} and {share:.1%} of its score"
                 _point(hover, 0.85, (top + cut) / 2, text)
     label(0.11, 1.07, f"<b>{counted(before)}</b> × {per}")
     if step >= 2:
@@ -153,7 +155,7 @@ def merging(
     figure = drawn(traces, layout, theme, height=height, margin=(8, 8, 8, 8))
     held = merged_kept.sum() / merged_score.sum()
     alt = (
-        f"Attention of block {block}: {before} heads of {per} channels flow into {now} merged heads of "
+        f"Attention of block {block}: {before} heads of {per} {ours} flow into {now} merged heads of "
         f"{width // now}, of which "
         f"each keeps {int(kept.sum()) // now}; together they hold {held:.0%} of the block's score."
     )

@@ -6,19 +6,17 @@ place. Filled marks are measured, hollow diamonds published.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pandas as pd
 
 from upvit_core.figures.published import PUBLISHED
-from upvit_core.figures.theme import FONT, Theme
+from upvit_core.figures.theme import Theme
+from upvit_core.figures.vega import Row, Spec, VegaChart, columns, layer, rule, spec, table, text_mark, tip
 
-Row = Mapping[str, Any]
-Spec = dict[str, Any]
 Quantity = Literal["loss", "features", "top1", "perplexity", "kl_teacher"]
 # Paul Tol's qualitative colours that differ from the three of the components.
 LOSSES = ("loss", "features")
@@ -35,16 +33,6 @@ TITLES: dict[Quantity, str] = {
     "perplexity": "perplexity a token, less is better",
     "kl_teacher": "KL to the teacher, nats an image or token",
 }
-
-
-@dataclass(frozen=True)
-class VegaChart:
-    """A Vega-Lite specification with named data sets, and what belongs beside it: an alternative text and a table."""
-
-    spec: Spec
-    datasets: dict[str, pd.DataFrame]
-    alt: str
-    table: Callable[[], dict[str, np.ndarray]] = field(default=dict)
 
 
 @dataclass(frozen=True)
@@ -124,34 +112,34 @@ def speed_chart(
     on_front = front_of([(x, better * y) for x, y in front])
     sweeps = [e for e in sorted(latest, key=lambda e: e["x"]) if e["group"] and _shared(latest, e["group"])]
     datasets = {
-        "path": _table(path, _PATH),
-        "latest": _table(latest, _PATH),
-        "starts": _table(starts, _PATH),
-        "sweeps": _table(sweeps, _PATH),
-        "teacher": _table(teachers, ("label", "x", "y", "images", "device", "runs")),
-        "front": _table([{"x": front[i][0], "y": front[i][1]} for i in on_front if len(on_front) > 1], ("x", "y")),
-        "published": _table(_published() if published and not relative else [], ("label", "x", "y", "note")),
+        "path": table(path, _PATH),
+        "latest": table(latest, _PATH),
+        "starts": table(starts, _PATH),
+        "sweeps": table(sweeps, _PATH),
+        "teacher": table(teachers, ("label", "x", "y", "images", "device", "runs")),
+        "front": table([{"x": front[i][0], "y": front[i][1]} for i in on_front if len(on_front) > 1], ("x", "y")),
+        "published": table(_published() if published and not relative else [], ("label", "x", "y", "note")),
     }
     how, told_by = _conditions(curves), _path_tips(quantity)
     inputs = "images" if better > 0 else "blocks"
     title = f"× the teacher's {inputs}/s, measured in the same run" if relative else f"{inputs}/s, measured{how}"
     y_title = "top-1, %" + _sizes(path, "images") if better > 0 else TITLES["perplexity"] + _sizes(path, "tokens")
     layers = [
-        _layer("front", {"type": "line", "strokeWidth": 7, "opacity": 0.22, "color": theme.text}, order="x"),
-        _layer("sweeps", {"type": "line", "strokeWidth": 1.6, "strokeDash": [5, 4], "color": theme.quiet}, order="x",
+        layer("front", {"type": "line", "strokeWidth": 7, "opacity": 0.22, "color": theme.text}, order="x"),
+        layer("sweeps", {"type": "line", "strokeWidth": 1.6, "strokeDash": [5, 4], "color": theme.quiet}, order="x",
                detail="group"),
-        _rule("teacher", "x", theme),
-        _rule("teacher", "y", theme),
-        _layer("path", {"type": "line", "strokeWidth": 2}, order="step", detail="id", colour=True),
-        _layer("path", {"type": "point", "size": 34, "filled": True, "opacity": 0.75}, colour=True, tooltip=told_by),
-        _layer("latest", {"type": "point", "size": 150, "filled": True, "opacity": 1}, colour=True, tooltip=told_by),
-        _layer("starts", _text_mark(theme, 17), text="label"),
-        _layer("teacher", {"type": "point", "shape": STAR, "size": 190, "filled": True, "opacity": 1,
+        rule("teacher", "x", theme),
+        rule("teacher", "y", theme),
+        layer("path", {"type": "line", "strokeWidth": 2}, order="step", detail="id", colour=True),
+        layer("path", {"type": "point", "size": 34, "filled": True, "opacity": 0.75}, colour=True, tooltip=told_by),
+        layer("latest", {"type": "point", "size": 150, "filled": True, "opacity": 1}, colour=True, tooltip=told_by),
+        layer("starts", text_mark(theme, 17), text="label"),
+        layer("teacher", {"type": "point", "shape": STAR, "size": 190, "filled": True, "opacity": 1,
                            "color": theme.text}, tooltip=_teacher_tips(quantity)),
-        _layer("teacher", _text_mark(theme, -16), text="label"),
-        _layer("published", {"type": "point", "shape": "diamond", "size": 120, "filled": False, "strokeWidth": 2,
+        layer("teacher", text_mark(theme, -16), text="label"),
+        layer("published", {"type": "point", "shape": "diamond", "size": 120, "filled": False, "strokeWidth": 2,
                              "color": theme.quiet}, tooltip=_PUBLISHED_TIPS),
-        _layer("published", _text_mark(theme, -15, theme.quiet), text="label"),
+        layer("published", text_mark(theme, -15, theme.quiet), text="label"),
     ]  # fmt: skip
     sign = " %" if better > 0 else ""
     told = "; ".join(f"{e['label']} {e['y']:.1f}{sign} at {e['x']:,.4g}" for e in latest)
@@ -160,7 +148,7 @@ def speed_chart(
     scales = {"zero": False, "nice": True, "padding": 24}
     y_scale = scales if better > 0 else {**scales, "type": "log"}
     return VegaChart(
-        _spec(layers, theme, (title, scales), (y_title, y_scale), height), datasets, alt, lambda: _columns(path)
+        spec(layers, theme, (title, scales), (y_title, y_scale), height), datasets, alt, lambda: columns(path)
     )
 
 
@@ -173,58 +161,54 @@ def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, 
         for curve in curves for row in curve.rows if row.get("phase") in phases and _numbers(row, "step", quantity)
     ]  # fmt: skip
     ends = list({entry["id"]: entry for entry in lines}.values())
-    columns = ("id", "label", "colour", "x", "y", "epoch", "seconds")
+    names = ("id", "label", "colour", "x", "y", "epoch", "seconds")
     mark = {"type": "line", "strokeWidth": 1.8, "point": False if quantity in LOSSES else {"size": 30, "filled": True}}
     tips = [
-        _tip("label", "run"), _tip("x", "step", ",.0f"), _tip("y", TITLES[quantity], ".4g"),
-        _tip("epoch", "epoch", ".2f"), _tip("seconds", "seconds of training", ",.0f"),
+        tip("label", "run"), tip("x", "step", ",.0f"), tip("y", TITLES[quantity], ".4g"),
+        tip("epoch", "epoch", ".2f"), tip("seconds", "seconds of training", ",.0f"),
     ]  # fmt: skip
     layers = [
-        _layer("lines", mark, detail="id", colour=True, order="x", tooltip=tips),
-        _layer("ends", {"type": "point", "size": 60, "filled": True, "opacity": 1}, colour=True, tooltip=tips),
+        layer("lines", mark, detail="id", colour=True, order="x", tooltip=tips),
+        layer("ends", {"type": "point", "size": 60, "filled": True, "opacity": 1}, colour=True, tooltip=tips),
     ]
     told = "; ".join(f"{e['label']} {e['y']:.4g} at step {e['x']:,}" for e in ends) or "nothing yet"
     return VegaChart(
-        _spec(
+        spec(
             layers,
             theme,
             ("step", {"zero": True, "nice": False}),
             (TITLES[quantity], {"zero": False, "nice": True, "padding": 8}),
             height,
         ),
-        {"lines": _table(lines, columns), "ends": _table(ends, columns)},
+        {"lines": table(lines, names), "ends": table(ends, names)},
         f"{TITLES[quantity]} against step: {told}.",
-        lambda: _columns(lines),
+        lambda: columns(lines),
     )
 
 
 _PATH = ("id", "label", "colour", "group", "plan", "x", "y", "phase", "step", "epoch", "seconds", "images", "kl")
 
 
-def _tip(name: str, title: str, form: str | None = None) -> Spec:
-    return {"field": name, "title": title, **({"format": form} if form else {})}
-
-
 def _path_tips(quantity: Quantity) -> list[Spec]:
     return [
-        _tip("label", "run"), _tip("plan", "plan"), _tip("phase", "point"), _tip("y", TITLES[quantity], ".2f"),
-        _tip("images", _TESTED[quantity], ",.0f"), _tip("x", "speed", ",.4g"),
-        _tip("kl", "KL to the teacher, nats", ".4f"), _tip("epoch", "epoch", ".2f"), _tip("step", "step", ",.0f"),
-        _tip("seconds", "seconds of training", ",.0f"),
+        tip("label", "run"), tip("plan", "plan"), tip("phase", "point"), tip("y", TITLES[quantity], ".2f"),
+        tip("images", _TESTED[quantity], ",.0f"), tip("x", "speed", ",.4g"),
+        tip("kl", "KL to the teacher, nats", ".4f"), tip("epoch", "epoch", ".2f"), tip("step", "step", ",.0f"),
+        tip("seconds", "seconds of training", ",.0f"),
     ]  # fmt: skip
 
 
 def _teacher_tips(quantity: Quantity) -> list[Spec]:
     return [
-        _tip("label", "teacher"), _tip("y", TITLES[quantity], ".2f"), _tip("images", _TESTED[quantity], ",.0f"),
-        _tip("x", "speed, median over runs", ",.4g"), _tip("runs", "runs"), _tip("device", "device"),
+        tip("label", "teacher"), tip("y", TITLES[quantity], ".2f"), tip("images", _TESTED[quantity], ",.0f"),
+        tip("x", "speed, median over runs", ",.4g"), tip("runs", "runs"), tip("device", "device"),
     ]  # fmt: skip
 
 
 _TESTED = {"top1": "test images", "perplexity": "test tokens"}
 _PUBLISHED_TIPS = [
-    _tip("label", "published"), _tip("y", "top-1, %", ".2f"), _tip("x", "images/s, Titan Xp, batch 32", ",.1f"),
-    _tip("note", "note"),
+    tip("label", "published"), tip("y", "top-1, %", ".2f"), tip("x", "images/s, Titan Xp, batch 32", ",.1f"),
+    tip("note", "note"),
 ]  # fmt: skip
 
 
@@ -269,53 +253,6 @@ def _published() -> list[Spec]:
     ]
 
 
-def _table(entries: Sequence[Row], columns: Sequence[str]) -> pd.DataFrame:
-    """Columns as they are sent to a browser: words as numbers into a list of them, numbers in single precision."""
-    return pd.DataFrame({name: _compact([entry.get(name) for entry in entries]) for name in columns})
-
-
-def _compact(values: list[Any]) -> Any:
-    if any(isinstance(value, str) for value in values):
-        return pd.Categorical(values)
-    return pd.array(values, dtype="Float32")
-
-
-def _columns(entries: Sequence[Row]) -> dict[str, np.ndarray]:
-    names = [name for name in (entries[0] if entries else {}) if name != "colour"]
-    return {name: np.array([entry[name] for entry in entries], dtype=object) for name in names}
-
-
-def _layer(
-    data: str, mark: Spec, *, order: str = "", detail: str = "", colour: bool = False, text: str = "",
-    tooltip: list[Spec] | None = None,
-) -> Spec:  # fmt: skip
-    encoding: Spec = {"x": {"field": "x", "type": "quantitative"}, "y": {"field": "y", "type": "quantitative"}}
-    if order:
-        encoding["order"] = {"field": order, "type": "quantitative"}
-    if detail:
-        encoding["detail"] = {"field": detail, "type": "nominal"}
-    if colour:
-        encoding["color"] = {"field": "colour", "type": "nominal", "scale": None}
-    if text:
-        encoding["text"] = {"field": text, "type": "nominal"}
-    if tooltip:
-        encoding["tooltip"] = tooltip
-    return {"data": {"name": data}, "mark": mark, "encoding": encoding}
-
-
-def _rule(data: str, channel: str, theme: Theme) -> Spec:
-    return {
-        "data": {"name": data},
-        "mark": {"type": "rule", "strokeDash": [2, 4], "color": theme.quiet, "opacity": 0.8},
-        "encoding": {channel: {"field": channel, "type": "quantitative"}},
-    }
-
-
-def _text_mark(theme: Theme, offset: int, colour: str = "") -> Spec:
-    """Text below a point, or above it where the offset is negative."""
-    return {"type": "text", "fontSize": 13, "color": colour or theme.text, "dy": offset, "align": "center"}
-
-
 def _conditions(curves: Sequence[RunCurve]) -> str:
     """How the speeds were measured, where all runs agree: ` · AMD EPYC, batch 32, float32, 2 threads`."""
     rows = [curve.teacher_row or {} for curve in curves]
@@ -330,29 +267,3 @@ def _conditions(curves: Sequence[RunCurve]) -> str:
 def _sizes(path: Sequence[Row], what: str) -> str:
     sizes = {entry["images"] for entry in path if entry["images"]}
     return f" of {sizes.pop():,} test {what}" if len(sizes) == 1 else ""
-
-
-def _spec(layers: list[Spec], theme: Theme, x: tuple[str, Spec], y: tuple[str, Spec], height: int) -> Spec:
-    """Layers in the shared look; x and y are an axis title and the settings of its scale."""
-    axis = {
-        "gridColor": theme.grid, "domainColor": theme.grid, "tickColor": theme.grid, "labelColor": theme.quiet,
-        "titleColor": theme.quiet, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal",
-    }  # fmt: skip
-    first = layers[0]["encoding"]
-    first["x"] = {**first["x"], "title": x[0], "scale": x[1]}
-    first["y"] = {**first["y"], "title": y[0], "scale": y[1]}
-    return {
-        "$schema": "https://vega.github.io/schema/vega-lite/v6.json",
-        "width": "container",
-        "height": height,
-        "layer": layers,
-        "resolve": {"scale": {"x": "shared", "y": "shared"}},
-        # The chart's alternative text says it; marks without names would be read out one by one.
-        "config": {
-            "axis": axis,
-            "view": {"stroke": None},
-            "font": FONT,
-            "background": theme.surface,
-            "mark": {"aria": False},
-        },
-    }

@@ -1,0 +1,93 @@
+"""Both ways on Runs: the letter's channels and directions with repair, from start to end in one chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+
+import streamlit as st
+
+from pages.shared import charts, run_data
+from upvit_core.figures.runs import RunCurve
+from upvit_core.figures.starts import starts_chart
+from upvit_core.figures.vega import Row
+from upvit_core.recipe import PRESETS
+from upvit_core.runs.spec import RunSpec
+from upvit_core.runs.store import RunStore, RunSummary
+
+WAYS = {"channels": "Channels (UP-ViT)", "directions": "Directions"}
+
+
+def pair(store: RunStore, chosen: Sequence[RunSummary]) -> list[RunSummary]:
+    """The newest two runs of one shape, data and length of which one began from channels, the other from directions."""
+    seen: dict[object, dict[str, RunSummary]] = {}
+    for summary in chosen:
+        spec = summary.spec
+        if spec is None or spec.plan is None or spec.settings.from_scratch:
+            continue
+        shape = run_data.shape_of(store, summary.id, spec)
+        if shape is None:
+            continue
+        both = seen.setdefault((shape.embed_dim, shape.blocks, spec.data, spec.epochs), {})
+        both.setdefault(str(spec.plan.get("basis", "channels")), summary)
+        if len(both) == 2:
+            return [both[basis] for basis in WAYS]
+    return []
+
+
+def way_words(spec: RunSpec) -> str:
+    basis = str((spec.plan or {}).get("basis", "channels"))
+    return WAYS[basis] + (", repaired" if spec.repair else "")
+
+
+def recipe_words(spec: RunSpec) -> str:
+    """Name of the preset that the settings are, seed and duties aside; else that they are its own."""
+    loose = {"seed", "threads", "workers", "eval_images", "eval_every", "checkpoint_minutes", "tensorboard", "amp"}
+    own = json.loads(spec.settings.model_dump_json(exclude=loose))
+    named = (name for name, preset in PRESETS.items() if json.loads(preset.model_dump_json(exclude=loose)) == own)
+    return next(named, "one of its own")
+
+
+def panel(store: RunStore, chosen: Sequence[RunSummary], curves: Sequence[RunCurve]) -> None:
+    """Nothing where no two of the ticked runs are both ways of one cut."""
+    both = pair(store, chosen)
+    by_id = {curve.id: curve for curve in curves}
+    drawn = [
+        replace(by_id[s.id], label=way_words(s.spec)) for s in both if s.spec is not None and s.id in by_id
+    ]  # fmt: skip
+    if len(drawn) < 2:
+        return
+    st.subheader("Both ways", anchor=False)
+    st.html(f'<p class="quiet">{_sentence([s.spec for s in both if s.spec is not None], drawn)}</p>')
+    keys = "".join(
+        f'<span style="white-space: nowrap; margin-right: 1.4em"><b style="color: {curve.colour}">●</b> '
+        f"{curve.label}</span>"
+        for curve in drawn
+    )
+    st.html(f"<p>{keys}<span>○ the start, before any training &nbsp; ★ the teacher</span></p>")
+    left, right = st.columns(2)
+    with left:
+        charts.show_vega(starts_chart(drawn, "top1", charts.theme()), "starts-top1")
+    with right:
+        charts.show_vega(starts_chart(drawn, "kl_teacher", charts.theme()), "starts-kl")
+
+
+def _sentence(specs: Sequence[RunSpec], drawn: Sequence[RunCurve]) -> str:
+    """What is the same, and what was found so far, in numbers."""
+    recipes = [recipe_words(spec) for spec in specs]
+    same = "the same recipe" if recipes[0] == recipes[1] else f"recipes {recipes[0]} and {recipes[1]}"
+    told = f"The same widths and images, as many epochs, {same}. "
+    if not all(curve.evaluations for curve in drawn):
+        return told + "The starts are being measured."
+    first, last = ([curve.evaluations[at] for curve in drawn] for at in (0, -1))
+    told += f"Right after the cut: {_reached(first)}."
+    if all(row.get("step", 0) > 0 for row in last):
+        told += f" Now: {_reached(last)}."
+    if (teacher := drawn[0].teacher_row) is not None:
+        told += f" The teacher: {teacher['top1']:.1f} %."
+    return told
+
+
+def _reached(rows: Sequence[Row]) -> str:
+    return f"{rows[0]['top1']:.1f} % by channels, {rows[1]['top1']:.1f} % by directions"

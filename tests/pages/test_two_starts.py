@@ -1,0 +1,75 @@
+"""Both ways in one chart on Runs: which runs are drawn, their starts and ends, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_runs import made_run
+from streamlit.testing.v1 import AppTest
+
+from pages.shared import run_data, two_starts
+from tests.pages.test_runs import html_of
+from upvit_core.figures.starts import starts_chart
+from upvit_core.figures.theme import DARK
+from upvit_core.recipe import PRESETS
+from upvit_core.runs import Run, RunStore
+
+PAGE = "pages/run/runs.py"
+
+
+def by_directions(run: Run, *, repair: bool = True) -> Run:
+    """The made-up run as one whose plan keeps directions."""
+    spec = json.loads((run.folder / "spec.json").read_text())
+    spec["plan"]["basis"], spec["repair"] = "directions", repair
+    (run.folder / "spec.json").write_text(json.dumps(spec))
+    return run
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def test_only_runs_of_one_shape_and_two_bases_are_paired(store: RunStore) -> None:
+    letter = made_run(store, 0.5)
+    assert two_starts.pair(store, store.list()) == []
+    by_directions(made_run(store, 0.25))
+    assert two_starts.pair(store, store.list()) == []
+    made_run(store, 0.5, from_scratch=True)
+    ours = by_directions(made_run(store, 0.5))
+    assert [s.id for s in two_starts.pair(store, store.list())] == [letter.id, ours.id]
+
+
+def test_starts_and_ends_are_those_of_the_rows(store: RunStore) -> None:
+    made_run(store, 0.5)
+    by_directions(made_run(store, 0.5, "running", share=0.5))
+    curves = run_data.curves(store, store.list(), store.list())
+    for measure in ("top1", "kl_teacher"):
+        chart = starts_chart(curves, measure, DARK)
+        for curve in curves:
+            rows = [row for row in curve.rows if row["phase"] in ("surgery", "eval", "final") and measure in row]
+            start, end = (chart.datasets[name].set_index("id").loc[curve.id] for name in ("starts", "ends"))
+            assert (start["x"], start["y"]) == (0, rows[0][measure])
+            assert (end["x"], end["y"]) == (rows[-1]["step"], rows[-1][measure])
+        for name in ("starts", "ends"):
+            parts = [chart.datasets[f"{half} {name}"] for half in ("upper", "lower")]
+            assert sum(map(len, parts)) == 2
+    assert "starts at" in chart.alt
+
+
+def test_the_page_draws_both_ways_and_says_which_recipes(page: Callable[..., AppTest], store: RunStore) -> None:
+    made_run(store, 0.5, **PRESETS["demo"].model_dump())
+    by_directions(made_run(store, 0.5, **(PRESETS["repaired"].model_dump() | {"seed": 4})))
+    test = page(PAGE)
+    assert not test.exception
+    assert not test.error
+    assert "Both ways" in [s.value for s in test.subheader]
+    text = html_of(test)
+    assert "recipes demo and repaired" in text
+    assert "Channels (UP-ViT)" in text
+    assert "Directions, repaired" in text
+    test.checkbox[0].uncheck().run()
+    assert "Both ways" not in [s.value for s in test.subheader]
