@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.shared import charts, run_data
+from pages.shared import charts, recipes, run_data
 from upvit_core.figures.runs import RunCurve
 from upvit_core.figures.starts import starts_chart
 from upvit_core.figures.vega import Row
@@ -16,6 +16,7 @@ from upvit_core.recipe import PRESETS
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore, RunSummary
 
+STYLE = "<style>.key { display: inline-block; margin-right: 1.4em; }</style>"
 WAYS = {"channels": "Channels (UP-ViT)", "directions": "Directions"}
 
 
@@ -42,11 +43,11 @@ def way_words(spec: RunSpec) -> str:
 
 
 def recipe_words(spec: RunSpec) -> str:
-    """Name of the preset that the settings are, seed and duties aside; else that they are its own."""
+    """What the preset is called that the settings are, seed and duties aside; else that they are its own."""
     loose = {"seed", "threads", "workers", "eval_images", "eval_every", "checkpoint_minutes", "tensorboard", "amp"}
     own = json.loads(spec.settings.model_dump_json(exclude=loose))
     named = (name for name, preset in PRESETS.items() if json.loads(preset.model_dump_json(exclude=loose)) == own)
-    return next(named, "one of its own")
+    return next((recipes.NAMES[name] for name in named), "settings of its own")
 
 
 def panel(store: RunStore, chosen: Sequence[RunSummary], curves: Sequence[RunCurve]) -> None:
@@ -60,12 +61,9 @@ def panel(store: RunStore, chosen: Sequence[RunSummary], curves: Sequence[RunCur
         return
     st.subheader("Both ways", anchor=False)
     st.html(f'<p class="quiet">{_sentence([s.spec for s in both if s.spec is not None], drawn)}</p>')
-    keys = "".join(
-        f'<span style="white-space: nowrap; margin-right: 1.4em"><b style="color: {curve.colour}">●</b> '
-        f"{curve.label}</span>"
-        for curve in drawn
-    )
-    st.html(f"<p>{keys}<span>○ the start, before any training &nbsp; ★ the teacher</span></p>")
+    keys = [f'<b style="color: {curve.colour}">●</b> {curve.label}' for curve in drawn]
+    keys += ["○ the start, before any training", "★ the teacher"]
+    st.html("<p>" + "".join(f'<span class="key">{key}</span> ' for key in keys) + "</p>" + STYLE)
     left, right = st.columns(2)
     with left:
         charts.show_vega(starts_chart(drawn, "top1", charts.theme()), "starts-top1")
@@ -75,8 +73,8 @@ def panel(store: RunStore, chosen: Sequence[RunSummary], curves: Sequence[RunCur
 
 def _sentence(specs: Sequence[RunSpec], drawn: Sequence[RunCurve]) -> str:
     """What is the same, and what was found so far, in numbers."""
-    recipes = [recipe_words(spec) for spec in specs]
-    same = "the same recipe" if recipes[0] == recipes[1] else f"recipes {recipes[0]} and {recipes[1]}"
+    names = [recipe_words(spec) for spec in specs]
+    same = "the same recipe" if names[0] == names[1] else f"each by its own recipe ({names[0]}; {names[1]})"
     told = f"The same widths and images, as many epochs, {same}. "
     if not all(curve.evaluations for curve in drawn):
         return told + "The starts are being measured."

@@ -16,6 +16,9 @@ Measure = Literal["top1", "kl_teacher"]
 TITLES: dict[Measure, str] = {"top1": "top-1, %", "kl_teacher": "KL to the teacher, nats an image (log)"}
 _NAMES = ("id", "label", "colour", "x", "y", "text", "epoch", "images")
 
+_WHOLE = "abs(log(datum.value) / LN10 - round(log(datum.value) / LN10)) < 0.01"
+_DECADES = {"condition": {"test": _WHOLE, "value": 1}, "value": 0.12}
+
 
 def starts_chart(curves: Sequence[RunCurve], measure: Measure, theme: Theme, *, height: int = 300) -> VegaChart:
     """`curves` are the runs with their labels; a hollow circle is a start, before any training."""
@@ -27,7 +30,8 @@ def starts_chart(curves: Sequence[RunCurve], measure: Measure, theme: Theme, *, 
     ]  # fmt: skip
     first = list({entry["id"]: entry for entry in reversed(lines)}.values())
     last = list({entry["id"]: entry for entry in lines if entry["x"] > 0}.values())
-    teachers = _teacher(curves) if measure == "top1" else []
+    x_end = max([1, *(entry["x"] for entry in lines)])
+    teachers = _teacher(curves, 1.24 * x_end) if measure == "top1" else []
     tips = [
         tip("label", "start"), tip("x", "step", ",.0f"), tip("y", TITLES[measure], ".4g"), tip("epoch", "epoch", ".2f"),
         tip("images", "test images", ",.0f"),
@@ -49,11 +53,12 @@ def starts_chart(curves: Sequence[RunCurve], measure: Measure, theme: Theme, *, 
     ]  # fmt: skip
     told = "; ".join(f"{e['label']} starts at {e['text']}" for e in first)
     told += "".join(f"; {e['label']} is at {e['text']} after {e['x']:,} steps" for e in last)
-    x_end = max((entry["x"] for entry in lines), default=1)
     y_scale: Spec = {"zero": False, "nice": True, "padding": 26}
+    if measure == "kl_teacher":
+        layers[0]["encoding"]["y"]["axis"] = {"gridOpacity": _DECADES}
     return VegaChart(
         spec(
-            layers, theme, ("training step", {"domain": [0, 1.16 * max(x_end, 1)], "nice": False, "padding": 14}),
+            layers, theme, ("training step", {"domain": [0, 1.24 * x_end], "nice": False, "padding": 14}),
             (TITLES[measure], {**y_scale, "type": "log"} if measure == "kl_teacher" else y_scale), height,
         ),
         {
@@ -76,6 +81,6 @@ def _apart(name: str, entries: Sequence[Row]) -> Spec:
     return {f"upper {name}": table(order[:half], _NAMES), f"lower {name}": table(order[half:], _NAMES)}
 
 
-def _teacher(curves: Sequence[RunCurve]) -> list[Spec]:
+def _teacher(curves: Sequence[RunCurve], x: float) -> list[Spec]:
     rows = [row for curve in curves if (row := curve.teacher_row) is not None]
-    return [{"label": curves[0].teacher, "x": 0, "y": rows[-1]["top1"]}] if rows else []
+    return [{"label": curves[0].teacher, "x": x, "y": rows[-1]["top1"]}] if rows else []
