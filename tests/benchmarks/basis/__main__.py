@@ -3,6 +3,7 @@
 python -m tests.benchmarks.basis table                  25, 50, 75 % of everything on the demo, and Torch-Pruning
 python -m tests.benchmarks.basis ablation               what each step adds, from the letter's cut on
 python -m tests.benchmarks.basis metrics                which metric chooses the residual's directions
+python -m tests.benchmarks.basis refits                 what each of repair's fits is worth; merging FFN neurons
 python -m tests.benchmarks.basis distil                 one epoch from both starts, three seeds
 python -m tests.benchmarks.basis teacher CIFAR OUT      a small teacher for CIFAR-10, a folder or archive of classes
 python -m tests.benchmarks.basis table --teacher OUT --data CIFAR
@@ -189,6 +190,29 @@ def metrics(
                 rows.add({"metric": name, "removed": f"{ratio:.0%}", "of": what}, make)
     setting.stats = own
     publish("the residual's metric", rows.rows, out, **about(setting))
+
+
+@app.command()
+def refits(
+    teacher: Teacher = "demo", data: Data = "demo", images: Images = 2000, seed: int = 0, out: Out = None
+) -> None:
+    """Everything, with some of repair's fits left out; and with FFN neurons merged, where else they are dropped."""
+    from tests.benchmarks.basis.refits import WITHOUT, leaving_out, merged
+
+    setting, rows = Setting(teacher, data, images, seed), Rows(out)
+    for ratio in RATIOS:
+        plan = setting.plan("directions", ratio)
+        ways = {name: (setting.cut, endings) for name, endings in WITHOUT.items()}
+        ways["neurons merged, fc1 not refitted"] = (lambda plan: merged(setting, plan), (".fc1",))
+        for name, (make_student, endings) in ways.items():
+
+            def make(plan=plan, make_student=make_student, endings=endings) -> dict[str, Any]:  # type: ignore[no-untyped-def]
+                with leaving_out(endings):
+                    student = setting.repaired(make_student(plan), plan)
+                return measured(*setting.measure(student), setting)
+
+            rows.add({"removed": f"{ratio:.0%}", "way": name}, make)
+    publish("what each fit of repair is worth", rows.rows, out, **about(setting))
 
 
 @app.command()
