@@ -14,6 +14,7 @@ from upvit_core.models.adapt import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.planning.plan import Fitted, PruningPlan
 from upvit_core.repair.language import repair_language
+from upvit_core.repair.pyramid import repair_pyramid
 from upvit_core.repair.repair import repair as mend
 from upvit_core.surgery import prune
 
@@ -48,8 +49,6 @@ def cut_and_record(
     """
     known = plan.fitted
     repair = (known.repair if known else False) if repair is None else repair
-    if repair and loaded.shape.family not in ("vit", "gpt2"):
-        raise PlanError(f"Repair is defined for plain ViTs and GPT-2; cut {loaded.name} without it, and distil.")
     plan = plan.at_size(loaded.shape.img_size)
     if plan.basis == "channels" and not repair:
         return prune(loaded.model, loaded.shape, plan), plan.model_copy(update={"fitted": None})
@@ -74,8 +73,9 @@ def cut_and_record(
         stats, student = None, prune(loaded.model, loaded.shape, plan)
     else:
         student = prune_directions(loaded.model, loaded.shape, plan, stats)
-    if repair and loaded.shape.family == "gpt2":
-        student, _ = repair_language(student, loaded.model, plan, proxy, report=report)
+    in_channels = {"gpt2": repair_language, "pvt_v2": repair_pyramid}.get(loaded.shape.family)
+    if repair and in_channels is not None:
+        student, _ = in_channels(student, loaded.model, plan, proxy, report=report)
     elif repair:
         student, _ = mend(student, loaded.model, plan, proxy, stats=stats, report=report)
     fitted = Fitted(

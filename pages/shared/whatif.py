@@ -370,8 +370,6 @@ def way_controls(shape: ModelShape, possible: bool) -> None:
     """What is removed, and whether least squares mend the cut; both need weights and images."""
     if shape.is_plain:
         basis_control(shape, possible)
-    if shape.stages:
-        return
     st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
     st.toggle(
         "Repair", key="repair", bind="query-params", disabled=not possible,

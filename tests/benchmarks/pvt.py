@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10, help="of the teacher")
     parser.add_argument("--student-epochs", type=int, default=3)
     parser.add_argument("--exact-images", type=int, default=128)
+    parser.add_argument("--repair-images", type=int, default=2000)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     store, shape = RunStore(arguments.work / "runs"), small()
@@ -117,7 +118,8 @@ def main() -> None:
 
     thin, after = cut(loaded, plan), plan.shape_after
     test = open_images(arguments.data, "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=10)
-    teacher, cut_only = (evaluate(model, test.batches(250)) for model in (loaded.model, thin))
+    mended = cut(loaded, plan, repair=True, data=train_images, images=arguments.repair_images)
+    teacher, cut_only, repaired = (evaluate(model, test.batches(250)) for model in (loaded.model, thin, mended))
     final = {name: found[-1] for name, found in rows.items()}
     export = export_onnx(thin, after, arguments.work / "thin.onnx")
 
@@ -126,6 +128,7 @@ def main() -> None:
         return {"model": name, "top-1 %": f"{top1:.2f}", "steps": steps, **costs}
 
     table = [row("teacher", teacher.top1, 0, loaded.shape), row("after surgery", cut_only.top1, 0, after)]
+    table.append(row("after surgery, repaired", repaired.top1, 0, after))
     table += [row(name, found["top1"], found["step"], after) for name, found in final.items()]
     agreement = {
         part.component: {"spearman": round(part.spearman, 4), "lowest": round(part.spearman_lowest, 4)}

@@ -49,7 +49,8 @@ def test_sliders_are_those_of_its_components(page: Run, pyramid: str) -> None:
     assert "3.67 M" in html_of(test)
     assert "stock timm opens it" in html_of(test)
     assert "estimated for plain ViTs only" in html_of(test)
-    assert not [t for t in test.toggle if t.label == "Repair"]
+    assert [t for t in test.toggle if t.label == "Repair"]
+    assert "basis" not in [control.key for control in test.segmented_control]
     test.slider(key="reduction").set_value(75).run()
     assert "stock timm opens it" not in html_of(test)
     assert not test.error

@@ -133,6 +133,50 @@ class PVTAdapter:
     def after_half_block(self, half: int, x: Tensor) -> Tensor:
         return self._head(self._leave(self.shape.stage_of(half // 2), x))
 
+    # Parts by themselves, of streams inside their stage, for repair.
+
+    def block(self, number: int) -> Any:
+        return self._blocks[number]
+
+    def opening(self, stage: int) -> Any:
+        return self._opening(stage)
+
+    @property
+    def head(self) -> Any:
+        return self._m.head
+
+    def enter(self, stage: int, x: Tensor) -> Tensor:
+        return self._enter(stage, x)
+
+    def leave(self, stage: int, x: Tensor) -> Tensor:
+        return self._leave(stage, x)
+
+    def grid(self, block: int, x: Tensor) -> Tensor:
+        return self._grid(block, x)
+
+    def inside(self, half: int, x: Tensor) -> Tensor:
+        """Half-block `half` on a stream (B, N, D) of its own stage."""
+        block, is_ffn = divmod(half, 2)
+        return self._feed_forward(block, x) if is_ffn else self._attend(block, x)
+
+    def key_source(self, block: int, x: Tensor) -> Tensor:
+        """What keys and values are made from, (B, M, R): the normed stream, or its normed reduction."""
+        blk = self._blocks[block]
+        normed = blk.norm1(x)
+        reduced = self._reduce(block, normed)
+        return normed if reduced is None else blk.attn.norm(reduced)
+
+    def mixed(self, block: int, x: Tensor) -> Tensor:
+        """What attention hands to proj, (B, N, A)."""
+        blk = self._blocks[block]
+        (q,) = self._split(block, blk.attn.q(blk.norm1(x)), 1)
+        k, v = self._split(block, blk.attn.kv(self.key_source(block, x)), 2)
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    def hidden(self, block: int, x: Tensor) -> Tensor:
+        """What the FFN hands to fc2, (B, N, H)."""
+        return self._hidden(block, self._blocks[block].norm2(x))
+
     def first_block(self, key: str) -> int:
         component, place = key.split(".")
         return self.shape.first_block(int(place)) if component == "residual" else int(place)

@@ -104,7 +104,7 @@ class ModelShape:
 
     @property
     def is_plain(self) -> bool:
-        """True for a ViT without stages: directions, repair and a spread over blocks are defined for it."""
+        """True for a ViT without stages: directions and estimates of time are defined for it."""
         return self.family == "vit"
 
     @property

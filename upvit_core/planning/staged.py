@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -59,14 +60,14 @@ def best_shares(scores: ImportanceScores, limits: dict[str, float], *, stock: bo
         asked = " and ".join(f"{name} {limit:,.0f}" for name, limit in limits.items())
         raise PlanError(f"No plan of this kind of {scores.shape.name} is within {asked}; the narrowest has {least}.")
     plan = plan_uniform(scores, **_ratios(best[1]), snap=True)
-    asked = {"budget": limits, "allocation": "stock" if stock else "uniform"}
-    plan = plan.model_copy(update={"requested": {**plan.requested, **asked}})
+    requested = {"budget": limits, "allocation": "stock" if stock else "uniform"}
+    plan = plan.model_copy(update={"requested": {**plan.requested, **requested}})
     after = plan.shape_after
     percents = {str(component): percent for component, percent in best[1].items()}
     return StagedBest(plan, percents, predicted_loss(scores, plan), count_parameters(after), count_macs(after))
 
 
-def _ratios(percents: dict[Component, int]) -> dict[str, float]:
+def _ratios(percents: dict[Component, int]) -> dict[str, Any]:
     """A reduction of the residual's percent is left out: it is as wide as the residual then, as stock timm builds."""
     own = percents["residual"]
     return {key: percent / 100 for key, percent in percents.items() if key != "reduction" or percent != own}
@@ -78,7 +79,7 @@ class _Tables:
     def __init__(self, scores: ImportanceScores):
         self.scores, self.shape = scores, scores.shape
         self.components = scores.shape.components
-        empty = dict.fromkeys(self.components, 0.0)
+        empty: dict[str, Any] = dict.fromkeys(self.components, 0.0)
         self.widths: dict[str, np.ndarray] = {}
         for component in self.components:
             for percent in PERCENTS.tolist():
