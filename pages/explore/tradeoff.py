@@ -239,7 +239,7 @@ with frame.page(
             reports.plan_button(model, shown or scores, now, plan, found.accuracy, found.speed)
     with right:
         numbers(model, plan, spec, found)
-        facts.row(model, shown, plan, now)
+        facts.row(model, shown, plan, now, found.accuracy)
         after.line(model, spec, found.accuracy)
         best_under.answer(model, shown or scores, plan)
         for job in (*found.all, finding):

@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 import pandas as pd
 import streamlit as st
 
-from pages.shared import device, whatif, words
+from pages.shared import block_records, device, whatif, words
 from pages.shared.facts import in_nats
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.errors import PlanError
+from upvit_core.importance.block_removals import BlockRemovals
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import judge_of
 from upvit_core.planning.best import BestPlan, Budget, Family, best_plan
+from upvit_core.planning.depth_budget import best_over_depth
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.staged import best_shares
-from upvit_core.planning.widths import widths_of
+from upvit_core.planning.widths import whole_widths, widths_of
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 FAMILIES: dict[Family, str] = {
@@ -27,6 +29,7 @@ FAMILIES: dict[Family, str] = {
     "stock": "a shape of stock {library}",
 }
 FOUND = "best-found"
+STOPS = "The sum leaves out that removals interact: trust it to rank plans, and what is measured for the loss itself."
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,17 @@ def panel(model: Opened, scores: ImportanceScores | None, now: WhatIf, plan: Pru
             st.caption(f"With {now.heads} heads, as the slider says; scores cannot foretell what merging {own} does.")
         if now.round_to > 1:
             st.caption(f"Widths are multiples of {now.round_to}.")
+        removals = None if model.shape.stages else block_records.record(plan.model_digest)
+        if removals is not None and not st.toggle(
+            "Blocks may go too", value=now.depth is not None, key="budget-depth", persist_state="session",
+            help="Tries every depth with its best widths. What blocks cost was measured; channels are added up.",
+        ):  # fmt: skip
+            removals = None
         ready = bool(limits)
         if st.button(
             "Find the best plan", type="primary", icon=":material/target:", key="find-best", disabled=not ready
         ):
-            find(model, scores, now, limits, family)
+            find(model, scores, now, limits, family, removals)
         if not ready:
             st.caption("Tick at least one limit.")
 
@@ -112,12 +121,15 @@ def _limit(key: str, label: str, value: float, most: float, ticked: bool) -> flo
     return float(given) if on and given > 0 else None
 
 
-def find(model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family) -> None:
+def find(
+    model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family,
+    removals: BlockRemovals | None,
+) -> None:  # fmt: skip
     """Solve for the family asked for and, to compare, for the others; then move the sliders."""
     began = time.perf_counter()
     try:
         with st.spinner("Searching…"):
-            solved = {family: _solve(model, scores, now, limits, family)}
+            solved = {family: _solve(model, scores, now, limits, family, removals)}
     except PlanError as error:
         st.warning(str(error))
         return
@@ -125,7 +137,7 @@ def find(model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str,
     for other in families(model):
         if other not in solved and (other != "uniform" or model.shape.embed_dim < 400):
             try:
-                solved[other] = _solve(model, scores, now, limits, other)
+                solved[other] = _solve(model, scores, now, limits, other, removals)
             except PlanError:
                 continue
     st.session_state[FOUND] = Answer(model.source, limits, family, solved, seconds)
@@ -133,8 +145,9 @@ def find(model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str,
     if model.shape.stages:
         st.session_state["move-to"] = replace(now, **_shares(best))
     else:
-        widths = widths_of(best.shape_after)
-        st.session_state["move-to"] = whatif.of_widths(widths, model.shape, replace(now, widths=""))
+        depth = best.shape_after.depth
+        now = replace(now, widths="", depth=depth if depth < model.shape.depth else None, order="together")
+        st.session_state["move-to"] = whatif.of_widths(whole_widths(best, now.round_to), model.shape, now)
     st.rerun()
 
 
@@ -157,16 +170,21 @@ def _shares(plan: PruningPlan) -> dict[str, int]:
 
 
 def _solve(
-    model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family
+    model: Opened, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family,
+    removals: BlockRemovals | None,
 ) -> BestPlan:  # fmt: skip
+    """The best of this family; where blocks may go, of every depth, what their removal costs included."""
     if model.shape.stages:
         found = best_shares(scores, limits, stock=family == "stock")
         return BestPlan(found.plan, found.predicted, found.predicted, found.params, found.macs, None)
     basis = "directions" if scores.basis == "directions" else now.basis
-    return best_plan(
-        scores, Budget(**limits), family=family, latency=device.latency(model), heads=now.heads,
-        round_to=now.round_to, basis=basis,
-    )  # fmt: skip
+    choices = {"family": family, "latency": device.latency(model), "heads": now.heads, "round_to": now.round_to,
+               "basis": basis}  # fmt: skip
+    if removals is None:
+        return best_plan(scores, Budget(**limits), **choices)  # type: ignore[arg-type]
+    chosen, every = best_over_depth(scores, removals, Budget(**limits), **choices)
+    bound = min(choice.best.bound + choice.blocks for choice in every)
+    return replace(chosen.best, predicted=chosen.predicted, bound=min(bound, chosen.predicted))
 
 
 def answer(model: Opened, scores: ImportanceScores | None, plan: PruningPlan) -> None:
@@ -181,15 +199,17 @@ def answer(model: Opened, scores: ImportanceScores | None, plan: PruningPlan) ->
     gap = "the least possible, exactly" if best.gap == 0 else f"at most {best.gap:.2g} above the least possible"
     among = family_name(model, found.chosen)
     st.success(
-        f"Best within {_limits(found.limits)}, {among}: predicted KL {best.predicted:.3g} {unit}, "
-        f"{gap}; found in {found.seconds:.2f} s.",
+        f"Best within {_limits(found.limits)}, {among}: predicted KL {best.predicted:.3g} {unit}, {gap}; found in "
+        f"{1e3 * found.seconds:,.0f} ms. {STOPS}",
         icon=":material/target:",
     )
-    rows = []
+    rows, least = [], min(other.predicted for other in found.found.values())
     for family, other in found.found.items():
         row = {
-            "Among": family_name(model, family), f"Predicted KL, {unit}": other.predicted, "Parameters": other.params,
-            "MACs": other.macs, f"Stock {model.shape.library}": other.plan.shape_after.is_uniform,
+            "Among": family_name(model, family), f"Predicted KL, {unit}": other.predicted,
+            "Against the best": other.predicted / least if least > 0 else 1.0, "Blocks": other.plan.shape_after.depth,
+            "Parameters": other.params, "MACs": other.macs,
+            f"Stock {model.shape.library}": other.plan.shape_after.is_uniform,
         }  # fmt: skip
         if other.latency_ms is not None:
             row["Time, ms (estimated)"] = other.latency_ms
@@ -198,7 +218,8 @@ def answer(model: Opened, scores: ImportanceScores | None, plan: PruningPlan) ->
     st.dataframe(
         pd.DataFrame(rows).sort_values(f"Predicted KL, {unit}"), hide_index=True, width="stretch",
         column_config={"Parameters": number(format="localized"), "MACs": number(format="localized"),
-                       f"Predicted KL, {unit}": number(format="%.4g")},
+                       f"Predicted KL, {unit}": number(format="%.4g"),
+                       "Against the best": number(format="%.2f×", help="Predicted KL as a multiple of the least.")},
     )  # fmt: skip
 
 

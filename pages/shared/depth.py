@@ -42,6 +42,8 @@ def panel(model: Opened, scores: ImportanceScores, now: WhatIf) -> None:
             _make(model, digest)
             return
         whole = record.shape.depth
+        if now.depth is None:
+            st.session_state["depth"] = whole  # or the slider would go back to what the link or the browser has
         depth = st.slider(
             "Blocks that stay", record.least_depth, whole, value=whole, key="depth", bind="query-params",
             help="Replays the removals in the order in which they were found; sizes, costs and accuracy follow.",

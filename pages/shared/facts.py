@@ -22,14 +22,15 @@ from upvit_core.profiling.memory import estimate_memory
 AT_ONCE = 2000  # channels of residual times depth up to which the solver answers while the page waits
 
 
-def row(model: Opened, scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> None:
-    """Four small cards, and a line where widths were rounded."""
+def row(
+    model: Opened, scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf, accuracy: jobs.Job | None = None
+) -> None:
+    """Four small cards, and a line where widths were rounded; `accuracy` is the job that measures this plan."""
     stock = stock_job(scores, plan, now)
 
     def draw() -> None:
-        cards(
-            [predicted_card(scores, plan), latency_card(model, plan), memory_card(model, plan), stock_card(plan, stock)]
-        )
+        predicted = predicted_card(scores, plan, None if now.repair else accuracy)
+        cards([predicted, latency_card(model, plan), memory_card(model, plan), stock_card(plan, stock)])
 
     with st.container(key="facts"):
         jobs.follow([stock], draw)
@@ -41,18 +42,18 @@ def in_nats(scores: ImportanceScores | None) -> bool:
     return scores is not None and scores.unit.startswith("nats")
 
 
-def predicted_card(scores: ImportanceScores | None, plan: PruningPlan) -> Card:
+def predicted_card(scores: ImportanceScores | None, plan: PruningPlan, accuracy: jobs.Job | None) -> Card:
+    """What scores predict; beside it, once measured before any repair, how far off the sum was."""
     name = "KL after the cut"
     if scores is None or not in_nats(scores):
         return Card(name, "—", "needs scores in nats: make them on Importance")
     if plan.shape_after.depth < plan.shape_before.depth:
         return Card(name, "—", f"not predicted with fewer blocks; measured beside {judge_of(plan.shape_before).name}")
-    return Card(
-        name,
-        f"{predicted_loss(scores, plan):.3g}",
-        f"{judge_of(plan.shape_before).nats}: single removals, added up",
-        ESTIMATED,
-    )
+    predicted = predicted_loss(scores, plan)
+    note = f"{judge_of(plan.shape_before).nats}: single removals, added up"
+    if accuracy is not None and accuracy.state == "done" and accuracy.result.kl and predicted > 0:
+        note += f"; measured {accuracy.result.kl:.2g}, {words.times(accuracy.result.kl / predicted)} that"
+    return Card(name, f"{predicted:.3g}", note, ESTIMATED)
 
 
 def latency_card(model: Opened, plan: PruningPlan) -> Card:

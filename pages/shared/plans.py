@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import lru_cache
@@ -135,7 +136,7 @@ def _of_entry(label: str, entry: Tried, here: bool, cost: str, loss: str, judge:
     about = f"{label + ': ' if label else ''}{entry.what_if.words} removed: "
     about += f"{words.short(entry.params)} parameters, {words.short(entry.macs)} MACs"
     name = entry.what_if.words if here else ""
-    data = list(astuple(entry.what_if))
+    data = json.dumps(astuple(entry.what_if))
     where = f"measured on {entry.images:,} {judge.samples}, before any training"
     if loss != KL:
         if entry.value is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import streamlit as st
 
 from pages.shared import candidates, charts, device, jobs, measured, plans
@@ -83,8 +85,9 @@ def _chart(
     )
     event = charts.show(chart, "front", on_select="rerun")
     chosen = event["selection"]["points"] if event else []  # type: ignore[index]
-    if chosen and (data := (chosen[0].get("customdata") or [None, None, None])[2]):
-        target = WhatIf(*data)
+    data = (chosen[0].get("customdata") or [None, None, None])[2] if chosen else None
+    if data is not None and data in {point.data for point in drawn}:
+        target = WhatIf(*json.loads(data))
         if st.session_state.get("front-click") != target:
             st.session_state["front-click"] = target
             if target != now:

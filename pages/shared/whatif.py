@@ -56,6 +56,7 @@ HELP = {
     "reduction": "Share of the channels of the map from which a block makes its keys and values, where that map is "
     "made smaller first (PVTv2). At the residual's share, stock timm builds the result.",
 }
+ALL_BLOCKS = 1_000_000  # more than any model has: the slider of the depth then goes to its end
 NAMES = {
     "residual": "Residual removed", "attention": "Attention removed", "heads": "Heads", "ffn": "FFN removed",
     "reduction": "Reduction removed",
@@ -271,10 +272,8 @@ def set_to(what_if: WhatIf) -> None:
             st.session_state[key] = value
     st.session_state["basis"] = DIRECTIONS if what_if.basis == "directions" else CHANNELS
     st.session_state["repair"] = what_if.repair
-    if what_if.depth is not None:
-        st.session_state["depth"] = what_if.depth
-    else:
-        st.session_state.pop("depth", None)
+    if what_if.depth is not None or "depth" in st.session_state:
+        st.session_state["depth"] = what_if.depth or ALL_BLOCKS
     st.session_state["order-of-cuts"] = what_if.order
     st.session_state["allocation"] = ALLOCATIONS[what_if.allocation]
     st.session_state["round-to"] = what_if.round_to

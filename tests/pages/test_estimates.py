@@ -11,9 +11,11 @@ from profiling.test_latency import device
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import facts, memory, whatif
+from upvit_core.importance.block_removals import BlockRemovals
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.checkpoint import DEMO_FOLDER
 from upvit_core.planning.best import Budget, best_plan
+from upvit_core.planning.depth_budget import best_over_depth
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.widths import widths_of
 from upvit_core.profiling.latency import HeldOutError, default_path, estimate_latency, estimate_speed_up
@@ -126,3 +128,35 @@ def test_rounding_shows_what_it_changes(page: Run) -> None:
 
 def test_sizes_in_words() -> None:
     assert [facts.size(n) for n in (5, 2048, 3 * 2**20 + 2**19, 5 * 2**30)] == ["5 B", "2 KiB", "3.5 MiB", "5 GiB"]
+
+
+def test_a_budget_may_take_blocks_too(page: Run) -> None:
+    test = page(PAGE)
+    test.toggle(key="budget-depth").set_value(True)
+    test.radio(key="budget-family").set_value("stock").run()
+    limit = count_parameters(plan_of(test).shape_after)
+    test.button(key="find-best").click().run()
+    assert not test.exception
+    removals = BlockRemovals.load(DEMO_FOLDER / "blocks.json")
+    expected, every = best_over_depth(demo(), removals, Budget(params=limit + 50), family="stock", heads=3)
+    plan = plan_of(test)
+    assert (plan.residual, plan.blocks) == (expected.best.plan.residual, expected.best.plan.blocks)
+    told = test.success[0].value
+    assert f"predicted KL {expected.predicted:.3g} nats" in told
+    assert expected.predicted == min(choice.predicted for choice in every)
+    table = test.dataframe[0].value.set_index("Among")
+    assert table.loc["a shape of stock timm", "Blocks"] == expected.depth == 5
+    assert table["Against the best"].min() == 1
+    test.toggle(key="budget-depth").set_value(False).run()
+    test.button(key="find-best").click().run()
+    assert plan_of(test).shape_after.depth == 6
+
+
+def test_a_measured_plan_says_how_far_off_the_sum_is(page: Run, jobs_at_once: None) -> None:
+    test = page(PAGE)
+    test.run()
+    found = cards(test)["KL after"]
+    predicted, measured, times = (
+        float(n) for n in re.search(r"([\d.]+) nats an image.*measured ([\d.]+), ([\d.]+)×", found).groups()
+    )
+    assert times == pytest.approx(measured / predicted, rel=0.05)

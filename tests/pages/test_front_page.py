@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -56,7 +57,7 @@ def test_candidates_are_drawn_and_what_was_measured_of_them(
     assert {candidate.plan.digest for candidate in found} <= set(asked)
     entries = candidates.tried(model, scores, found, {plan.digest: Evaluation(1000, 50.0, 90.0, 1.0, 0.5)})
     drawn = plans.points(model, scores, now, "MACs", "Top-1", None, entries)
-    assert [p.y for p in drawn if p.data == list(vars(what_if).values())] == [50.0]
+    assert [p.y for p in drawn if p.data == json.dumps(list(vars(what_if).values()))] == [50.0]
 
 
 def test_without_calibration_no_speed_up_is_drawn(page: Run) -> None:

@@ -6,17 +6,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upvit_core.errors import PlanError
+from upvit_core.importance.block_removals import BlockRemovals
 from upvit_core.importance.scores import ImportanceScores, expected_widths
+from upvit_core.models.checkpoint import DEMO_FOLDER
 from upvit_core.models.shape import deit_shape
+from upvit_core.planning.best import Budget
+from upvit_core.planning.blocks import plan_depth
 from upvit_core.planning.curves import Widths
+from upvit_core.planning.depth_budget import best_over_depth
 from upvit_core.planning.widths import (
     check_widths,
     nearest_widths,
     parse_widths,
     plan_from_widths,
+    whole_widths,
     widths_of,
     write_widths,
 )
+from upvit_core.profiling.macs import count_macs
 
 BASE = deit_shape("base")
 
@@ -77,3 +84,18 @@ def test_the_plan_keeps_the_best_channels_of_those_widths() -> None:
     assert plan.blocks[11].attention.heads == 12
     assert set(plan.blocks[11].ffn.keep) == set(np.argsort(-values["ffn.11"])[:64].tolist())
     assert plan.requested["widths"] == "384:6x384x1536*11,12x120x64"
+
+
+def test_whole_widths_make_a_shallower_plan_again() -> None:
+    record = ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
+    removals = BlockRemovals.load(DEMO_FOLDER / "blocks.json")
+    budget = Budget(macs=0.3 * count_macs(record.shape))
+    _, every = best_over_depth(record, removals, budget, heads=3, round_to=8)
+    assert len(every) >= 4
+    for choice in every:
+        plan = choice.best.plan
+        widths = whole_widths(plan, 8)
+        again = plan_from_widths(record, write_widths(widths))
+        again = plan_depth(again, removals, choice.depth) if choice.depth < 6 else again
+        assert (again.residual, again.blocks) == (plan.residual, plan.blocks)
+        assert all(ffn % 8 == 0 for _, _, ffn in widths.blocks)

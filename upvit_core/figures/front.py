@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -27,7 +27,10 @@ MEANING: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Point:
-    """One plan. low and high bound y where that is known; `now`: under the sliders; `data` comes back on a click."""
+    """One plan. low and high bound y where that is known; `now`: under the sliders; `data` comes back on a click.
+
+    It is text: the browser turns a list inside a list into something else.
+    """
 
     name: str
     x: float
@@ -37,7 +40,7 @@ class Point:
     low: float | None = None
     high: float | None = None
     now: bool = False
-    data: Any = None
+    data: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,24 @@ def widths_of(shape: ModelShape) -> Widths:
     return Widths(shape.embed_dim, tuple((b.num_heads, b.attention, b.ffn) for b in shape.blocks))
 
 
+def whole_widths(plan: PruningPlan, round_to: int = 1) -> Widths:
+    """The widths of a plan for every block of the model it cuts; half-blocks that go have the mean of those that stay.
+
+    At the plan's depth, these widths and the same scores make the plan again.
+    """
+    shape, after = plan.shape_before, plan.shape_after
+    mean = [round(sum(column) / after.depth) for column in zip(*widths_of(after).blocks, strict=True)]
+    blocks = [list(block) for block in nearest_widths(_alike(after.embed_dim, mean, shape), shape, round_to).blocks]
+    for block in plan.blocks:
+        blocks[block.source][:2] = block.attention.heads, len(block.attention.keep)
+        blocks[block.ffn_block][2] = len(block.ffn.keep)
+    return Widths(after.embed_dim, tuple((heads, attention, ffn) for heads, attention, ffn in blocks))
+
+
+def _alike(embed_dim: int, block: list[int], shape: ModelShape) -> Widths:
+    return Widths(embed_dim, ((block[0], block[1], block[2]),) * shape.depth)
+
+
 def write_widths(widths: Widths) -> str:
     """The text of `parse_widths`."""
     runs = [(block, len(list(same))) for block, same in groupby(widths.blocks)]

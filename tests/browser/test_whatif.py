@@ -1,0 +1,120 @@
+"""The what-if in a real browser: a plan previewed, spread over blocks, solved for, and chosen from the front."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from conftest import Visit
+from playwright.sync_api import Locator, Page, expect
+from shots import settle
+
+FRONT = ".st-key-front .js-plotly-plot"
+
+
+def query(page: Page) -> dict[str, str]:
+    return {key: values[-1] for key, values in parse_qs(urlsplit(page.url).query).items()}
+
+
+def card(page: Page, name: str) -> Locator:
+    return page.locator(".card").filter(has=page.locator(".name", has_text=name))
+
+
+def points(page: Page) -> list[dict[str, float]]:
+    """Where on the screen the plans of the front are that a click would choose."""
+    return page.evaluate(
+        """selector => {
+            const chart = document.querySelector(selector), box = chart.getBoundingClientRect(), found = []
+            const {xaxis, yaxis} = chart._fullLayout
+            for (const trace of chart._fullData) for (let i = 0; trace.customdata && i < trace.x.length; i++)
+                found.push({x: box.left + xaxis._offset + xaxis.d2p(trace.x[i]),
+                            y: box.top + yaxis._offset + yaxis.d2p(trace.y[i]), cost: trace.x[i]})
+            return found
+        }""",
+        FRONT,
+    )
+
+
+def to_front(page: Page) -> None:
+    settle(page)
+    page.evaluate("selector => document.querySelector(selector).scrollIntoView({block: 'center'})", FRONT)
+    page.wait_for_timeout(300)
+
+
+def test_a_preview_is_grey_until_it_is_fresh(visit: Visit) -> None:
+    page = visit("tradeoff", residual=10, attention=10, ffn=10, heads=6)
+    top1 = card(page, "Top-1 now")
+    expect(top1).to_contain_text("measured", timeout=120_000)
+    expect(top1).not_to_have_class(re.compile("stale"), timeout=120_000)
+    before = top1.locator(".value").inner_text()
+    thumb = page.get_by_role("slider", name="Residual removed")
+    thumb.focus()
+    thumb.press("End")
+    expect(top1).to_have_class(re.compile("stale"))
+    assert top1.locator(".value").inner_text() == before
+    expect(top1).not_to_have_class(re.compile("stale"), timeout=120_000)
+    assert float(top1.locator(".value").inner_text().split()[0]) < float(before.split()[0]) - 20
+    expect(card(page, "KL after the cut")).to_contain_text(re.compile(r"measured [\d.]+, [\d.]+× that"))
+
+
+def test_blocks_budgets_and_the_front_set_the_plan(visit: Visit) -> None:
+    page = visit("tradeoff")
+    page.locator("[data-testid=stExpander] summary", has_text="Block by block").click()
+    grid = page.get_by_test_id("stDataFrame").first
+    grid.scroll_into_view_if_needed()
+    settle(page)
+    grid.click(position={"x": 30, "y": 36 + 18})
+    for key in ("ArrowRight", "ArrowRight", "7", "5", "Enter"):
+        page.wait_for_timeout(300)  # the cell's editor opens with the first digit
+        page.keyboard.press(key)
+    expect(page).to_have_url(re.compile("widths="), timeout=60_000)
+    settle(page)
+    assert query(page)["widths"] == "48:3x24x192,3x48x192*5"
+    assert query(page)["allocation"] == "Block by block"
+
+    page.get_by_role("button", name="Best under…").click()
+    for label, value in (("Parameters, M, at most", "0.2"), ("MACs of one image, M, at most", "9.5")):
+        box = page.get_by_label(label)
+        ticked = page.get_by_role("checkbox", name=f"Limit {label.removesuffix(', at most')}")
+        if not ticked.is_checked():
+            ticked.locator("xpath=ancestor::label").click()
+        box.fill(value)
+        box.press("Enter")
+    page.get_by_text("a shape of stock timm", exact=True).click()
+    page.get_by_text("Blocks may go too").click()
+    settle(page)
+    page.get_by_role("button", name="Find the best plan").click()
+    answer = page.get_by_test_id("stAlert").filter(has_text="Best within")
+    expect(answer).to_contain_text("Best within 200.05 k parameters and 9.50 M MACs, a shape of stock timm")
+    expect(page).to_have_url(re.compile("depth=5"))
+    expect(card(page, "MACs, one image")).to_contain_text(re.compile(r"9\.(50|[0-4]\d) M"))
+    page.keyboard.press("Escape")
+
+    expect(page.get_by_role("button", name=re.compile("Measure these"))).to_be_visible(timeout=60_000)
+    to_front(page)
+    every = points(page)
+    page.get_by_text("Hide dominated").click()
+    to_front(page)
+    left = points(page)
+    assert 5 < len(left) < len(every)
+    chosen = max(left, key=lambda point: point["cost"])
+    page.mouse.move(chosen["x"], chosen["y"])
+    page.wait_for_timeout(300)
+    page.mouse.click(chosen["x"], chosen["y"])
+    expect(card(page, "Parameters")).to_contain_text(f"{chosen['cost'] / 1e3:.2f} k", timeout=60_000)
+    expect(page).not_to_have_url(re.compile("depth="), timeout=20_000)
+    assert query(page)["hide-dominated"] == "true"
+
+
+@pytest.mark.slow
+def test_calibration_is_a_button_that_can_be_stopped(visit: Visit) -> None:
+    page = visit("tradeoff")
+    expect(card(page, "Speed-up")).to_contain_text("not calibrated")
+    page.get_by_role("button", name="Calibrate this device").click()
+    page.get_by_test_id("stPopoverBody").get_by_role("button", name="Calibrate this device").click()
+    device = page.locator(".st-key-slot-device")
+    expect(device).to_contain_text("Calibrating this device")
+    device.get_by_role("button", name="Cancel").click()
+    expect(device.get_by_role("button", name="Calibrate this device")).to_be_visible(timeout=60_000)
+    expect(card(page, "Speed-up")).to_contain_text("not calibrated")
