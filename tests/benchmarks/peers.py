@@ -7,8 +7,9 @@ python -m tests.benchmarks.peers figure work/peers.jsonl --out assets/readme/pee
 
 Every way gets the MACs of the equal-ratio shape (within 2 %), and that very shape where it has no allocation of its
 own. A seed draws the images that are scored, and orders and augments those that are trained on. `kl` is the record
-shipped with the demo (1,000 images, 36 minutes), the same for every seed. Training is Eq. 2 by the recipe `demo` for
-all alike, so the teacher's answers to a seed's mixed batches are kept and shared.
+shipped with the demo (1,000 images, 36 minutes), the same for every seed. Training is Eq. 2 for as many steps by the
+recipe `demo` for all alike (the teacher's answers to the mixed batches of a seed are shared); repaired starts, and
+for comparison the best peers, are trained by the recipe `repaired` too.
 """
 
 from __future__ import annotations
@@ -85,9 +86,11 @@ TRAINED_FIRST = (
     Way("ours", "fisher", "budget", "channels", True), Way("random"), Way("ours", "kl", "budget"),
     Way("peer", "taylor", "isomorphic"), Way("peer", "l1"), Way("peer", "l2"), Way("ours", "fisher"),
 )  # fmt: skip
-
-
-FIRST = 4  # trained with every seed before the others are
+GENTLY = (
+    *(Way("ours", "fisher", allocation, "directions", True) for allocation in ("uniform", "budget")),
+    Way("peer", "taylor"), Way("peer", "taylor", "isomorphic"), Way("peer", "hessian", "isomorphic"),
+    *(Way("ours", "fisher", allocation, "channels", True) for allocation in ("uniform", "budget")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Bench:
         self.train, test = (open_images("demo", split, pretrained_cfg=cfg) for split in ("train", "val"))
         self.test = list(test.batches(250, indices=range(min(test_images, len(test)))))  # type: ignore[arg-type]
         self.teacher_logits, _ = predict(self.teacher.model, self.test)
-        self._mixed: dict[int, list[tuple[float, Tensor]]] = {}
+        self._mixed: dict[tuple[int, str], list[tuple[float, Tensor]]] = {}
 
     @cache  # noqa: B019
     def scores(self, criterion: str, seed: int) -> ImportanceScores:
@@ -163,12 +166,12 @@ class Bench:
         result = evaluate(model, self.test, teacher_logits=self.teacher_logits)
         return {"top1": result.top1, "kl": result.kl, "seconds": round(seconds, 1)}
 
-    def train_on(self, student: nn.Module, seed: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def train_on(self, student: nn.Module, seed: int, recipe: str) -> Iterator[tuple[int, dict[str, Any]]]:
         """Evaluations after each epoch."""
-        settings = PRESETS["demo"].model_copy(update={"seed": seed})
+        settings = PRESETS[recipe].model_copy(update={"seed": seed})
         source = batch_source(self.train, self.teacher.pretrained_cfg, seed=seed)
         batches = TrainingBatches(source, batch_size=settings.batch_size, seed=seed)
-        remembered = Remembered(self.teacher.model, self._mixed.setdefault(seed, []))
+        remembered = Remembered(self.teacher.model, self._mixed.setdefault((seed, recipe), []))
         run = Distillation(
             student, remembered, batches, settings, epochs=self.epochs, num_classes=self.shape.num_classes,
             accelerator=make_accelerator("cpu", "no"),
@@ -207,44 +210,61 @@ def with_ffn_of(directions: ImportanceScores, scores: ImportanceScores) -> Impor
     return directions.with_values({key: v * share for key, v in scores.values.items() if key.startswith("ffn")})
 
 
-def run(bench: Bench, out: Path, ratios: list[float], seeds: list[int], trained_ratios: list[float]) -> None:
-    done = {(row["way"], row["ratio"], row["seed"], row["epoch"]) for row in peers_report.read(out)}
+def run(
+    bench: Bench, out: Path, ratios: list[float], seeds: list[int], trained_ratios: list[float], minutes: float
+) -> None:
+    """Every row that `out` lacks, the most telling first, until `minutes` are over."""
+    done = {key(row) for row in peers_report.read(out)}
+    end = time.monotonic() + 60 * minutes
     settings = {"images": bench.images, "epochs": bench.epochs, "test_images": len(bench.teacher_logits), **machine()}
 
-    def write(way: Way, ratio: float, seed: int, epoch: int, values: dict[str, Any]) -> None:
-        row = {"way": way.name, "kind": way.kind, "ratio": ratio, "seed": seed, "epoch": epoch, **values, **settings}
+    def write(way: Way, row: dict[str, Any]) -> None:
+        row = {"way": way.name, "kind": way.kind, **row, **settings}
         with out.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        done.add((way.name, ratio, seed, epoch))
-        print(f"{way.name:<50} {ratio:.0%} seed {seed} epoch {epoch}: {values['top1']:.2f} %", flush=True)
+        done.add(key(row))
+        about = f"{row['ratio']:.0%} seed {row['seed']} {row.get('recipe', 'no recipe')} epoch {row['epoch']}"
+        print(f"{way.name:<50} {about}: {row['top1']:.2f} %", flush=True)
+
+    def wanted(way: Way, ratio: float, seed: int, epoch: int, recipe: str = "demo") -> bool:
+        return (way.name, ratio, seed, epoch, recipe) not in done and time.monotonic() < end
 
     def surgery(ways: Sequence[Way], seed: int) -> None:
         for ratio, way in product(ratios, ways):
-            if (way.name, ratio, seed, 0) in done:
+            if not wanted(way, ratio, seed, 0):
                 continue
             made = bench.cut(way, ratio, seed)
-            values = bench.row(made.model)
-            values |= {"score_seconds": made.score_seconds, "cut_seconds": made.cut_seconds}
-            values |= {"macs": count_macs(made.shape), "params": count_parameters(made.shape)}
-            values["macs_target"] = count_macs(bench.target(ratio).shape_after)
-            values["widths"] = write_widths(widths_of(made.shape))
-            write(way, ratio, seed, 0, values)
+            row = {"ratio": ratio, "seed": seed, "epoch": 0, **bench.row(made.model)}
+            row |= {"score_seconds": made.score_seconds, "cut_seconds": made.cut_seconds}
+            row |= {"macs": count_macs(made.shape), "params": count_parameters(made.shape)}
+            row["macs_target"] = count_macs(bench.target(ratio).shape_after)
+            row["widths"] = write_widths(widths_of(made.shape))
+            write(way, row)
 
-    def train(ways: Sequence[Way], seed: int) -> None:
+    def train(ways: Sequence[Way], seed: int, recipe: str = "demo") -> None:
         for ratio, way in product(trained_ratios, ways):
-            if (way.name, ratio, seed, bench.epochs) in done:
+            if not wanted(way, ratio, seed, bench.epochs, recipe):
                 continue
             made = bench.cut(way, ratio, seed)
-            for epoch, values in bench.train_on(made.model, seed):
-                if (way.name, ratio, seed, epoch) not in done:
-                    write(way, ratio, seed, epoch, values)
+            for epoch, values in bench.train_on(made.model, seed, recipe):
+                if (way.name, ratio, seed, epoch, recipe) not in done:
+                    write(way, {"ratio": ratio, "seed": seed, "epoch": epoch, "recipe": recipe, **values})
 
     for seed in seeds:
         surgery([way for way in WAYS if way.criterion != "refine"], seed)
-        train(TRAINED_FIRST[:FIRST], seed)
+    for seed in seeds:
+        train(GENTLY[:3], seed, "repaired")
+        train(TRAINED_FIRST, seed)
+        train(GENTLY, seed, "repaired")
+    for seed in seeds:
+        train([way for way in WAYS if way.criterion != "refine"], seed)
     for seed in seeds:
         surgery(WAYS, seed)
-        train([*TRAINED_FIRST, *WAYS], seed)
+        train(WAYS, seed)
+
+
+def key(row: dict[str, Any]) -> tuple[str, float, int, int, str]:
+    return row["way"], row["ratio"], row["seed"], row["epoch"], row.get("recipe", "demo")
 
 
 def speed(rows: Path) -> None:
@@ -274,6 +294,7 @@ def main() -> None:
     parser.add_argument("--trained-ratios", type=float, nargs="+", default=[0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new after so long")
     arguments = parser.parse_args()
     if arguments.what == "table":
         peers_report.tables(arguments.rows)
@@ -288,7 +309,7 @@ def main() -> None:
     out = arguments.out or arguments.rows
     out.parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(out.parent, arguments.images, arguments.test_images, arguments.epochs)
-    run(bench, out, arguments.ratios, arguments.seeds, arguments.trained_ratios)
+    run(bench, out, arguments.ratios, arguments.seeds, arguments.trained_ratios, arguments.minutes)
 
 
 if __name__ == "__main__":
