@@ -35,19 +35,23 @@ def panel(model: Opened, scores: ImportanceScores, now: WhatIf) -> None:
     with st.expander(
         "Fewer blocks", icon=":material/layers:", expanded=now.depth is not None, key="fewer-blocks", on_change="rerun"
     ) as box:
-        if not box.open and now.depth is None:
-            return
-        st.markdown(WHAT)
+        shut = not box.open and now.depth is None
+        if not shut:
+            st.markdown(WHAT)
         if record is None:
-            _make(model, digest)
+            if not shut:
+                _make(model, digest)
             return
         whole = record.shape.depth
         if now.depth is None:
             st.session_state["depth"] = whole  # or the slider would go back to what the link or the browser has
+        # Drawn when shut too: a slider that is new on the page does not tell the link where it stands.
         depth = st.slider(
             "Blocks that stay", record.least_depth, whole, value=whole, key="depth", bind="query-params",
             help="Replays the removals in the order in which they were found; sizes, costs and accuracy follow.",
         )  # fmt: skip
+        if shut:
+            return
         charts.show(half_blocks(record, depth, charts.theme()), "half-blocks")
         charts.show(depth_curve(record, depth, charts.theme()), "depth-curve")
         _order(model, scores, record, replace(now, depth=depth if depth < whole else None))

@@ -253,8 +253,10 @@ def run(
     for seed in seeds:
         surgery([way for way in WAYS if way.criterion != "refine"], seed)
     for seed in seeds:
-        train(GENTLY[:3], seed, "repaired")
+        train(GENTLY[:2], seed, "repaired")
+    for seed in seeds:
         train(TRAINED_FIRST, seed)
+    for seed in seeds:
         train(GENTLY, seed, "repaired")
     for seed in seeds:
         train([way for way in WAYS if way.criterion != "refine"], seed)

@@ -10,6 +10,7 @@ from conftest import Visit
 from playwright.sync_api import Locator, Page, expect
 from shots import settle
 
+expect.set_options(timeout=60_000)
 FRONT = ".st-key-front .js-plotly-plot"
 
 
@@ -68,7 +69,7 @@ def test_blocks_budgets_and_the_front_set_the_plan(visit: Visit) -> None:
     for key in ("ArrowRight", "ArrowRight", "7", "5", "Enter"):
         page.wait_for_timeout(300)  # the cell's editor opens with the first digit
         page.keyboard.press(key)
-    expect(page).to_have_url(re.compile("widths="), timeout=60_000)
+    expect(page).to_have_url(re.compile("widths="))
     settle(page)
     assert query(page)["widths"] == "48:3x24x192,3x48x192*5"
     assert query(page)["allocation"] == "Block by block"
@@ -102,8 +103,8 @@ def test_blocks_budgets_and_the_front_set_the_plan(visit: Visit) -> None:
     page.mouse.move(chosen["x"], chosen["y"])
     page.wait_for_timeout(300)
     page.mouse.click(chosen["x"], chosen["y"])
-    expect(card(page, "Parameters")).to_contain_text(f"{chosen['cost'] / 1e3:.2f} k", timeout=60_000)
-    expect(page).not_to_have_url(re.compile("depth="), timeout=20_000)
+    expect(card(page, "Parameters")).to_contain_text(f"{chosen['cost'] / 1e3:.2f} k")
+    expect(page).not_to_have_url(re.compile("depth="))
     assert query(page)["hide-dominated"] == "true"
 
 
