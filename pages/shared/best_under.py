@@ -20,7 +20,7 @@ from upvit_core.planning.best import BestPlan, Budget, Family, best_plan
 from upvit_core.planning.depth_budget import best_over_depth
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.staged import best_shares
-from upvit_core.planning.widths import whole_widths, widths_of
+from upvit_core.planning.widths import whole_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 FAMILIES: dict[Family, str] = {
