@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import threading
 from collections.abc import Callable
 
@@ -39,6 +40,8 @@ def import_heavy(say: Callable[[str], None]) -> None:
     with _lock:
         if _state["imported"]:
             return
+        # While torch's threads wait for each other they leave the processor to pages, in place of spinning on it.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         for name in HEAVY:
             say("starting PyTorch, once")
             importlib.import_module(name)
