@@ -43,7 +43,7 @@ def choose_exercise(titles: list[str]) -> int:
     """Which exercise; the link says it by its number from 1, whatever is ticked off."""
     told = st.query_params.get("exercise", "1")
     if "exercise-chosen" not in st.session_state:
-        st.session_state["exercise-chosen"] = min(max(int(told), 1), len(titles)) - 1 if told.isdecimal() else 0
+        st.session_state["exercise-chosen"] = min(max(int(told[:9]), 1), len(titles)) - 1 if told.isdecimal() else 0
     number = st.segmented_control(
         "Exercise", range(len(titles)), required=True, wrap=True, format_func=titles.__getitem__, key="exercise-chosen"
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from pages.shared import actions, charts, frame, places, run_actions, run_data, words
+from pages.shared import actions, charts, frame, limits, places, run_actions, run_data, words
 from pages.shared.opened import Opened
+from upvit_core.errors import UPViTError
 from upvit_core.figures.runs import step_chart
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.recipe import FINETUNE_PRESETS
@@ -76,13 +77,19 @@ def form(store: RunStore, summaries: Sequence[RunSummary], model: Opened) -> Non
             "Start", type="primary", icon=":material/play_arrow:", key="transfer-start", width="stretch",
             disabled=not images or not model.has_weights,
         ):  # fmt: skip
-            start(store, model, str(folder or ""), images, int(epochs), str(recipe), what == "head only", scratch)
+            try:
+                start(store, model, str(folder or ""), images, int(epochs), str(recipe), what == "head only", scratch)
+            except UPViTError as error:
+                st.error(str(error))
 
 
 def start(
     store: RunStore, model: Opened, folder: str, images: str, epochs: int, recipe: str, head_only: bool, scratch: bool
 ) -> None:
-    """One run for each, with the same settings, in one group."""
+    """One run for each, with the same settings, in one group. Raises UPViTError where the host does not allow it."""
+    for place in filter(None, (images, folder)):
+        limits.confine(place.partition("#")[0])
+    limits.check_room(store, actions.owner(), 1 + bool(folder) + bool(folder and scratch))
     where = Path(images).name.split(".")[0]
     settings = FINETUNE_PRESETS[recipe].model_copy(update={"head_only": head_only})
     wanted = [(model.name, model.model, settings)]

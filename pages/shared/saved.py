@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from pages.shared import places
+from pages.shared import places, whatif
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.errors import PlanError
@@ -16,6 +16,7 @@ from upvit_core.models.shape import ModelShape
 from upvit_core.planning.plan import PruningPlan
 
 LONGEST_NAME = 60
+MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ def every(model: Opened) -> list[Kept]:
     found = []
     for path in sorted(folder(model).glob("*.json")):
         try:
-            found.append(read(path.read_bytes(), path.stem, model.shape))
+            with path.open("rb") as file:
+                found.append(read(file.read(MOST_BYTES + 1), path.stem, model.shape))
         except (PlanError, OSError):
             continue
     return sorted(found, key=lambda kept: kept.name.casefold())
@@ -50,21 +52,26 @@ def every(model: Opened) -> list[Kept]:
 
 def read(content: bytes, name: str, shape: ModelShape) -> Kept:
     """A plan from a file's content. Raises PlanError where it is none, or is of another model."""
+    if len(content) > MOST_BYTES:
+        raise PlanError(f"{name} has more than {MOST_BYTES >> 20} MB; no plan is that large.")
     plan = PruningPlan.from_json(content, name)
     before = plan.shape_before
     if [(g.key, g.width, g.heads) for g in before.groups] != [(g.key, g.width, g.heads) for g in shape.groups]:
         raise PlanError(f"{name} is a plan of {before.name}, which is shaped otherwise than {shape.name}; open that.")
     told = plan.requested.get("name")
-    return Kept(str(told)[:LONGEST_NAME] if told else name, plan, _what_if(plan.requested.get("what_if")))
+    told = " ".join(told.split())[:LONGEST_NAME] if isinstance(told, str) and told.isprintable() else ""
+    return Kept(told or name, plan, _what_if(plan.requested.get("what_if"), shape))
 
 
-def _what_if(values: Any) -> WhatIf | None:
+def _what_if(values: Any, shape: ModelShape) -> WhatIf | None:
+    """Where the sliders stood; None where the file does not tell, or tells what no slider can say."""
     names = {field.name for field in fields(WhatIf)}
     if not isinstance(values, dict):
         return None
     try:
-        return WhatIf(**{key: value for key, value in values.items() if key in names})
-    except TypeError:
+        found = WhatIf(**{key: value for key, value in values.items() if key in names})
+        return found if whatif.is_legal(found, shape) else None
+    except (TypeError, PlanError):
         return None
 
 

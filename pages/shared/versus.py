@@ -6,7 +6,7 @@ from html import escape
 
 import streamlit as st
 
-from pages.shared import charts, jobs, measured, plans, saved, scoring, whatif, words
+from pages.shared import charts, jobs, limits, measured, plans, saved, scoring, whatif, words
 from pages.shared.opened import Opened
 from pages.shared.saved import Kept
 from pages.shared.whatif import WhatIf
@@ -87,6 +87,8 @@ def _keep(model: Opened, kept: Kept, key: str, place: st.delta_generator.DeltaGe
         if any(kept.name == other.name for other in saved.every(model)):
             st.button("Forget", icon=":material/delete:", on_click=saved.remove, args=(model, kept.name),
                       key=f"keep-forget-{key}")  # fmt: skip
+        if not limits.limits().uploads:
+            return
         with st.popover("Bring…", icon=":material/upload:"):
             file = st.file_uploader("A plan.json", "json", key=f"keep-bring-{key}")
             if file is not None:

@@ -37,7 +37,7 @@ ALLOCATIONS: dict[Allocation, str] = {
 ROUNDINGS = (1, 8, 16)
 CHANNELS, DIRECTIONS = "Channels", "Directions"
 MOST = 95
-MOST_PLANS = 500
+MOST_PLANS = 40  # a plan of DeiT-B takes 2 MB
 KEYS = ("residual", "attention", "heads", "ffn")
 SAVED = "what_if"
 WIDTHS = "widths-now"
@@ -261,6 +261,27 @@ def _legal(key: str, value: object, shape: ModelShape, otherwise: int | None) ->
     if key == "heads":
         return number if number in head_options(shape) else otherwise
     return number if 0 <= number <= MOST else otherwise
+
+
+def is_legal(what_if: WhatIf, shape: ModelShape) -> bool:
+    """Whether controls of this model can stand so, for what-ifs from files. Raises PlanError for widths of another."""
+
+    def whole(value: object, low: int, high: int) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+    shares = [what_if.residual, what_if.attention, what_if.ffn]
+    shares += [what_if.reduction] if what_if.reduction is not None else []  # fmt: skip
+    choices = (
+        (what_if.heads, (None, *head_options(shape))), (what_if.basis, get_args(Basis)),
+        (what_if.repair, (True, False)), (what_if.allocation, tuple(ALLOCATIONS)), (what_if.round_to, ROUNDINGS),
+        (what_if.order, get_args(block_records.Order)),
+    )  # fmt: skip
+    legal = all(whole(share, 0, MOST) for share in shares)
+    legal = legal and all(type(value) in map(type, known) and value in known for value, known in choices)
+    legal = legal and (what_if.depth is None or whole(what_if.depth, len(shape.depths), shape.depth - 1))
+    if legal and what_if.widths:
+        parse_widths(what_if.widths, shape)
+    return legal and isinstance(what_if.widths, str)
 
 
 def set_to(what_if: WhatIf) -> None:

@@ -11,9 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import psutil
-
-from tests.benchmarks.load import memory
+from tests.benchmarks.load import memory, processor_seconds
 from tests.benchmarks.session import Session, server
 from upvit_core.runs import Run, RunStore
 
@@ -21,12 +19,6 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from made_runs import made_run  # noqa: E402
 
 STEPS = 4000
-
-
-def cpu(pid: int) -> float:
-    """Seconds of processor time that the server has used."""
-    times = psutil.Process(pid).cpu_times()
-    return times.user + times.system
 
 
 def update(session: Session) -> float:
@@ -69,19 +61,20 @@ def main() -> None:
             print(f"again: {words([session.rerun() for _ in range(5)])}")
             for _ in range(3):
                 update(session)
-            began = cpu(pid)
+            began = processor_seconds(pid)
             quiet = [update(session) for _ in range(asked.ticks)]
-            print(f"update, nothing new: {words(quiet)}, {1000 * (cpu(pid) - began) / asked.ticks:.0f} ms of CPU")
+            used = 1000 * (processor_seconds(pid) - began) / asked.ticks
+            print(f"update, nothing new: {words(quiet)}, {used:.0f} ms of CPU")
             first = STEPS
             for count in (1, 10, 100):
-                found, began = [], cpu(pid)
+                found, began = [], processor_seconds(pid)
                 for _ in range(asked.ticks):
                     add_rows(active, count, first)
                     first += count
                     before = session.received
                     found.append(update(session))
                     sent = session.received - before
-                used = 1000 * (cpu(pid) - began) / asked.ticks
+                used = 1000 * (processor_seconds(pid) - began) / asked.ticks
                 told = f"{words(found)}, {used:.0f} ms of CPU, {sent / 1024:.0f} KiB sent"
                 print(f"update, {count} new line(s) of each: {told}")
             print(f"memory of the server: {memory(pid):.0f} MiB; errors: {len(session.errors)} {session.errors[:2]}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_runs import made_run
@@ -96,3 +97,60 @@ def test_runs_of_a_session_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(LimitError, match=r"allows 3 runs at a time .* 2 of yours are not finished, and 2 more"):
         limits.check_room(store, "me", 2)
     assert run_actions.PRIORITIES[0] == "in turn"
+
+
+@pytest.mark.parametrize(
+    ("place", "images"),
+    [("secret", "images"), ("allowed/../secret", "images"), ("allowed/link", "images"), ("allowed", "secret"),
+     ("allowed", "x" * 5000), ("allowed", "allowed/link"), ("allowed", "a\0b")],
+)  # fmt: skip
+def test_transfer_takes_nothing_from_elsewhere(
+    page: Run, confined: Path, monkeypatch: pytest.MonkeyPatch, place: str, images: str
+) -> None:
+    import streamlit as st
+
+    (confined / "link").symlink_to(confined.parent / "secret")
+    box = st.selectbox
+
+    def typed(label: str, *values: object, **more: Any) -> object:  # AppTest cannot type a choice of its own
+        chosen = box(label, *values, **more)
+        return str(confined.parent / place) if more.get("key") == "transfer-student" else chosen
+
+    monkeypatch.setattr(st, "selectbox", typed)
+    test = page("pages/run/transfer.py")
+    outside = str(confined.parent / images) if images in ("secret", "allowed/link") else images
+    test.text_input(key="transfer-images").set_value(outside).run()
+    test.button(key="transfer-start").click().run()
+    assert not test.exception
+    (error,) = [e.value for e in test.error]
+    assert "may not be read here" in error or "is no path" in error
+    assert not RunStore(places.runs()).list(), "nothing was started"
+
+
+def test_transfer_keeps_to_the_runs_of_a_session(page: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UPVIT_RUNS_PER_SESSION", "2")
+    test = page("pages/run/transfer.py")
+    test.session_state["owner"] = "me"
+    for _ in range(2):
+        made_run(RunStore(places.runs()), 0.5, "running", owner="me")
+    test.text_input(key="transfer-images").set_value("torch/cifar10").run()
+    test.button(key="transfer-start").click().run()
+    assert "allows 2 runs at a time" in test.error[0].value
+
+
+def test_an_odd_exercise_in_a_link_is_the_first_or_the_last(page: Run) -> None:
+    for told, number in (("9" * 5000, 7), ("-1", 0), ("x", 0), ("\u0669" * 30, 7), ("0", 0)):
+        test = page("pages/learn/workshop.py", exercise=told)
+        assert not test.exception
+        assert not test.error
+        assert test.session_state["exercise-chosen"] == number
+
+
+def test_plans_cannot_be_brought_where_uploads_are_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uploads, offered in (("on", True), ("off", False)):
+        monkeypatch.setenv("UPVIT_UPLOADS", uploads)
+        test = AppTest.from_file(str(limits.ASSETS.parent / "pages/explore/tradeoff.py"), default_timeout=300)
+        test.session_state["versus"] = True
+        test.run()
+        assert not test.exception
+        assert bool(test.get("file_uploader")) is offered

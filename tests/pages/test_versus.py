@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -42,6 +45,42 @@ def test_a_plan_lives_with_its_model_and_travels_as_a_file(demo: opened.Opened, 
     assert [k.name for k in saved.every(demo)] == ["half, for ALL"]
     saved.remove(demo, "half, for ALL")
     assert saved.every(demo) == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"residual": "<b>"}, {"residual": 10**400}, {"attention": -1}, {"ffn": True}, {"heads": 4}, {"heads": [3]},
+     {"basis": "magic"}, {"repair": "yes"}, {"round_to": 7}, {"allocation": {}}, {"depth": 99}, {"depth": 1.5},
+     {"widths": "9" * 5000}, {"widths": 7}, {"order": "never"}, {"reduction": "x"}, {"residual": None}],
+)  # fmt: skip
+def test_sliders_are_not_set_to_what_they_cannot_say(demo: opened.Opened, odd: dict[str, object]) -> None:
+    told = asdict(HALF)
+    file = json.loads(saved.content("half", plan_of(demo, HALF), HALF))
+    for what_if, found in ((told, HALF), ({**told, **odd}, None)):
+        file["requested"]["what_if"] = what_if
+        assert saved.read(json.dumps(file).encode(), "half", demo.shape).what_if == found
+
+
+def test_malformed_and_giant_plan_files_are_refused(demo: opened.Opened) -> None:
+    """A thousand broken files: each is read, or refused with a sentence."""
+    good, rng = saved.content("half", plan_of(demo, HALF), HALF).encode(), random.Random(0)
+    for _ in range(1000):
+        broken = bytearray(good)
+        for _ in range(rng.randint(1, 5)):
+            place = rng.randrange(len(broken))
+            if rng.random() < 0.3:
+                del broken[place : place + rng.randint(1, 400)]
+            else:
+                broken[place] = rng.choice(b'0123456789{}[]",:\xff\x00-e')
+        with contextlib.suppress(PlanError):
+            saved.read(bytes(broken), "half", demo.shape)
+    for content in (b"[" * 10**6, b'{"a":' * 10**5, b" " * (saved.MOST_BYTES + 1), b"9" * 10**6, b"\xff\xfe"):
+        with pytest.raises(PlanError):
+            saved.read(content, "half", demo.shape)
+    for name in ("a\nb", "\u202e", "x" * 61, "../../x", "\0"):
+        with contextlib.suppress(PlanError):
+            saved.save(demo, name, plan_of(demo, HALF), HALF)
+    assert {path.parent for path in saved.folder(demo).parent.rglob("*.json")} <= {saved.folder(demo)}
 
 
 def test_what_is_no_plan_of_this_model_is_told(demo: opened.Opened) -> None:
