@@ -93,11 +93,13 @@ def bar(text: str, share: float, colour: str) -> str:
 
 def pictures(curves: Sequence[RunCurve], imagenet: bool) -> None:
     theme = charts.theme()
-    texts = [curve for curve in curves if _is_text(curve.rows)]
+    told = [curve for curve in curves if curve.evaluations]
+    texts = [curve for curve in told if _is_text(curve.rows)]
     with st.container(horizontal=True):
-        if 0 < len(texts) < len(curves):
+        if 0 < len(texts) < len(told):
+            first = "text" if _is_text(told[0].rows) else "images"
             kind = st.segmented_control(
-                "Runs of", ["images", "text"], default="images", required=True, key="kind-of-runs",
+                "Runs of", ["images", "text"], default=first, required=True, key="kind-of-runs",
                 label_visibility="collapsed", help="Top-1 of images and perplexity of a text do not share an axis.",
             )  # fmt: skip
             curves = texts if kind == "text" else [curve for curve in curves if curve not in texts]
@@ -165,9 +167,11 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
             }
         )  # fmt: skip
     if lines:
-        texts = [line["Perplexity now"] is not None for line in lines]
-        hidden = OF_IMAGES if all(texts) else set() if any(texts) else PERPLEXITY
-        speed = {"Images/s": "Blocks/s"} if all(texts) else {}
+        told = [line for line in lines if line["Perplexity now"] is not None or line["Top-1 now, %"] is not None]
+        texts = [line["Perplexity now"] is not None for line in told]
+        of_text = bool(texts) and all(texts)
+        hidden = OF_IMAGES if of_text else set() if any(texts) else PERPLEXITY
+        speed = {"Images/s": "Blocks/s"} if of_text else {}
         lines = [{speed.get(n, n): value for n, value in line.items() if n not in hidden} for line in lines]
         numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
         st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
@@ -181,8 +185,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         )
         if devices:
             st.caption(
-                f"{'Blocks of text' if all(texts) else 'Images'}/s measured on {', '.join(devices)}, teacher and "
-                "student in turns." + ("" if all(texts) else " Differences in percentage points.")
+                f"{'Blocks of text' if of_text else 'Images'}/s measured on {', '.join(devices)}, teacher and "
+                "student in turns." + ("" if of_text else " Differences in percentage points.")
             )
 
 
@@ -213,7 +217,7 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary]) -> None:
         if state.state == "queued":
             run_actions.priority_box(store, next(s for s in summaries if s.id == run_id))
         if run.model.is_dir():
-            run_actions.downloads(run)
+            run_actions.downloads(run, of_text=_is_text(run_data.rows()(store, run_id)))
         if not run.spec.settings.from_scratch:
             run_actions.baseline_button(store, run)
         reports.run_button(store, run)

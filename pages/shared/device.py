@@ -11,10 +11,14 @@ import streamlit as st
 from pages.shared import jobs, memory, words
 from pages.shared.opened import Opened
 from upvit_core.errors import CalibrationError
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.latency import Calibration, Latency, default_folder, default_path, estimate_latency
 
 KEY = "calibrate this device"
+NOT_TIMED = (
+    "Time is estimated for plain ViTs only. **Measure** times the original and the plan on this machine, in turns."
+)
 BATCHES = (1, 4, 8, 16, 32, 64, 128)
 SECONDS = 45.0
 
@@ -104,14 +108,18 @@ def panel(model: Opened) -> None:
         if job is not None and job.active:
             jobs.progress(job)
             return
-        known = calibration()
-        label = "This device" if known else "Calibrate this device"
+        known = calibration() if model.shape.is_plain else None
+        label = "This device" if known or not model.shape.is_plain else "Calibrate this device"
         with st.popover(label, icon=":material/timer:", width="stretch", help="Time and memory on this machine."):
             if job is not None and job.state == "failed":
                 st.error(job.error)
-            st.markdown(about(known))
+            st.markdown(about(known) if model.shape.is_plain else NOT_TIMED)
             st.session_state.setdefault("batch", batch_of(model))
-            st.selectbox("Images in a batch", BATCHES, key="batch", bind="query-params")
+            st.selectbox(
+                f"{judge_of(model.shape).items.capitalize()} in a batch", BATCHES, key="batch", bind="query-params"
+            )
+            if not model.shape.is_plain:
+                return
             st.button(
                 "Calibrate again" if known else "Calibrate this device", key="calibrate", on_click=start,
                 args=(model.shape,), type="secondary" if known else "primary", icon=":material/timer:",

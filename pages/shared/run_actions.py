@@ -157,13 +157,14 @@ def zipped(folder: Path, name: str) -> bytes:
     return content.getvalue()
 
 
-def downloads(run: Run) -> None:
-    """The distilled folder, and ONNX made and checked on request."""
+def downloads(run: Run, *, of_text: bool = False) -> None:
+    """The distilled folder, and ONNX made and checked on request; of a language model the folder alone."""
+    library = "transformers opens it" if of_text else "timm opens it as local-dir:FOLDER"
     st.download_button(
         "Download the folder", data=lambda: zipped(run.model, run.id), file_name=f"{run.id}.zip", type="primary",
         mime="application/zip", icon=":material/download:", on_click="ignore", key=f"folder-{run.id}", width="stretch",
-        help="config.json, model.safetensors and plan.json. timm opens it as local-dir:FOLDER where all blocks are "
-        "alike, this studio opens every one.",
+        help=f"config.json, model.safetensors and plan.json. {library} where all blocks are alike, this studio opens "
+        "every one.",
     )  # fmt: skip
     key, target = f"onnx {run.folder}", run.folder / "model.onnx"
     job = jobs.find(key)
@@ -178,7 +179,10 @@ def downloads(run: Run) -> None:
             help=f"Checked with onnxruntime {job.result['onnxruntime']}: logits differ by at most "
             f"{job.result['max_abs_difference']:.1e} on {job.result['checked_images']} images.",
         )  # fmt: skip
-    elif st.button("Make ONNX", icon=":material/ios_share:", key=f"onnx-make-{run.id}", width="stretch"):
+    elif st.button(
+        "Make ONNX", icon=":material/ios_share:", key=f"onnx-make-{run.id}", width="stretch", disabled=of_text,
+        help="ONNX is made of models of images; a language model is handed on as its folder." if of_text else None,
+    ):  # fmt: skip
         jobs.start(key, lambda report: _export(run, target, report), "ONNX", again=True)
         st.rerun()
 
