@@ -54,3 +54,12 @@ def test_every_verb_is_in_the_readme() -> None:
     names = set(typer.main.get_command(app).commands)
     assert names
     assert not [name for name in names if f"`{name}" not in README and f"upvit_core {name}" not in README]
+
+
+def test_every_test_and_benchmark_that_is_named_exists() -> None:
+    text = README
+    for path in set(re.findall(r"\btests/[a-z0-9_/]+(?:\.(?:py|txt))?", text)):
+        assert (ROOT / path).exists(), path
+    for module in set(re.findall(r"\btests\.benchmarks\.([a-z_]+)", text)):
+        place = ROOT / "tests" / "benchmarks" / module
+        assert place.is_dir() or place.with_suffix(".py").is_file(), module

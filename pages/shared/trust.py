@@ -12,6 +12,7 @@ from upvit_core.figures.agreement import rank_against_rank
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.agreement import compare, uncertain
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import judge_of
 from upvit_core.planning.plan import PruningPlan
 
 
@@ -25,11 +26,18 @@ def _images(scores: ImportanceScores) -> Card:
     notes = scores.notes
     if (stability := notes.get("stability")) is not None:
         asked = 1 - float(notes.get("tolerance", 0))
-        reached = "as asked" if notes.get("stable") else f"{words.percent(asked)} was asked, the images ran out"
+        reached = (
+            "as asked"
+            if notes.get("stable")
+            else f"{words.percent(asked)} was asked, the {judge_of(scores.shape).items} ran out"
+        )
         note = f"half as many keep {words.percent(stability, 1)} the same channels ({reached})"
     else:
         note = f"seed {scores.seed}" if scores.seed is not None and scores.data_digest else scores.data
-    return Card("Images", f"{scores.images:,}" if scores.images else "none", note if scores.images else "not needed")
+    items = judge_of(scores.shape).items
+    return Card(
+        items.capitalize(), f"{scores.images:,}" if scores.images else "none", note if scores.images else "not needed"
+    )
 
 
 def _near_the_cut(scores: ImportanceScores, plan: PruningPlan) -> Card:
@@ -47,7 +55,9 @@ def _way(scores: ImportanceScores) -> Card:
     directions = ""
     if share is not None:
         kept = f"{words.percent(share, 1)} of the Fisher trace"
-        directions = f"{notes.get('num_directions')} directions an image, {kept}"
+        directions = (
+            f"{notes.get('num_directions')} directions {judge_of(scores.shape).nats.removeprefix('nats ')}, {kept}"
+        )
     if (exact := notes.get("exact_share")) is not None:
         return Card("Exact", words.percent(exact), f"of the channels; the others from {directions}")
     if scores.criterion.startswith("kl"):
