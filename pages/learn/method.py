@@ -156,13 +156,17 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         order = np.argsort(-effect.kl, kind="stable")
         image = st.slider(f"{judge.sample.capitalize()}, the most affected first", 1, len(order), 1, key="lesson-image")
         chosen = int(order[image - 1])
-        one, two = st.columns([0.2, 0.8])
+        if model.shape.is_language:
+            one = two = st.container()
+        else:
+            one, two = st.columns([0.2, 0.8])
         with one:
             channel.examples(model, effect, spec, only=[chosen], columns=1)
         with two:
             chart = before_after(
-                effect.names, effect.before[chosen], effect.after[chosen], component, charts.theme(), height=280
-            )
+                effect.names, effect.before[chosen], effect.after[chosen], component, charts.theme(), height=280,
+                what="next token" if model.shape.is_language else "class",
+            )  # fmt: skip
             show(chart, "before-after")
         show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=judge.sample, height=230), "kl")
 

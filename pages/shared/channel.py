@@ -179,12 +179,13 @@ def removal_job(
         batches = data.batches(100 if model.shape.img_size[0] < 100 else 8, indices=indices)
         adapter = adapt(live.model, live.shape)
         result = remove_one(adapter, batches, key, number, lambda done: report(done / len(indices)))
-        labels = data.labels()[indices]
+        labels, names = data.labels()[indices], tuple(live.class_names or data.class_names)
         before, after, kl, where = result.before, result.after, result.kl, np.asarray(indices)
         if model.shape.is_language:  # every token of a block is an answer of its own
             labels = np.concatenate([data.block(int(index))[1:] for index in indices])  # type: ignore[attr-defined]
             before, after = (logits.flatten(0, 1) for logits in (before, after))
             kl = kl_by_sample(before, after)
+            names = tuple(data.token(number) for number in range(len(names)))  # type: ignore[attr-defined]
             where = (where[:, None] * model.shape.answers + np.arange(model.shape.answers)).ravel()
         maps = None
         if component == "attention" and not model.shape.is_language:
@@ -197,7 +198,7 @@ def removal_job(
             before=before.float().softmax(-1).numpy(),
             after=after.float().softmax(-1).numpy(),
             labels=labels,
-            names=tuple(live.class_names or data.class_names),
+            names=names,
             indices=where,
             data=data.name,
             norms=weight_norms(live, key, number),
@@ -291,14 +292,13 @@ def passages(
         block, place = divmod(int(effect.indices[i]), model.shape.answers)
         told = data.passage(block, place)
         was, now = int(effect.before[i].argmax()), int(effect.after[i].argmax())
-        name = data.token
         rows.append(
             "<tr>"
             + "".join(
                 f"<td>{escape(cell)}</td>"
                 for cell in (
-                    f"… {told}", name(int(effect.labels[i])), f"{name(was)} {effect.before[i, was]:.0%}",
-                    f"{name(now)} {effect.after[i, now]:.0%}", f"{effect.kl[i]:.2g}",
+                    f"… {told}", effect.names[effect.labels[i]], f"{effect.names[was]} {effect.before[i, was]:.0%}",
+                    f"{effect.names[now]} {effect.after[i, now]:.0%}", f"{effect.kl[i]:.2g}",
                 )
             )
             + "</tr>"

@@ -121,3 +121,18 @@ def test_the_whole_way_with_weights(page: Run, with_weights: str, jobs_at_once: 
             assert "no training" in html_of(test)
             test.button(key="prune").click().run()
             assert not test.error, [e.value for e in test.error]
+
+
+def test_a_budget_moves_the_sliders_to_the_best_shares(page: Run, pyramid: str) -> None:
+    from upvit_core.importance.scores import ImportanceScores
+    from upvit_core.planning.staged import best_shares
+
+    test = page(TRADEOFF, open=pyramid)
+    test.number_input(key=f"limit-params-{pyramid}-value").set_value(5.0).run()
+    test.button(key="find-best").click().run()
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    found = best_shares(ImportanceScores.load(pyramid), {"params": 5e6 + 50})
+    percents = {key: test.slider(key=key).value for key in ("residual", "attention", "ffn", "reduction")}
+    assert percents == found.percents
+    assert "equal shares in all blocks" in test.success[0].value

@@ -63,7 +63,10 @@ class TokenSet(ImageSet):
 
     def token(self, number: int) -> str:
         """A token as it is read: a space as ␣, the end of a line as ⏎."""
-        return _reader(self.tokenizer).decode([number]).replace(" ", "␣").replace("\n", "⏎") or "·"
+        read = _reader(self.tokenizer).decode([number])
+        if not read or "\ufffd" in read:  # a part of a letter
+            return self.class_names[number]
+        return read.replace(" ", "␣").replace("\n", "⏎")
 
     def passage(self, block: int, place: int, most: int = 12) -> str:
         """The tokens of a block up to `place`, as text; at most so many."""

@@ -205,10 +205,11 @@ def before_after(
     height: int = 260,
     most: int = 10,
     called: tuple[str, str] = ("whole model", "without the channel"),
+    what: str = "class",
 ) -> Chart:
     """Two distributions over the likeliest classes of one image: of the whole model (hollow), and without a channel.
 
-    `called` names the two.
+    `called` names the two, `what` the things that have a probability.
 
     before, after: (classes,) probabilities.
     """
@@ -245,7 +246,7 @@ def before_after(
             "yanchor": "bottom",
             "font": {"color": theme.text, "size": 13},
         },
-        "xaxis": axis(theme, "class", automargin=True),
+        "xaxis": axis(theme, what, automargin=True),
         "yaxis": axis(theme, "probability, %", range=[0, 103]),
     }
     figure = drawn(traces, layout, theme, height=height, margin=(60, 14, 36, 60))
