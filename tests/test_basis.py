@@ -13,6 +13,7 @@ from upvit_core.basis.neurons import elimination_scores
 from upvit_core.basis.reading import best_subspace, reading_directions
 from upvit_core.basis.residual import embedding, gains, pooled
 from upvit_core.basis.scores import whole_plan
+from upvit_core.basis.slice import Basis, channel_basis
 from upvit_core.errors import PlanError, ScoresError, UnsupportedModelError
 from upvit_core.models.adapt import adapt
 from upvit_core.models.build import build_model, shape_of
@@ -70,10 +71,18 @@ def test_fold_refuses_what_it_cannot_keep():
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_direction_and_every_factor_leave_logits(variant, dtype):
+def test_every_direction_and_every_factor_leave_logits_alone_and_together(variant, dtype):
     model, shape = tiny(variant, dtype)
-    whole = prune_directions(model, shape, whole_plan(shape), statistics_of(variant, dtype))
-    assert relative_change(model, whole, images(dtype=dtype, seed=5)) < TOLERANCE[dtype]
+    plan, stats = whole_plan(shape), statistics_of(variant, dtype)
+    turned, plain = basis_for(plan, stats), channel_basis(plan)
+    x = images(dtype=dtype, seed=5)
+    for basis in (turned, Basis(turned.embedding, plain.heads), Basis(plain.embedding, turned.heads)):
+        whole = prune_directions(model, shape, plan, stats, basis)
+        assert relative_change(model, whole, x) < TOLERANCE[dtype]
+        changed = max(
+            float((a - b).detach().abs().max()) for a, b in zip(model.parameters(), whole.parameters(), strict=True)
+        )
+        assert changed > 0.01
 
 
 @pytest.mark.parametrize(("D", "k"), [(16, 2), (16, 9), (16, 16), (12, 5)])
