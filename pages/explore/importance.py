@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.shared import channel, charts, criteria, direction, frame, measured, presenter, scoring, trust, whatif
 from upvit_core.figures.curves import kept_curve
-from upvit_core.figures.heatmaps import channel_at, heatmap
+from upvit_core.figures.heatmaps import channel_at, heatmap, member_word
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
@@ -52,7 +52,8 @@ def picture(scores: ImportanceScores, component: Component, plan: PruningPlan, o
     with narrow:
         curve = kept_curve(scores, component, plan, theme, block=alone, height=HEIGHTS[component])
         st.html(
-            f'<h3 class="part">{curve.title}</h3><p class="quiet">Share of the score that the best channels hold.</p>'
+            f'<h3 class="part">{curve.title}</h3><p class="quiet">Share of the score that the best '
+            f"{member_word(scores, component)}s hold.</p>"
         )
         charts.show(curve, f"{component}-curve")
 

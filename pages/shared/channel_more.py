@@ -11,7 +11,7 @@ import streamlit as st
 from pages.shared import charts, scoring, whatif
 from pages.shared.opened import Opened
 from upvit_core.errors import UPViTError
-from upvit_core.figures.heatmaps import kept_mask
+from upvit_core.figures.heatmaps import kept_mask, member_word
 from upvit_core.figures.removal import attention_pair, by_class
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import Judge, judge_of
@@ -66,7 +66,9 @@ def neighbours(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.n
         error = f" ± {errors[channel]:.2g}" if errors is not None else ""
         cells = (str(place + 1), str(channel), f"{values[channel]:.3g}{error}", "kept" if kept[channel] else "removed")
         rows.append(tuple(f"<b>{cell}</b>" for cell in cells) if channel == number else cells)
-    _table("Neighbours by score", ("Place", "Channel", "Score, nats", "In this plan"), rows)
+    component: Component = key.partition(".")[0]  # type: ignore[assignment]
+    what = member_word(scores, component).capitalize()
+    _table("Neighbours by score", ("Place", what, "Score, nats", "In this plan"), rows)
 
 
 def show(effect: Effect, component: Component, judge: Judge) -> None:

@@ -219,7 +219,7 @@ def refits(
 def distil(
     teacher: Teacher = "demo", data: Data = "demo", ratio: float = 0.5, epochs: int = 1, seeds: int = 3,
     images: Images = 2000, lr: Annotated[float | None, typer.Option(help="default: the recipe's")] = None,
-    recipes: Annotated[str, typer.Option(help="presets")] = "demo,repaired", out: Out = None,
+    recipes: Annotated[str, typer.Option(help="presets, or unmixed")] = "demo,unmixed,repaired", out: Out = None,
 ) -> None:  # fmt: skip
     """The same steps from the letter's start and from directions, repaired, each by every recipe."""
     from tests.benchmarks.basis.training import climb
