@@ -3,6 +3,7 @@
 heavy python -m tests.benchmarks.peers run --out work/peers.jsonl     every cut, then training; goes on where it stopped
 python -m tests.benchmarks.peers speed work/peers.jsonl               images/s of every shape, in turns with the teacher
 python -m tests.benchmarks.peers table work/peers.jsonl               the tables, from what is there
+python -m tests.benchmarks.peers forecasts work/peers.jsonl           the app's forecast against these runs
 python -m tests.benchmarks.peers figure work/peers.jsonl --out assets/readme/peers.png      needs Chromium
 
 Every way gets the MACs of the equal-ratio shape (within 2 %), and that very shape where it has no allocation of its
@@ -286,7 +287,7 @@ def speed(rows: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "speed", "table", "figure"])
+    parser.add_argument("what", choices=["run", "speed", "table", "figure", "forecasts"])
     parser.add_argument("rows", type=Path, nargs="?", default=Path("work/peers.jsonl"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", type=int, default=500, help="scored, and repaired on")
@@ -300,6 +301,9 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.what == "table":
         peers_report.tables(arguments.rows)
+        return
+    if arguments.what == "forecasts":
+        peers_report.forecasts(arguments.rows)
         return
     if arguments.what == "figure":
         peers_report.picture(arguments.rows, arguments.out or Path("assets/readme/peers.png"))

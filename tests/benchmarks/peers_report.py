@@ -12,6 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from tests.benchmarks.report import table
+from upvit_core.runs.forecast import Outcome, forecast
 
 Row = dict[str, Any]
 COLOURS = {"ours": "#0072B2", "peer": "#D55E00", "random": "#6b7480", "scratch": "#6b7480"}
@@ -130,6 +131,28 @@ def verdict(rows: list[Row]) -> str:
                     f"others {rest[0]:.2f} ± {rest[1]:.2f} ({rest[2]}), ahead by {ours[0] - rest[0]:+.2f}"
                 )
     return "\n" + "\n".join(lines)
+
+
+def forecasts(path: Path, teacher_top1: float = 92.13) -> None:
+    """The app's forecast against real runs: every way's, from the runs of the other ways by the same recipe."""
+    rows = [row for row in read(path) if row["kind"] != "scratch"]
+    kl = {(row["way"], row["ratio"], row["seed"]): row["kl"] for row in rows if row["epoch"] == 0}
+    last = max(row["epoch"] for row in rows)
+    listed = []
+    for recipe in sorted({row.get("recipe", "demo") for row in rows if row["epoch"] == last}):
+        runs = [row for row in rows if row["epoch"] == last and row.get("recipe", "demo") == recipe]
+        known = [(r["way"], Outcome("", kl[r["way"], r["ratio"], r["seed"]], teacher_top1, r["top1"])) for r in runs]
+        bands = [(run, forecast([o for other, o in known if other != way], run.kl, last)) for way, run in known]
+        found = [(run, band) for run, band in bands if band is not None]
+        if not found:
+            continue
+        inside = sum(band.low <= run.top1 <= band.high for run, band in found)
+        listed.append({
+            "recipe": recipe, "runs": len(runs), "forecast": len(found), "inside the 80 % band": inside,
+            "share": f"{inside / len(found):.0%}", "width, points": mean(band.high - band.low for _, band in found),
+            "error of the middle, points": mean(abs(run.top1 - band.middle) for run, band in found),
+        })  # fmt: skip
+    print(table(listed))
 
 
 LINES = (

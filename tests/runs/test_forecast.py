@@ -7,7 +7,8 @@ import pytest
 from made_runs import made_store
 from scipy import stats
 
-from upvit_core.runs.forecast import FEWEST, T90, Outcome, forecast, lengths, outcome_of, outcomes
+from upvit_core.recipe import PRESETS
+from upvit_core.runs.forecast import FEWEST, T90, Outcome, forecast, kinds, outcome_of, outcomes, recipe_of
 from upvit_core.runs.store import RunStore
 
 
@@ -76,4 +77,13 @@ def test_only_finished_runs_of_the_same_kind_count(tmp_path: Path) -> None:
     same = [s for s in done if s.spec and s.spec.epochs == spec.epochs and s.spec.teacher == spec.teacher]
     assert len(outcomes(store, spec.teacher, spec.data, spec.epochs)) == len(same)
     assert outcomes(store, "another", spec.data, spec.epochs) == []
-    assert spec.epochs in lengths(store, spec.teacher, spec.data)
+    kind = (spec.epochs, recipe_of(spec.settings))
+    assert kind in kinds(store, spec.teacher, spec.data)
+    alike = [s for s in same if s.spec and recipe_of(s.spec.settings) == kind[1]]
+    assert len(outcomes(store, spec.teacher, spec.data, *kind)) == len(alike)
+
+
+def test_a_recipe_is_what_trains_not_where_or_when() -> None:
+    one = PRESETS["demo"]
+    assert recipe_of(one) == recipe_of(one.model_copy(update={"seed": 7, "threads": 2, "checkpoint_minutes": 9.0}))
+    assert len({recipe_of(preset) for preset in PRESETS.values()}) == len(PRESETS)

@@ -1,10 +1,10 @@
 """Top-1 after distillation, forecast from the runs that this studio has finished; a band, and only within their reach.
 
-Of every finished run of one teacher on one data set with one length, what counts is how far the student was from the
-teacher right after the cut (its measured KL) and how many points of top-1 it was short of the teacher at the end. A
-straight line through (log KL, points short) is fitted by least squares; the band is the 80 % prediction interval of
-that line, with Student's quantiles, so it is wide where runs are few or disagree. Nothing is forecast from fewer than
-FEWEST runs, nor for a KL outside the range of theirs.
+Of every finished run of one teacher on one data set with one length and recipe, what counts is how far the student was
+from the teacher right after the cut (its measured KL) and how many points of top-1 it was short of the teacher at the
+end. A straight line through (log KL, points short) is fitted by least squares; the band is the 80 % prediction interval
+of that line, with Student's quantiles, so it is wide where runs are few or disagree. Nothing is forecast from fewer
+than FEWEST runs, nor for a KL outside the range of theirs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from upvit_core.recipe import DistillSettings
 from upvit_core.runs.store import RunStore
 
 FEWEST = 5
+BESIDE = frozenset(
+    ("amp", "seed", "threads", "workers", "eval_every", "eval_images", "teacher_top_k", "tensorboard",
+     "checkpoint_minutes")
+)  # fmt: skip
 # 90 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond, the normal's
 T90 = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415, 1.397, 1.383, 1.372)
 NORMAL90 = 1.282
@@ -46,14 +51,24 @@ class Forecast:
     epochs: int
 
 
-def outcomes(store: RunStore, teacher: str, data: str, epochs: int) -> list[Outcome]:
-    """Finished runs of one teacher on one data set with one length that began with the teacher's weights."""
+def recipe_of(settings: DistillSettings) -> str:
+    """What the settings say about the training itself: runs of one recipe are alike but for seed and machine."""
+    return settings.model_dump_json(exclude=BESIDE)
+
+
+def outcomes(store: RunStore, teacher: str, data: str, epochs: int, recipe: str | None = None) -> list[Outcome]:
+    """Finished runs of one teacher on one data set with one length that began with the teacher's weights.
+
+    recipe: a text of `recipe_of`, or None for all recipes.
+    """
     found = []
     for summary in store.list():
         spec = summary.spec
         if spec is None or summary.state.state != "done" or spec.kind != "distill" or spec.settings.from_scratch:
             continue
         if (spec.teacher, spec.data, spec.epochs) != (place(teacher), place(data), epochs):
+            continue
+        if recipe is not None and recipe_of(spec.settings) != recipe:
             continue
         outcome = outcome_of(summary.id, store.read_metrics(summary.id)[0])
         if outcome is not None:
@@ -76,18 +91,17 @@ def outcome_of(run: str, rows: Sequence[dict[str, Any]]) -> Outcome | None:
     return Outcome(run, float(kl), float(teacher), float(end))
 
 
-def lengths(store: RunStore, teacher: str, data: str) -> list[int]:
-    """Numbers of epochs of finished runs, the commonest first."""
-    counts: dict[int, int] = {}
+def kinds(store: RunStore, teacher: str, data: str) -> list[tuple[int, str]]:
+    """(epochs, recipe) of finished runs, the commonest first."""
+    counts: dict[tuple[int, str], int] = {}
     for summary in store.list():
         spec = summary.spec
-        if (
-            spec is not None
-            and summary.state.state == "done"
-            and (spec.teacher, spec.data) == (place(teacher), place(data))
-        ):
-            counts[spec.epochs] = counts.get(spec.epochs, 0) + 1
-    return sorted(counts, key=lambda epochs: -counts[epochs])
+        if spec is None or summary.state.state != "done" or spec.kind != "distill" or spec.settings.from_scratch:
+            continue
+        if (spec.teacher, spec.data) == (place(teacher), place(data)):
+            kind = (spec.epochs, recipe_of(spec.settings))
+            counts[kind] = counts.get(kind, 0) + 1
+    return sorted(counts, key=lambda kind: -counts[kind])
 
 
 def forecast(known: Sequence[Outcome], kl: float, epochs: int) -> Forecast | None:
