@@ -32,9 +32,12 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
     """The page's head; whatever fails inside is told in one sentence, never as a traceback."""
     global _first_run
     st.html(STYLE)
-    if _first_run:
-        _first_run = False
-        st.html(CLOSE_NOT_FOUND, unsafe_allow_javascript=True)
+    # Always there, so that nothing below it moves after the first run: a slider that is drawn anew elsewhere loses its
+    # place in the link once the old one is cleared away (Streamlit 1.67).
+    with st.container(key="first-run"):
+        if _first_run:
+            _first_run = False
+            st.html(CLOSE_NOT_FOUND, unsafe_allow_javascript=True)
     place = st.container(key="strip")
     st.title(title, help=help_text or None, anchor=False)
     st.markdown(f'<p class="lead">{escape(line)}</p>', unsafe_allow_html=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
-import numpy as np
 import pytest
+from made_up import made_up_scores
 from playwright.sync_api import Browser, Page
 from shots import chromium, server, settle
 
@@ -45,18 +45,8 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Score files of DeiT-B's shape with made-up numbers, in the form in which the real ones were released."""
-    folder, rng = tmp_path_factory.mktemp("published"), np.random.default_rng(0)
-
-    def write(name: str, width: int, scale: float) -> None:
-        numbers = rng.lognormal(np.log(scale), 1.5, width)
-        (folder / name).write_text("\n".join(map(repr, numbers.tolist())) + "\n")
-
-    write("Deit_base_12_neck_768_kl_2k.txt", 768, 1.0)
-    for block in range(12):
-        write(f"Deit_base_12_attn_768_kl_{block}_2k.txt", 768, 0.03)
-        write(f"Deit_base_12_ffn_3072_kl_{block}_2k.txt", 3072, 0.01)
-    return folder
+    """DeiT-B's shape with made-up numbers."""
+    return made_up_scores(tmp_path_factory.mktemp("published"))
 
 
 Visit = Callable[..., Page]
