@@ -228,15 +228,6 @@ with frame.page(
         plan = now.plan(shown or scores or no_scores(model.shape))
         waiting = finding is not None and finding.active
         found = Measured(finding, None, None) if waiting else measure(model, plan, spec, now)
-        history.buttons(model.source, now)
-        with presenter.folded("More"):
-            device.panel(model)
-            best_under.panel(model, shown or scores, now, plan)
-            measure_button(model, plan, spec, now)
-            actions.prune_button(model, plan, now)
-            actions.distil_button(model, scores, now)
-            plan_commands.command_button(model, shown or scores, now, plan)
-            reports.plan_button(model, shown or scores, now, plan, found.accuracy, found.speed)
     with right:
         numbers(model, plan, spec, found)
         facts.row(model, shown, plan, now, found.accuracy)
@@ -247,6 +238,18 @@ with frame.page(
                 st.error(job.error)
         if shown is not None:
             charts.show(strips(shown, plan, charts.theme()), "strips")
+    with left:  # after the pictures, which a slider's move should change first
+        history.buttons(model.source, now)
+        with presenter.folded("More"):
+            device.panel(model)
+            best_under.panel(model, shown or scores, now, plan)
+            measure_button(model, plan, spec, now)
+            actions.prune_button(model, plan, now)
+            actions.distil_button(model, scores, now)
+            plan_commands.command_button(model, shown or scores, now, plan)
+            reports.plan_button(model, shown or scores, now, plan, found.accuracy, found.speed)
+    with right:
+        if shown is not None:
             if not model.shape.stages and now.depth is None:
                 with st.expander(
                     "Block by block", icon=":material/table_rows:", expanded=bool(now.widths), key="block-by-block",

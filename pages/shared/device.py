@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 
 import streamlit as st
@@ -42,19 +43,30 @@ class Progress:
 
 def calibration() -> Calibration | None:
     """That of this device; the newest one until torch is loaded and can name the device. None: not calibrated."""
+    found = _file()
+    return _read(*found) if found is not None else None
+
+
+def _file() -> tuple[str, int] | None:
+    """Path and time of the calibration, where there is one."""
     if memory.loaded():
         path = _own_path()
-        return _read(str(path), path.stat().st_mtime_ns) if path.is_file() else None
+        return (str(path), path.stat().st_mtime_ns) if path.is_file() else None
     found = sorted(default_folder().glob("*-float32-*.json"), key=lambda path: -path.stat().st_mtime)
-    return _read(str(found[0]), found[0].stat().st_mtime_ns) if found else None
+    return (str(found[0]), found[0].stat().st_mtime_ns) if found else None
 
 
 def _own_path() -> Path:
     import torch
 
+    return default_path(_device_name(), "float32", torch.get_num_threads())
+
+
+@cache
+def _device_name() -> str:
     from upvit_core.profiling.throughput import device_name
 
-    return default_path(device_name(_device()), "float32", torch.get_num_threads())
+    return device_name(_device())
 
 
 def _device() -> str:
@@ -159,5 +171,11 @@ def latency(model: Opened) -> Latency | None:
 
 def milliseconds(shape: ModelShape, batch: int) -> float | None:
     """Estimated; None without calibration, and for models of other parts than it times."""
-    known = calibration()
-    return estimate_latency(shape, batch, known) if known is not None and shape.is_plain else None
+    found = _file()
+    return _estimated(shape, batch, *found) if found is not None and shape.is_plain else None
+
+
+@lru_cache(maxsize=2000)
+def _estimated(shape: ModelShape, batch: int, path: str, stamp: int) -> float | None:
+    known = _read(path, stamp)
+    return None if known is None else estimate_latency(shape, batch, known)

@@ -19,7 +19,8 @@ from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.memory import estimate_memory
 
-AT_ONCE = 2000  # channels of residual times depth up to which the solver answers while the page waits
+AT_ONCE = 2000  # residual channels times depth of a model up to which the solver answers while the page waits
+REST_SECONDS = 0.3  # how long sliders have to rest before a larger model is asked
 
 
 def row(
@@ -97,10 +98,24 @@ def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -
         return None
     shape = plan.shape_after
     key = f"stock {scores.digest} {count_macs(shape)} {now.heads} {now.round_to} {plan.basis}"
+    if (before := st.session_state.get("stock-job", key)) != key:
+        jobs.cancel(before)  # the sliders have moved on; nobody waits for that answer
+    st.session_state["stock-job"] = key
     found = jobs.find(key)
-    if found is None and shape.embed_dim * shape.depth <= AT_ONCE:
+    if found is None and model_size(plan) <= AT_ONCE:
         return jobs.finished(key, "Comparing with stock timm", compatibility(scores, plan, now))
-    return found or jobs.start(key, lambda report: compatibility(scores, plan, now), "Comparing with stock timm")
+    if found is not None and found.state != "cancelled":
+        return found
+
+    def work(report: jobs.Report) -> tuple[float, float] | None:
+        report.rest(REST_SECONDS)
+        return compatibility(scores, plan, now)
+
+    return jobs.start(key, work, "Comparing with stock timm")
+
+
+def model_size(plan: PruningPlan) -> int:
+    return plan.shape_before.embed_dim * plan.shape_before.depth
 
 
 def compatibility(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> tuple[float, float] | None:

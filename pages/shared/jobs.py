@@ -59,6 +59,11 @@ class Report:
 
         return listen
 
+    def rest(self, seconds: float) -> None:
+        """Wait, so that what is asked for at every move of a slider is done once it rests."""
+        if self._job.stop.wait(seconds):
+            raise Cancelled("Cancelled.")
+
     def say(self, detail: str, share: float | None = None) -> None:
         """Name the step that is being done."""
         if self._job.stop.is_set():

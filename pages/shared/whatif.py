@@ -63,6 +63,10 @@ NAMES = {
 }  # fmt: skip
 
 
+MOST_PLANS = 64
+_PLANS: dict[tuple[Any, ...], PruningPlan] = {}
+
+
 @dataclass(frozen=True)
 class WhatIf:
     """Percent removed of each component, and the heads that stay (None: as they are, in every block).
@@ -104,8 +108,15 @@ class WhatIf:
         return self.residual, self.attention, self.heads, self.ffn
 
     def plan(self, scores: ImportanceScores) -> PruningPlan:
-        """Widths are taken to the nearest that the heads divide."""
-        return block_records.shallower(self._widths(scores), self.depth, self.order, self._widths)
+        """Widths are taken to the nearest that the heads divide. The last plans are kept: several parts of a page ask
+        for the same one."""
+        key = (self, scores.digest, scores.shape, scores.model, scores.model_digest)
+        found = _PLANS.get(key)
+        if found is None:
+            found = _PLANS[key] = self._widths(scores)
+            while len(_PLANS) > MOST_PLANS:
+                _PLANS.pop(next(iter(_PLANS)), None)
+        return block_records.shallower(found, self.depth, self.order, self._widths)
 
     def _widths(self, scores: ImportanceScores) -> PruningPlan:
         """Made once for all pages and sessions that ask for the same."""

@@ -32,7 +32,7 @@ SERVER_MS, PICTURE_MS, INSPECTOR_MS = 100, 400, 1000
 WATCH = """([event, part]) => {
   const picture = () => {
     const drawn = document.querySelector(part + " .js-plotly-plot .main-svg");
-    return drawn && drawn.querySelector(".plot *") ? document.querySelector(part).innerHTML : "";
+    return drawn && drawn.querySelector("image, .trace path") ? document.querySelector(part).innerHTML : "";
   };
   const before = picture();
   window.waited = -1;
@@ -78,7 +78,7 @@ def reruns(address: str, source: str, moves: int, pause: float) -> list[float]:
 def timed(page: Page, event: str, part: str, act: Callable[[], None]) -> float:
     page.evaluate(WATCH, [event, part])
     act()
-    page.wait_for_function("window.waited >= 0", timeout=30_000)
+    page.wait_for_function("window.waited >= 0", timeout=120_000)
     return float(page.evaluate("window.waited")) / 1000
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from upvit_core.figures.rows import logs_of, ranking_of
 from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, log_ticks
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
@@ -74,18 +75,6 @@ class Picture:
         return "stage" if self.component == "residual" else "block"
 
 
-def component_rows(scores: ImportanceScores, component: Component, blocks: Sequence[int] | None = None) -> np.ndarray:
-    """Scores of a component, (rows, channels): a row a block, of the residual a row a stage (one, without stages).
-
-    Rows of unequal widths are filled up with NaN.
-    """
-    shape = scores.shape
-    places = [group.place for group in shape.groups_of(component)] if blocks is None else blocks
-    rows = [scores.values[shape.key_of(component, place)] for place in places]
-    width = max(map(len, rows))
-    return np.stack([np.pad(row.astype(float), (0, width - len(row)), constant_values=np.nan) for row in rows])
-
-
 def kept_mask(plan: PruningPlan | None, scores: ImportanceScores, component: Component, block: int) -> np.ndarray:
     """Which channels of a source block the plan keeps, (channels,); blocks that the plan drops keep none."""
     key = scores.shape.key_of(component, block)
@@ -114,11 +103,8 @@ def picture(
     """Arrange one component; `blocks` chooses rows (default: all)."""
     places = tuple(group.place for group in scores.shape.groups_of(component))
     chosen = places if blocks is None else tuple(place for place in blocks if place in places) or places[:1]
-    raw = component_rows(scores, component, chosen)  # (R, C)
-    R, C = raw.shape
-    positive = raw[raw > 0]
-    floor = float(positive.min()) if positive.size else 1e-12
-    logs = np.log10(np.maximum(raw, floor, where=~np.isnan(raw), out=np.full_like(raw, np.nan)))
+    logs, known, floor = logs_of(scores, component, chosen)  # (R, C) each
+    R, C = logs.shape
     removed = np.stack(
         [np.pad(~kept_mask(plan, scores, component, b), (0, C), constant_values=True)[:C] for b in chosen]
     )
@@ -127,13 +113,12 @@ def picture(
         groups = 1
     channel = np.broadcast_to(np.arange(C), (R, C))
     if order == "importance":
-        ranking = np.argsort(-raw.reshape(R, groups, C // groups), axis=-1, kind="stable")
-        ranking = (ranking + (np.arange(groups) * (C // groups))[None, :, None]).reshape(R, C)
-        logs, removed, channel = (np.take_along_axis(a, ranking, axis=1) for a in (logs, removed, channel))
+        channel = ranking_of(scores, component, chosen, groups)
+        logs, removed = (np.take_along_axis(a, channel, axis=1) for a in (logs, removed))
     counts = (~removed).reshape(R, groups, -1).sum(-1)  # (R, groups)
     prefix = bool((np.diff(removed.reshape(R, groups, -1).astype(np.int8), axis=-1) >= 0).all())
     kept = counts.sum(1)
-    shares = kept / (~np.isnan(raw)).sum(1)
+    shares = kept / known.sum(1)
     step = 1
     while C // step > columns or (C // groups) % step:
         step += 1

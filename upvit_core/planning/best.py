@@ -151,9 +151,9 @@ def compatibility_cost(scores: ImportanceScores, budget: Budget, **choices: Any)
 
 def loss(curves: Curves, widths: Widths) -> float:
     """Score lost at given legal widths, in nats an image."""
-    total = curves.residual.at(widths.embed_dim)
+    total = float(curves.residual.at(widths.embed_dim))
     for attention, ffn, (_, a, h) in zip(curves.attention, curves.ffn, widths.blocks, strict=True):
-        total += attention.at(a) + ffn.at(h)
+        total += float(attention.at(a) + ffn.at(h))
     return total
 
 

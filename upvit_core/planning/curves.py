@@ -33,9 +33,9 @@ class Curve:
         """The legal width nearest to `width`; of two, the wider."""
         return int(self.widths[::-1][np.argmin(np.abs(self.widths[::-1] - width))])
 
-    def at(self, width: int) -> float:
-        """Score lost at a legal width."""
-        return float(self.lost[np.searchsorted(self.widths, width)])
+    def at(self, widths: int | np.ndarray) -> np.ndarray:
+        """Score lost at legal widths."""
+        return np.asarray(self.lost[np.searchsorted(self.widths, widths)])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import islice, pairwise
+from operator import lt
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ class _Record(BaseModel):
 def _ascending(keep: tuple[int, ...], what: str) -> None:
     if not keep:
         raise ValueError(f"{what} keeps no channel; keep at least one")
-    if any(a >= b for a, b in pairwise(keep)):
+    if not all(map(lt, keep, islice(keep, 1, None))):
         raise ValueError(f"{what} must list its kept channels once each, in ascending order")
 
 

@@ -83,5 +83,5 @@ def pool_uniform(curves: Sequence[Curve]) -> Pool:
     full = widest.widths[-1]
     rows = sorted({tuple(c.nearest(c.widths[-1] * width / full) for c in curves) for width in widest.widths})
     totals = np.array([sum(row) for row in rows])
-    lost = np.array([sum(c.at(width) for c, width in zip(curves, row, strict=True)) for row in rows])
+    lost = np.sum([curve.at(column) for curve, column in zip(curves, np.array(rows).T, strict=True)], axis=0)
     return Pool(totals, lost, lambda i: rows[i])
