@@ -373,4 +373,4 @@ with frame.page("Method", "How a transformer is made thinner, in seven steps, on
             key="next",
         )
         target, name = SEE_ON[number]
-        frame.link(target, f"See it on {name}")
+        frame.page_link(target, f"See it on {name}")

@@ -269,7 +269,7 @@ def nothing_yet() -> None:
             actions.start_runs(model, scores, [now], recipes.asked(model))
     else:
         st.markdown("Open a model with weights and scores first, then choose a plan.")
-    frame.link("pages/explore/tradeoff.py", "Choose a plan on Trade-off")
+    frame.page_link("pages/explore/tradeoff.py", "Choose a plan on Trade-off")
 
 
 with frame.page(

@@ -185,7 +185,7 @@ with frame.page(
             form(store, store.list(), model)
         else:
             st.info("Open a model with weights first: this one has only its shape.", icon=":material/memory:")
-            frame.link("pages/explore/model.py", "Open one on Model")
+            frame.page_link("pages/explore/model.py", "Open one on Model")
     with right:
         found = groups(store.list())
         if not found:

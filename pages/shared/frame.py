@@ -11,7 +11,7 @@ from pathlib import Path
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from pages.shared import memory, opened, presenter, scoring, terms, whatif, words
+from pages.shared import link, memory, opened, presenter, scoring, terms, whatif, words
 from upvit_core.errors import UPViTError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.profiling.macs import count_parameters
@@ -62,6 +62,9 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
         left, right = st.columns([0.8, 0.2], vertical_alignment="center")
         with left:
             _strip()
+            if (now := st.session_state.get("shown")) is not None:
+                for sentence in link.missing(now[0]):
+                    st.warning(sentence, icon=":material/link_off:")
         with right:
             presenter.toggle()
     memory.freeze_once()
@@ -70,11 +73,12 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
 def current() -> opened.Opened:
     """What is open; also told to the strip."""
     model = opened.current()
+    link.follow(model)
     st.session_state["shown"] = (model, scoring.current(model))
     return model
 
 
-def link(page: str, label: str) -> None:
+def page_link(page: str, label: str) -> None:
     """A link to another page; left out where that page is not part of the app, as when a page runs on its own."""
     with suppress(StreamlitAPIException):
         st.page_link(page, label=label, icon=":material/arrow_forward:")

@@ -70,8 +70,11 @@ class Look:
 def image_spec(model: Opened) -> str:
     """Which images belong to what is open: those that a person chose, the demo's own, or none."""
     chosen: dict[str, str] = st.session_state.setdefault(IMAGES, {})
-    if model.source in chosen:
-        return chosen[model.source]
+    return chosen[model.source] if model.source in chosen else images_of_its_own(model)
+
+
+def images_of_its_own(model: Opened) -> str:
+    """Images that come with what is open, or none."""
     shape = model.shape
     if is_language(model):
         beside = Path(model.model).expanduser() / "text.txt"

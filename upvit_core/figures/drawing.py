@@ -14,7 +14,7 @@ from upvit_core.figures.theme import COLOURS, Chart, Theme
 from upvit_core.models.shape import Component, ModelShape
 
 TALLEST = 10.0
-ATTENTION_AT, FFN_AT = (27.5, 43.5), (54.5, 73.0)
+ATTENTION_AT, FFN_AT = (28.5, 43.5), (55.0, 73.0)
 
 
 def drawing(
@@ -39,10 +39,10 @@ def drawing(
     pen.band(14.4, 87.5, stream, unit * now.embed_dim / 2)
     pen.block_outline(20.2, 79.5, -stream - 3.4, base + TALLEST + 5.2, now.depth)
     middle = base + TALLEST / 2
-    pen.branch(23.4, ATTENTION_AT[0], unit * now.embed_dim / 2, middle)
+    pen.branch(23.9, ATTENTION_AT[0], unit * now.embed_dim / 2, middle)
     pen.heads(*ATTENTION_AT, middle, unit, first, block)
     pen.join(ATTENTION_AT[1], 46.4, unit * now.embed_dim / 2, middle)
-    pen.branch(50.2, FFN_AT[0], unit * now.embed_dim / 2, middle)
+    pen.branch(51.0, FFN_AT[0], unit * now.embed_dim / 2, middle)
     pen.ffn(*FFN_AT, middle, unit * shape.embed_dim, unit * now.embed_dim, unit * first.ffn, unit * block.ffn)
     pen.join(FFN_AT[1], 75.9, unit * now.embed_dim / 2, middle)
     pen.arrow(87.6, 0, 90.4, 0)

@@ -71,7 +71,9 @@ class Pen:
             }
         )
 
-    def label(self, x: float, y: float, text: str, colour: str | None = None, size: int = 14) -> None:
+    def label(
+        self, x: float, y: float, text: str, colour: str | None = None, size: int = 14, anchor: str = "center"
+    ) -> None:
         swatch = f'<span style="color:{colour}">■</span> ' if colour else ""
         self.annotations.append(
             {
@@ -80,6 +82,7 @@ class Pen:
                 "text": swatch + text,
                 "showarrow": False,
                 "font": {"size": size, "color": self.theme.text},
+                "xanchor": anchor,
                 "yanchor": "middle",
             }
         )
@@ -99,9 +102,9 @@ class Pen:
             self.line(x, -half, x, half)
         for shape_ in self.shapes[-(rows + columns - 2) :]:
             shape_["line"] = {"color": self.theme.grid, "width": 1}
-        middle = (x0 + x1) / 2
-        self.label(middle, half + 1.0, f"{shape.num_patches} patches", size=13)
-        self.label(middle, -half - 1.0, f"{shape.img_size[0]}×{shape.img_size[1]}×{shape.in_chans}", size=13)
+        self.label(x0, half + 1.0, f"{shape.num_patches} patches", size=13, anchor="left")
+        pixels = f"{shape.img_size[0]}×{shape.img_size[1]}×{shape.in_chans}"
+        self.label(x0, -half - 1.0, pixels, size=13, anchor="left")
 
     def band(self, x0: float, x1: float, half: float, half_now: float) -> None:
         if half_now < half:
@@ -133,9 +136,9 @@ class Pen:
         self.line(x, stream, x, y)
         self.arrow(x, y, x_to - 0.2, y)
         norm = (stream + y) / 2
-        self.box(x - 2.3, norm - 0.85, x + 2.3, norm + 0.85, self.theme.quiet)
+        self.box(x - 3.3, norm - 0.85, x + 3.3, norm + 0.85, self.theme.quiet)
         self.shapes[-1]["fillcolor"] = self.theme.surface
-        self.label(x, norm, "norm", size=12)
+        self.label(x, norm, "norm", size=11)
 
     def join(self, x_from: float, x: float, stream: float, y: float) -> None:
         """Out of a component, added to the stream."""
@@ -167,7 +170,7 @@ class Pen:
     def classes(self, x0: float, x1: float, shape: ModelShape) -> None:
         self.box(x0, -2.2, x1, 2.2, self.theme.quiet)
         self.shapes[-1]["fillcolor"] = self.theme.panel
-        self.label((x0 + x1) / 2, 0, f"{shape.num_classes:,}<br>classes", size=13)
+        self.label(x1, 3.2, f"{shape.num_classes:,} classes", size=13, anchor="right")
 
 
 def _hourglass(x0: float, x1: float, y: float, outer: float, hidden: float) -> list[tuple[float, float]]:
