@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages.shared import channel, charts, criteria, direction, frame, measured, presenter, scoring, trust, whatif
+from pages.shared import channel, charts, criteria, direction, frame, measured, presenter, scoring, terms, trust, whatif
 from upvit_core.figures.curves import kept_curve
 from upvit_core.figures.heatmaps import channel_at, heatmap, member_word
 from upvit_core.importance.scores import ImportanceScores
@@ -39,7 +39,7 @@ def picture(scores: ImportanceScores, component: Component, plan: PruningPlan, o
             height=HEIGHTS[component] if alone is None else 250,
         )
         told = direction.WHAT[component] if scores.basis == "directions" else WHAT[component]
-        st.html(f'<h3 class="part {component}">{chart.title}</h3><p class="quiet">{told}</p>')
+        st.html(f'<h3 class="part {component}">{terms.linked(chart.title)}</h3><p class="quiet">{told}</p>')
         event = charts.show(chart, f"{component}-scores", on_select="rerun", tools=False)
         points = event["selection"]["points"] if event else []
         if points:

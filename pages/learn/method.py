@@ -1,7 +1,5 @@
 """Method: a guided walk in seven steps on the model that is open; every picture is made from its real numbers."""
 
-import json
-
 import numpy as np
 import streamlit as st
 
@@ -11,10 +9,9 @@ from pages.shared import (
     charts,
     frame,
     jobs,
+    lesson_run,
     measured,
     opened,
-    places,
-    recipes,
     right_basis,
     scoring,
     whatif,
@@ -22,22 +19,18 @@ from pages.shared import (
 )
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
-from upvit_core.figures.channel import before_after, kl_by_image
+from upvit_core.figures.channel import kl_by_image
 from upvit_core.figures.channel import place as placed
 from upvit_core.figures.curves import plan_share
 from upvit_core.figures.drawing import drawing
 from upvit_core.figures.heatmaps import heatmap
-from upvit_core.figures.lesson import learning
+from upvit_core.figures.kl_sum import kl_sum
 from upvit_core.figures.merging import merging
 from upvit_core.figures.theme import TITLES, Chart
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.judge import IMAGES, TEXT, judge_of
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import COMPONENTS, Component
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.recipe import PRESETS
-from upvit_core.runs.executors import executor_for
-from upvit_core.runs.spec import RunSpec
-from upvit_core.runs.store import RunStore
 
 STEPS = (
     "1 · One block",
@@ -121,12 +114,14 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         number = int(ranked[place - 1])
         where = "" if component == "residual" else f" of block {block}"
         judge = judge_of(model.shape)
+        classes = "next tokens" if model.shape.is_language else "classes"
         say(
             f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about "
             f"every {judge.sample} "
             "again. How far are its answers from before?</p>"
-            f"<div class='equation'>s = Σ over {judge.samples} KL( q ‖ p )</div>"
-            f"<p>q: its answer before, p: without the channel. This one: <b>{values[number]:.3g} nats</b> over "
+            f"<div class='equation'>KL( q ‖ p ) = Σ over {classes} q · ln( q / p )<br>"
+            f"s = Σ over {judge.samples} KL( q ‖ p )</div>"
+            f"<p>q: its answer before, p: without the channel. All together: <b>{values[number]:.3g} nats</b> over "
             f"{scores.images:,} {judge.items}.</p>"
         )
     with picture:
@@ -163,12 +158,10 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         with one:
             channel.examples(model, effect, spec, only=[chosen], columns=1)
         with two:
-            chart = before_after(
-                effect.names, effect.before[chosen], effect.after[chosen], component, charts.theme(), height=280,
-                what="next token" if model.shape.is_language else "class",
-            )  # fmt: skip
-            show(chart, "before-after")
-        show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=judge.sample, height=230), "kl")
+            before, after = effect.before[chosen], effect.after[chosen]
+            what = "next token" if model.shape.is_language else "class"
+            show(kl_sum(effect.names, before, after, component, charts.theme(), height=390, what=what), "kl-sum")
+        show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=judge.sample, height=200), "kl")
 
 
 def the_cut(model: Opened, scores: ImportanceScores) -> None:
@@ -236,83 +229,6 @@ def thinner(model: Opened) -> None:
         show(drawing(model.shape, charts.theme(), after, height=TALL), "thin")
 
 
-def teacher(model: Opened, scores: ImportanceScores | None) -> None:
-    text, picture = st.columns([0.36, 0.64], gap="large")
-    spec = measured.image_spec(model)
-    now = whatif.current(model.shape)
-    found, finding = scoring.planning(model, scores, now, spec)
-    ready = model.has_weights and found is not None and bool(spec)
-    run_id = st.session_state.get(f"lesson-run {model.source}")
-    with text:
-        say(
-            "<p>Right after the cut the thin model is confused. So it goes back to school, and the original is the "
-            "teacher:</p>"
-            "<div class='equation'>L = CE( y, p ) + α · KL( q ‖ p )</div>"
-            "<p>be right about the label y, <i>and</i> answer as the teacher does (q).</p>"
-        )
-        epochs = st.slider(
-            "Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed."
-        )
-        if st.button("Teach it", type="primary", icon=":material/school:", disabled=not ready, key="lesson-start"):
-            st.session_state[f"lesson-run {model.source}"] = start_lesson(model, found, now, int(epochs), spec)
-            st.rerun()
-        if finding is not None and finding.active:
-            jobs.progress(finding)
-        elif not ready:
-            st.caption(f"Needs weights, scores and {words.inputs(model.shape)}. The demo has them all.")
-    with picture:
-        if run_id is None:
-            st.info(
-                f"The curve of this lesson will be here: {judge_of(model.shape).name.lower()} right after the cut, "
-                "then moving towards the teacher."
-            )
-            return
-        watch(run_id)
-
-
-def start_lesson(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, epochs: int, spec: str) -> str:
-    """Start a small real run; returns its id."""
-    plan = what_if.plan(scores if scores is not None else opened.no_scores(model.shape))
-    order = RunSpec(
-        name=f"Lesson: {model.name} "
-             f"{what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=spec,
-        repair=what_if.repair, epochs=epochs, settings=PRESETS[recipes.usual(model, what_if)], owner=actions.owner(),
-    )  # fmt: skip
-    store = RunStore(places.runs())
-    run = store.create(order)
-    executor_for(store, order).submit(run)
-    return run.id
-
-
-def watch(run_id: str) -> None:
-    """The run's curve, live while it runs."""
-    store = RunStore(places.runs())
-    active = store.state(run_id).is_active
-
-    @st.fragment(run_every=2.0 if active else None)
-    def live() -> None:
-        state = store.state(run_id)
-        if active and not state.is_active:
-            st.rerun()
-        rows, _ = store.read_metrics(run_id)
-        judge = TEXT if any("perplexity" in row for row in rows) else IMAGES
-        seen = [row for row in rows if row.get("phase") in ("surgery", "eval", "final") and row.get("top1") is not None]
-        left = words.duration(state.seconds_left)
-        doing = state.stage or state.state
-        st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
-        chart = learning(
-            [row["step"] for row in seen],
-            [row[judge.key] for row in seen],
-            next((row[judge.key] for row in rows if row.get("phase") == "teacher"), None),
-            charts.theme(),
-            judge=judge,
-            height=TALL - 70,
-        )
-        charts.show(charts.enlarged(chart), f"lesson-learning-{len(seen)}")
-
-    live()
-
-
 SEE_ON = (
     ("pages/explore/model.py", "Model"),
     ("pages/explore/importance.py", "Importance"),
@@ -361,7 +277,7 @@ with frame.page("Method", "How a transformer is made thinner, in seven steps, on
     elif number == 5:
         right_basis.lesson(model, scores, height=TALL)
     else:
-        teacher(model, scores)
+        lesson_run.teacher(model, scores, height=TALL)
     with st.container(horizontal=True, vertical_alignment="center"):
         st.button("Back", icon=":material/arrow_back:", on_click=move, args=(-1,), disabled=number == 0, key="back")
         st.button(

@@ -8,6 +8,8 @@ from html import escape
 
 import streamlit as st
 
+from pages.shared import terms
+
 MEASURED, ESTIMATED, PUBLISHED = "●", "○", "◇"
 MEANING = {MEASURED: "measured", ESTIMATED: "estimated", PUBLISHED: "published"}
 
@@ -32,7 +34,8 @@ def cards(row: Sequence[Card]) -> None:
 def _cell(card: Card) -> str:
     mark = f'<span class="mark" aria-hidden="true">{card.mark}</span> ' if card.mark else ""
     source = f'<span class="source">{MEANING[card.mark]}</span>' if card.mark else ""
+    name = f"<span>{terms.linked(card.name)}</span>"
     return (
-        f'<div class="card{" stale" if card.stale else ""}"><div class="name">{mark}{escape(card.name)}{source}</div>'
+        f'<div class="card{" stale" if card.stale else ""}"><div class="name">{mark}{name}{source}</div>'
         f'<div class="value">{escape(card.value)}</div><div class="note">{escape(card.note) or "&nbsp;"}</div></div>'
     )

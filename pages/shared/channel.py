@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import streamlit as st
 
-from pages.shared import channel_more, charts, jobs, measured, opened, plans, words
+from pages.shared import channel_more, charts, jobs, measured, opened, plans, terms, words
 from pages.shared.cards import Card, cards
 from pages.shared.gallery import Tile, gallery
 from pages.shared.opened import Opened
@@ -108,7 +108,12 @@ def rivals(scores: ImportanceScores, plan: PruningPlan, component: Component, bl
 
 def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> None:
     what = "direction" if scores.basis == "directions" else "channel"
-    st.subheader(f"One {what} under the glass", anchor=False, divider="gray")
+    st.subheader(
+        f"One {what} under the glass", anchor=False, divider="gray",
+        help=terms.tip(
+            "Its score, its place against the cut, and what its removal does.", what, "score", "stderr", "cut"
+        ),
+    )  # fmt: skip
     st.html(f'<p class="quiet">Click a cell of a picture above, or name a {what} here.</p>')
     left, right = st.columns([0.5, 0.5], gap="medium")
     with left:

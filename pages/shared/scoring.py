@@ -8,7 +8,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.shared import jobs, measured, opened, places, whatif, words
+from pages.shared import jobs, measured, opened, places, terms, whatif, words
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.importance.criterion_names import CriterionName
@@ -189,9 +189,11 @@ def panel(model: Opened) -> None:
                 "Scores", names,
                 format_func=lambda name: label(name, available[name]), key="which-scores",
                 on_change=lambda: choose(model, st.session_state["which-scores"]),
-                help="Score of a channel: the sum over images of KL(q ‖ p) in nats, q what the whole model says and p "
-                     "what it "
-                "says without that channel (Eq. 1 of the letter).",
+                help=terms.tip(
+                    "Score of a channel: the sum over images of KL(q ‖ p) in nats, q what the whole model says and p "
+                    "what it says without that channel (Eq. 1 of the letter).",
+                    "score", "kl", "nat", "proxy", "criterion",
+                ),
             )  # fmt: skip
     with right:
         if model.has_weights:

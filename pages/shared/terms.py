@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
@@ -86,6 +87,10 @@ TERMS = (
     Term("epoch", "Epoch", "Once through all training images.", "N / batch size steps.", RUNS),
 )  # fmt: skip
 BY_KEY = {term.key: term for term in TERMS}
+BY_NAME = {name.casefold(): term.key for term in TERMS for name in (term.name, *term.also)}
+LEADING = re.compile(
+    "(?:" + "|".join(sorted(map(re.escape, BY_NAME), key=len, reverse=True)) + r")(?!\w)", re.IGNORECASE
+)
 OF_PAGE = {
     "Model": ("patch", "block", "head", "residual", "attention", "ffn", "parameters", "macs", "top1", "interval"),
     "Importance": (
@@ -156,6 +161,19 @@ OF_TEXT = {"top1": "perplexity"}
 def link(key: str, text: str = "") -> str:
     """A term as an HTML link to its place in the glossary."""
     return f'<a class="term" href="glossary#term-{key}" target="_blank">{escape(text or BY_KEY[key].name)}</a>'
+
+
+def linked(text: str) -> str:
+    """Escaped text as HTML; where it begins with a term, that is a link: `MACs, one image`, `KL after the cut`."""
+    match = LEADING.match(text)
+    if match is None:
+        return escape(text)
+    return link(BY_NAME[match.group().casefold()], match.group()) + escape(text[match.end() :])
+
+
+def tip(text: str, *keys: str) -> str:
+    """A help text in Markdown, with links to the terms that it stands on."""
+    return f"{text}  \n" + " · ".join(f"[{BY_KEY[key].name}](glossary#term-{key})" for key in keys)
 
 
 def line(keys: Iterable[str], *, of_text: bool = False) -> str:

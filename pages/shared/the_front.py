@@ -6,7 +6,7 @@ import json
 
 import streamlit as st
 
-from pages.shared import candidates, charts, device, jobs, measured, plans
+from pages.shared import candidates, charts, device, jobs, measured, plans, terms
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.figures.front import Line, front
@@ -21,7 +21,12 @@ def section(
     model: Opened, scores: ImportanceScores, now: WhatIf, spec: str, ahead: Forecast | None, *, small: bool
 ) -> None:
     """Choices of axes, the chart, and the button that measures every plan on it where the model is small."""
-    st.subheader("The front: what you pay, what you lose", anchor=False)
+    st.subheader(
+        "The front: what you pay, what you lose", anchor=False,
+        help=terms.tip(
+            "Plans by what they cost and what they lose; the best of them make the front.", "front", "kl", "plan"
+        ),
+    )  # fmt: skip
     judge = judge_of(model.shape)
     one, two = st.columns([0.36, 0.64])
     loss = one.segmented_control(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import streamlit as st
 
-from pages.shared import block_records
+from pages.shared import block_records, terms
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import judge_of
@@ -57,6 +57,10 @@ HELP = {
     "made smaller first (PVTv2). At the residual's share, stock timm builds the result.",
 }
 ALL_BLOCKS = 1_000_000  # more than any model has: the slider of the depth then goes to its end
+TERMS = {
+    "residual": ("residual", "ratio"), "attention": ("attention", "head", "ratio"), "heads": ("merging", "head"),
+    "ffn": ("ffn", "ratio"), "reduction": ("ratio",),
+}  # fmt: skip
 NAMES = {
     "residual": "Residual removed", "attention": "Attention removed", "heads": "Heads", "ffn": "FFN removed",
     "reduction": "Reduction removed",
@@ -348,14 +352,19 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
                 options = head_options(shape)
                 if len(options) > 1:
                     st.select_slider(
-                        NAMES[key], options, value=start.heads, key=key, bind="query-params", help=HELP[key]
+                        NAMES[key],
+                        options,
+                        value=start.heads,
+                        key=key,
+                        bind="query-params",
+                        help=terms.tip(HELP[key], *TERMS[key]),
                     )
                 else:
                     st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
             else:
                 st.slider(
                     NAMES[key], 0, MOST, value=getattr(start, key), step=1, format="%d%%", key=key, bind="query-params",
-                    help=HELP[key],
+                    help=terms.tip(HELP[key], *TERMS[key]),
                 )  # fmt: skip
     result = current(shape)
     st.session_state[SAVED] = result
@@ -391,9 +400,13 @@ def basis_control(shape: ModelShape, possible: bool) -> None:
         bind="query-params",
         disabled=not possible,
         on_change=switched,
-        help="What is removed. Channels: the letter's way (UP-ViT). Directions: a direction is a fixed mixture of "
-        "channels. The model is rotated, which changes none of its answers, so that what matters lies in few "
-        "directions; then the others go. The same widths and structure, and far less is lost.",
+        help=terms.tip(
+            "What is removed. Channels: the letter's way (UP-ViT). Directions: a direction is a fixed mixture of "
+            "channels. The model is rotated, which changes none of its answers, so that what matters lies in few "
+            "directions; then the others go. The same widths and structure, and far less is lost.",
+            "channel",
+            "direction",
+        ),
     )
 
 
@@ -404,9 +417,12 @@ def way_controls(shape: ModelShape, possible: bool) -> None:
     st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
     st.toggle(
         "Repair", key="repair", bind="query-params", disabled=not possible,
-        help="After the cut, each layer's output is fitted to the original's by least squares on "
-        f"{judge_of(shape).items}. No training."
-        + ("" if shape.is_plain else " Directions, the other way to cut, are defined for plain ViTs only."),
+        help=terms.tip(
+            "After the cut, each layer's output is fitted to the original's by least squares on "
+            f"{judge_of(shape).items}. No training."
+            + ("" if shape.is_plain else " Directions, the other way to cut, are defined for plain ViTs only."),
+            "repair", "surgery",
+        ),
     )  # fmt: skip
 
 

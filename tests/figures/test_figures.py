@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from upvit_core.figures.curves import kept_curve, plan_share, share_kept
 from upvit_core.figures.drawing import drawing
 from upvit_core.figures.front import Line, Point, front
 from upvit_core.figures.heatmaps import channel_at, find, heading, heatmap, picture, score_table, strips
+from upvit_core.figures.kl_sum import kl_sum, kl_terms
 from upvit_core.figures.lesson import learning
 from upvit_core.figures.merging import cividis, merging
 from upvit_core.figures.published import PUBLISHED
@@ -79,6 +81,7 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "place": lambda: place(scores, "attention", 1, 5, group, group < 6, LIGHT),
         "kl by image": lambda: kl_by_image(kl, kl > 1, "residual", DARK),
         "before, after": lambda: before_after(list("abcde"), q, p, "ffn", LIGHT),
+        "the sum of a KL": lambda: kl_sum(list("abcde"), q, p, "ffn", DARK, most=3),
         "learning": lambda: learning([0, 10], [20.0, 60.0], 90.0, LIGHT),
         "learning, nothing yet": lambda: learning([], [], None, LIGHT),
     }
@@ -261,3 +264,19 @@ def test_what_is_counted_is_named_by_its_basis(scores: ImportanceScores, plan: P
             assert word in shown, (chart.title, component)
             assert other not in shown, (chart.title, component)
         assert word in str(picture_of.figure["layout"]["xaxis"]["title"])
+
+
+def test_the_sum_of_a_kl_shows_every_term() -> None:
+    rng = np.random.default_rng(0)
+    q, p = rng.dirichlet(np.full(12, 0.4)), rng.dirichlet(np.full(12, 0.4))
+    q = np.append(q, 0.0)  # a class that the model excludes adds nothing
+    p = np.append(p * 0.9, 0.1)
+    by_hand = [a * math.log(a / b) if a else 0.0 for a, b in zip(q.tolist(), p.tolist(), strict=True)]
+    np.testing.assert_allclose(kl_terms(q, p), by_hand, rtol=1e-9, atol=1e-15)
+    chart = kl_sum([f"class {i}" for i in range(13)], q, p, "residual", LIGHT, most=4)
+    _, _, terms = (trace.y for trace in chart.figure.data)
+    assert len(terms) == 5
+    assert sum(terms) == pytest.approx(sum(by_hand))
+    assert sum(chart.figure.data[0].y) == pytest.approx(100)
+    assert chart.figure.data[2].x[-1] == "9 others"
+    assert f"{sum(by_hand):.3g} nats" in chart.alt

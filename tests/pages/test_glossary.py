@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared.terms import BY_KEY, OF_PAGE, OF_TEXT, TERMS, line
+from pages.shared.terms import BY_KEY, OF_PAGE, OF_TEXT, TERMS, line, linked
 
 PAGES = {
     "Model": "pages/explore/model.py",
@@ -65,3 +65,31 @@ def test_presenting_makes_type_larger_until_it_is_switched_off(page: Callable[..
     assert max(sizes(large)) > max(sizes(plain))
     large.toggle(key="presenter-switch").set_value(False).run()
     assert "20px" not in styles(large)
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "shown"),
+    [
+        ("Parameters", "parameters", "Parameters"),
+        ("MACs, one image", "macs", "MACs"),
+        ("KL after the cut", "kl", "KL"),
+        ("Top-1 now", "top1", "Top-1"),
+        ("Residual: 48 of 96 kept", "residual", "Residual"),
+    ],
+)
+def test_a_term_is_linked_where_it_stands(text: str, key: str, shown: str) -> None:
+    link = f'<a class="term" href="glossary#term-{key}" target="_blank">{shown}</a>'
+    assert linked(text) == link + text.removeprefix(shown)
+
+
+def test_only_whole_words_are_terms() -> None:
+    assert linked("Scored <b>") == "Scored &lt;b&gt;"
+    assert linked("Time, batch 8") == "Time, batch 8"
+
+
+@pytest.mark.parametrize("title", ["Importance", "Trade-off"])
+def test_help_tips_lead_to_the_glossary(page: Callable[..., AppTest], title: str) -> None:
+    test = page(PAGES[title])
+    found = {key for slider in (*test.slider, *test.select_slider) for key in re.findall(r"#term-(\w+)", slider.help)}
+    assert {"residual", "attention", "ffn", "merging", "ratio"} <= found
+    assert found <= set(BY_KEY)

@@ -1,0 +1,99 @@
+"""The last step of Method: a small real run, from surgery to recovery in class time, its curve live."""
+
+from __future__ import annotations
+
+import json
+
+import streamlit as st
+
+from pages.shared import actions, charts, jobs, measured, opened, places, recipes, scoring, whatif, words
+from pages.shared.opened import Opened
+from pages.shared.whatif import WhatIf
+from upvit_core.figures.lesson import learning
+from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import IMAGES, TEXT, judge_of
+from upvit_core.recipe import PRESETS
+from upvit_core.runs.executors import executor_for
+from upvit_core.runs.spec import RunSpec
+from upvit_core.runs.store import RunStore
+
+
+def say(text: str) -> None:
+    st.html(f'<div class="lesson">{text}</div>')
+
+
+def teacher(model: Opened, scores: ImportanceScores | None, *, height: int) -> None:
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    spec = measured.image_spec(model)
+    now = whatif.current(model.shape)
+    found, finding = scoring.planning(model, scores, now, spec)
+    ready = model.has_weights and found is not None and bool(spec)
+    run_id = st.session_state.get(f"lesson-run {model.source}")
+    with text:
+        say(
+            "<p>Right after the cut the thin model is confused. So it goes back to school, and the original is the "
+            "teacher:</p>"
+            "<div class='equation'>L = CE( y, p ) + α · KL( q ‖ p )</div>"
+            "<p>be right about the label y, <i>and</i> answer as the teacher does (q).</p>"
+        )
+        epochs = st.slider(
+            "Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed."
+        )
+        if st.button("Teach it", type="primary", icon=":material/school:", disabled=not ready, key="lesson-start"):
+            st.session_state[f"lesson-run {model.source}"] = start_lesson(model, found, now, int(epochs), spec)
+            st.rerun()
+        if finding is not None and finding.active:
+            jobs.progress(finding)
+        elif not ready:
+            st.caption(f"Needs weights, scores and {words.inputs(model.shape)}. The demo has them all.")
+    with picture:
+        if run_id is None:
+            st.info(
+                f"The curve of this lesson will be here: {judge_of(model.shape).name.lower()} right after the cut, "
+                "then moving towards the teacher."
+            )
+            return
+        watch(run_id, height)
+
+
+def start_lesson(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, epochs: int, spec: str) -> str:
+    """Start a small real run; returns its id."""
+    plan = what_if.plan(scores if scores is not None else opened.no_scores(model.shape))
+    order = RunSpec(
+        name=f"Lesson: {model.name} "
+             f"{what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=spec,
+        repair=what_if.repair, epochs=epochs, settings=PRESETS[recipes.usual(model, what_if)], owner=actions.owner(),
+    )  # fmt: skip
+    store = RunStore(places.runs())
+    run = store.create(order)
+    executor_for(store, order).submit(run)
+    return run.id
+
+
+def watch(run_id: str, height: int) -> None:
+    """The run's curve, live while it runs."""
+    store = RunStore(places.runs())
+    active = store.state(run_id).is_active
+
+    @st.fragment(run_every=2.0 if active else None)
+    def live() -> None:
+        state = store.state(run_id)
+        if active and not state.is_active:
+            st.rerun()
+        rows, _ = store.read_metrics(run_id)
+        judge = TEXT if any("perplexity" in row for row in rows) else IMAGES
+        seen = [row for row in rows if row.get("phase") in ("surgery", "eval", "final") and row.get("top1") is not None]
+        left = words.duration(state.seconds_left)
+        doing = state.stage or state.state
+        st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
+        chart = learning(
+            [row["step"] for row in seen],
+            [row[judge.key] for row in seen],
+            next((row[judge.key] for row in rows if row.get("phase") == "teacher"), None),
+            charts.theme(),
+            judge=judge,
+            height=height - 70,
+        )
+        charts.show(charts.enlarged(chart), f"lesson-learning-{len(seen)}")
+
+    live()

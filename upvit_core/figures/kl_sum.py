@@ -1,0 +1,89 @@
+"""One KL-divergence as the sum that it is: two distributions over the classes, and under each class its term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
+from upvit_core.models.shape import Component
+
+SMALLEST = 1e-30
+WORTH_SAYING = 0.005  # terms below this share of the sum get no number
+
+
+def kl_terms(before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """q ln(q / p) of every class, (classes,), in nats; their sum is KL(q ‖ p). A class with q = 0 has the term 0."""
+    return before * (np.log(np.maximum(before, SMALLEST)) - np.log(np.maximum(after, SMALLEST)))
+
+
+def kl_sum(
+    names: Sequence[str],
+    before: np.ndarray,
+    after: np.ndarray,
+    component: Component,
+    theme: Theme,
+    *,
+    height: int = 360,
+    most: int = 10,
+    what: str = "class",
+) -> Chart:
+    """Above, probabilities of the whole model (hollow) and without the channel; below, each class's term of the KL.
+
+    before, after: (classes,) probabilities. At most `most` classes are drawn, those with the largest probabilities and
+    terms; the rest are one bar. `what` names one of them.
+    """
+    terms = kl_terms(before, after)
+    weight = np.maximum(np.maximum(before, after), np.abs(terms))
+    chosen = np.sort(np.argsort(-weight, kind="stable")[:most])
+    labels, total = [names[i] for i in chosen], float(terms.sum())
+    q, p, t = 100 * before[chosen], 100 * after[chosen], terms[chosen]
+    if len(chosen) < len(names):
+        labels.append(f"{len(names) - len(chosen):,} others")
+        q, p = (np.append(some, 100 - some.sum()) for some in (q, p))
+        t = np.append(t, total - t.sum())
+    colour = COLOURS[component]
+    traces: list[Spec] = [
+        {
+            "type": "bar", "x": labels, "y": q, "name": "q: whole model",
+            "hovertemplate": "%{x}: q = %{y:.2f} %<extra></extra>",
+            "marker": {"color": "rgba(0,0,0,0)", "line": {"color": theme.text, "width": 2}},
+        },
+        {
+            "type": "bar", "x": labels, "y": p, "name": "p: without the channel", "marker": {"color": colour},
+            "hovertemplate": "%{x}: p = %{y:.2f} %<extra></extra>",
+        },
+        {
+            "type": "bar", "x": labels, "y": t, "yaxis": "y2", "showlegend": False, "offsetgroup": "terms",
+            "marker": {"color": theme.quiet},
+            "text": [f"{value:+.2g}" if abs(value) >= WORTH_SAYING * abs(total) else "" for value in t],
+            "textposition": "outside", "cliponaxis": False, "textfont": {"size": 12, "color": theme.text},
+            "hovertemplate": "%{x}: q ln(q/p) = %{y:.3g} nats<extra></extra>",
+        },
+    ]  # fmt: skip
+    reach = max(float(np.abs(t).max()), 1e-12)
+    low, high = min(float(t.min()), 0.0), max(float(t.max()), 0.0)
+    layout: Spec = {
+        "barmode": "group", "bargap": 0.25, "showlegend": True,
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom",
+                   "font": {"color": theme.text, "size": 13}},
+        "xaxis": axis(theme, what, automargin=True, anchor="y2"),
+        "yaxis": axis(theme, "probability, %", range=[0, 103], domain=[0.52, 1]),
+        "yaxis2": axis(theme, "term, nats", range=[low - 0.25 * reach, high + 0.25 * reach], domain=[0, 0.4], nticks=4,
+                       exponentformat="power", zeroline=True, zerolinecolor=theme.quiet),
+        "annotations": [{
+            "x": 1, "xref": "paper", "y": 0.45, "yref": "paper", "xanchor": "right", "yanchor": "middle",
+            "showarrow": False, "font": {"size": 14, "color": theme.text},
+            "text": f"q ln(q/p), {what} by {what} · sum <b>{total:.3g} nats</b>",
+        }],
+    }  # fmt: skip
+    figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 36, 60))
+    top = int(np.argmax(np.abs(terms)))
+    alt = (
+        f"Probabilities of {len(labels)} classes with and without the channel, and each class's term of the KL: they "
+        f"add up to {total:.3g} nats; the largest is {names[top]} with {terms[top]:+.2g}."
+    )
+    return Chart(
+        figure, "The sum", alt, lambda: {"class": np.array(names), "q": before, "p": after, "term_nats": terms}
+    )
