@@ -222,7 +222,7 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary]) -> None:
             run_actions.baseline_button(store, run)
         reports.run_button(store, run)
         with st.popover("Copy command", icon=":material/terminal:", width="stretch"):
-            st.code(commands(run), language="bash", wrap_lines=True, width=560)
+            st.code(commands(run), language=None, wrap_lines=True, width=560)
         with st.popover("Settings", icon=":material/tune:", width="stretch"):
             st.json(run.spec.model_dump(exclude={"plan"}, exclude_none=True), expanded=1)
 

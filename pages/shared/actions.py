@@ -26,6 +26,7 @@ from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
 
 RUNS_PAGE = "pages/run/runs.py"
+KEPT = ("open", "presenter", "scores", "images")  # of the link, on the way to Runs
 
 
 def prune_job(model: Opened, plan: PruningPlan, what_if: WhatIf) -> jobs.Job:
@@ -166,7 +167,8 @@ def start_runs(
         run = store.create(asked)
         executor_for(store, asked).submit(run)
         st.session_state.setdefault("started_runs", []).append(run.id)
-    st.switch_page(RUNS_PAGE)
+    # Without parameters of its own, switch_page refuses to drop those of moved sliders (Streamlit 1.67).
+    st.switch_page(RUNS_PAGE, query_params={key: st.query_params[key] for key in KEPT if key in st.query_params})
 
 
 def owner() -> str:

@@ -79,4 +79,4 @@ def download(spec: RunSpec, key: str) -> None:
         help="A folder for a machine without a browser: plan, settings, the teacher where it is a file of this "
         "machine, and this one command. The run's folder, copied back into runs/, opens on Runs.",
     )  # fmt: skip
-    st.code(command_of(spec, name), language="bash", wrap_lines=True)
+    st.code(command_of(spec, name), language=None, wrap_lines=True)

@@ -97,7 +97,7 @@ def command_button(model: Opened, scores: ImportanceScores | None, what_if: What
     ) as box:  # fmt: skip
         if not box.open:
             return
-        st.code(commands(model, scores, what_if, plan), language="bash", wrap_lines=True, width=560)
+        st.code(commands(model, scores, what_if, plan), language=None, wrap_lines=True, width=560)
         if not model.has_weights:
             st.caption(
                 "MODEL is a checkpoint of this shape, IMAGES a folder of classes: this app has only its scores open."

@@ -64,7 +64,7 @@ def panel(room: Room) -> None:
 def _address() -> None:
     if not is_open():
         st.markdown("Only this machine can reach the studio now. To open it to the room, stop it and start it with")
-        st.code(".venv/bin/streamlit run app.py --server.address 0.0.0.0", language="bash", wrap_lines=True)
+        st.code(".venv/bin/streamlit run app.py --server.address 0.0.0.0", language=None, wrap_lines=True)
         st.caption(
             "Everyone in that network can then use this studio, and read with it any model file that this account "
             "can. Open it in a network that you trust, for as long as the workshop lasts."

@@ -1,0 +1,215 @@
+"""The controls of the pages in a real browser: keyboard alone, history, plans, panels, report, presenter, glossary."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from conftest import Visit
+from playwright.sync_api import Page, expect
+from shots import settle
+
+from upvit_core.runs.store import RunStore
+
+SECOND = 1000
+NAME = """() => {
+  const e = document.activeElement, own = ["BUTTON", "A", "INPUT", "SUMMARY"].includes(e.tagName);
+  return e.getAttribute("aria-label") || (own && (e.innerText || e.title)) || e.tagName;
+}"""
+
+
+def faults(page: Page) -> list[str]:
+    """What axe-core finds serious or critical."""
+    return [
+        f"{fault['impact']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
+        for fault in Axe().run(page).response["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+
+
+def tab_to(page: Page, name: str, most: int = 80) -> None:
+    """Press Tab until what has the focus is called so."""
+    seen = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        seen.append(str(page.evaluate(NAME)).strip())
+        if name in seen[-1].splitlines():
+            return
+    pytest.fail(f"{name} is not reached by Tab; these are: {seen}")
+
+
+def query(page: Page) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(page.url).query)
+
+
+def until(page: Page, told: Callable[[], bool], what: str) -> None:
+    for _ in range(300):
+        if told():
+            return
+        page.wait_for_timeout(200)
+    pytest.fail(f"waited in vain until {what}; the page is {page.url}")
+
+
+def test_keyboard_alone_leads_from_load_to_slider_to_run(visit: Visit, home: Path) -> None:
+    page = visit("tradeoff")
+    tab_to(page, "Residual removed")
+    for _ in range(10):
+        page.keyboard.press("ArrowRight")
+    until(page, lambda: query(page).get("residual") == ["60"], "the link says 60")
+    expect(page.locator(".strip").first).to_contain_text("60/50/50 %", timeout=60 * SECOND)
+    settle(page)
+    tab_to(page, "Distil…")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Start", exact=False).last.wait_for()
+    tab_to(page, "Epochs")
+    page.keyboard.press("Control+a")
+    page.keyboard.type("1")
+    tab_to(page, "Start")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Runs", level=1).wait_for()
+    store = RunStore(home / "runs")
+    until(page, lambda: bool(store.list()), "there is a run")
+    run = store.list()[0]
+    assert "60/50/50 %" in run.name
+    assert store.spec(run.id).epochs == 1
+    store.cancel(run.id)
+
+
+def test_undo_and_redo_follow_the_sliders(visit: Visit) -> None:
+    page = visit("tradeoff", residual=30)
+    slider, strip = page.get_by_role("slider", name="Residual removed"), page.locator(".strip").first
+    slider.press("ArrowRight")
+    expect(strip).to_contain_text("31/50/50 %")
+    page.get_by_role("button", name="Undo").click()
+    expect(strip).to_contain_text("30/50/50 %")
+    expect(slider).to_have_value("30")
+    page.get_by_role("button", name="Redo").click()
+    expect(strip).to_contain_text("31/50/50 %")
+    expect(slider).to_have_value("31")
+
+
+def test_two_plans_are_compared_saved_and_brought_back(visit: Visit, tmp_path: Path) -> None:
+    page = visit("tradeoff", residual=40)
+    page.get_by_text("Compare two plans").click()
+    page.get_by_role("button", name="Swap").wait_for()
+    settle(page)
+    table = page.locator("table.plain", has_text="B against A")
+    expect(table).to_contain_text("40/50/50 %")
+    first = table.locator("tr").nth(1).locator("td")
+    before = first.all_inner_texts()
+    page.get_by_role("button", name="Swap").click()
+    expect(first.nth(0)).to_have_text(before[1])
+    expect(first.nth(1)).to_have_text(before[0])
+    assert not faults(page)
+    page.get_by_role("button", name="Swap").click()
+    expect(first.nth(0)).to_have_text(before[0])
+    page.get_by_role("button", name="Save…").first.click()
+    page.get_by_role("textbox", name="Name").fill("My forty")
+    page.get_by_role("button", name="Save", exact=True).click()
+    expect(page.get_by_role("combobox", name="A", exact=True)).to_have_value("Saved: My forty")
+    with page.expect_download() as got:
+        page.get_by_role("button", name="File").first.click()
+    got.value.save_as(tmp_path / "plan.json")
+    told = json.loads((tmp_path / "plan.json").read_text())["requested"]
+    assert (told["name"], told["what_if"]["residual"]) == ("My forty", 40)
+    page.get_by_role("button", name="Forget").first.click()
+    expect(page.get_by_role("button", name="Forget")).to_have_count(0)
+
+
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
+def test_opened_panels_have_no_faults(visit: Visit, theme: str) -> None:
+    page = visit("tradeoff", theme=theme)
+    for name in ("Calibrate this device", "Best under…", "Distil…", "Copy command"):
+        page.get_by_role("button", name=name).first.click()
+        page.locator('[data-testid="stPopoverBody"]').first.wait_for()
+        page.wait_for_timeout(300)
+        assert not faults(page), name
+        page.keyboard.press("Escape")
+        expect(page.locator('[data-testid="stPopoverBody"]')).to_have_count(0)
+    for name in ("Block by block", "Fewer blocks"):
+        page.get_by_text(name, exact=True).first.click()
+    settle(page)
+    assert not faults(page)
+
+
+def test_the_report_opens_without_a_network(visit: Visit, tmp_path: Path) -> None:
+    page = visit("tradeoff", residual=35)
+    with page.expect_download() as got:
+        page.get_by_role("button", name="Report").click()
+    got.value.save_as(tmp_path / "report.html")
+    context = page.context.browser.new_context(offline=True)  # type: ignore[union-attr]
+    asked: list[str] = []
+    try:
+        report = context.new_page()
+        report.on("request", lambda request: asked.append(request.url))
+        report.goto((tmp_path / "report.html").as_uri())
+        report.locator(".js-plotly-plot .main-svg").first.wait_for()
+        assert "35/50/50 %" in report.inner_text("body")
+        assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+    finally:
+        context.close()
+
+
+def test_presenting_is_larger_and_in_the_link(visit: Visit) -> None:
+    page = visit("tradeoff")
+    size = "parseFloat(getComputedStyle(document.documentElement).fontSize)"
+    assert page.evaluate(size) == 16
+    page.get_by_text("Presenter").click()
+    until(page, lambda: page.evaluate(size) == 20, "type is larger")
+    assert query(page)["presenter"] == ["on"]
+    settle(page)
+    assert not faults(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1440
+    page.get_by_text("Presenter").click()
+    until(page, lambda: page.evaluate(size) == 16, "type is as before")
+
+
+def test_a_term_leads_to_its_place_in_the_glossary(visit: Visit) -> None:
+    page = visit("tradeoff")
+    with page.context.expect_page() as opened:
+        page.locator(".cards a.term", has_text="MACs").first.click()
+    glossary = opened.value
+    glossary.get_by_role("heading", name="Glossary", level=1).wait_for(timeout=60 * SECOND)
+    expect(glossary.locator("#term-macs")).to_be_focused(timeout=60 * SECOND)
+    expect(glossary.locator("#term-macs")).to_be_in_viewport()
+
+
+def test_a_click_on_a_channel_shows_what_its_removal_does(visit: Visit) -> None:
+    page = visit("importance")
+    chart = page.locator(".st-key-attention-scores .js-plotly-plot")
+    chart.scroll_into_view_if_needed()
+    box = chart.locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 4, box["y"] + box["height"] * 0.5)
+    page.wait_for_timeout(400)
+    page.mouse.click(box["x"] + 4, box["y"] + box["height"] * 0.5)
+    page.locator(".st-key-kl-by-image .main-svg").first.wait_for(timeout=120 * SECOND)
+    page.locator(".st-key-attention-maps .main-svg").first.wait_for()
+    settle(page, 60)
+    assert len(page.locator(".tile").all()) == 8
+    assert re.search(r"\d+ of 32", page.locator(".cards").last.inner_text())
+    assert not faults(page)
+
+
+def test_an_exercise_is_answered_by_measuring_and_progress_stays(visit: Visit) -> None:
+    page = visit("workshop")
+    assert not faults(page)
+    page.get_by_role("textbox", name="Nickname").fill("Ada")
+    page.get_by_role("button", name="Join the list").click()
+    expect(page.get_by_role("button", name="Change")).to_be_visible()
+    for answer in ("Attention", "FFN", "Residual"):
+        page.get_by_role("radio", name=answer).check(force=True)
+        page.get_by_role("button", name="Check by measuring").click()
+        told = page.locator(".st-key-ws-verdict [data-testid=stAlert]")
+        expect(told).to_contain_text(re.compile("That is so|Not yet"), timeout=180 * SECOND)
+        if "That is so" in told.inner_text():
+            break
+    expect(page.get_by_text("1 of 8 solved in this browser.")).to_be_visible()
+    page.reload()
+    expect(page.get_by_text("1 of 8 solved in this browser.")).to_be_visible(timeout=60 * SECOND)
+    expect(page.get_by_role("radio", name="✓ 1")).to_be_visible()
