@@ -100,7 +100,7 @@ def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
                 st.rerun()
 
 
-with frame.page("Model", "What is open: its parts, its size, and what it makes of a few images."):
+with frame.page("Model", "What is open: its parts, its size, and how well it does."):
     left, right = st.columns([0.68, 0.32], gap="medium")
     with right, presenter.folded("Open another"):
         opening.panel()

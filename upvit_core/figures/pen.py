@@ -88,7 +88,7 @@ class Pen:
         )
 
     def image(self, x0: float, x1: float, shape: ModelShape) -> None:
-        """The image, cut into patches (at most 8 by 8 are drawn)."""
+        """The image, cut into patches (at most 8 by 8 are drawn), or a block of text."""
         rows = min(8, shape.img_size[0] // shape.patch_size[0])
         columns = min(8, shape.img_size[1] // shape.patch_size[1])
         half = 3.5
@@ -102,9 +102,10 @@ class Pen:
             self.line(x, -half, x, half)
         for shape_ in self.shapes[-(rows + columns - 2) :]:
             shape_["line"] = {"color": self.theme.grid, "width": 1}
-        self.label(x0, half + 1.0, f"{shape.num_patches} patches", size=13, anchor="left")
-        pixels = f"{shape.img_size[0]}×{shape.img_size[1]}×{shape.in_chans}"
-        self.label(x0, -half - 1.0, pixels, size=13, anchor="left")
+        above = f"{shape.num_tokens} tokens" if shape.is_language else f"{shape.num_patches} patches"
+        below = "of a text" if shape.is_language else f"{shape.img_size[0]}×{shape.img_size[1]}×{shape.in_chans}"
+        self.label(x0, half + 1.0, above, size=13, anchor="left")
+        self.label(x0, -half - 1.0, below, size=13, anchor="left")
 
     def band(self, x0: float, x1: float, half: float, half_now: float) -> None:
         if half_now < half:
@@ -170,7 +171,8 @@ class Pen:
     def classes(self, x0: float, x1: float, shape: ModelShape) -> None:
         self.box(x0, -2.2, x1, 2.2, self.theme.quiet)
         self.shapes[-1]["fillcolor"] = self.theme.panel
-        self.label(x1, 3.2, f"{shape.num_classes:,} classes", size=13, anchor="right")
+        answers = "tokens" if shape.is_language else "classes"
+        self.label(x1, 3.2, f"{shape.num_classes:,} {answers}", size=13, anchor="right")
 
 
 def _hourglass(x0: float, x1: float, y: float, outer: float, hidden: float) -> list[tuple[float, float]]:
