@@ -80,7 +80,8 @@ def spec(layers: list[Spec], theme: Theme, x: tuple[str, Spec], y: tuple[str, Sp
     """Layers in the shared look; x and y are an axis title and the settings of its scale."""
     axis = {
         "gridColor": theme.grid, "domainColor": theme.grid, "tickColor": theme.grid, "labelColor": theme.quiet,
-        "titleColor": theme.quiet, "labelFontSize": 12, "titleFontSize": 13, "titleFontWeight": "normal",
+        "titleColor": theme.quiet, "labelFontSize": 12, "labelSeparation": 10, "titleFontSize": 13,
+        "titleFontWeight": "normal",
     }  # fmt: skip
     first = layers[0]["encoding"]
     first["x"] = {**first["x"], "title": x[0], "scale": x[1]}
