@@ -43,11 +43,12 @@ def with_speeds(path: Path) -> list[Row]:
     return [row | {key: known[row["widths"]][key] for key in keys if row.get("widths") in known} for row in read(path)]
 
 
-def by_way(rows: list[Row]) -> dict[tuple[str, float], dict[int, list[Row]]]:
-    """Rows of the seeds, by (way, ratio) and epoch."""
+def by_way(rows: list[Row], recipe: str = "demo") -> dict[tuple[str, float], dict[int, list[Row]]]:
+    """Rows of the seeds, by (way, ratio) and epoch; after training, those of one recipe."""
     found: dict[tuple[str, float], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        found[row["way"], row["ratio"]][row["epoch"]].append(row)
+        if row["epoch"] == 0 or row.get("recipe", "demo") == recipe:
+            found[row["way"], row["ratio"]][row["epoch"]].append(row)
     return found
 
 
@@ -62,7 +63,7 @@ def spread(rows: list[Row], key: str, digits: int = 2) -> str:
 def tables(path: Path) -> None:
     """One table a ratio, best right after surgery first."""
     rows = with_speeds(path)
-    found = by_way(rows)
+    found, gently = by_way(rows), by_way(rows, "repaired")
     last = max((row["epoch"] for row in rows), default=0)
     for ratio in sorted({row["ratio"] for row in rows}):
         ways = sorted(
@@ -78,6 +79,7 @@ def tables(path: Path) -> None:
             entry |= {"after one epoch": spread(own[1], "top1")}
             if last > 1:
                 entry[f"after {last}"] = spread(own[last], "top1")
+                entry[f"after {last}, gently"] = spread(gently[way, ratio][last], "top1")
             entry |= {"images/s": spread(cut, "images_per_s", 0), "× teacher": spread(cut, "speed_up")}
             listed.append(entry)
         settings = {
@@ -86,10 +88,13 @@ def tables(path: Path) -> None:
         print(f"\n{ratio:.0%} of every component, top-1 in %: {json.dumps(settings)}\n\n{table(listed)}")
         print(f"\nlargest difference in MACs from the target: {largest_difference(rows, ratio):.2%}")
     print(verdict(rows))
-    print(f"\nin short\n\n{table(in_short(found, last))}")
+    print(f"\nin short\n\n{table(in_short(found, gently, last))}")
 
 
-def in_short(found: dict[tuple[str, float], dict[int, list[Row]]], last: int) -> list[Row]:
+def in_short(
+    found: dict[tuple[str, float], dict[int, list[Row]]], gently: dict[tuple[str, float], dict[int, list[Row]]],
+    last: int,
+) -> list[Row]:  # fmt: skip
     """Every ratio of the ways that the figure draws: top-1, and at 50 % how it goes on."""
     ratios = sorted({ratio for _, ratio in found})
     listed = []
@@ -100,6 +105,7 @@ def in_short(found: dict[tuple[str, float], dict[int, list[Row]]], last: int) ->
         row = {"way": way, "to score, s": f"{mean(r['score_seconds'] for r in half[0]):.0f}"}
         row |= {f"{ratio:.0%}": spread(found[way, ratio][0], "top1", 1) for ratio in ratios}
         row |= {f"50 %, epoch {n}": spread(half[n], "top1", 1) if half.get(n) else "–" for n in range(1, last + 1)}
+        row |= {f"epoch {last}, gently": spread(gently[way, 0.5][last], "top1", 1)}
         row |= {"KL at 50 %": spread(half[0], "kl", 3), "images/s": spread(half[0], "images_per_s", 0)}
         listed.append(row)
     return listed
@@ -110,13 +116,13 @@ def largest_difference(rows: list[Row], ratio: float) -> float:
 
 
 def verdict(rows: list[Row]) -> str:
-    """Whether the best of ours leads the best of the rest, at every ratio and stage."""
-    found = by_way(rows)
+    """Whether the best of ours leads the best of the rest, at every ratio and stage; each with its better recipe."""
     lines = []
+    both = [by_way(rows), by_way(rows, "repaired")]
     for ratio in sorted({row["ratio"] for row in rows}):
         for epoch in sorted({row["epoch"] for row in rows if row["ratio"] == ratio}):
             best: dict[bool, tuple[float, float, str]] = {}
-            for (way, r), own in found.items():
+            for (way, r), own in (item for found in both for item in found.items()):
                 if r != ratio or not own.get(epoch):
                     continue
                 values = [row["top1"] for row in own[epoch]]
@@ -169,7 +175,7 @@ LINES = (
 def picture(path: Path, out: Path) -> None:
     """Left, top-1 right after surgery against the share removed; right, at 50 %, along the epochs of training."""
     rows = read(path)
-    found = by_way(rows)
+    found, gently = by_way(rows), by_way(rows, "repaired")
     ratios, last = sorted({row["ratio"] for row in rows}), max(row["epoch"] for row in rows)
     traces: list[Any] = []
     for way, symbol, dash in LINES:
@@ -185,13 +191,22 @@ def picture(path: Path, out: Path) -> None:
         if trained[-1] > 0:
             own = [found[way, 0.5][epoch] for epoch in trained]
             traces.append({**look, **_points(trained, own), "xaxis": "x2", "yaxis": "y2", "showlegend": False})
+        if cuts[0][1][0]["kind"] == "ours" and len(along := sorted(gently[way, 0.5])) > 1:
+            own = [gently[way, 0.5][epoch] for epoch in along]
+            line = {
+                **look,
+                **_points(along, own),
+                "name": f"{way}, gently",
+                "line": {**look["line"], "color": "#56B4E9"},
+            }
+            traces.append({**line, "xaxis": "x2", "yaxis": "y2"})
     grid = {"gridcolor": "#dfe3e8", "zeroline": False}
     seeds = len({row["seed"] for row in rows})
     layout = {
         "width": 1320, "height": 560, "paper_bgcolor": "white", "plot_bgcolor": "white",
         "font": {"family": "Source Sans Pro, sans-serif", "size": 15, "color": "#1f2328"},
         "title": f"Demo ViT, equal MACs, {rows[0]['test_images']:,} test images, {seeds} seed{'s' * (seeds > 1)}; "
-        "blue: this studio, orange: Torch-Pruning",
+        "blue: this studio, pale blue: trained gently, orange: Torch-Pruning",
         "xaxis": {"title": "right after surgery; % of every component removed", "domain": [0, 0.36],
                   "tickvals": [100 * ratio for ratio in ratios], **grid},
         "yaxis": {"title": "top-1, %", "range": [0, 96], **grid},
