@@ -55,3 +55,19 @@ def test_ffn_scores_of_another_criterion_count_as_many_images() -> None:
     mixed = with_ffn_of(kl.with_values({}, images=500), kl)
     assert mixed.ffn(0) == pytest.approx(kl.ffn(0) / 2)
     assert mixed.residual == pytest.approx(kl.residual)
+
+
+def test_a_report_keeps_recipes_apart_and_gives_each_its_better_one() -> None:
+    from benchmarks.peers_report import by_way, verdict
+
+    def row(way: str, kind: str, epoch: int, top1: float, recipe: str = "demo") -> dict[str, object]:
+        return {"way": way, "kind": kind, "ratio": 0.5, "seed": 0, "epoch": epoch, "top1": top1, "recipe": recipe}
+
+    rows = [row("a", "ours", 0, 90), row("a", "ours", 1, 80), row("a", "ours", 1, 91, "repaired"),
+            row("b", "peer", 0, 20), row("b", "peer", 1, 85), row("b", "peer", 1, 70, "repaired")]  # fmt: skip
+    assert [r["top1"] for r in by_way(rows)["a", 0.5][1]] == [80]
+    assert [r["top1"] for r in by_way(rows, "repaired")["a", 0.5][0]] == [90]
+    told = verdict(rows)
+    assert "ours 91.00" in told
+    assert "others 85.00" in told
+    assert "ahead by +6.00" in told

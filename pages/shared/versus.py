@@ -7,6 +7,7 @@ from html import escape
 import streamlit as st
 
 from pages.shared import charts, jobs, limits, measured, plans, saved, scoring, whatif, words
+from pages.shared.facts import stock_words
 from pages.shared.opened import Opened
 from pages.shared.saved import Kept
 from pages.shared.whatif import WhatIf
@@ -131,6 +132,8 @@ def _numbers(model: Opened, scores: ImportanceScores, a: Kept, b: Kept, spec: st
             removed = [predicted_loss(scores, kept.plan) for kept in (a, b)]
             told = [f"{value:.3g} {judge.nats}" for value in removed]
             rows.append(("Score removed, summed ○", *told, f"{removed[1] - removed[0]:+.2g}"))
+            stock = [stock_words(scores, kept.plan, kept.what_if) for kept in (a, b)]
+            rows.append((f"Stock {before.library}, at these MACs, estimated ○", *stock, ""))
         rows += _measured_rows(found, judge)
         head = "".join(f"<th scope='col'>{name}</th>" for name in ("", "A", "B", "B against A"))
         body = "".join(

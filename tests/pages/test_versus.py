@@ -14,7 +14,9 @@ from pages.shared import opened, saved
 from pages.shared.history import Trail
 from pages.shared.whatif import WhatIf
 from upvit_core.errors import PlanError
+from upvit_core.planning.best import Budget, compatibility_cost
 from upvit_core.planning.plan import PruningPlan
+from upvit_core.profiling.macs import count_macs
 
 PAGE = "pages/explore/tradeoff.py"
 HALF = WhatIf(50, 50, 3, 50)
@@ -137,6 +139,11 @@ def test_two_plans_are_told_apart_and_swapped(page: Callable[..., AppTest], demo
     table = next(e.proto.body for e in test.get("html") if "B against A" in str(e.proto.body))
     assert "173.48 k" in table
     assert "384.63 k" in table
+    assert demo.bundled is not None
+    for what_if in (HALF, WhatIf(25, 25, 6, 25)):
+        budget = Budget(macs=count_macs(what_if.plan(demo.bundled).shape_after))
+        cost = compatibility_cost(demo.bundled, budget, heads=what_if.heads)
+        assert f"opens it; its best shape costs {cost:.2g} nats an image more" in table
     test.button(key="swap").click().run()
     assert test.selectbox(key="plan-a").value == "Saved: light"
     test.button(key="keep-set-a").click().run()
