@@ -53,7 +53,7 @@ class Forecast:
 
 def recipe_of(settings: DistillSettings) -> str:
     """What the settings say about the training itself: runs of one recipe are alike but for seed and machine."""
-    return settings.model_dump_json(exclude=BESIDE)
+    return settings.model_dump_json(exclude=set(BESIDE))
 
 
 def outcomes(store: RunStore, teacher: str, data: str, epochs: int, recipe: str | None = None) -> list[Outcome]:
