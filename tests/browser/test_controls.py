@@ -70,13 +70,15 @@ def test_keyboard_alone_leads_from_load_to_slider_to_run(visit: Visit, home: Pat
     page.keyboard.press("Control+a")
     page.keyboard.type("1")
     tab_to(page, "Start")
+    settle(page)
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Runs", level=1).wait_for()
     store = RunStore(home / "runs")
     until(page, lambda: bool(store.list()), "there is a run")
-    run = store.list()[0]
+    (run,) = store.list()
     assert "60/50/50 %" in run.name
-    assert store.spec(run.id).epochs == 1
+    assert run.spec is not None
+    assert run.spec.epochs == 1
     store.cancel(run.id)
 
 
