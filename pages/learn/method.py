@@ -119,8 +119,8 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
             f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about "
             f"every {judge.sample} "
             "again. How far are its answers from before?</p>"
-            f"<div class='equation'>KL( q ‖ p ) = Σ over {classes} q · ln( q / p )<br>"
-            f"s = Σ over {judge.samples} KL( q ‖ p )</div>"
+            "<div class='equation'>KL( q ‖ p ) = Σ q · ln( q / p )<br>s = Σ KL( q ‖ p )</div>"
+            f"<p>The first sum is over {classes}, the second over {judge.samples}.</p>"
             f"<p>q: its answer before, p: without the channel. All together: <b>{values[number]:.3g} nats</b> over "
             f"{scores.images:,} {judge.items}.</p>"
         )
@@ -160,7 +160,7 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         with two:
             before, after = effect.before[chosen], effect.after[chosen]
             what = "next token" if model.shape.is_language else "class"
-            show(kl_sum(effect.names, before, after, component, charts.theme(), height=390, what=what), "kl-sum")
+            show(kl_sum(effect.names, before, after, component, charts.theme(), height=430, what=what), "kl-sum")
         show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=judge.sample, height=200), "kl")
 
 

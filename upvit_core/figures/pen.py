@@ -171,6 +171,9 @@ class Pen:
     def classes(self, x0: float, x1: float, shape: ModelShape) -> None:
         self.box(x0, -2.2, x1, 2.2, self.theme.quiet)
         self.shapes[-1]["fillcolor"] = self.theme.panel
+        for number, share in enumerate((0.25, 0.8, 0.4, 0.15)):  # answers of unlike size
+            self.line(x0 + 1, 1.5 - number, x0 + 1 + share * (x1 - x0 - 2), 1.5 - number)
+            self.shapes[-1]["line"] = {"color": self.theme.quiet, "width": 4}
         answers = "tokens" if shape.is_language else "classes"
         self.label(x1, 3.2, f"{shape.num_classes:,} {answers}", size=13, anchor="right")
 
