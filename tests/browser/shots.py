@@ -122,7 +122,7 @@ def readme(out: Path, runs: Path | None) -> None:
                 page.screenshot(path=path)
                 with Image.open(path) as picture:
                     small = picture.convert("RGB").resize((1020, 638), Image.Resampling.LANCZOS)
-                    small.quantize(256).save(path, optimize=True)
+                    small.quantize(256, kmeans=3).save(path, optimize=True)
 
 
 def main() -> None:
