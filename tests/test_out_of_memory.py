@@ -258,7 +258,7 @@ def test_a_run_sees_only_its_gpus(
 def test_the_command_line_says_what_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from upvit_core.cli import running
+    from upvit_core.cli import runs
     from upvit_core.runs.spec import RunSpec
 
     demo = {"teacher": "demo", "student": str(Path(__file__).parents[1] / "assets/demo"), "data": "demo", "epochs": 1}
@@ -271,8 +271,8 @@ def test_the_command_line_says_what_does_not_fit(
         (1, "choose another device"),
     ):
         monkeypatch.setattr("upvit_core.runs.fit.device_named", lambda name, free=free: a_device(free))
-        running._say_whether_it_fits(asked)
+        runs._say_whether_it_fits(asked)
         told = capsys.readouterr().err
         assert (said in told) if said else not told
-    running._say_whether_it_fits(asked.model_copy(update={"executor": "slurm"}))
+    runs._say_whether_it_fits(asked.model_copy(update={"executor": "slurm"}))
     assert not capsys.readouterr().err
