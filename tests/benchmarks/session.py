@@ -64,6 +64,7 @@ class Session:
         self.page, self.query, self.hash = page, query, ""
         self.widgets: dict[str, tuple[str, Any]] = {}  # key or label: kind and id
         self.values: dict[str, tuple[str, Any]] = {}  # id: field of the state and value
+        self.buttons: dict[str, str] = {}
         self.errors: list[str] = []
         self.texts: list[str] = []
         self.fragments: dict[str, float] = {}
@@ -76,7 +77,7 @@ class Session:
     def close(self) -> None:
         self.socket.close()
 
-    def rerun(self, fragment: str = "", timeout: float = 300.0) -> float:
+    def rerun(self, fragment: str = "", timeout: float = 300.0, pressed: str = "") -> float:
         """Run the page (or one fragment of it) and take everything it draws; returns seconds."""
         message = BackMsg()
         state = message.rerun_script
@@ -92,6 +93,9 @@ class Session:
                 getattr(widget, field).data.extend(value)
             else:
                 setattr(widget, field, value)
+        if pressed:
+            button = state.widget_states.widgets.add()
+            button.id, button.trigger_value = pressed, True
         began = time.perf_counter()
         self.socket.send(message.SerializeToString())
         while not self._take(self.socket.recv(timeout)):
@@ -102,6 +106,10 @@ class Session:
         """Move a slider and wait for the page."""
         self.values[self.widgets[label][1]] = "double_array_value", [float(value)]
         return self.rerun()
+
+    def press(self, label: str) -> float:
+        """Press a button and wait for the page."""
+        return self.rerun(pressed=self.buttons[label])
 
     def value_of(self, label: str) -> float:
         return float(self.values[self.widgets[label][1]][1][0])
@@ -115,6 +123,7 @@ class Session:
         kind = message.WhichOneof("type")
         if kind == "new_session":
             self.texts.clear()
+            self.buttons.clear()
         elif kind == "navigation":
             self.hash, self.page = message.navigation.page_script_hash, ""
         elif kind == "delta" and message.delta.WhichOneof("type") == "new_element":
@@ -136,6 +145,8 @@ class Session:
             self.errors.append(proto.body)
         elif kind in ("html", "markdown", "text", "metric"):
             self.texts.append(str(getattr(proto, "body", "")))
+        elif kind == "button":
+            self.buttons[proto.label] = proto.id
         elif kind == "slider":
             self.widgets[proto.label] = kind, proto.id
             given = list(proto.value) if proto.set_value else list(proto.default)

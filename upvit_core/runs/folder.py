@@ -19,7 +19,7 @@ from upvit_core.runs.files import append_line, locked, open_plain, write_atomica
 from upvit_core.runs.process import ProcessIdentity
 from upvit_core.runs.spec import HIGHEST, LOWEST, RunSpec, RunState, StateName
 
-NEVER_STARTED_AFTER = 60.0
+NEVER_STARTED_AFTER = 8.0  # seconds; an executor starts the process as soon as the folder is there
 SMALL_FILE_BYTES = 64 << 20
 
 
