@@ -78,9 +78,12 @@ def calibrate(
     with bench.running():
         points: dict[tuple[Any, ...], Callable[[], Any]] = dict(_operations(bench))
         for name, shape in geometries.items():
+            progress(0.0, seconds)
             points |= {("embedding", name, B, D): bench.embedding(shape, B, D) for B in BATCHES for D in EMBED_DIMS}
         blocks = list(_blocks())
-        points |= {("block", n): bench.block(*block) for n, block in enumerate(blocks)}
+        for n, block in enumerate(blocks):
+            progress(0.0, seconds)
+            points["block", n] = bench.block(*block)
         taken = bench.take_turns(points, seconds, progress)
     grids = _grids(taken)
     ladders = _ladders(taken, grids, bench.ladder_rows)
@@ -189,6 +192,7 @@ class _Bench:
         shortest = 1e-3 if self.device.type == "cuda" else 2e-4
         repeats = {}
         for name, run in points.items():
+            progress(min(time.perf_counter() - begun, seconds), seconds)
             self._timed(run, 1)
             repeats[name] = max(1, min(200, int(shortest / max(self._timed(run, 1), 1e-6))))
         samples: dict[tuple[Any, ...], list[float]] = {name: [] for name in points}
