@@ -37,7 +37,6 @@ ALLOCATIONS: dict[Allocation, str] = {
 ROUNDINGS = (1, 8, 16)
 CHANNELS, DIRECTIONS = "Channels", "Directions"
 MOST = 95
-MOST_PLANS = 40  # a plan of DeiT-B takes 2 MB
 KEYS = ("residual", "attention", "heads", "ffn")
 SAVED = "what_if"
 WIDTHS = "widths-now"
@@ -67,8 +66,7 @@ NAMES = {
 }  # fmt: skip
 
 
-MOST_PLANS = 64
-_PLANS: dict[tuple[Any, ...], PruningPlan] = {}
+MOST_PLANS = 40  # a plan of DeiT-B takes 2 MB
 
 
 @dataclass(frozen=True)
@@ -112,15 +110,8 @@ class WhatIf:
         return self.residual, self.attention, self.heads, self.ffn
 
     def plan(self, scores: ImportanceScores) -> PruningPlan:
-        """Widths are taken to the nearest that the heads divide. The last plans are kept: several parts of a page ask
-        for the same one."""
-        key = (self, scores.digest, scores.shape, scores.model, scores.model_digest)
-        found = _PLANS.get(key)
-        if found is None:
-            found = _PLANS[key] = self._widths(scores)
-            while len(_PLANS) > MOST_PLANS:
-                _PLANS.pop(next(iter(_PLANS)), None)
-        return block_records.shallower(found, self.depth, self.order, self._widths)
+        """Widths are taken to the nearest that the heads divide."""
+        return block_records.shallower(self._widths(scores), self.depth, self.order, self._widths)
 
     def _widths(self, scores: ImportanceScores) -> PruningPlan:
         """Made once for all pages and sessions that ask for the same."""
@@ -432,28 +423,27 @@ def _saved(name: str, otherwise: object) -> object:
 
 
 def preset_picker(shape: ModelShape) -> None:
-    """Named settings as one row of buttons; the one that the sliders stand on is marked."""
-    named = presets(shape)
+    """Named settings as a row of buttons; the one that the sliders stand on is marked.
+
+    Buttons, since they hold no value: a selection that a browser still shows would be sent along with a slider's move,
+    and look like a press.
+    """
     now = current(shape)
-    st.session_state["preset"] = next(
-        (
-            name
-            for name, value in named.items()
-            if (*value.percents, value.reduction) == (*now.percents, now.reduction) and not now.widths
-        ),
-        None,
-    )
 
-    def apply() -> None:
-        chosen = st.session_state["preset"]
-        if chosen:
-            now = current(shape)
-            spread = "uniform" if now.widths else now.allocation
-            ratios = {key: getattr(named[chosen], key) for key in keys_of(shape)}
-            set_to(replace(now, **ratios, allocation=spread, widths=""))
+    def apply(chosen: WhatIf) -> None:
+        now = current(shape)
+        spread = "uniform" if now.widths else now.allocation
+        ratios = {key: getattr(chosen, key) for key in keys_of(shape)}
+        set_to(replace(now, **ratios, allocation=spread, widths=""))
 
-    st.segmented_control(
-        "Preset", list(named), key="preset", on_change=apply,
+    st.markdown(
+        '<span class="label">Preset</span>', unsafe_allow_html=True,
         help="A preset with a model's name has the widths of that published model, so stock timm loads the result "
-             "under it.",
+        "under it.",
     )  # fmt: skip
+    with st.container(horizontal=True, gap="xsmall", key="presets"):
+        for name, value in presets(shape).items():
+            marked = (*value.percents, value.reduction) == (*now.percents, now.reduction) and not now.widths
+            st.button(
+                name, key=f"preset-{name}", type="primary" if marked else "secondary", on_click=apply, args=(value,)
+            )

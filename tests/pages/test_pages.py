@@ -36,7 +36,7 @@ def test_link_carries_the_what_if(page: Run, published: Path) -> None:
     test = page(PAGES[2], open=f"published:{published}", residual="75", attention="75", heads="3", ffn="75")
     assert "5.72 M" in html_of(test)
     assert [s.value for s in test.slider if s.label == "Residual removed"] == [75]
-    assert test.segmented_control(key="preset").value == "DeiT-T"
+    assert test.button(key="preset-DeiT-T").proto.type == "primary"
 
 
 def test_sliders_change_the_numbers_at_once(page: Run, published: Path) -> None:
@@ -50,7 +50,7 @@ def test_sliders_change_the_numbers_at_once(page: Run, published: Path) -> None:
 
 def test_preset_moves_the_sliders(page: Run, published: Path) -> None:
     test = page(PAGES[2], open=f"published:{published}")
-    test.segmented_control(key="preset").set_value("DeiT-T").run()
+    test.button(key="preset-DeiT-T").click().run()
     values = [test.session_state[key] for key in ("residual", "attention", "heads", "ffn")]
     assert values == [75, 75, 3, 75]
     assert "5.72 M" in html_of(test)

@@ -45,7 +45,7 @@ def test_sliders_are_those_of_its_components(page: Run, pyramid: str) -> None:
     test = page(TRADEOFF, open=pyramid)
     labels = [slider.label for slider in test.slider]
     assert {"Residual removed", "Attention removed", "FFN removed", "Reduction removed"} <= set(labels)
-    assert test.segmented_control(key="preset").value == "PVTv2-B0"
+    assert test.button(key="preset-PVTv2-B0").proto.type == "primary"
     assert "3.67 M" in html_of(test)
     assert "stock timm opens it" in html_of(test)
     assert "estimated for plain ViTs only" in html_of(test)
