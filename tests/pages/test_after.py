@@ -10,15 +10,12 @@ from made_runs import made_run
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import measured, places
+from tests.pages.reading import html_of
 from upvit_core.evaluation import Evaluation
 from upvit_core.runs.store import RunStore
 
 PAGE = "pages/explore/tradeoff.py"
 Run = Callable[..., AppTest]
-
-
-def html_of(test: AppTest) -> str:
-    return "\n".join(str(element.proto.body) for element in test.get("html"))
 
 
 @pytest.mark.parametrize("count", [4, 6])

@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 
 from language.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, write_text
 
+from tests.pages.reading import html_of
 from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate
 from upvit_core.models.build import build_model
@@ -31,12 +32,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(build_model(shape, seed=0).eval(), folder, shape=shape, pretrained_cfg=cfg, name="letters")
     write_text(folder / "text.txt")
     return folder
-
-
-def html_of(test: AppTest) -> str:
-    """What the page shows, but for the line of links into the glossary."""
-    parts = [str(element.proto.body) for element in test.get("html")]
-    return "\n".join(part for part in parts if 'class="terms"' not in part)
 
 
 @pytest.mark.usefixtures("jobs_at_once")

@@ -6,12 +6,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.pages.reading import html_of
+
 PAGES = ("pages/explore/model.py", "pages/explore/importance.py", "pages/explore/tradeoff.py", "pages/learn/method.py")
 Run = Callable[..., AppTest]
-
-
-def html_of(test: AppTest) -> str:
-    return "\n".join(str(element.proto.body) for element in test.get("html"))
 
 
 @pytest.mark.parametrize("path", PAGES)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.pages.reading import html_of
 from upvit_core.importance.block_removals import BlockRemovals
 
 Run = Callable[..., AppTest]
@@ -18,10 +19,6 @@ BUNDLED = Path(__file__).resolve().parents[2] / "assets" / "demo" / "blocks.json
 def command_of(test: AppTest) -> str:
     """The command lines that make the plan."""
     return next(code.value for code in test.code if "upvit_core plan" in code.value)
-
-
-def html_of(test: AppTest) -> str:
-    return "\n".join(str(element.proto.body) for element in test.get("html"))
 
 
 def test_the_record_is_the_demos() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.pages.reading import html_of
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.shape import pvt_shape
 
@@ -16,10 +17,6 @@ Run = Callable[..., AppTest]
 MODEL, IMPORTANCE, TRADEOFF, METHOD = (
     "pages/explore/model.py", "pages/explore/importance.py", "pages/explore/tradeoff.py", "pages/learn/method.py",
 )  # fmt: skip
-
-
-def html_of(test: AppTest) -> str:
-    return "\n".join(str(element.proto.body) for element in test.get("html"))
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from made_runs import made_run, made_store
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import run_actions, run_data
+from tests.pages.reading import html_of
 from upvit_core.recipe import PRESETS
 from upvit_core.runs import RunState, RunStore
 from upvit_core.runs.commands import commands
@@ -24,10 +25,6 @@ Run = Callable[..., AppTest]
 @pytest.fixture
 def store(tmp_path: Path) -> RunStore:
     return RunStore(tmp_path / "runs")
-
-
-def html_of(test: AppTest) -> str:
-    return "\n".join(str(element.proto.body) for element in test.get("html"))
 
 
 def test_without_runs_it_says_what_will_be_here(page: Run) -> None:

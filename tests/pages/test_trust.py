@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.shared import criteria, places
+from tests.pages.reading import html_of
 from upvit_core.importance.agreement import uncertain
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.planning.select import plan_uniform
@@ -18,10 +19,6 @@ from upvit_core.planning.select import plan_uniform
 PAGE = "pages/explore/importance.py"
 DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo" / "scores.safetensors"
 Run = Callable[..., AppTest]
-
-
-def html_of(test: AppTest) -> str:
-    return "\n".join(str(element.proto.body) for element in test.get("html"))
 
 
 def score(test: AppTest, criterion: str, images: int) -> None:
