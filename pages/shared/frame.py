@@ -34,7 +34,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
     st.html(STYLE)
     # Always there, so that nothing below it moves after the first run: a slider that is drawn anew elsewhere loses its
     # place in the link once the old one is cleared away (Streamlit 1.67).
-    with st.container(key="first-run"):
+    with st.container(key="not-found"):
         if _first_run:
             _first_run = False
             st.html(CLOSE_NOT_FOUND, unsafe_allow_javascript=True)

@@ -196,13 +196,11 @@ def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
         load_model("pvt_v2_b0", pretrained=False, img_size=16)
 
 
-def test_what_is_defined_for_plain_vits_alone_says_so() -> None:
+def test_directions_say_that_they_are_for_plain_vits() -> None:
     loaded = tiny_loaded()
     scores = random_scores(loaded.model, loaded.shape)
     with pytest.raises(PlanError, match="Directions are defined for plain ViTs"):
         plan_uniform(scores, residual=0.5, snap=True, basis="directions")
-    with pytest.raises(PlanError, match="Repair is defined for plain ViTs"):
-        cut(loaded, plan_uniform(scores, residual=0.5, snap=True), repair=True, data="demo")
 
 
 def test_a_plan_must_keep_a_block_of_every_stage() -> None:
