@@ -70,7 +70,6 @@ def test_keyboard_alone_leads_from_load_to_slider_to_run(visit: Visit, home: Pat
     page.keyboard.press("Control+a")
     page.keyboard.type("1")
     tab_to(page, "Start")
-    settle(page)
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="Runs", level=1).wait_for()
     store = RunStore(home / "runs")
