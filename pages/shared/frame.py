@@ -24,19 +24,17 @@ const close = () => { for (const dialog of document.querySelectorAll('[role="dia
   if (dialog.innerText.startsWith("Page not found")) dialog.querySelector('button').click(); };
 for (const wait of [0, 100, 300, 1000, 3000]) setTimeout(close, wait);
 </script>"""
-_first_run = True
 
 
 @contextmanager
 def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
     """The page's head; whatever fails inside is told in one sentence, never as a traceback."""
-    global _first_run
     st.html(STYLE)
     # Always there, so that nothing below it moves after the first run: a slider that is drawn anew elsewhere loses its
     # place in the link once the old one is cleared away (Streamlit 1.67).
     with st.container(key="not-found"):
-        if _first_run:
-            _first_run = False
+        if "met" not in st.session_state:
+            st.session_state["met"] = True
             st.html(CLOSE_NOT_FOUND, unsafe_allow_javascript=True)
     place = st.container(key="strip")
     st.title(title, help=help_text or None, anchor=False)

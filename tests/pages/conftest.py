@@ -6,9 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
+
+from tests.browser.made_up import made_up_scores
 
 ROOT = Path(__file__).resolve().parents[2]
 OPENED = ("fewer-blocks", "block-by-block", "distil-box", "best-under", "command-box")  # drawn only while open
@@ -50,17 +51,7 @@ def jobs_at_once(no_background: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Score files of DeiT-B's shape with made-up numbers, in the form in which the real ones were released."""
-    folder, rng = tmp_path_factory.mktemp("published"), np.random.default_rng(0)
-
-    def write(name: str, width: int, scale: float) -> None:
-        numbers = rng.lognormal(np.log(scale), 1.5, width)
-        (folder / name).write_text("\n".join(map(repr, numbers.tolist())) + "\n")
-
-    write("Deit_base_12_neck_768_kl_2k.txt", 768, 1.0)
-    for block in range(12):
-        write(f"Deit_base_12_attn_768_kl_{block}_2k.txt", 768, 0.03)
-        write(f"Deit_base_12_ffn_3072_kl_{block}_2k.txt", 3072, 0.01)
-    return folder
+    return made_up_scores(tmp_path_factory.mktemp("published"))
 
 
 @pytest.fixture
