@@ -3,7 +3,7 @@
 python -m tests.benchmarks.scores agreement --images 1000   kl against fisher and refine on the demo
 python -m tests.benchmarks.scores removal                   kl against an honest leave-one-out loop, DeiT-T shape
 python -m tests.benchmarks.scores speed --images 1000       fisher against kl on the demo (kl on a sample, or --whole)
-python -m tests.benchmarks.scores precision --images 200    bf16 forward passes against float32, on the demo
+python -m tests.benchmarks.scores precision --images 200    bf16 and fp16 forward passes against float32, on the demo
 """
 
 from __future__ import annotations
@@ -204,25 +204,27 @@ def speed(out: Path | None, images: int, whole: bool) -> None:
 
 
 def precision(out: Path | None, images: int) -> None:
-    """Scores by bf16 forward passes against float32, on the demo."""
+    """Scores by bf16 and by fp16 forward passes against float32, on the demo."""
     loaded = load_model("demo")
     adapter = adapt(loaded.model, loaded.shape)
     proxy = draw_proxy(open_images("demo", "train", pretrained_cfg=loaded.pretrained_cfg), images, 0)
     few = {key: tuple(range(0, width, 8)) for key, width in expected_widths(loaded.shape).items()}
     rows: list[dict[str, object]] = []
     for name, criterion in (("fisher", Fisher()), ("kl, every eighth channel", KL(channels=few))):
-        full, half = (replace(criterion, precision=p).attribute(adapter, proxy) for p in ("float32", "bf16"))
-        row: dict[str, object] = {"criterion": name}
-        for component in loaded.shape.components:
-            keys = [key for key in full.values if key.split(".")[0] == component]
-            chosen = {key: list(few[key]) if name != "fisher" else slice(None) for key in keys}
-            pairs = [(full.values[key][at], half.values[key][at]) for key, at in chosen.items()]
-            row[f"{component}, Spearman"] = float(np.mean([spearmanr(a, b)[0] for a, b in pairs]))
-            row[f"{component}, median change"] = float(
-                np.median(np.concatenate([np.abs(b - a) / np.maximum(np.abs(a), 1e-12) for a, b in pairs]))
-            )
-        rows.append(row)
-    publish("bf16 forward passes against float32", rows, out, images=images)
+        full = criterion.attribute(adapter, proxy)
+        for kind in ("bf16", "fp16"):
+            half = replace(criterion, precision=kind).attribute(adapter, proxy)
+            row: dict[str, object] = {"criterion": name, "precision": kind}
+            for component in loaded.shape.components:
+                keys = [key for key in full.values if key.split(".")[0] == component]
+                chosen = {key: list(few[key]) if name != "fisher" else slice(None) for key in keys}
+                pairs = [(full.values[key][at], half.values[key][at]) for key, at in chosen.items()]
+                row[f"{component}, Spearman"] = float(np.mean([spearmanr(a, b)[0] for a, b in pairs]))
+                row[f"{component}, median change"] = float(
+                    np.median(np.concatenate([np.abs(b - a) / np.maximum(np.abs(a), 1e-12) for a, b in pairs]))
+                )
+            rows.append(row)
+    publish("half precision against float32", rows, out, images=images)
 
 
 def main() -> None:

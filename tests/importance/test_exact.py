@@ -9,7 +9,7 @@ from oracle import reference
 from tiny import VARIANTS, TensorProxy, images, tiny
 
 from upvit_core.errors import Cancelled, ScoresError
-from upvit_core.importance.criterion import Clock
+from upvit_core.importance.criterion import Clock, kl_divergence, log_softmax
 from upvit_core.importance.kl import KL, PIECE_MACS, _image_batch
 from upvit_core.importance.scores import expected_widths
 from upvit_core.models.adapt import adapt
@@ -157,3 +157,15 @@ def test_leaves_the_model_as_it_was() -> None:
         assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     finally:
         model.eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_kl_is_of_float64_whatever_the_logits_and_never_clipped(dtype: torch.dtype) -> None:
+    logits = (4 * torch.randn(400, 10, generator=torch.Generator().manual_seed(0))).to(dtype)
+    near = logits.double() + 1e-3 * torch.randn(400, 10, generator=torch.Generator().manual_seed(1))
+    log_q, log_p = log_softmax(logits), near - near.exp().sum(-1, keepdim=True).log()
+    assert log_q.dtype == torch.float64
+    np.testing.assert_allclose(kl_divergence(log_q, near), (log_q.exp() * (log_q - log_p)).sum(-1), atol=1e-13)
+    same = kl_divergence(log_q, logits.double() + 1e-12 * (near - logits))  # but for rounding errors, of either sign
+    assert (same < 0).any()
+    assert same.abs().max() < 1e-14

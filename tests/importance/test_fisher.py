@@ -174,10 +174,11 @@ def test_stopping_rule_uses_no_more_images_than_a_stable_kept_set_needs() -> Non
     assert loose.notes["stability"] == kept_overlap(half, plain)
 
 
-def test_bf16_forward_passes_rank_alike_and_keep_the_kl_in_float32() -> None:
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_ranks_alike_and_keeps_the_kl_in_float32(precision: str) -> None:
     model, shape = tiny("3 heads, 5 blocks", torch.float32)
     proxy = TensorProxy(images(30, torch.float32))
     for criterion in (KL, Fisher):
-        full, half = (criterion(precision=p).attribute(adapt(model, shape), proxy) for p in ("float32", "bf16"))
+        full, half = (criterion(precision=p).attribute(adapt(model, shape), proxy) for p in ("float32", precision))
         assert full.digest != half.digest
         assert spearmanr(full.ffn(2), half.ffn(2))[0] > 0.95
