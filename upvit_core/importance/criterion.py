@@ -137,9 +137,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Forward passes inside run in that precision: float32, bf16 or fp16."""
+    """Forward passes inside run in that precision: float32 (also where a GPU would take TF32), bf16 or fp16."""
     if precision == "float32":
-        return nullcontext()
+        cuda = device.type == "cuda"  # matrix products are of float32 by default, convolutions are not
+        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if cuda else nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 

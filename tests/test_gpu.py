@@ -1,0 +1,86 @@
+"""What runs on a GPU equals what runs on the CPU: `python -m pytest -m gpu tests/test_gpu.py`.
+
+`UPVIT_TEST_DEVICE=cpu` runs the same lines without one, to see that they hold together.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from oracle import reference
+from scipy.stats import spearmanr
+from small_run import small_home, spec_for
+from tiny import TensorProxy, images, tiny
+
+from upvit_core.importance.criterion import autocast
+from upvit_core.importance.fisher import Fisher
+from upvit_core.importance.kl import KL
+from upvit_core.models.adapt import adapt
+from upvit_core.profiling.throughput import device_name, measure
+from upvit_core.runs import RunStore
+
+DEVICE = os.environ.get("UPVIT_TEST_DEVICE", "cuda")
+on_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+
+
+def scores(criterion: KL | Fisher, device: str) -> dict[str, np.ndarray]:
+    model, shape = tiny("3 heads, 5 blocks", torch.float32)
+    return criterion.attribute(adapt(model.to(device), shape), TensorProxy(images(30, torch.float32))).values
+
+
+class TestOnTheDevice:
+    pytestmark = on_gpu
+
+    def test_exact_scores_equal_slow_removal(self) -> None:
+        slow, _ = tiny("3 heads, 5 blocks")
+        got = scores(KL(), DEVICE)
+        for key, expected in reference.kl_scores(slow, images(30, torch.float32).double()).items():
+            np.testing.assert_allclose(got[key], expected.numpy(), rtol=1e-4, atol=1e-7, err_msg=key)
+
+    def test_fisher_equals_the_cpu_s(self) -> None:
+        got, expected = scores(Fisher(), DEVICE), scores(Fisher(), "cpu")
+        for key, values in expected.items():
+            np.testing.assert_allclose(got[key], values, rtol=1e-3, atol=1e-6, err_msg=key)
+
+    @pytest.mark.parametrize("precision", ["bf16", "fp16"])
+    @pytest.mark.parametrize("criterion", [KL, Fisher])
+    def test_half_precision_ranks_alike(self, criterion: type, precision: str) -> None:
+        full, half = scores(criterion(), DEVICE), scores(criterion(precision=precision), DEVICE)
+        for key in full:
+            assert spearmanr(full[key], half[key])[0] > 0.9, key
+
+    @pytest.mark.parametrize("amp", ["no", "bf16", "fp16"])
+    def test_a_run_ends_with_finite_numbers(self, amp: str, tmp_path: Path) -> None:
+        if DEVICE == "cpu" and amp == "fp16":
+            pytest.skip("the CPU has no fp16 training")
+        store = RunStore(tmp_path / "runs")
+        run = store.create(spec_for(small_home(tmp_path), amp=amp).model_copy(update={"device": DEVICE}))
+        command = [sys.executable, "-m", "upvit_core.runs.worker", str(run.folder)]
+        subprocess.run(command, check=False)  # of its own: a fork cannot use CUDA
+        assert store.state(run.id).state == "done", store.tail_log(run.id)
+        rows = store.read_metrics(run.id)[0]
+        losses = [row["loss"] for row in rows if row["phase"] == "train"]
+        assert losses
+        assert np.isfinite(losses).all()
+
+    def test_throughput_names_the_device(self) -> None:
+        model, _ = tiny("class token", torch.float32)
+        (measured,) = measure([model.to(DEVICE)], images(8, torch.float32).to(DEVICE), repeats=3)
+        assert measured.images_per_s > 0
+        assert measured.device == device_name(DEVICE)
+
+
+def test_float32_scores_forbid_tf32_on_a_gpu() -> None:
+    before = torch.backends.cudnn.allow_tf32
+    with autocast(torch.device("cuda"), "float32"):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == before
