@@ -11,8 +11,8 @@ from upvit_core.models.adapt import adapt
 from upvit_core.models.build import shape_of
 from upvit_core.planning.select import plan_uniform
 from upvit_core.repair import repair
+from upvit_core.repair.layer_fit import LinearFit
 from upvit_core.repair.least_squares import RIDGES, Moments, fit
-from upvit_core.repair.repair import _LinearFit
 from upvit_core.surgery import prune
 
 
@@ -68,7 +68,7 @@ def test_a_layer_is_fitted_with_each_token_counting_by_its_weight():
     linear = torch.nn.Linear(5, 3).double().requires_grad_(False)
     x, target = (torch.randn(30, 4, n, generator=generator, dtype=torch.float64) for n in (5, 3))
     weights = torch.tensor([4.0, 1.0, 0.5, 0.0]).double()
-    fitting = _LinearFit(linear, weights=weights)
+    fitting = LinearFit.of(linear, weights=weights)
     for part in torch.arange(30).chunk(3):
         fitting.add(x[part], target[part], part % 5 == 4)
     before = torch.nn.functional.linear(x, linear.weight, linear.bias)

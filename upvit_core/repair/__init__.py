@@ -1,5 +1,6 @@
 """Closed-form least squares after surgery."""
 
-from upvit_core.repair.repair import LayerRepair, RepairReport, repair
+from upvit_core.repair.layer_fit import LayerRepair, RepairReport
+from upvit_core.repair.repair import repair
 
 __all__ = ["LayerRepair", "RepairReport", "repair"]

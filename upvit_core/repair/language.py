@@ -15,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from upvit_core.errors import PlanError
 from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, silent
 from upvit_core.models.gpt2 import GPT2Adapter
 from upvit_core.planning.plan import PruningPlan
-from upvit_core.repair.least_squares import Moments, fit
-from upvit_core.repair.repair import LayerRepair, RepairReport
+from upvit_core.repair.layer_fit import LayerRepair, LinearFit, RepairReport, check_enough
 
 
 def repair_language(
@@ -37,10 +35,7 @@ def repair_language(
 
     held_out: every so-manieth block chooses ridges. Raises PlanError where there are fewer blocks than that.
     """
-    if len(proxy) < held_out:
-        raise PlanError(
-            f"Repair needs at least {held_out} blocks, of which one in {held_out} is held out; got {len(proxy)}."
-        )
+    check_enough(proxy, held_out, "blocks")
     start = time.perf_counter()
     mended = copy.deepcopy(student).eval()
     with frozen(teacher), torch.no_grad():
@@ -120,25 +115,9 @@ class _Sweep:
         return (trace.weights @ trace.v).transpose(1, 2).flatten(2)
 
     def _fit(self, name: str, layer: Any, features: Any, target: Any) -> None:
-        """Fit one `Conv1D`, weight and bias, to what its output still misses of the target."""
-        outputs = layer.weight.shape[1]
-        parts = [Moments(layer.weight.shape[0] + 1, outputs, layer.weight.device) for _ in range(2)]
-        whole = 0.0
+        """Fit one `Conv1D`, weight (inputs, outputs) and bias, to what its output still misses of the target."""
+        fitting = LinearFit(layer.weight.data.T, layer.bias.data)
         for x, y, held in zip(self.ours, self.theirs, self.held, strict=True):
-            read = features(x)
-            wanted = target(x, y)
-            missing = wanted - layer(read)
-            rows = torch.cat([read, torch.ones_like(read[..., :1])], -1)
-            for moments, chosen in zip(parts, (~held, held), strict=True):
-                if chosen.any():
-                    moments.add(rows[chosen], missing[chosen])
-            whole += float(wanted[held].double().square().sum())
-        found = fit(parts[0], parts[1])
-        better = found.after < found.before
-        if better:
-            change = found.change.to(layer.weight)
-            layer.weight += change[:-1]
-            layer.bias += change[-1]
-        whole = max(whole, 1e-300)
-        self.layers.append(LayerRepair(name, better, found.ridge, found.before / whole, found.after / whole))
+            fitting.add(features(x), target(x, y), held)
+        self.layers.append(fitting.finish(name))
         self.clock.advance(1, name)

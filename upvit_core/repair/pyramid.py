@@ -20,12 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upvit_core.errors import PlanError
 from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, silent
 from upvit_core.models.pvt import PVTAdapter
 from upvit_core.planning.plan import PruningPlan
-from upvit_core.repair.least_squares import Moments, fit
-from upvit_core.repair.repair import LayerRepair, RepairReport
+from upvit_core.repair.layer_fit import LayerRepair, LinearFit, RepairReport, check_enough
 
 LARGEST = 6000  # features of one problem; beyond, solving it takes minutes
 
@@ -47,10 +45,7 @@ def repair_pyramid(
     held_out: every so-manieth image chooses ridges. Memory holds both streams of all images. Raises PlanError where
     there are fewer images than that.
     """
-    if len(proxy) < held_out:
-        raise PlanError(
-            f"Repair needs at least {held_out} images, of which one in {held_out} is held out; got {len(proxy)}."
-        )
+    check_enough(proxy, held_out, "images")
     start = time.perf_counter()
     mended = copy.deepcopy(student).eval()
     with frozen(teacher), torch.no_grad():
@@ -184,30 +179,11 @@ class _Sweep:
     def _fit(self, name: str, layer: Any, features: Rows, target: Rows) -> None:
         """Fit weight and bias of a linear layer, or of a convolution as rows of its patches, to what is missing."""
         weight = layer.weight.data.flatten(1)  # (outputs, inputs), a view
-        outputs, inputs = weight.shape
-        if inputs > LARGEST:
-            self.clock.advance(1, name)
-            return
-        has_bias = layer.bias is not None
-        parts = [Moments(inputs + has_bias, outputs, weight.device) for _ in range(2)]
-        whole = 0.0
-        for i, held in enumerate(self.held):
-            read, wanted = features(i), target(i)
-            missing = wanted - F.linear(read, weight, layer.bias)
-            rows = torch.cat([read, torch.ones_like(read[..., :1])], -1) if has_bias else read
-            for moments, chosen in zip(parts, (~held, held), strict=True):
-                if chosen.any():
-                    moments.add(rows[chosen], missing[chosen])
-            whole += float(wanted[held].double().square().sum())
-        found = fit(parts[0], parts[1])
-        better = found.after < found.before
-        if better:
-            change = found.change.to(weight).T  # (outputs, inputs + 1)
-            layer.weight += change[:, :inputs].reshape(layer.weight.shape)
-            if has_bias:
-                layer.bias += change[:, -1]
-        whole = max(whole, 1e-300)
-        self.layers.append(LayerRepair(name, better, found.ridge, found.before / whole, found.after / whole))
+        if weight.shape[1] <= LARGEST:
+            fitting = LinearFit(weight, None if layer.bias is None else layer.bias.data)
+            for i, held in enumerate(self.held):
+                fitting.add(features(i), target(i), held)
+            self.layers.append(fitting.finish(name))
         self.clock.advance(1, name)
 
 

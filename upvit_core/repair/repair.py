@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from upvit_core.basis.fold import heads, load
 from upvit_core.basis.slice import Basis, basis_for, channel_basis
@@ -33,31 +31,7 @@ from upvit_core.errors import PlanError
 from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, silent
 from upvit_core.models.build import shape_of
 from upvit_core.planning.plan import PruningPlan
-from upvit_core.repair.least_squares import Moments, fit
-
-
-@dataclass(frozen=True)
-class LayerRepair:
-    """What became of one layer: squared error on held-out images over the target's own square, before and after."""
-
-    layer: str
-    kept: bool
-    ridge: float
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class RepairReport:
-    """layers in the order of their repair; images of the proxy set, of which held_out chose the ridges."""
-
-    layers: tuple[LayerRepair, ...]
-    images: int
-    held_out: int
-    seconds: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+from upvit_core.repair.layer_fit import LayerRepair, LinearFit, RepairReport, check_enough
 
 
 def repair(
@@ -87,10 +61,7 @@ def repair(
             f"The student has {found.embed_dim} residual channels in {found.depth} blocks, the plan {shape.embed_dim} "
             f"in {shape.depth}, or other widths; repair the model that this plan made."
         )
-    if len(proxy) < held_out:
-        raise PlanError(
-            f"Repair needs at least {held_out} images, of which one in {held_out} is held out; got {len(proxy)}."
-        )
+    check_enough(proxy, held_out, "images")
     like = next(student.parameters())
     if plan.basis == "directions":
         if stats is None:
@@ -167,7 +138,7 @@ class _Sweep:
         maps, qkv, name = self.basis.heads[number], module.attn.qkv, f"blocks.{number}.attn"
         A = qkv.out_features // 3
         fits = [
-            _LinearFit(qkv, slice(i * A, (i + 1) * A), bias=i != 1, weights=self.weights.get(f"{part}.{source}"))
+            LinearFit.of(qkv, slice(i * A, (i + 1) * A), bias=i != 1, weights=self.weights.get(f"{part}.{source}"))
             for i, part in enumerate("qkv")
         ]
         for i, (ours, theirs) in enumerate(zip(self.ours, self.theirs, strict=True)):
@@ -182,7 +153,7 @@ class _Sweep:
             self.layers.append(fitting.finish(f"{name}.{part}"))
         self.clock.advance(1, name)
 
-        fitting = _LinearFit(module.attn.proj, weights=self.weights.get(f"proj.{source}"))
+        fitting = LinearFit.of(module.attn.proj, weights=self.weights.get(f"proj.{source}"))
         for i, (ours, theirs) in enumerate(zip(self.ours, self.theirs, strict=True)):
             trace = self.student.attention(number, ours)
             target = self.student.rows(number, theirs) @ self.basis.embedding
@@ -195,7 +166,7 @@ class _Sweep:
         module: Any = self.student.model.blocks[number]
         kept = torch.tensor(self.plan.blocks[number].ffn.keep, device=self.ours[0].device)
         name = f"blocks.{number}.mlp"
-        fitting = _LinearFit(module.mlp.fc1, weights=self.weights.get(f"fc1.{source}"))
+        fitting = LinearFit.of(module.mlp.fc1, weights=self.weights.get(f"fc1.{source}"))
         for i, (ours, theirs) in enumerate(zip(self.ours, self.theirs, strict=True)):
             trace = self.original.feed_forward(source, theirs)
             fitting.add(module.norm2(ours), self.student.rows(number, trace.before)[..., kept], self.held[i])
@@ -203,7 +174,7 @@ class _Sweep:
         self.layers.append(fitting.finish(f"{name}.fc1"))
         self.clock.advance(1, name)
 
-        fitting = _LinearFit(module.mlp.fc2, weights=self.weights.get(f"fc2.{source}"))
+        fitting = LinearFit.of(module.mlp.fc2, weights=self.weights.get(f"fc2.{source}"))
         for i, (ours, theirs) in enumerate(zip(self.ours, self.theirs, strict=True)):
             target = self.student.rows(number, theirs) @ self.basis.embedding
             fitting.add(self.student.feed_forward(number, ours).hidden, target - ours, self.held[i])
@@ -218,7 +189,7 @@ class _Sweep:
             ours, theirs = (getattr(stream.model, name) for stream in (self.student, self.original))
             ours.weight -= ours.weight.mean(0)
             ours.bias -= ours.bias.mean()
-            fitting = _LinearFit(ours)
+            fitting = LinearFit.of(ours)
             for i in range(len(self.ours)):
                 target = theirs(self.original.features(self.theirs[i])[:, token])
                 features = self.student.features(self.ours[i])[:, token]
@@ -226,45 +197,6 @@ class _Sweep:
             fits.append(fitting.finish(name))
         self.layers += fits
         self.clock.advance(1, "heads")
-
-
-class _LinearFit:
-    """The least-squares problem of some output rows of one linear layer, gathered batch by batch; each token counts by
-    its weight (T,), where such are given."""
-
-    def __init__(
-        self, linear: nn.Linear, rows: slice = slice(None), bias: bool = True, weights: Tensor | None = None
-    ):  # fmt: skip
-        self.root = None if weights is None else weights.sqrt()[:, None]  # (T, 1)
-        self.weight = linear.weight.data[rows]
-        self.bias = linear.bias.data[rows] if bias and linear.bias is not None else None
-        outputs, inputs = self.weight.shape
-        bias = self.bias is not None
-        self.train, self.held_out = (Moments(inputs + bias, outputs, self.weight.device) for _ in range(2))
-        self.energy = 0.0
-
-    def add(self, x: Tensor, target: Tensor, held: Tensor) -> None:
-        """x: (B, ..., inputs), target: (B, ..., outputs), held: (B,) marks images that choose the ridge."""
-        missing = target - F.linear(x, self.weight, self.bias)
-        if self.bias is not None:
-            x = F.pad(x, (0, 1), value=1)
-        if self.root is not None:
-            x, missing, target = (t * self.root[: x.shape[1]] for t in (x, missing, target))
-        self.train.add(x[~held], missing[~held])
-        self.held_out.add(x[held], missing[held])
-        self.energy += float(target[held].double().square().sum())
-
-    def finish(self, name: str) -> LayerRepair:
-        """Change the layer where that lowers the held-out error."""
-        solution = fit(self.train, self.held_out)
-        kept = solution.after < solution.before
-        if kept:
-            change = solution.change.T.to(self.weight.dtype)  # (outputs, inputs + 1)
-            self.weight += change[:, : self.weight.shape[1]]
-            if self.bias is not None:
-                self.bias += change[:, -1]
-        energy = max(self.energy, 1e-300)
-        return LayerRepair(name, kept, solution.ridge, solution.before / energy, solution.after / energy)
 
 
 def token_weights(stats: ProxyStatistics) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.benchmarks.basis.setting import Setting
 from upvit_core.planning.plan import Kept, PruningPlan
-from upvit_core.repair.repair import LayerRepair, _LinearFit
+from upvit_core.repair.layer_fit import LayerRepair, LinearFit
 
 ALIKE_IMAGES = 200
 WITHOUT: dict[str, tuple[str, ...]] = {
@@ -24,18 +24,18 @@ WITHOUT: dict[str, tuple[str, ...]] = {
 @contextmanager
 def leaving_out(endings: Sequence[str]) -> Iterator[None]:
     """Repair that leaves layers with these endings as they are."""
-    before = _LinearFit.finish
+    before = LinearFit.finish
 
     def finish(self: Any, name: str) -> Any:
         if not name.endswith(tuple(endings)):
             return before(self, name)
         return LayerRepair(name, False, 0.0, 0.0, 0.0)
 
-    _LinearFit.finish = finish  # type: ignore[method-assign]
+    LinearFit.finish = finish  # type: ignore[method-assign]
     try:
         yield
     finally:
-        _LinearFit.finish = before  # type: ignore[method-assign]
+        LinearFit.finish = before  # type: ignore[method-assign]
 
 
 def hidden(setting: Setting) -> list[Tensor]:
