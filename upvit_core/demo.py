@@ -26,13 +26,14 @@ from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from upvit_core.atomic import replaced
 from upvit_core.data import open_images
 from upvit_core.errors import DataError
 from upvit_core.evaluation import evaluate
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.importance.score import score
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.checkpoint import load_model, replacing, save_model, shape_of
+from upvit_core.models.checkpoint import load_model, save_model, shape_of
 from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.macs import count_parameters
 
@@ -236,7 +237,7 @@ def write_assets(
     for split, count in (("train", TRAIN_SHIPPED), ("test", TEST_SHIPPED)):
         images, labels = load_full_data(data_root, split)
         chosen = _balanced(labels, count)
-        with replacing(out / f"{split}.npz") as temporary, temporary.open("wb") as file:
+        with replaced(out / f"{split}.npz") as temporary, temporary.open("wb") as file:
             np.savez_compressed(
                 file,
                 images=images[chosen, 0].numpy(),

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from upvit_core.atomic import replaced
 from upvit_core.data.text import open_text
 from upvit_core.distillation import Distillation, distill, make_accelerator
 from upvit_core.errors import DataError
 from upvit_core.evaluation import evaluate
 from upvit_core.models.build import build_model
-from upvit_core.models.checkpoint import replacing, save_model
+from upvit_core.models.checkpoint import save_model
 from upvit_core.models.gpt2 import language_shape
 from upvit_core.models.shape import BlockShape
 from upvit_core.profiling.macs import count_parameters
@@ -70,7 +71,7 @@ def train_language(
     """
     whole = king_james() if text is None else text.read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / TEXT) as temporary:
+    with replaced(out / TEXT) as temporary:
         temporary.write_text(whole, encoding="utf-8")
     cfg = {"tokenizer": learn_tokenizer(whole[: int(0.95 * len(whole))]), "context": CONTEXT}
     train, test = (open_text(str(out / TEXT), split, cfg) for split in ("train", "val"))

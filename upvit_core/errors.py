@@ -1,5 +1,12 @@
 """One root error; every message says what was wrong, with which value, and what to do."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 LONGEST = 1200
 
 
@@ -52,3 +59,10 @@ class ExportError(UPViTError):
 
 class Cancelled(UPViTError):
     """The caller's progress callback asked to stop; work done so far is kept where a file was given."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where a record is wrong and how, as part of a sentence; of several faults the first."""
+    fault = error.errors()[0]
+    where = ".".join(str(part) for part in fault["loc"]) or "content"
+    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"

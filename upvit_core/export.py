@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from upvit_core.atomic import replaced
 from upvit_core.errors import ExportError
-from upvit_core.models.checkpoint import LoadedModel, replacing
+from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.config import timm_config
 from upvit_core.models.judge import refuse_language
 from upvit_core.models.retarget import head_parameters
@@ -87,9 +87,9 @@ def save_backbone(loaded: LoadedModel, folder: str | Path) -> dict[str, Any]:
     config = timm_config(loaded.shape, loaded.pretrained_cfg, loaded.name, None) | {"num_classes": 0}
     config["pretrained_cfg"] = config["pretrained_cfg"] | {"num_classes": 0}
     config = {key: value for key, value in config.items() if not key.startswith("upvit_")}
-    with replacing(folder / "model.safetensors") as temporary:
+    with replaced(folder / "model.safetensors") as temporary:
         save_file({k: v for k, v in state.items() if k not in head}, temporary, metadata={"format": "pt"})
-    with replacing(folder / "config.json") as temporary:
+    with replaced(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
     images = _noise(loaded.shape, 2)
     with _evaluating(loaded.model) as plain, torch.no_grad():
@@ -120,20 +120,15 @@ def export_onnx(
     )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.onnx")
     example = _noise(shape, 2)
-    try:
-        with _evaluating(model) as plain:
-            _write(plain, example, temporary, outputs)
-            difference, largest, version = _check(plain, shape, temporary, outputs)
+    with replaced(path) as temporary, _evaluating(model) as plain:
+        _write(plain, example, temporary, outputs)
+        difference, largest, version = _check(plain, shape, temporary, outputs)
         if not difference <= tolerance * max(largest, 1.0):
             raise ExportError(
                 f"The exported {path.name} differs from the model by up to {difference:.3g} in its {outputs[0]}, more "
                 f"than {tolerance * max(largest, 1.0):.3g}; it was not kept."
             )
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return {
         "max_abs_difference": difference, "checked_images": sum(CHECK_BATCHES), "opset": OPSET,
         "bytes": path.stat().st_size, "onnxruntime": version,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from upvit_core.runs.files import append_line, locked, read_lines, write_atomically
+from upvit_core.atomic import write_atomically
+from upvit_core.runs.files import append_line, locked, read_lines
 
 
 def test_lines_come_back_whole_and_once(tmp_path: Path) -> None:

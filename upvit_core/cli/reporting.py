@@ -31,10 +31,10 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Tell a plan or a run in one HTML file: figures, numbers, where they come from, how to make them again."""
+    from upvit_core.atomic import write_atomically
     from upvit_core.importance.scores import ImportanceScores
     from upvit_core.planning.plan import PruningPlan
     from upvit_core.report import plan_report, run_report
-    from upvit_core.runs.files import write_atomically
     from upvit_core.runs.store import RunStore
 
     record = ImportanceScores.load(scores) if scores else None

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from upvit_core.atomic import replaced
 from upvit_core.errors import DataError
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -98,27 +99,18 @@ def open_archive(path: Path) -> ArchiveTree:
 
 def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
     index_file.parent.mkdir(parents=True, exist_ok=True)
-    ending = f".{os.getpid()}.tmp"
-    temporary_blob = index_file.with_name(index_file.name + ".images" + ending)
-    temporary_index = index_file.with_name(index_file.name + ending)
-    try:
-        if blob is None:
-            rows = _index(path, None)
-        else:
-            with temporary_blob.open("wb") as out:
-                rows = _index(path, out)
-            temporary_blob.replace(blob)
-        with temporary_index.open("wb") as file:
-            np.savez_compressed(
-                file,
-                names=np.frombuffer("\n".join(name for name, _, _ in rows).encode(), np.uint8),
-                offsets=np.array([offset for _, offset, _ in rows], np.int64),
-                sizes=np.array([size for _, _, size in rows], np.int64),
-            )
-        temporary_index.replace(index_file)
-    finally:
-        temporary_blob.unlink(missing_ok=True)
-        temporary_index.unlink(missing_ok=True)
+    if blob is None:
+        rows = _index(path, None)
+    else:
+        with replaced(blob) as temporary, temporary.open("wb") as out:
+            rows = _index(path, out)
+    with replaced(index_file) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            names=np.frombuffer("\n".join(name for name, _, _ in rows).encode(), np.uint8),
+            offsets=np.array([offset for _, offset, _ in rows], np.int64),
+            sizes=np.array([size for _, _, size in rows], np.int64),
+        )
 
 
 def _is_plain(name: str) -> bool:

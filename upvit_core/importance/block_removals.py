@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from upvit_core.errors import ScoresError
+from upvit_core.atomic import write_atomically
+from upvit_core.errors import ScoresError, first_fault
 from upvit_core.models.shape import ModelShape
 
 Half = Annotated[int, Field(ge=0, strict=True)]
@@ -175,9 +175,7 @@ class BlockRemovals(_Record):
         """Write one JSON file, atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.to_json())
-        temporary.replace(path)
+        write_atomically(path, self.to_json().encode())
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str = "the record") -> BlockRemovals:
@@ -186,11 +184,8 @@ class BlockRemovals(_Record):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "content"
-            message = first["msg"].removeprefix("Value error, ")
             raise ScoresError(
-                f"{name} is not a valid record of block removals: {where}: {message}; {again}."
+                f"{name} is not a valid record of block removals: {first_fault(error)}; {again}."
             ) from error
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ScoresError(f"{name} has a malformed source_shape ({error}); {again}.") from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from upvit_core.atomic import replaced
 from upvit_core.errors import ScoresError
 from upvit_core.models.shape import ModelShape
 
@@ -95,9 +95,8 @@ class ImportanceScores:
                   "basis")  # fmt: skip
         record = {name: getattr(self, name) for name in fields}
         record |= {"version": VERSION, "shape": self.shape.to_dict(), "notes": dict(self.notes)}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(tensors, temporary, metadata={"upvit_scores": json.dumps(record)})
-        temporary.replace(path)
+        with replaced(path) as temporary:
+            save_file(tensors, temporary, metadata={"upvit_scores": json.dumps(record)})
 
     @classmethod
     def load(cls, path: str | Path) -> ImportanceScores:

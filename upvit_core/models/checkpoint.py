@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -17,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from upvit_core.atomic import replaced
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.models.build import build_model, shape_of
 from upvit_core.models.config import (
@@ -294,17 +293,17 @@ def save_model(
     folder.mkdir(parents=True, exist_ok=True)
     state = {key: tensor.detach().to("cpu", torch.float32).contiguous() for key, tensor in model.state_dict().items()}
     check_tensors(state, shape, name)
-    with replacing(folder / "model.safetensors") as temporary:
+    with replaced(folder / "model.safetensors") as temporary:
         save_file(state, temporary, metadata={"format": "pt"})
     if plan_json is None:
         (folder / "plan.json").unlink(missing_ok=True)
     else:
-        with replacing(folder / "plan.json") as temporary:
+        with replaced(folder / "plan.json") as temporary:
             temporary.write_text(plan_json, encoding="utf-8")
     if shape.family == "gpt2" and pretrained_cfg.get("tokenizer"):
-        with replacing(folder / TOKENIZER) as temporary:
+        with replaced(folder / TOKENIZER) as temporary:
             temporary.write_text(str(pretrained_cfg["tokenizer"]), encoding="utf-8")
-    with replacing(folder / "config.json") as temporary:
+    with replaced(folder / "config.json") as temporary:
         config = _config(shape, pretrained_cfg, name, class_names)
         temporary.write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
 
@@ -317,14 +316,3 @@ def _config(
     ours = {"upvit_name": name, "upvit_shape": replace(shape, name=name).to_dict()}
     # A model type of its own where GPT2Config cannot say the widths, so that transformers does not misread it.
     return gpt2_config(shape) | ours | ({} if shape.is_uniform else {"architectures": [UNEVEN]})
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and goes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
@@ -15,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from upvit_core.errors import PlanError
+from upvit_core.atomic import write_atomically
+from upvit_core.errors import PlanError, first_fault
 from upvit_core.models.shape import BlockShape, ModelShape
 
 Index = Annotated[int, Field(ge=0, strict=True)]
@@ -202,9 +202,7 @@ class PruningPlan(_Record):
         """Write `plan.json`, atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(self.to_json())
-        temporary.replace(path)
+        write_atomically(path, self.to_json().encode())
 
     @classmethod
     def from_json(cls, text: str | bytes, name: str = "the plan") -> PruningPlan:
@@ -212,10 +210,7 @@ class PruningPlan(_Record):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "content"
-            message = first["msg"].removeprefix("Value error, ")
-            raise PlanError(f"{name} is not a valid plan: {where}: {message}; make it again with `plan`.") from error
+            raise PlanError(f"{name} is not a valid plan: {first_fault(error)}; make it again with `plan`.") from error
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise PlanError(f"{name} has a malformed source_shape ({error}); make it again with `plan`.") from error
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from upvit_core.atomic import write_atomically
 from upvit_core.errors import CalibrationError
 from upvit_core.models.shape import ModelShape
 
@@ -151,9 +152,7 @@ class Calibration:
             "ladders": {name: ladder.factors.tolist() for name, ladder in self.ladders.items()},
             "embeddings": {name: grid.to_dict() for name, grid in self.embeddings.items()},
         }  # fmt: skip
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(record))
-        temporary.replace(path)
+        write_atomically(path, json.dumps(record).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:

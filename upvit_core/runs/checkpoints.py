@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from upvit_core.atomic import replaced
 
 KEPT = 2
 _NAME = re.compile(r"step-(\d{9})\.pt")
@@ -19,17 +19,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """Write `state` (tensors and plain values, with its `step`), then drop all but the newest two."""
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{state['step']:09d}.pt"
-    temporary = folder / f".{path.name}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    with replaced(path) as temporary:
+        torch.save(state, temporary)
     for old in list_checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path

@@ -1,11 +1,10 @@
-"""Files that a kill cannot spoil: replaced atomically, appended line by line, locked by the kernel."""
+"""Files that a kill cannot spoil: appended line by line, locked by the kernel. What is replaced: `atomic`."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,21 +24,6 @@ def _close_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_close_in_child)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a file as a whole; after a crash it holds the old content or the new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

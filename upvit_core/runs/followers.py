@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
+from upvit_core.atomic import write_atomically
 from upvit_core.errors import Cancelled
 from upvit_core.processes import die_with_parent, process_count, rank
 from upvit_core.runs.control import Control, Paused, Terminated, sentence_of
-from upvit_core.runs.files import write_atomically
 from upvit_core.runs.folder import Run, read_state
 
 FAULT_FILE = "fault.txt"

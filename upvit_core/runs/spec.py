@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from upvit_core.errors import RunError
+from upvit_core.errors import RunError, first_fault
 from upvit_core.recipe import DistillSettings
 
 StateName = Literal["queued", "running", "paused", "done", "failed", "cancelled", "interrupted"]
@@ -108,10 +108,7 @@ class RunSpec(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"]) or "content"
-            message = first["msg"].removeprefix("Value error, ")
-            raise RunError(f"{name} is not a valid run: {where}: {message}; start the run again.") from error
+            raise RunError(f"{name} is not a valid run: {first_fault(error)}; start the run again.") from error
         except RecursionError as error:
             raise RunError(f"{name} is nested too deeply to be a run; start the run again.") from error
 

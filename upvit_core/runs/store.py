@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from upvit_core.atomic import write_atomically
 from upvit_core.errors import RunError
 from upvit_core.runs import slurm
-from upvit_core.runs.files import locked, open_plain, read_lines, write_atomically
+from upvit_core.runs.files import locked, open_plain, read_lines
 from upvit_core.runs.folder import Run, RunSummary, ended, priority_of, read_small, read_state, true_state, worker_of
 from upvit_core.runs.index import RUN_ID, Entry, Index
 from upvit_core.runs.queue import last_turns, queues

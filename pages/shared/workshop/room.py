@@ -13,8 +13,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from upvit_core.atomic import write_atomically
 from upvit_core.errors import UPViTError
-from upvit_core.runs.files import locked, write_atomically
+from upvit_core.runs.files import locked
 
 MOST_PEOPLE = 300
 LONGEST_NAME = 20
