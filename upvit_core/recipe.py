@@ -16,13 +16,13 @@ class DistillSettings(BaseModel):
     the recipe of the letter's released script; `cutmix` and `mixup` are the alphas of their Beta distributions (0:
     off). `batch_size` is the global one, over all processes; the warm-up takes at most a quarter of the run.
     `eval_every` is a share of an epoch (0.25: four times an epoch; None: spread over the run); `eval_images` limits
-    evaluations before the last one. `checkpoint_minutes` bounds the work that a kill can lose. `teacher_top_k` stores
-    that many of the teacher's logits for every augmented image, for other runs on the same images with the same seed
-    (teacher_store.py); `tensorboard` writes the metrics as event files too. `from_scratch` keeps the student's shape
-    and draws fresh weights, for the baseline. `layer_decay` multiplies the learning rate once more for
-    each layer further from the head (timm's rule); `head_only` trains nothing but the head. `feature_weight` adds that
-    many times the mean square by which the student's last feature, through a linear map that is learnt with it, misses
-    the teacher's (0: off).
+    the evaluations along the way; the end is measured on those images and once more on all. `checkpoint_minutes`
+    bounds the work that a kill can lose. `teacher_top_k` stores that many of the teacher's logits for every
+    augmented image, for other runs on the same images with the same seed (teacher_store.py); `tensorboard` writes
+    the metrics as event files too. `from_scratch` keeps the student's shape and draws fresh weights, for the
+    baseline. `layer_decay` multiplies the learning rate once more for each layer further from the head (timm's
+    rule); `head_only` trains nothing but the head. `feature_weight` adds that many times the mean square by which
+    the student's last feature, through a linear map that is learnt with it, misses the teacher's (0: off).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -25,7 +25,9 @@ from pages.shared import (
     whatif,
     words,
 )
-from upvit_core.figures.runs import RunCurve, judged_by, speed_chart, step_chart
+from upvit_core.figures.evaluations import along, on_all
+from upvit_core.figures.runs import RunCurve, judged_by, speed_chart
+from upvit_core.figures.step_curves import step_chart
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.runs.commands import commands
 from upvit_core.runs.spec import RESUMABLE
@@ -46,10 +48,11 @@ FORMATS = {
     "After surgery, %": "%.2f", "Top-1 now, %": "%.2f", "to the teacher": "%+.2f", "to scratch": "%+.2f",
     "Perplexity after surgery": "%.2f", "Perplexity now": "%.2f",
     "KL, nats": "%.4f", "Images/s": "%.0f", "Blocks/s": "%.0f", "× teacher": "%.2f", "Test images": "%d",
-    "Test tokens": "%d",
+    "Test tokens": "%d", "Top-1 on all, %": "%.2f", "Perplexity on all": "%.2f", "All": "%d",
 }  # fmt: skip
-PERPLEXITY = {"Perplexity after surgery", "Perplexity now", "Test tokens"}
-OF_IMAGES = {"After surgery, %", "Top-1 now, %", "to the teacher", "to scratch", "Test images"}
+PERPLEXITY = {"Perplexity after surgery", "Perplexity now", "Test tokens", "Perplexity on all"}
+OF_IMAGES = {"After surgery, %", "Top-1 now, %", "to the teacher", "to scratch", "Test images", "Top-1 on all, %"}
+ON_ALL = {"Top-1 on all, %", "Perplexity on all", "All"}
 
 
 def shown_key(run_id: str) -> str:
@@ -138,13 +141,14 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         rows = run_data.rows()(store, summary.id)
         teacher = next((row for row in rows if row.get("phase") == "teacher"), {})
         surgery = next((row for row in rows if row.get("phase") == "surgery"), {})
-        last = next((row for row in reversed(rows) if "top1" in row and row.get("phase") != "teacher"), {})
+        last, whole = next(iter(along(rows)[::-1]), {}), on_all(rows)
         scratch = run_data.baseline_of(summary, every, store)
         shape = run_data.shape_of(store, summary.id, summary.spec)
         of_text = _is_text(rows)
         top1, now = None if of_text else last.get("top1"), summary.state
-        baseline = None if scratch is None else scratch.state.top1
-        against = teacher.get("top1") if last.get("phase") != "final" else last.get("teacher_top1")
+        fresh = [] if scratch is None else along(run_data.rows()(store, scratch.id))[-1:]
+        baseline = fresh[0]["top1"] if fresh and fresh[0].get("images") == last.get("images") else None
+        against = teacher.get("top1")
         lines.append(
             {
                 "Run": label[summary.id],
@@ -162,6 +166,9 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
                 "× teacher": surgery.get("speedup"),
                 "Test images": None if of_text else last.get("images"),
                 "Test tokens": last.get("images") if of_text else None,
+                "Top-1 on all, %": None if of_text or whole is None else whole["top1"],
+                "Perplexity on all": None if whole is None else whole.get("perplexity"),
+                "All": None if whole is None else whole["images"],
                 "Epochs": round(now.epoch, 2),
                 "Seconds": round(now.seconds),
             }
@@ -171,6 +178,7 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         texts = [line["Perplexity now"] is not None for line in told]
         of_text = bool(texts) and all(texts)
         hidden = OF_IMAGES if of_text else set() if any(texts) else PERPLEXITY
+        hidden = hidden | (set() if any(line["All"] is not None for line in lines) else ON_ALL)
         speed = {"Images/s": "Blocks/s"} if of_text else {}
         lines = [{speed.get(n, n): value for n, value in line.items() if n not in hidden} for line in lines]
         numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}

@@ -12,7 +12,8 @@ import streamlit as st
 from pages.shared import actions, charts, frame, limits, places, run_actions, run_data, words
 from pages.shared.opened import Opened
 from upvit_core.errors import UPViTError
-from upvit_core.figures.runs import step_chart
+from upvit_core.figures.evaluations import along, on_all
+from upvit_core.figures.step_curves import step_chart
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.recipe import FINETUNE_PRESETS
 from upvit_core.runs.executors import executor_for
@@ -23,7 +24,7 @@ REFRESH = "2s"
 RECIPES = {"demo": "minutes on a CPU", "finetune": "careful: smaller steps towards the first layers"}
 FORMATS = {
     "Top-1 before, %": "%.2f", "Top-1 now, %": "%.2f", "to the original": "%+.2f", "Images/s": "%.0f",
-    "Test images": "%d",
+    "Test images": "%d", "Top-1 on all, %": "%.2f", "All": "%d",
 }  # fmt: skip
 
 
@@ -142,7 +143,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], labels: Sequence[str]) 
     lines, first = [], None
     for summary, label in zip(chosen, labels, strict=True):
         assert summary.spec is not None
-        told = [row for row in run_data.rows()(store, summary.id) if "top1" in row]
+        rows = run_data.rows()(store, summary.id)
+        told, whole = along(rows), on_all(rows)
         shape = run_data.shape_of(store, summary.id, summary.spec)
         now = told[-1]["top1"] if told else None
         first = now if not lines else first
@@ -156,10 +158,14 @@ def table(store: RunStore, chosen: Sequence[RunSummary], labels: Sequence[str]) 
                 "to the original": None if now is None or first is None or not lines else now - first,
                 "Images/s": told[0].get("images_per_s") if told else None,
                 "Test images": told[-1]["images"] if told else None,
+                "Top-1 on all, %": whole["top1"] if whole else None,
+                "All": whole["images"] if whole else None,
                 "Epochs": round(summary.state.epoch, 2),
                 "Seconds": round(summary.state.seconds),
             }
         )
+    if not any(line["All"] for line in lines):
+        lines = [{name: value for name, value in line.items() if name not in ("Top-1 on all, %", "All")} for line in lines]
     numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
     st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
     st.caption("Measured on the images' own test part. Parameters and MACs with the head that each model came with.")

@@ -9,6 +9,7 @@ import streamlit as st
 from pages.shared import actions, charts, jobs, measured, opened, places, recipes, scoring, whatif, words
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
+from upvit_core.figures.evaluations import along, on_all
 from upvit_core.figures.lesson import learning
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import IMAGES, TEXT, judge_of
@@ -82,7 +83,7 @@ def watch(run_id: str, height: int) -> None:
             st.rerun()
         rows, _ = store.read_metrics(run_id)
         judge = TEXT if any("perplexity" in row for row in rows) else IMAGES
-        seen = [row for row in rows if row.get("phase") in ("surgery", "eval", "final") and row.get("top1") is not None]
+        seen, whole = along(rows, judge.key), on_all(rows)
         left = words.duration(state.seconds_left)
         doing = state.stage or state.state
         st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
@@ -95,5 +96,10 @@ def watch(run_id: str, height: int) -> None:
             height=height - 70,
         )
         charts.show(charts.enlarged(chart), f"lesson-learning-{len(seen)}")
+        if whole is not None and seen:
+            st.caption(
+                f"The line is of {seen[0]['images']:,} test {judge.samples}; on all {whole['images']:,} the end is "
+                f"{judge.told(whole[judge.key])}."
+            )
 
     live()

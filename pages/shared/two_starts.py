@@ -63,6 +63,7 @@ def panel(store: RunStore, chosen: Sequence[RunSummary], curves: Sequence[RunCur
     st.html(f'<p class="quiet">{_sentence([s.spec for s in both if s.spec is not None], drawn)}</p>')
     keys = [f'<b style="color: {curve.colour}">●</b> {curve.label}' for curve in drawn]
     keys += ["○ the start, before any training", "★ the teacher"]
+    keys += [f"□ the end, on all {row['images']:,} test images" for row in _ends_on_all(drawn)[:1]]
     st.html("<p>" + "".join(f'<span class="key">{key}</span> ' for key in keys) + "</p>" + STYLE)
     left, right = st.columns(2)
     with left:
@@ -75,16 +76,35 @@ def _sentence(specs: Sequence[RunSpec], drawn: Sequence[RunCurve]) -> str:
     """What is the same, and what was found so far, in numbers."""
     names = [recipe_words(spec) for spec in specs]
     same = "the same recipe" if names[0] == names[1] else f"each by its own recipe ({names[0]}; {names[1]})"
-    told = f"The same widths and images, as many epochs, {same}. "
+    told = f"The same widths and data, as many epochs, {same}. "
     if not all(curve.evaluations for curve in drawn):
         return told + "The starts are being measured."
     first, last = ([curve.evaluations[at] for curve in drawn] for at in (0, -1))
-    told += f"Right after the cut: {_reached(first)}."
+    told += f"{_tested(specs, first)}: right after the cut {_reached(first)}"
     if all(row.get("step", 0) > 0 for row in last):
-        told += f" Now: {_reached(last)}."
+        told += f"; now {_reached(last)}"
     if (teacher := drawn[0].teacher_row) is not None:
-        told += f" The teacher: {teacher['top1']:.1f} %."
-    return told
+        told += f"; the teacher {teacher['top1']:.1f} %"
+    whole = _ends_on_all(drawn)
+    if len(whole) == len(drawn):
+        told += f". On all {whole[0]['images']:,}: {_reached(whole)}"
+        told += f"; the teacher {whole[0]['teacher_top1']:.1f} %" if "teacher_top1" in whole[0] else ""
+    return told + "."
+
+
+def _tested(specs: Sequence[RunSpec], rows: Sequence[Row]) -> str:
+    """What the lines are measured on; runs of different seeds choose different images."""
+    sizes = [row.get("images") for row in rows]
+    drawn = {spec.settings.seed for spec in specs if spec.settings.eval_images is not None}
+    if None in sizes:
+        return "On test images"
+    if sizes[0] != sizes[1]:
+        return f"On {sizes[0]:,} and {sizes[1]:,} test images"
+    return f"On {sizes[0]:,} test images each, not the same ones" if len(drawn) > 1 else f"On {sizes[0]:,} test images"
+
+
+def _ends_on_all(drawn: Sequence[RunCurve]) -> list[Row]:
+    return [row for curve in drawn if (row := curve.whole) is not None]
 
 
 def _reached(rows: Sequence[Row]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from made_runs import made_store
 
-from upvit_core.figures.runs import COLOURS, RunCurve, front_of, speed_chart, step_chart
+from upvit_core.figures.runs import COLOURS, RunCurve, front_of, speed_chart
+from upvit_core.figures.step_curves import step_chart
 from upvit_core.figures.theme import COLOURS as COMPONENTS
 from upvit_core.figures.theme import DARK, LIGHT
 from upvit_core.runs import RunStore

@@ -18,7 +18,8 @@ from upvit_core.cli import app
 from upvit_core.data import open_images
 from upvit_core.distillation import last_feature
 from upvit_core.evaluation import evaluate, score_logits
-from upvit_core.figures.runs import RunCurve, speed_chart, step_chart
+from upvit_core.figures.runs import RunCurve, speed_chart
+from upvit_core.figures.step_curves import step_chart
 from upvit_core.figures.theme import LIGHT
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.build import build_model

@@ -22,9 +22,10 @@ from small_run import (
     weights_of,
 )
 
-from upvit_core.data import open_images
+from upvit_core.data import open_images, proxy_indices
 from upvit_core.errors import RunError
 from upvit_core.evaluation import evaluate
+from upvit_core.figures.evaluations import along
 from upvit_core.models.checkpoint import load_model
 from upvit_core.runs import LocalExecutor, Run, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints, load_newest
@@ -264,8 +265,18 @@ def test_from_scratch_keeps_the_shape_and_draws_fresh_weights(home: Path, store:
 def test_evaluations_on_a_part_end_with_one_on_all(home: Path, store: RunStore) -> None:
     run = store.create(spec_for(home, epochs=1, eval_images=7))
     run_to_end(store, run)
-    images = {row["phase"]: row["images"] for row in rows_of(store, run) if "images" in row}
+    rows = rows_of(store, run)
+    images = {row["phase"]: row["images"] for row in rows if "images" in row}
     assert images == {"teacher": 7, "surgery": 7, "eval": 7, "final": 20}
+    line = along(rows)
+    assert line[-1]["step"] == rows[-1]["step"], "the line has an end on its own images"
+    assert {row["images"] for row in line} == {7}
+    loaded = load_model(str(run.model))
+    chosen = proxy_indices(
+        test := open_images(run.spec.data, "val", pretrained_cfg=loaded.pretrained_cfg), 7, run.spec.settings.seed
+    )
+    expected = evaluate(loaded.model, test.batches(7, indices=chosen))
+    assert line[-1]["top1"] == pytest.approx(expected.top1)
 
 
 def test_a_student_folder_is_distilled_too(home: Path, store: RunStore) -> None:

@@ -1,7 +1,8 @@
 """Runs as pictures: top-1 against images/s, and loss and top-1 against step. Vega-Lite, whose node a page can keep.
 
 Only the named data sets change while a run goes on; the specification stays, so that the browser redraws points in
-place. Filled marks are measured, hollow diamonds published.
+place. Filled marks are measured, hollow diamonds published. A line holds evaluations on the same test images; where
+they are a part of them, a hollow square (of a teacher, a hollow star) is the end on all.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 
+from upvit_core.figures.evaluations import along, counted, has_numbers, on_all
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.theme import Theme
 from upvit_core.figures.vega import Row, Spec, VegaChart, columns, layer, rule, spec, table, text_mark, tip
@@ -25,7 +27,7 @@ STAR = (
     "M0,-1 L0.225,-0.31 L0.951,-0.309 L0.363,0.118 L0.588,0.809 L0,0.382 L-0.588,0.809 L-0.363,0.118 "
     "L-0.951,-0.309 L-0.225,-0.31 Z"
 )
-EVALUATIONS = ("surgery", "start", "eval", "final")
+WHOLE: Spec = {"type": "point", "shape": "square", "size": 120, "filled": False, "strokeWidth": 2.4, "opacity": 1}
 TITLES: dict[Quantity, str] = {
     "loss": "loss, nats",
     "features": "last feature, mean square",
@@ -49,12 +51,17 @@ class RunCurve:
 
     @property
     def evaluations(self) -> list[Row]:
-        """After surgery and at each evaluation, in order of steps; empty until the first is there."""
-        return [row for row in self.rows if row.get("phase") in EVALUATIONS and _numbers(row, "top1", "images_per_s")]
+        """After surgery and at each evaluation on the same images, by step; empty until the first is there."""
+        return along(self.rows, "images_per_s")
+
+    @property
+    def whole(self) -> Row | None:
+        """The end on all test images, where `evaluations` are of a part of them."""
+        return on_all(self.rows)
 
     @property
     def teacher_row(self) -> Row | None:
-        return next((row for row in self.rows if row.get("phase") == "teacher" and _numbers(row, "top1")), None)
+        return next((row for row in self.rows if row.get("phase") == "teacher" and has_numbers(row, "top1")), None)
 
     @property
     def latest(self) -> Row | None:
@@ -62,14 +69,10 @@ class RunCurve:
         return found[-1] if found else None
 
 
-def _numbers(row: Row, *names: str) -> bool:
-    return all(isinstance(row.get(name), (int, float)) for name in names)
-
-
 def judged_by(curves: Sequence[RunCurve]) -> Literal["top1", "perplexity"]:
     """Perplexity where every run that has been evaluated is a language model's, else top-1."""
     rows = [row for curve in curves for row in curve.evaluations]
-    return "perplexity" if rows and all(_numbers(row, "perplexity") for row in rows) else "top1"
+    return "perplexity" if rows and all(has_numbers(row, "perplexity") for row in rows) else "top1"
 
 
 def colour_of(position: int) -> str:
@@ -104,6 +107,11 @@ def speed_chart(
          "kl": row.get("kl_teacher")}
         for curve in curves for row in curve.evaluations
     ]  # fmt: skip
+    whole = [
+        {**_describe(curve), "x": row["images_per_s"] / speed[curve.id], "y": row[quantity], "images": row["images"],
+         "kl": row.get("kl_teacher"), "step": row["step"]}
+        for curve in curves if (row := curve.whole) is not None and has_numbers(row, quantity, "images_per_s")
+    ]  # fmt: skip
     latest = list({entry["id"]: entry for entry in path}.values())
     starts = list({entry["id"]: entry for entry in reversed(path)}.values())
     front = [(entry["x"], entry["y"]) for entry in latest]
@@ -117,13 +125,15 @@ def speed_chart(
         "starts": table(starts, _PATH),
         "sweeps": table(sweeps, _PATH),
         "teacher": table(teachers, ("label", "x", "y", "images", "device", "runs")),
+        "whole": table(whole, _WHOLE),
+        "whole teacher": table(_whole_teachers(curves, teachers, quantity), ("label", "x", "y", "images")),
         "front": table([{"x": front[i][0], "y": front[i][1]} for i in on_front if len(on_front) > 1], ("x", "y")),
         "published": table(_published() if published and not relative else [], ("label", "x", "y", "note")),
     }
     how, told_by = _conditions(curves), _path_tips(quantity)
     inputs = "images" if better > 0 else "blocks"
     title = f"× the teacher's {inputs}/s, measured in the same run" if relative else f"{inputs}/s, measured{how}"
-    y_title = "top-1, %" + _sizes(path, "images") if better > 0 else TITLES["perplexity"] + _sizes(path, "tokens")
+    y_title = title_of(quantity, path, whole)
     layers = [
         layer("front", {"type": "line", "strokeWidth": 7, "opacity": 0.22, "color": theme.text}, order="x"),
         layer("sweeps", {"type": "line", "strokeWidth": 1.6, "strokeDash": [5, 4], "color": theme.quiet}, order="x",
@@ -133,9 +143,13 @@ def speed_chart(
         layer("path", {"type": "line", "strokeWidth": 2}, order="step", detail="id", colour=True),
         layer("path", {"type": "point", "size": 34, "filled": True, "opacity": 0.75}, colour=True, tooltip=told_by),
         layer("latest", {"type": "point", "size": 150, "filled": True, "opacity": 1}, colour=True, tooltip=told_by),
+        layer("whole", WHOLE, colour=True, tooltip=_whole_tips(quantity)),
         layer("starts", text_mark(theme, 17), text="label"),
         layer("teacher", {"type": "point", "shape": STAR, "size": 190, "filled": True, "opacity": 1,
                            "color": theme.text}, tooltip=_teacher_tips(quantity)),
+        layer("whole teacher", {"type": "point", "shape": STAR, "size": 190, "filled": False, "opacity": 1,
+                                "color": theme.text}, tooltip=[tip("label", "teacher, all test images"),
+                                tip("y", TITLES[quantity], ".2f"), tip("images", TESTED[quantity], ",.0f")]),
         layer("teacher", text_mark(theme, -16), text="label"),
         layer("published", {"type": "point", "shape": "diamond", "size": 120, "filled": False, "strokeWidth": 2,
                              "color": theme.quiet}, tooltip=_PUBLISHED_TIPS),
@@ -143,6 +157,7 @@ def speed_chart(
     ]  # fmt: skip
     sign = " %" if better > 0 else ""
     told = "; ".join(f"{e['label']} {e['y']:.1f}{sign} at {e['x']:,.4g}" for e in latest)
+    told += "".join(f"; {e['label']} {e['y']:.1f}{sign} of all {e['images']:,}" for e in whole)
     told = told or "no run has been evaluated yet"
     alt = f"{'Top-1 in percent' if better > 0 else 'Perplexity'} against {title}: {told}."
     scales = {"zero": False, "nice": True, "padding": 24}
@@ -152,60 +167,35 @@ def speed_chart(
     )
 
 
-def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, height: int = 240) -> VegaChart:
-    """One line a run: losses of training as means over some steps, top-1 or the KL to the teacher at evaluations."""
-    phases = ("train",) if quantity in LOSSES else EVALUATIONS
-    lines = [
-        {"id": curve.id, "label": curve.label, "colour": curve.colour, "x": row["step"], "y": row[quantity],
-         "epoch": row.get("epoch"), "seconds": row.get("seconds")}
-        for curve in curves for row in curve.rows if row.get("phase") in phases and _numbers(row, "step", quantity)
-    ]  # fmt: skip
-    ends = list({entry["id"]: entry for entry in lines}.values())
-    names = ("id", "label", "colour", "x", "y", "epoch", "seconds")
-    mark = {"type": "line", "strokeWidth": 1.8, "point": False if quantity in LOSSES else {"size": 30, "filled": True}}
-    tips = [
-        tip("label", "run"), tip("x", "step", ",.0f"), tip("y", TITLES[quantity], ".4g"),
-        tip("epoch", "epoch", ".2f"), tip("seconds", "seconds of training", ",.0f"),
-    ]  # fmt: skip
-    layers = [
-        layer("lines", mark, detail="id", colour=True, order="x", tooltip=tips),
-        layer("ends", {"type": "point", "size": 60, "filled": True, "opacity": 1}, colour=True, tooltip=tips),
-    ]
-    told = "; ".join(f"{e['label']} {e['y']:.4g} at step {e['x']:,}" for e in ends) or "nothing yet"
-    return VegaChart(
-        spec(
-            layers,
-            theme,
-            ("step", {"zero": True, "nice": False}),
-            (TITLES[quantity], {"zero": False, "nice": True, "padding": 8}),
-            height,
-        ),
-        {"lines": table(lines, names), "ends": table(ends, names)},
-        f"{TITLES[quantity]} against step: {told}.",
-        lambda: columns(lines),
-    )
-
-
+_WHOLE = ("id", "label", "colour", "plan", "x", "y", "images", "kl", "step")
 _PATH = ("id", "label", "colour", "group", "plan", "x", "y", "phase", "step", "epoch", "seconds", "images", "kl")
 
 
 def _path_tips(quantity: Quantity) -> list[Spec]:
     return [
         tip("label", "run"), tip("plan", "plan"), tip("phase", "point"), tip("y", TITLES[quantity], ".2f"),
-        tip("images", _TESTED[quantity], ",.0f"), tip("x", "speed", ",.4g"),
+        tip("images", TESTED[quantity], ",.0f"), tip("x", "speed", ",.4g"),
         tip("kl", "KL to the teacher, nats", ".4f"), tip("epoch", "epoch", ".2f"), tip("step", "step", ",.0f"),
         tip("seconds", "seconds of training", ",.0f"),
     ]  # fmt: skip
 
 
+def _whole_tips(quantity: Quantity) -> list[Spec]:
+    return [
+        tip("label", "run, on all test images"), tip("plan", "plan"), tip("y", TITLES[quantity], ".2f"),
+        tip("images", TESTED[quantity], ",.0f"), tip("x", "speed", ",.4g"),
+        tip("kl", "KL to the teacher, nats", ".4f"), tip("step", "step", ",.0f"),
+    ]  # fmt: skip
+
+
 def _teacher_tips(quantity: Quantity) -> list[Spec]:
     return [
-        tip("label", "teacher"), tip("y", TITLES[quantity], ".2f"), tip("images", _TESTED[quantity], ",.0f"),
+        tip("label", "teacher"), tip("y", TITLES[quantity], ".2f"), tip("images", TESTED[quantity], ",.0f"),
         tip("x", "speed, median over runs", ",.4g"), tip("runs", "runs"), tip("device", "device"),
     ]  # fmt: skip
 
 
-_TESTED = {"top1": "test images", "perplexity": "test tokens"}
+TESTED: dict[str, str] = {"top1": "test images", "perplexity": "test tokens"}
 _PUBLISHED_TIPS = [
     tip("label", "published"), tip("y", "top-1, %", ".2f"), tip("x", "images/s, Titan Xp, batch 32", ",.1f"),
     tip("note", "note"),
@@ -236,7 +226,7 @@ def _teachers(curves: Sequence[RunCurve], relative: bool, quantity: str) -> list
     """One star a teacher: its top-1 or perplexity, and the median of the speeds that its runs measured."""
     by_name: dict[str, list[Row]] = {}
     for curve in curves:
-        if (row := curve.teacher_row) is not None and _numbers(row, "images_per_s"):
+        if (row := curve.teacher_row) is not None and has_numbers(row, "images_per_s"):
             by_name.setdefault(curve.teacher, []).append(row)
     return [
         {"label": name, "x": 1.0 if relative else median(row["images_per_s"] for row in rows), "y": rows[-1][quantity],
@@ -264,6 +254,23 @@ def _conditions(curves: Sequence[RunCurve]) -> str:
     return " · " + ", ".join(str(part) for part in parts if part)
 
 
-def _sizes(path: Sequence[Row], what: str) -> str:
-    sizes = {entry["images"] for entry in path if entry["images"]}
-    return f" of {sizes.pop():,} test {what}" if len(sizes) == 1 else ""
+def title_of(quantity: Quantity, lines: Sequence[Row], whole: Sequence[Row]) -> str:
+    """What an axis counts, on how many images or tokens the lines are, and on how many the squares."""
+    if quantity not in TESTED:
+        return TITLES[quantity] + ("; □ of all" if whole else "")
+    sizes, all_sizes = ({entry["images"] for entry in part if entry.get("images")} for part in (lines, whole))
+    squares = f"; □ all {' or '.join(f'{size:,}' for size in sorted(all_sizes))}" if all_sizes else ""
+    return TITLES[quantity] + counted(sizes, TESTED[quantity].removeprefix("test ")) + squares
+
+
+def _whole_teachers(curves: Sequence[RunCurve], teachers: Sequence[Spec], quantity: str) -> list[Spec]:
+    """The teachers again, on all test images, where a run has measured them so at its end."""
+    found = {
+        curve.teacher: row for curve in curves
+        if (row := curve.whole) is not None and has_numbers(row, f"teacher_{quantity}")
+    }  # fmt: skip
+    return [
+        {"label": star["label"], "x": star["x"], "y": found[star["label"]][f"teacher_{quantity}"],
+         "images": found[star["label"]]["images"]}
+        for star in teachers if star["label"] in found
+    ]  # fmt: skip

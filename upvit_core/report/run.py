@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from upvit_core.figures.evaluations import Row, along, on_all
 from upvit_core.figures.lesson import learning
 from upvit_core.figures.theme import LIGHT, Chart, axis, drawn
 from upvit_core.importance.scores import ImportanceScores
@@ -18,9 +19,6 @@ from upvit_core.report.plan import add_plan, counted, widths
 from upvit_core.report.provenance import of_machine, of_plan
 from upvit_core.runs.commands import commands
 from upvit_core.runs.store import RunStore
-
-EVALUATED = ("surgery", "start", "eval", "final")
-Row = Mapping[str, Any]
 
 
 def losses(rows: Sequence[Row]) -> Chart:
@@ -47,7 +45,7 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
     rows, _ = store.read_metrics(run_id)
     page = Page(f"Run: {spec.name}", f"{run.id} · {state.state} · {state.epoch:.2f} of {spec.epochs} epochs")
     page.heading("Numbers")
-    seen = [row for row in rows if row.get("phase") in EVALUATED and row.get("top1") is not None]
+    seen, whole = along(rows), on_all(rows)
     plan = _plan(run.model / "plan.json", spec.plan)
     told = counted(plan) if plan else []
     judge = TEXT if any("perplexity" in row for row in rows) else IMAGES
@@ -55,8 +53,11 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
         (f"{judge.name}, {_phase(row)}", _evaluation(row, judge))
         for row in (seen[:1] + seen[-1:] if len(seen) > 1 else seen)
     ]
+    told += [(f"{judge.name}, {_phase(whole)}, all", _evaluation(whole, judge))] if whole else []
     teacher = next((row for row in rows if row.get("phase") == "teacher"), None)
     told += [(f"{judge.name}, teacher", _evaluation(teacher, judge))] if teacher else []
+    if whole and (theirs := whole.get(f"teacher_{judge.key}")) is not None:
+        told.append((f"{judge.name}, teacher, all", _evaluation({judge.key: theirs, "images": whole["images"]}, judge)))
     speeds = [row for row in rows if row.get("images_per_s") and row.get("phase") in ("teacher", "surgery")]
     told += [
         (f"{judge.items.capitalize()}/s, {_phase(row)}", f"{row['images_per_s']:,.0f} on {row.get('device', '?')}")

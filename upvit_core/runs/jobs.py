@@ -251,12 +251,17 @@ def _eval_row(job: Distillation, examiner: Examiner, control: Control) -> None:
 
 
 def _final_row(job: Distillation, examiner: Examiner, control: Control) -> None:
+    """The end on all test images; before it on the choice, so that the curve's last point is of the same images."""
+    if examiner.indices is not None:
+        _eval_row(job, examiner, control)
     result = examiner.evaluate(job.result, everything=True)
     extra = {"images_per_s": control.state.images_per_s}
     if job.teacher is not None:
         teacher = examiner.teacher_result(everything=True)
         control.update(teacher_top1=teacher.top1)
         extra["teacher_top1"] = teacher.top1
+        if _reads_text(job):
+            extra["teacher_perplexity"] = teacher.perplexity
     _note(control, "final", job, result, extra)
 
 
