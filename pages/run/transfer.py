@@ -165,7 +165,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], labels: Sequence[str]) 
             }
         )
     if not any(line["All"] for line in lines):
-        lines = [{name: value for name, value in line.items() if name not in ("Top-1 on all, %", "All")} for line in lines]
+        on_fewer = ("Top-1 on all, %", "All")
+        lines = [{name: value for name, value in line.items() if name not in on_fewer} for line in lines]
     numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
     st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
     st.caption("Measured on the images' own test part. Parameters and MACs with the head that each model came with.")

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared import measured
+from pages.shared import jobs, measured
 from pages.shared.workshop import host
 from pages.shared.workshop.exercises import EXERCISES, FFN_BLOCK, REFERENCE, Demo, what_if_of
 from pages.shared.workshop.room import Best, Room, RoomError, hashed
@@ -187,3 +187,47 @@ def test_images_of_the_exercises_are_the_previews(demo: Demo) -> None:
     """So that an answer that someone has measured on Trade-off is not measured twice."""
     plan = demo.plan(REFERENCE)
     assert demo.preview(REFERENCE).key == measured.preview_key(demo.model, plan, "demo")
+
+
+def test_directions_are_found_before_they_are_measured(demo: Demo) -> None:
+    jobs.workers().jobs.clear()
+    found = BY_KEY["way"].measure(demo, ["Channels"])
+    assert [job.title for job in found[2:]] == ["Finding directions"] * 2
+
+
+def test_directions_are_planned_and_measured_as_on_the_command_line(
+    demo: Demo, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """`score --basis directions`, `plan --basis directions`, `prune --repair`, then the same images by hand."""
+    from typer.testing import CliRunner
+
+    from upvit_core.cli import app
+    from upvit_core.data import open_images, proxy_indices
+    from upvit_core.evaluation import evaluate, predict
+    from upvit_core.models.checkpoint import load_model
+
+    jobs.workers().jobs.clear()
+    monkeypatch.setattr(measured, "CALIBRATION_IMAGES", 40)
+    monkeypatch.setattr(measured, "PREVIEW_IMAGES", 60)
+    way = BY_KEY["way"]
+    found = way.measure(demo, ["Channels"])
+    assert "Finding directions" in [job.title for job in jobs.workers().jobs.values()]
+    assert [(job.state, job.error) for job in found] == [("done", "")] * 4
+
+    scores, plan, thin = (str(tmp_path / name) for name in ("scores.safetensors", "plan.json", "thin"))
+    said = "--residual 0.5 --attention 0.5 --ffn 0.5 --basis directions"
+    for command in (
+        f"score demo --data demo --basis directions --images 40 --seed 0 --out {scores}",
+        f"plan {scores} {said} --heads 6 --out {plan}",
+        f"prune demo {plan} --repair --data demo --images 40 --out {thin}",
+    ):
+        result = CliRunner().invoke(app, command.split())
+        assert result.exit_code == 0, result.output
+    loaded, student = load_model("demo"), load_model(thin)
+    test = open_images("demo", "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=10)
+    batches = list(test.batches(60, indices=proxy_indices(test, 60, seed=0)))
+    teacher, _ = predict(loaded.model, batches)
+    expected = evaluate(student.model, batches, teacher_logits=teacher)
+    ours = found[3].result
+    assert (ours.top1, ours.images) == (expected.top1, 60)
+    assert ours.kl == pytest.approx(expected.kl, rel=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pages.shared import channel, jobs, measured
+from pages.shared import channel, jobs, measured, scoring
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from pages.shared.workshop.room import Best
@@ -55,7 +55,12 @@ class Demo:
         return what_if.plan(self.scores)
 
     def preview(self, what_if: WhatIf) -> jobs.Job:
-        return measured.preview(self.model, self.plan(what_if), IMAGES, repair=what_if.repair)
+        """The job that measures a what-if; of directions, first the one that finds their record, as on Trade-off."""
+        scores, finding = scoring.planning(self.model, self.scores, what_if, IMAGES)
+        if scores is None:
+            assert finding is not None
+            return finding
+        return measured.preview(self.model, what_if.plan(scores), IMAGES, repair=what_if.repair)
 
     def look(self) -> jobs.Job:
         """The whole model, measured on the same images as every plan."""
