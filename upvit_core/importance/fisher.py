@@ -187,27 +187,32 @@ class _SiteRemoval:
     """
 
     def __init__(self, site: NormSite, *, exact: bool):
-        x, out, weight, bias, eps, writes = site
+        x, _, weight, bias, eps, writes = site
         D = x.shape[-1]
         mean = x.mean(-1, keepdim=True)
         centred = x - mean
-        variance = centred.square().mean(-1, keepdim=True)
+        squared = centred.square()
+        variance = squared.mean(-1, keepdim=True)
         sigma = (variance + eps).sqrt()
-        self.normed = centred / sigma  # (B, T, D)
-        self.weight, self.out = weight, out.detach()
+        self.normed = centred.div_(sigma)  # (B, T, D)
+        self.weight = weight
+        self.bias: Tensor | None = bias
         if exact:
-            left = (D / (D - 1)) * (variance - centred.square() / (D - 1)).clamp_min(0)
-            ratio = sigma * torch.rsqrt(left + eps)  # σ/σ'
+            left = torch.add(variance * (D / (D - 1)), squared, alpha=-D / (D - 1) ** 2).clamp_min_(0)
+            ratio = left.add_(eps).rsqrt_().mul_(sigma)  # σ/σ'
             self.gain = ratio - 1
-            self.shift = self.normed * ratio / (D - 1)
-            # Output that c would have had after the removal, which is subtracted since c is gone.
-            # Where the output is the stream itself, that value is not read: the sites that follow leave c out anyway.
-            own = self.normed * ratio * (D / (D - 1)) * weight + bias
-            self.own = self.gain * self.normed * weight + self.shift * weight if writes else own
+            self.shift = ratio.mul_(self.normed).div_(D - 1)
+            # Output that c would have had after the removal, over its weight and without its bias; subtracted, since c
+            # is gone. Where the output is the stream itself, that value is not read: the sites that follow leave c out
+            # anyway, and only its change counts.
+            self.own = self.shift * D
+            if writes:
+                self.own -= self.normed
+                self.bias = None
         else:
-            self.gain = (self.normed.square() - variance / sigma.square()) / (2 * D)
+            self.gain = squared.div_(sigma.square()).sub_(variance / sigma.square()).div_(2 * D)
             self.shift = self.normed / D
-            self.own = self.out
+            self.own = self.normed
 
     def change(self, gradient: Tensor) -> Tensor:
         """gradient by the output (B, T, D); result (B, D), summed over tokens."""
@@ -215,4 +220,5 @@ class _SiteRemoval:
         total = weighted.sum(-1).unsqueeze(1)  # (B, 1, T)
         aligned = (weighted * self.normed).sum(-1).unsqueeze(1)
         others = torch.baddbmm(aligned @ self.gain, total, self.shift).squeeze(1)
-        return others - (gradient * self.own).sum(1)
+        own = weighted.mul_(self.own).sum(1)
+        return others - own if self.bias is None else others - own - gradient.sum(1) * self.bias
