@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import streamlit as st
 
 from pages.shared import words
 from upvit_core.errors import UPViTError
+from upvit_core.figures.live import Points
 from upvit_core.figures.runs import RunCurve, colour_of
 from upvit_core.models.shape import ModelShape
 from upvit_core.planning.plan import PruningPlan
@@ -26,9 +27,10 @@ ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 @dataclass
 class _Read:
-    """What has been read of one metrics.jsonl so far."""
+    """What has been read of one metrics.jsonl so far; `rows` only grows."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    points: Points = field(default_factory=Points)
     offset: int = 0
 
 
@@ -40,17 +42,30 @@ class _Rows:
         self.read: dict[str, _Read] = {}
 
     def __call__(self, store: RunStore, run_id: str) -> list[dict[str, Any]]:
+        return self._read(store, run_id).rows
+
+    def points(self, store: RunStore, run_id: str) -> Points:
+        """The same as columns to be drawn."""
+        return self._read(store, run_id).points
+
+    def known(self, store: RunStore, run_id: str) -> Points:
+        """The same as far as it has been read."""
+        read = self.read.get(str(store.root / run_id))
+        return read.points if read is not None else self.points(store, run_id)
+
+    def _read(self, store: RunStore, run_id: str) -> _Read:
         with self.lock:
             key = str(store.root / run_id)
             known = self.read.setdefault(key, _Read())
             rows, offset = store.read_metrics(run_id, known.offset)
-            if offset < known.offset:
-                known.rows = []
-            known.rows = known.rows + rows if rows else known.rows
+            if offset < known.offset:  # another file has taken its place
+                known = self.read[key] = _Read()
+            known.rows.extend(rows)
+            known.points.add(rows)
             known.offset = offset
             while len(self.read) > MOST_REMEMBERED:
                 self.read.pop(next(iter(self.read)))
-            return known.rows
+            return known
 
 
 @st.cache_resource(show_spinner=False)
@@ -86,6 +101,10 @@ def curves(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSum
         )
         for s in chosen if s.spec is not None
     ]  # fmt: skip
+
+
+def is_text(rows: Sequence[Mapping[str, Any]]) -> bool:
+    return any("perplexity" in row for row in rows)
 
 
 def teacher_name(spec: RunSpec) -> str:

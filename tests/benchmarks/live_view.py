@@ -1,4 +1,4 @@
-"""The Runs page with 100 finished runs of 300 evaluations and 5 that go on: how long an update takes.
+"""The Runs page with 10 and 100 finished runs of 300 evaluations and 5 that go on: what an update costs.
 
 `python -m tests.benchmarks.live_view`: a real server on loopback; updates are those that the browser's timer asks for.
 """
@@ -9,6 +9,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks.load import memory, processor_seconds
@@ -19,6 +20,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 from made_runs import made_run  # noqa: E402
 
 STEPS = 4000
+LINES = (0, 1, 10, 100)
 
 
 def update(session: Session) -> float:
@@ -39,45 +41,59 @@ def words(seconds: list[float]) -> str:
     return f"median {1000 * statistics.median(seconds):.0f} ms (10 to 90 %: {1000 * low:.0f} to {1000 * high:.0f})"
 
 
+def measure(finished: int, active: int, evaluations: int, ticks: int) -> list[str]:
+    """One server with so many runs: a line for the first picture, the page run again, and every number of lines."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(Path(folder) / "runs")
+        for number in range(finished):
+            made_run(store, 0.2 + 0.006 * number, evaluations=evaluations, steps=STEPS // 10)
+        going = [
+            made_run(store, 0.3 + 0.1 * number, "running", evaluations=evaluations, steps=STEPS // 10, share=0.8)
+            for number in range(active)
+        ]
+        with server(Path(folder)) as (address, pid):
+            session = Session(address, "runs")
+            told = [f"{finished} finished runs of {evaluations} evaluations, {active} going on"]
+
+            def observe(what: str, act: Callable[[], float], times: int) -> None:
+                found, sent, began = [], session.received, processor_seconds(pid)
+                for _ in range(times):
+                    found.append(act())
+                used = 1000 * (processor_seconds(pid) - began) / times
+                told.append(f"{what}: {words(found)}, {used:.0f} ms of CPU, "
+                            f"{(session.received - sent) / times / 1024:.1f} KiB sent")  # fmt: skip
+
+            observe("first paint, server just started", session.rerun, 1)
+            for _ in range(3):
+                update(session)
+            observe("page run again", session.rerun, 5)
+            for _ in range(2):
+                update(session)
+            first = STEPS
+            for count in LINES:
+
+                def tick(count: int = count) -> float:
+                    nonlocal first
+                    add_rows(going, count, first)
+                    first += count
+                    return update(session)
+
+                observe(f"update, {count} new line(s) of each", tick, ticks)
+            told.append(
+                f"memory of the server: {memory(pid):.0f} MiB; errors: {len(session.errors)} {session.errors[:2]}"
+            )
+            return told
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--finished", type=int, default=100)
+    parser.add_argument("--finished", type=int, nargs="+", default=[10, 100])
     parser.add_argument("--active", type=int, default=5)
     parser.add_argument("--evaluations", type=int, default=300)
     parser.add_argument("--ticks", type=int, default=30)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        store = RunStore(Path(folder) / "runs")
-        for number in range(asked.finished):
-            made_run(store, 0.2 + 0.006 * number, evaluations=asked.evaluations, steps=STEPS // 10)
-        active = [
-            made_run(store, 0.3 + 0.1 * number, "running", evaluations=asked.evaluations, steps=STEPS // 10, share=0.8)
-            for number in range(asked.active)
-        ]
-        with server(Path(folder)) as (address, pid):
-            session = Session(address, "runs")
-            print(f"{asked.finished} finished runs of {asked.evaluations} evaluations, {asked.active} going on")
-            print(f"first paint, server just started: {session.rerun():.2f} s")
-            print(f"again: {words([session.rerun() for _ in range(5)])}")
-            for _ in range(3):
-                update(session)
-            began = processor_seconds(pid)
-            quiet = [update(session) for _ in range(asked.ticks)]
-            used = 1000 * (processor_seconds(pid) - began) / asked.ticks
-            print(f"update, nothing new: {words(quiet)}, {used:.0f} ms of CPU")
-            first = STEPS
-            for count in (1, 10, 100):
-                found, began = [], processor_seconds(pid)
-                for _ in range(asked.ticks):
-                    add_rows(active, count, first)
-                    first += count
-                    before = session.received
-                    found.append(update(session))
-                    sent = session.received - before
-                used = 1000 * (processor_seconds(pid) - began) / asked.ticks
-                told = f"{words(found)}, {used:.0f} ms of CPU, {sent / 1024:.0f} KiB sent"
-                print(f"update, {count} new line(s) of each: {told}")
-            print(f"memory of the server: {memory(pid):.0f} MiB; errors: {len(session.errors)} {session.errors[:2]}")
+    for finished in asked.finished:
+        print("\n".join(measure(finished, asked.active, asked.evaluations, asked.ticks)), flush=True)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import ClientConnection, connect
 
 ROOT = Path(__file__).resolve().parents[2]
+KEPT_RUNS = 2  # Streamlit's global.maxCachedMessageAge
 
 
 @contextlib.contextmanager
@@ -69,6 +70,8 @@ class Session:
         self.texts: list[str] = []
         self.fragments: dict[str, float] = {}
         self.received = 0
+        self.kept: dict[str, tuple[int, ForwardMsg]] = {}  # large messages, as a browser keeps them, by hash
+        self.runs = 0
         self.socket: ClientConnection = connect(
             f"ws://{address}/_stcore/stream", subprotocols=["streamlit"],  # type: ignore[list-item]
             origin=f"http://{address}", max_size=None, compression=None, open_timeout=120,  # type: ignore[arg-type]
@@ -82,6 +85,7 @@ class Session:
         message = BackMsg()
         state = message.rerun_script
         state.query_string, state.page_name, state.page_script_hash = self.query, self.page, self.hash
+        state.cached_message_hashes.extend(self.kept)
         if not fragment:
             self.fragments.clear()
         else:
@@ -100,6 +104,9 @@ class Session:
         self.socket.send(message.SerializeToString())
         while not self._take(self.socket.recv(timeout)):
             pass
+        if not fragment:
+            self.runs += 1
+            self.kept = {h: (seen, m) for h, (seen, m) in self.kept.items() if self.runs - seen <= KEPT_RUNS}
         return time.perf_counter() - began
 
     def slide(self, label: str, value: float) -> float:
@@ -121,6 +128,12 @@ class Session:
         message = ForwardMsg()
         message.ParseFromString(content)
         kind = message.WhichOneof("type")
+        if kind == "ref_hash":
+            message = self.kept[message.ref_hash][1]
+            self.kept[message.hash] = self.runs, message
+            kind = message.WhichOneof("type")
+        elif message.metadata.cacheable:
+            self.kept[message.hash] = self.runs, message
         if kind == "new_session":
             self.texts.clear()
             self.buttons.clear()

@@ -43,7 +43,7 @@ def test_from_model_to_a_distilled_folder_in_timm(visit, home: Path, tmp_path: P
         rows, _ = store.read_metrics(run.id, 0)
         evaluated = [row for row in rows if row["phase"] in ("surgery", "eval", "final")]
         if len(evaluated) >= 3 and state.is_active:
-            live = max(live, page.locator('[data-testid="stVegaLiteChart"] .mark-symbol path').count())
+            live = max(live, page.evaluate("window.upvitRuns?.live?.plots.speed.chart?.points.length ?? 0"))
         if not state.is_active:
             break
         page.wait_for_timeout(500)

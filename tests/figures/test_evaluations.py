@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from upvit_core.figures.evaluations import along, on_all
-from upvit_core.figures.runs import COLOURS, RunCurve, speed_chart
+from upvit_core.figures.live import Points, titles
+from upvit_core.figures.runs import COLOURS, RunCurve, speed_table
 from upvit_core.figures.starts import starts_chart
 from upvit_core.figures.step_curves import step_chart
 from upvit_core.figures.theme import LIGHT
@@ -41,18 +42,26 @@ def test_a_run_from_before_ends_its_line_where_the_images_change() -> None:
 @pytest.mark.parametrize("rows", [PART, WHOLE])
 def test_charts_mark_the_end_on_all_apart(rows: list[dict[str, Any]]) -> None:
     curve = RunCurve("a", "a", COLOURS[0], rows, teacher="demo")
-    speed, steps, starts = speed_chart([curve], LIGHT), step_chart([curve], "top1", LIGHT), starts_chart(
-        [curve], "top1", LIGHT
-    )  # fmt: skip
-    lines = [speed.datasets["path"], steps.datasets["lines"], starts.datasets["lines"]]
-    for line in lines:
+    steps, starts = step_chart([curve], "top1", LIGHT), starts_chart([curve], "top1", LIGHT)
+    for line in (steps.datasets["lines"], starts.datasets["lines"]):
         assert line["images"].nunique() == 1
         assert line["y"].tolist() == [entry["top1"] for entry in along(rows)]
     part = rows is PART
-    for chart in (speed, steps, starts):
+    for chart in (steps, starts):
         assert chart.datasets["whole"]["y"].tolist() == ([79.0] if part else [])
         assert ("of all 3,000" in chart.alt) == part
-    assert speed.datasets["whole teacher"]["y"].tolist() == (pytest.approx([92.1]) if part else [])
-    for chart in (speed, steps):
-        assert ("of 400 test images; □ all 3,000" in json.dumps(chart.spec, ensure_ascii=False)) == part
+    assert ("of 400 test images; □ all 3,000" in json.dumps(steps.spec, ensure_ascii=False)) == part
+    assert speed_table([curve]).table()["y"].tolist() == [entry["top1"] for entry in along(rows)]
     assert "whole" not in step_chart([curve], "loss", LIGHT).datasets
+
+
+@pytest.mark.parametrize("rows", [PART, WHOLE])
+def test_a_browser_is_told_the_line_and_the_end_on_all_apart(rows: list[dict[str, Any]]) -> None:
+    points = Points()
+    for entry in rows:  # one by one, as they are written
+        points.add([entry])
+    assert points.since("evals", 0)[2]["top1"] == [entry["top1"] for entry in along(rows)]
+    assert points.tested == along(rows)[0]["images"]
+    assert (points.whole and points.whole["top1"]) == (79.0 if rows is PART else None)
+    title = titles([points], "top1", relative=False)["y"]
+    assert title == "top-1, %" + (" of 400 test images; □ all 3,000" if rows is PART else " of 3,000 test images")

@@ -14,11 +14,13 @@ from typer.testing import CliRunner
 pytest.importorskip("transformers")
 
 from language.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, tiny_gpt2, tokens, write_text
+from pages.shared.live import View, shown
 from upvit_core.cli import app
 from upvit_core.data import open_images
 from upvit_core.distillation import last_feature
 from upvit_core.evaluation import evaluate, score_logits
-from upvit_core.figures.runs import RunCurve, speed_chart
+from upvit_core.figures.live import Points
+from upvit_core.figures.runs import RunCurve, speed_table
 from upvit_core.figures.step_curves import step_chart
 from upvit_core.figures.theme import LIGHT
 from upvit_core.importance.scores import ImportanceScores
@@ -136,9 +138,12 @@ def test_charts_of_runs_name_perplexity_and_the_features_curve() -> None:
         {"phase": "final", "step": 9, "top1": 20.0, "perplexity": 20.0, "images_per_s": 9.0, "images": 70},
     ]
     curves = [RunCurve("a", "a", "#000000", rows)]
-    chart = speed_chart(curves, LIGHT)
-    own = [layer for layer in chart.spec["layer"] if layer["data"]["name"] != "published"]
-    assert "top-1" not in json.dumps(own).lower()
-    assert "perplexity a token, less is better of 70 test tokens" in json.dumps(chart.spec)
+    points = Points()
+    points.add(rows)
+    told = shown([points], View())
+    assert told["quantity"] == "perplexity"
+    assert "top-1" not in json.dumps(told).lower()
+    assert told["titles"]["y"] == "perplexity a token, less is better of 70 test tokens"
+    assert speed_table(curves).table()["y"].tolist() == [30.0, 20.0]
     lines = step_chart(curves, "features", LIGHT).datasets["lines"]
     assert (lines["x"].tolist(), lines["y"].tolist()) == ([5], [0.5])

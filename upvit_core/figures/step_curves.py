@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from upvit_core.figures.evaluations import along, has_numbers
-from upvit_core.figures.runs import LOSSES, TESTED, TITLES, WHOLE, Quantity, RunCurve, title_of
+from upvit_core.figures.runs import LOSSES, TESTED, TITLES, WHOLE, Quantity, RunCurve, Table, title_of
 from upvit_core.figures.theme import Theme
 from upvit_core.figures.vega import Row, Spec, VegaChart, columns, layer, spec, table, tip
 
@@ -13,18 +13,9 @@ from upvit_core.figures.vega import Row, Spec, VegaChart, columns, layer, spec, 
 def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, height: int = 240) -> VegaChart:
     """One line a run: losses of training as means over some steps, top-1 or the KL to the teacher at evaluations."""
 
-    def entry(curve: RunCurve, row: Row) -> Spec:
-        return {"id": curve.id, "label": curve.label, "colour": curve.colour, "x": row["step"], "y": row[quantity],
-                "epoch": row.get("epoch"), "seconds": row.get("seconds"), "images": row.get("images")}  # fmt: skip
-
-    def rows_of(curve: RunCurve) -> list[Row]:
-        if quantity in LOSSES:
-            return [r for r in curve.rows if r.get("phase") == "train" and has_numbers(r, "step", quantity)]
-        return along(curve.rows, quantity)
-
-    lines = [entry(curve, row) for curve in curves for row in rows_of(curve)]
+    lines = _lines(curves, quantity)
     whole = [
-        entry(curve, row) for curve in curves
+        _entry(curve, row, quantity) for curve in curves
         if quantity not in LOSSES and (row := curve.whole) is not None and has_numbers(row, "step", quantity)
     ]  # fmt: skip
     ends = list({entry["id"]: entry for entry in lines}.values())
@@ -57,3 +48,22 @@ def step_chart(curves: Sequence[RunCurve], quantity: Quantity, theme: Theme, *, 
         f"{TITLES[quantity]} against step: {told}.",
         lambda: columns(lines),
     )
+
+
+def step_table(curves: Sequence[RunCurve], quantity: Quantity) -> Table:
+    """What the lines hold, as it was written."""
+    return Table(lambda: columns(_lines(curves, quantity)))
+
+
+def _lines(curves: Sequence[RunCurve], quantity: Quantity) -> list[Spec]:
+    def rows_of(curve: RunCurve) -> list[Row]:
+        if quantity in LOSSES:
+            return [r for r in curve.rows if r.get("phase") == "train" and has_numbers(r, "step", quantity)]
+        return along(curve.rows, quantity)
+
+    return [_entry(curve, row, quantity) for curve in curves for row in rows_of(curve)]
+
+
+def _entry(curve: RunCurve, row: Row, quantity: Quantity) -> Spec:
+    return {"id": curve.id, "label": curve.label, "colour": curve.colour, "x": row["step"], "y": row[quantity],
+            "epoch": row.get("epoch"), "seconds": row.get("seconds"), "images": row.get("images")}  # fmt: skip

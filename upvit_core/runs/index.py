@@ -60,22 +60,32 @@ class Index:
 
     def __init__(self, root: Path, read: Callable[[str], Entry]):
         self.root, self.read = root, read
+        self._known: dict[str, tuple[str, Entry]] = {}  # what this object has seen, so that only what changed is parsed
         self.path = root / f".index-{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname()) or 'here'}.sqlite"
 
     def entries(self) -> dict[str, Entry]:
         """Every run as its folder says now, by id."""
-        rows = self._rows()
-        found: dict[str, Entry] = {}
+        stamps = {run_id: _stamp(f"{self.root}/{run_id}") for run_id in run_ids(self.root)}
+        known = {run_id: seen for run_id, seen in self._known.items() if stamps.get(run_id, ("",))[0] == seen[0]}
+        gone = self._known.keys() - stamps.keys()
+        missing = stamps.keys() - known.keys()
+        rows = self._rows() if missing or gone else {}
         changed: dict[str, tuple[str, Entry]] = {}
-        for run_id in run_ids(self.root):
-            stamp, settled = _stamp(f"{self.root}/{run_id}")
+        found: dict[str, Entry] = {}
+        for run_id, (stamp, settled) in stamps.items():
+            if run_id in known:
+                found[run_id] = known[run_id][1]
+                continue
             row = rows.get(run_id)
             entry = _parsed(row) if row is not None and row[0] == stamp else None
             if entry is None:
                 entry = self.read(run_id)
                 if settled:
                     changed[run_id] = stamp, entry
+            if settled:
+                known[run_id] = stamp, entry
             found[run_id] = entry
+        self._known = known
         gone = rows.keys() - found.keys()
         if changed or gone:
             self._write(changed, gone)

@@ -1,0 +1,156 @@
+"""Runs' live charts in a real browser: kept, added to, zoomed, read by keys; their numbers against the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from made_runs import made_run
+from playwright.sync_api import Browser, Page
+from shots import server, settle
+
+from upvit_core.figures.runs import RunCurve, speed_table
+from upvit_core.runs import RunStore
+
+DRAWN = "(name) => window.upvitRuns.live.plots[name].chart"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
+    store = RunStore(tmp_path_factory.mktemp("live") / "runs")
+    for ratio in (0.25, 0.5, 0.75):
+        made_run(store, ratio, group="sweep")
+    made_run(store, 0.4, "running", share=0.5)
+    return store
+
+
+@pytest.fixture(scope="module")
+def runs_address(store: RunStore) -> Iterator[str]:
+    environment = {"UPVIT_HOME": str(store.root.parent / "home"), "UPVIT_RUNS": str(store.root), "OMP_NUM_THREADS": "1"}
+    with server(environment, log=store.root.parent / "server.log") as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: Browser, runs_address: str) -> Iterator[Page]:
+    context = browser.new_context(reduced_motion="reduce", viewport={"width": 1440, "height": 1000})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(f"{runs_address}/runs")
+    settle(page, 180)
+    page.wait_for_function("window.upvitRuns?.live?.view")
+    yield page
+    context.close()
+
+
+def drawn(page: Page, name: str) -> dict[str, Any]:
+    return page.evaluate(f"(name) => JSON.parse(JSON.stringify(({DRAWN})(name)))", name)
+
+
+def going(store: RunStore) -> Any:
+    return store.get(next(s.id for s in store.list() if s.state.state == "running"))
+
+
+def steps_drawn(page: Page, run_id: str) -> int:
+    return page.evaluate(f"(id) => ({DRAWN})('loss').points.filter(({{run}}) => run === id).length", run_id)
+
+
+def write(store: RunStore, count: int) -> None:
+    run = going(store)
+    first = len(store.read_metrics(run.id)[0]) + 1000
+    for step in range(first, first + count):
+        run.append_metrics({"step": step, "epoch": 3.0, "seconds": 9.0, "phase": "train", "loss": 0.5})
+
+
+def test_points_are_those_of_the_table(page: Page, store: RunStore) -> None:
+    curves = [RunCurve(s.id, s.name, "", store.read_metrics(s.id)[0], teacher="demo") for s in store.list()]
+    for relative in (False, True):
+        if relative:
+            page.get_by_text("Relative to the teacher").click()
+            page.wait_for_function("window.upvitRuns.live.view.relative")
+        table = speed_table(curves, relative=relative).table()
+        chart = drawn(page, "speed")
+        measured = [point for point in chart["points"] if point.get("shape") != "star"]
+        assert sorted((p["run"], p["x"], p["y"]) for p in measured) == [
+            (run, pytest.approx(x, rel=1e-5), pytest.approx(y, rel=1e-5))
+            for run, x, y in sorted(zip(table["id"], table["x"], table["y"], strict=True))
+        ]
+        (star,) = [point for point in chart["points"] if point.get("shape") == "star"]
+        assert (star["x"], star["y"]) == (1.0 if relative else 900.0, 91.7)
+        latest = [p for p in measured if p["size"] > 5] + [star]
+        best = {(p["x"], p["y"]) for p in latest if not any(o["x"] > p["x"] and o["y"] >= p["y"] for o in latest)}
+        front = next(line["at"] for line in chart["lines"] if line.get("opacity"))
+        assert {tuple(point) for point in front} == best
+        assert len([line for line in chart["lines"] if line.get("dash")]) == 1
+
+
+def test_new_points_come_to_the_same_canvas_and_the_zoom_stays(page: Page, store: RunStore) -> None:
+    run, before = going(store).id, steps_drawn(page, going(store).id)
+    canvas = page.locator('[data-chart="loss"] canvas')
+    canvas.evaluate("node => { node.kept = true }")
+    canvas.scroll_into_view_if_needed()
+    place = canvas.bounding_box()
+    assert place is not None
+    page.mouse.move(place["x"] + 120, place["y"] + 30)
+    page.mouse.down()
+    page.mouse.move(place["x"] + 220, place["y"] + 120, steps=4)
+    page.mouse.up()
+    whole = page.locator('[data-chart="loss"] .whole')
+    assert whole.is_visible()
+    write(store, 7)
+    page.wait_for_function(f"([id, n]) => ({DRAWN})('loss').points.filter(({{run}}) => run === id).length === n",
+                           arg=[run, before + 7])  # fmt: skip
+    assert canvas.evaluate("node => node.kept")
+    assert whole.is_visible()
+    whole.click()
+    assert not whole.is_visible()
+    evaluation = {"step": 5000, "phase": "eval", "top1": 60.0, "images_per_s": 1500.0, "images": 2000}
+    evaluation |= {"epoch": 3.5, "seconds": 9}
+    going(store).append_metrics(evaluation)
+    page.wait_for_function(f"({DRAWN})('speed').points.some(({{y}}) => y === 60)")
+    assert canvas.evaluate("node => node.kept")
+    going(store).append_metrics({**evaluation, "phase": "final", "top1": 62.5, "images": 9000, "teacher_top1": 90.5})
+    page.wait_for_function(f"({DRAWN})('speed').points.some(({{y, shape}}) => y === 62.5 && shape === 'square')")
+    assert [p["y"] for p in drawn(page, "speed")["points"] if p.get("shape") == "star"] == [91.7, 90.5]
+    assert drawn(page, "judge")["y"]["title"] == "top-1, % of 2,000 test images; □ all 9,000"
+    assert "62.5 of all 9,000" in str(page.locator('[data-chart="speed"] canvas').get_attribute("aria-label"))
+    assert "60.0 % at" in str(page.locator('[data-chart="speed"] canvas').get_attribute("aria-label"))
+
+
+def test_a_browser_that_lost_points_is_told_everything_again(page: Page, store: RunStore) -> None:
+    run = going(store).id
+    page.evaluate("""id => { const run = window.upvitRuns.live.runs.find((run) => run.id === id);
+      run.train.next -= 5; }""", run)  # fmt: skip
+    epoch = page.evaluate("window.upvitRuns.live.epoch")
+    write(store, 2)
+    page.wait_for_function("epoch => window.upvitRuns.live.epoch !== epoch", arg=epoch)
+    page.wait_for_function(f"([id, n]) => ({DRAWN})('loss').points.filter(({{run}}) => run === id).length === n",
+                           arg=[run, sum("loss" in row for row in store.read_metrics(run)[0])])  # fmt: skip
+
+
+def test_coming_back_to_the_page_shows_what_is_true_by_then(page: Page, store: RunStore) -> None:
+    run = going(store).id
+    write(store, 1)
+    page.wait_for_timeout(2500)
+    page.get_by_role("link", name="Glossary").click()
+    settle(page)
+    write(store, 4)
+    page.get_by_role("link", name="Runs").first.click()
+    page.wait_for_function(f"([id, n]) => window.upvitRuns?.live?.view && "
+                           f"({DRAWN})('loss').points.filter(({{run}}) => run === id).length === n",
+                           arg=[run, sum("loss" in row for row in store.read_metrics(run)[0])])  # fmt: skip
+
+
+def test_keys_walk_from_point_to_point(page: Page, store: RunStore) -> None:
+    canvas = page.locator('[data-chart="judge"] canvas')
+    canvas.focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    said = str(page.locator('[data-chart="judge"] .said').text_content())
+    assert said.startswith("run demo ")
+    assert "top-1, %" in said
+    page.keyboard.press("+")
+    assert page.locator('[data-chart="judge"] .whole').is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator('[data-chart="judge"] .whole').is_visible()

@@ -1,0 +1,88 @@
+"""What a browser is told of runs while they go on, against the rows that were written."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from typing import Any
+
+import pytest
+
+from upvit_core.figures.live import COLUMNS, MOST, PHASES, Points, published, titles
+
+
+def evaluation(step: int, phase: str = "eval", **more: Any) -> dict[str, Any]:
+    return {"phase": phase, "step": step, "top1": 80.0 + step, "images_per_s": 900.0, "images": 2000, **more}
+
+
+def train(step: int, **more: Any) -> dict[str, Any]:
+    return {"phase": "train", "step": step, "loss": 1.0 / (step + 1), "epoch": step / 10, "seconds": step, **more}
+
+
+def test_parts_put_together_are_every_row_once() -> None:
+    rng = random.Random(0)
+    rows = [evaluation(0, "teacher"), evaluation(0, "surgery")]
+    rows += [evaluation(i) if rng.random() < 0.2 else train(i) for i in range(1, 400)]
+    points, told, at = Points(), {kind: [] for kind in COLUMNS}, dict.fromkeys(COLUMNS, 0)
+    while rows:
+        points.add(rows[: (size := rng.randint(0, 9))])
+        told_now = {kind: points.since(kind, at[kind]) for kind in COLUMNS}
+        for kind, (first, following, columns) in told_now.items():
+            assert first == at[kind]
+            told[kind] += columns.get("step", [])
+            at[kind] = following
+        for row in rows[:size]:
+            kind = "train" if row["phase"] == "train" else "evals"
+            if row["phase"] != "teacher":
+                assert row["step"] in told[kind]
+        rows = rows[size:]
+    assert all(len(steps) == at[kind] == points.count[kind] for kind, steps in told.items())
+    assert points.since("evals", 0)[2]["phase"][:2] == [PHASES.index("surgery"), PHASES.index("eval")]
+
+
+def test_many_points_keep_their_extremes_and_ends() -> None:
+    rng = random.Random(1)
+    losses = [rng.random() for _ in range(20_000)]
+    losses[7_777], losses[3_333] = 99.0, -99.0
+    points = Points()
+    points.add(train(i, loss=loss) for i, loss in enumerate(losses))
+    first, following, columns = points.since("train", 0)
+    assert (first, following) == (0, 20_000)
+    assert len(columns["step"]) <= MOST + 2
+    assert {0, 3_333, 7_777, 19_999} <= set(columns["step"])
+    assert columns["loss"] == pytest.approx([losses[step] for step in columns["step"]], rel=1e-5)
+    assert len(points.since("train", 19_990)[2]["step"]) == 10
+
+
+def test_nonsense_is_left_out_and_everything_is_json() -> None:
+    points = Points()
+    points.add(
+        [{"phase": "eval"}, {"phase": "eval", "top1": "x", "images_per_s": 1}, {"phase": 3}, {"step": 1},
+         train(1, loss=math.nan), train(2, loss=math.inf), train(3, loss=2), {"phase": "train", "step": "x"}]
+    )  # fmt: skip
+    assert points.count == {"evals": 0, "train": 3, "marks": 0}
+    assert points.of_text is None
+    part = json.loads(json.dumps(points.since("train", 0), allow_nan=False))
+    assert part[2]["loss"] == [None, None, 2]
+    assert "features" not in part[2]
+
+
+def test_titles_say_how_it_was_measured_where_runs_agree() -> None:
+    how = {"device": "CPU", "batch_size": 32, "dtype": "float32", "threads": 1}
+    first, second = Points(), Points()
+    first.add([evaluation(0, "teacher", **how), evaluation(0, "surgery")])
+    second.add([evaluation(0, "teacher", **{**how, "threads": 2}), evaluation(0, "surgery", images=500)])
+    alone = titles([first], "top1", relative=False)
+    assert alone["x"] == "images/s, measured · CPU, batch 32, float32, 1 thread"
+    assert alone["y"] == "top-1, % of 2,000 test images"
+    both = titles([first, second], "top1", relative=False)
+    assert both["x"] == "images/s, measured on several devices or settings"
+    assert both["y"] == "top-1, % of 500 or 2,000 test images"
+    assert titles([first], "top1", relative=True)["x"] == "× the teacher's images/s, measured in the same run"
+    assert titles([], "top1", relative=False)["x"] == "images/s, measured"
+
+
+def test_published_points_have_speeds() -> None:
+    assert {"DeiT-B", "UP-DeiT-S"} <= {name for name, *_ in published()}
+    assert all(speed > 0 and top1 > 0 for _, speed, top1, _ in published())
