@@ -79,6 +79,16 @@ def measure(finished: int, active: int, evaluations: int, ticks: int) -> list[st
                     return update(session)
 
                 observe(f"update, {count} new line(s) of each", tick, ticks)
+
+            def evaluated() -> float:
+                nonlocal first
+                add_rows(going, 1, first)
+                evaluation = {"step": first, "phase": "eval", "top1": 80.0, "images_per_s": 1000.0, "images": 2000}
+                going[0].append_metrics({**evaluation, "epoch": 1.0, "seconds": 1.0, "kl_teacher": 0.1})
+                first += 1
+                return update(session)
+
+            observe("update, 1 new line of each and an evaluation of one", evaluated, ticks)
             told.append(
                 f"memory of the server: {memory(pid):.0f} MiB; errors: {len(session.errors)} {session.errors[:2]}"
             )
