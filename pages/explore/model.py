@@ -69,7 +69,7 @@ def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
                 "Its predictions will be here once it has images: a folder with one folder per class, or a data set "
                 "name."
             )
-            with st.form("images", border=False):
+            with st.form("own-images", border=False):
                 spec = st.text_input("Images", placeholder="/data/imagenet, photos.tar.gz, torch/cifar10")
                 if st.form_submit_button("Use these images") and spec:
                     measured.choose_images(model, spec.strip())

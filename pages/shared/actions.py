@@ -234,10 +234,7 @@ def _memory(model: Opened, chosen: list[WhatIf], scores: ImportanceScores, train
         fit_shapes(model.shape, what_if.plan(scores).shape_after, training.settings(model, what_if), device)
         for what_if in chosen
     ]
-    known = [fit for fit in fits if fit is not None]
-    if not known:
-        return
-    most = max(known, key=lambda fit: fit.needed)
+    most = max(fits, key=lambda fit: fit.needed)
     if most.sentence:
         st.warning(most.sentence, icon=":material/memory:")
     else:

@@ -135,8 +135,8 @@ def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> Non
             [
                 Card(
                     "Score",
-                    f"{value:.3g} nats",
-                    f"± {error[number]:.2g} standard error" if error is not None else "no error given",
+                    f"{words.figure(value)} nats",
+                    f"± {words.figure(error[number], 2)} standard error" if error is not None else "no error given",
                 ),
                 Card("Place", f"{rank} of {len(group)}", where),
                 Card("In this plan", "kept" if kept[number] else "removed", _margin(scores, key, group, kept, number)),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from pages.shared import charts, scoring, whatif
+from pages.shared import charts, scoring, whatif, words
 from pages.shared.opened import Opened
 from upvit_core.errors import UPViTError
 from upvit_core.figures.heatmaps import kept_mask, member_word
@@ -45,13 +45,13 @@ def by_criterion(model: Opened, component: Component, block: int, number: int, g
             fate = "kept" if kept_mask(now.plan(record), record, component, block)[number] else "removed"
         except UPViTError:
             fate = "—"
-        error = f" ± {errors[number]:.2g}" if errors is not None else ""
+        error = f" ± {words.figure(errors[number], 2)}" if errors is not None else ""
         told = (
             f"{record.criterion}, {record.images:,} {judge_of(record.shape).items}"
             if record.images
             else record.criterion
         )
-        rows.append((escape(told), f"{values[number]:.3g}{error}", f"{rank} of {len(group)}", fate))
+        rows.append((escape(told), f"{words.figure(values[number])}{error}", f"{rank} of {len(group)}", fate))
     _table("By criterion, at the ratios set", ("Criterion", "Score", "Place", "In its plan"), rows)
 
 
@@ -63,8 +63,9 @@ def neighbours(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.n
     rows = []
     for place in range(max(0, at - AROUND), min(len(ranked), at + AROUND + 1)):
         channel = int(ranked[place])
-        error = f" ± {errors[channel]:.2g}" if errors is not None else ""
-        cells = (str(place + 1), str(channel), f"{values[channel]:.3g}{error}", "kept" if kept[channel] else "removed")
+        error = f" ± {words.figure(errors[channel], 2)}" if errors is not None else ""
+        fate = "kept" if kept[channel] else "removed"
+        cells = (str(place + 1), str(channel), f"{words.figure(values[channel])}{error}", fate)
         rows.append(tuple(f"<b>{cell}</b>" for cell in cells) if channel == number else cells)
     component: Component = key.partition(".")[0]  # type: ignore[assignment]
     what = member_word(scores, component).capitalize()

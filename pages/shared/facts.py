@@ -75,8 +75,6 @@ def latency_card(model: Opened, plan: PruningPlan) -> Card:
 
 def memory_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
-    if model.shape.is_language:
-        return Card(f"Memory, batch {batch}", "—", "memory is estimated for models of images only")
     before, after = (estimate_memory(shape, batch) for shape in (plan.shape_before, plan.shape_after))
     note = f"weights {size(after.weights)} + activations at most {size(after.activations)}; was {size(before.total)}"
     return Card(f"Memory, batch {batch}", size(after.total), note, ESTIMATED)

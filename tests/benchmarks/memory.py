@@ -1,4 +1,4 @@
-"""Estimated against allocated memory of a forward pass: random plans of the demo, DeiT-T, -S and -B.
+"""Estimated against allocated memory of a forward pass: random plans of the demo, DeiT-T, -S and -B, and a small GPT-2.
 
 python -m tests.benchmarks.memory
 
@@ -15,10 +15,13 @@ import numpy as np
 import torch
 
 from tests.benchmarks.report import publish
-from upvit_core.models.shape import ModelShape, deit_shape
+from upvit_core.models.gpt2 import language_shape, random_inputs
+from upvit_core.models.shape import BlockShape, ModelShape, deit_shape
 from upvit_core.profiling.calibrate import DEMO, random_model
 from upvit_core.profiling.held_out import random_shape
 from upvit_core.profiling.memory import estimate_memory
+
+TEXT = language_shape("gpt2, 4 blocks", vocabulary=512, context=64, embed_dim=96, blocks=(BlockShape(4, 96, 384),) * 4)
 
 
 def peak(model: torch.nn.Module, images: torch.Tensor) -> int:
@@ -37,14 +40,16 @@ def peak(model: torch.nn.Module, images: torch.Tensor) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plans", type=int, nargs=4, default=[8, 6, 4, 3], help="of the demo, DeiT-T, -S, -B")
+    parser.add_argument(
+        "--plans", type=int, nargs=5, default=[8, 6, 4, 3, 8], help="of the demo, DeiT-T, -S, -B, GPT-2"
+    )
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rng = np.random.default_rng(arguments.seed)
-    batches = {"demo": (8, 32), "tiny": (1, 8), "small": (1, 8), "base": (1, 4)}
-    shapes: list[ModelShape] = [DEMO, *(deit_shape(v) for v in ("tiny", "small", "base"))]  # type: ignore[arg-type]
+    batches = {"demo": (8, 32), "tiny": (1, 8), "small": (1, 8), "base": (1, 4), "text": (1, 8)}
+    shapes: list[ModelShape] = [DEMO, *(deit_shape(v) for v in ("tiny", "small", "base")), TEXT]  # type: ignore[arg-type]
     rows, errors = [], []
     for shape, sizes, count in zip(shapes, batches.values(), arguments.plans, strict=True):
         for one in [shape, *(random_shape(shape, rng) for _ in range(count))]:
@@ -52,7 +57,7 @@ def main() -> None:
             weights = sum(p.numel() * p.element_size() for p in model.parameters())
             for batch in sizes:
                 known = estimate_memory(one, batch)
-                held = peak(model, torch.randn(batch, one.in_chans, *one.img_size)) + weights
+                held = peak(model, random_inputs(one, batch)) + weights
                 errors.append(known.total / held - 1)
                 rows.append(
                     {

@@ -10,6 +10,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.pages.reading import html_of
+from tests.tiny_pvt import tiny_pvt
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.shape import pvt_shape
 
@@ -133,3 +134,17 @@ def test_a_budget_moves_the_sliders_to_the_best_shares(page: Run, pyramid: str) 
     percents = {key: test.slider(key=key).value for key in ("residual", "attention", "ffn", "reduction")}
     assert percents == found.percents
     assert "equal shares in all blocks" in test.success[0].value
+
+
+def test_a_model_without_images_asks_for_them(page: Run, tmp_path: Path) -> None:
+    """On each visit: what the session remembers of images must not be in the form's way."""
+    from upvit_core.models.checkpoint import save_model
+
+    model, shape = tiny_pvt()
+    save_model(model, tmp_path / "pvt", shape=shape, pretrained_cfg={"input_size": (3, 64, 64)}, name="pvt")
+    test = page(MODEL, open=str(tmp_path / "pvt"))
+    for _ in range(2):
+        assert not test.exception
+        assert not test.error, [e.value for e in test.error]
+        assert "Images" in [field.label for field in test.text_input]
+        test.run()

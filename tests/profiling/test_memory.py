@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from timm.data.mixup import mixup_target
 
+from upvit_core.distillation import distillation_loss
 from upvit_core.models.build import build_model
-from upvit_core.models.shape import BlockShape, deit_shape, pvt_shape
+from upvit_core.models.gpt2 import language_shape, random_inputs
+from upvit_core.models.shape import BlockShape, ModelShape, deit_shape, pvt_shape
 from upvit_core.profiling.memory import TrainingMemory, estimate_memory, estimate_training
 
 DEMO = replace(
@@ -25,6 +28,21 @@ SHAPES = {
         4,
     ),
     "nearly all residual": (replace(DEMO, blocks=(BlockShape(6, 6, 8),) * 2), 16),
+}
+
+
+def text(vocabulary: int, context: int, width: int, *blocks: tuple[int, int, int]) -> ModelShape:
+    return language_shape(
+        "text", vocabulary=vocabulary, context=context, embed_dim=width, blocks=tuple(BlockShape(*b) for b in blocks)
+    )
+
+
+TEXTS = {
+    "small GPT-2": (text(512, 64, 96, *[(4, 96, 384)] * 4), 8),
+    "its half": (text(512, 64, 48, *[(2, 48, 192)] * 4), 8),
+    "narrow FFN": (text(64, 32, 64, (4, 256, 16), (4, 100, 20)), 8),
+    "nearly all residual": (text(64, 32, 256, (4, 16, 16), (2, 4, 8)), 8),
+    "many words": (text(3000, 32, 16, (4, 16, 16), (4, 16, 16)), 4),
 }
 
 
@@ -54,6 +72,40 @@ def test_within_fifteen_percent_of_the_allocator(name: str) -> None:
     assert estimate.weights == sum(p.numel() * p.element_size() for p in model.parameters())
     measured = peak(model, torch.randn(batch, shape.in_chans, *shape.img_size))
     assert estimate.activations == pytest.approx(measured, rel=0.15)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_language_model_within_fifteen_percent_of_the_allocator(name: str) -> None:
+    pytest.importorskip("transformers")
+    shape, batch = TEXTS[name]
+    model = build_model(shape).eval()
+    estimate = estimate_memory(shape, batch)
+    assert estimate.weights == sum(p.numel() * p.element_size() for p in model.parameters())
+    assert estimate.activations == pytest.approx(peak(model, random_inputs(shape, batch)), rel=0.15)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_training_step_on_text_within_twenty_percent_of_the_allocator(name: str, autocast: bool) -> None:
+    """With the loss, whose logits weigh more than the model where there are many words."""
+    pytest.importorskip("transformers")
+    shape, batch = TEXTS[name]
+    model = build_model(shape).train()
+    words = shape.num_classes
+
+    def step() -> None:
+        ids = random_inputs(shape, batch)
+        targets = mixup_target(ids.flatten(), words, smoothing=0.0)
+        teacher = torch.randn(ids.numel(), words)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = model(ids).float()
+        distillation_loss(logits.flatten(0, 1), targets, teacher, alpha=1.0).loss.backward()
+
+    step()  # the gradients are there
+    measured = allocated(step)
+    estimate = estimate_training(shape, shape, dtype="bfloat16" if autocast else "float32")
+    copied = 2 * sum(p.numel() for p in model.parameters()) if autocast else 0
+    assert batch * estimate.per_image + copied == pytest.approx(measured, rel=0.2)
 
 
 def test_half_the_bytes_in_half_precision() -> None:

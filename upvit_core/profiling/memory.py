@@ -7,6 +7,11 @@ Follows timm's block in eager mode, counting what Python still refers to while a
 - from the second block on, D more: the embedding, to which the forward pass still refers;
 - the embedding itself: the convolution's output, its copy with the class token, and the sum with the positions.
 
+A GPT-2 of `transformers` likewise, its GELU written out of four results as wide as the FFN:
+
+- GELU: the embedding, the block's input, attention's output, the stream after it and its norm: 5·D + 4·H a token; the
+  sum at the block's end 7·D; proj 4·D + 4·A; the output layer: the stream and a logit a word, D + vocabulary.
+
 Training keeps for the backward pass, in every block: norm1's input and output, qkv, attention's output, norm2's input
 and output, fc1's output and GELU's: 4·D + 4·A + 2·H a token; then the last norm's input and output. Under autocast to
 two bytes the inputs of norms stay float32, all else and a copy of the weights take two. Beside a weight lie its
@@ -48,6 +53,9 @@ def estimate_memory(shape: ModelShape, batch: int, dtype: str = "float32") -> Me
     if shape.stages:
         return Memory(count_parameters(shape) * size, batch * _staged_peak(shape) * size)
     tokens, D = batch * shape.num_tokens, shape.embed_dim
+    if shape.is_language:
+        peak = tokens * _language_peak(shape) + D * shape.num_tokens  # positions, the same for every block of text
+        return Memory(count_parameters(shape) * size, peak * size)
     patches = batch * shape.num_patches
     peaks = [D * (patches + tokens), 2 * D * tokens]
     for number, block in enumerate(shape.blocks):
@@ -55,6 +63,13 @@ def estimate_memory(shape: ModelShape, batch: int, dtype: str = "float32") -> Me
         peaks.append(tokens * (held + 3 * D + 4 * block.attention))
         peaks.append(tokens * (held + 3 * D + block.ffn + max(block.ffn, D)))
     return Memory(count_parameters(shape) * size, max(peaks) * size)
+
+
+def _language_peak(shape: ModelShape) -> int:
+    """Numbers held at once for one token of a GPT-2."""
+    D = shape.embed_dim
+    within = (max(5 * D + 4 * b.ffn, 6 * D + b.ffn, 7 * D, 4 * D + 4 * b.attention) for b in shape.blocks)
+    return max(*within, D + shape.num_classes)
 
 
 def _staged_peak(shape: ModelShape) -> int:
@@ -108,10 +123,15 @@ def estimate_training(
     for b, block in enumerate(student.blocks):
         N, M, D = student.tokens_at(b), student.keys_at(b), student.embed_dims[student.stage_of(b)]
         kept += N * D * (full + low) if b == student.first_block(student.stage_of(b)) else 0
-        # A depthwise convolution keeps its input twice (as a map too), and its gradients pass beside GELU's.
-        hidden, beside = (4, 2) if student.family == "pvt_v2" else (2, 1)
+        # A depthwise convolution keeps its input twice (as a map too), and its gradients pass beside GELU's; GPT-2's
+        # GELU keeps five results.
+        hidden, beside = {"pvt_v2": (4, 2), "gpt2": (5, 2)}.get(student.family, (2, 1))
         inner = N * (2 * D + 2 * block.attention + hidden * block.ffn + 2 * D * student.layer_scale)
         kept += N * 2 * D * full + (inner + M * 2 * (block.attention + block.reduction)) * low
         passing = max(passing, N * max(beside * block.ffn, D) * full)
+        if student.is_language:
+            # The loss holds ten times its logits: theirs, the targets, what CE and KL keep, and their gradients.
+            passing = max(passing, N * (D * full + 4 * block.attention * low))
+            passing = max(passing, N * (2 * D + 10 * student.num_classes) * full)
     images = full * student.in_chans * student.img_size[0] * student.img_size[1]
     return TrainingMemory(fixed, images + max(kept + passing, size))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upvit_core.errors import UPViTError
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import ModelShape
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.memory import TrainingMemory, estimate_training
@@ -20,13 +21,18 @@ GPU_OVERHEAD = 700 << 20  # CUDA's context and its libraries' workspaces
 
 @dataclass(frozen=True)
 class Fit:
-    """Bytes that one step needs and those the device has free; `parts` in which the batch is trained, None: in none."""
+    """Bytes that one step needs and those the device has free; `parts` in which the batch is trained, None: in none.
+
+    The batch is of `item`s: images, or blocks of text.
+    """
 
     memory: TrainingMemory
     batch: int
     needed: int
     device: Device
     parts: int | None
+    item: str = "image"
+    items: str = "images"
 
     @property
     def sentence(self) -> str:
@@ -36,10 +42,10 @@ class Fit:
         where = f"{self.device.label} has {gigabytes(self.device.free)} free (estimated)"
         if self.parts is None:
             least = self.needed - self.memory.total(self.batch) + self.memory.total(1)
-            return f"Even one image at a time needs {gigabytes(least)}, and {where}; choose another device."
+            return f"Even one {self.item} at a time needs {gigabytes(least)}, and {where}; choose another device."
         return (
             f"A batch of {self.batch} needs {gigabytes(self.needed)}, and {where}: it will be trained "
-            f"{-(-self.batch // self.parts)} images at a time, gradients added up."
+            f"{-(-self.batch // self.parts)} {self.items} at a time, gradients added up."
         )
 
 
@@ -54,10 +60,8 @@ def fit(spec: RunSpec, device: Device | None = None) -> Fit | None:
     return None if shapes is None or device is None else fit_shapes(*shapes, spec.settings, device)
 
 
-def fit_shapes(teacher: ModelShape, student: ModelShape, settings: DistillSettings, device: Device) -> Fit | None:
-    """None for models in stages, whose memory is not estimated."""
-    if teacher.stages or student.stages:
-        return None
+def fit_shapes(teacher: ModelShape, student: ModelShape, settings: DistillSettings, device: Device) -> Fit:
+    """What a step of distillation with these settings needs of a device."""
     on_gpu = device.name != "cpu"
     low = settings.amp in ("bf16", "fp16") or (settings.amp == "auto" and on_gpu)
     memory = estimate_training(
@@ -66,7 +70,8 @@ def fit_shapes(teacher: ModelShape, student: ModelShape, settings: DistillSettin
     overhead = GPU_OVERHEAD if on_gpu else 0
     needed = memory.total(settings.batch_size) + overhead
     parts = memory.parts_for(device.free - overhead, settings.batch_size)
-    return Fit(memory, settings.batch_size, needed, device, parts)
+    judge = judge_of(student)
+    return Fit(memory, settings.batch_size, needed, device, parts, judge.item, judge.items)
 
 
 def shapes_of(spec: RunSpec) -> tuple[ModelShape, ModelShape] | None:
