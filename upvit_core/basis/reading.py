@@ -22,25 +22,23 @@ SMALLEST_PART = 4
 def reading_directions(C: Sequence[Tensor], G: Sequence[Tensor], steps: int = 40) -> Tensor:
     """Orthonormal Q (n, n) whose leading columns read best; C, G: per reader (n, n), C positive definite."""
     moments, weights = torch.stack(list(C)), torch.stack(list(G))
-    everything = torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
-    return _ordered(moments, weights, everything[:, :0], everything, steps)
+    return _ordered(moments, weights, moments @ weights @ moments, steps)
 
 
-def _ordered(C: Tensor, G: Tensor, fixed: Tensor, span: Tensor, steps: int) -> Tensor:
-    """A basis of `span` (n, m), the best part first, given that `fixed` (n, f) is known; C, G: (S, n, n)."""
-    left = C
-    if fixed.shape[1]:
-        known = C @ fixed  # (S, n, f)
-        left = C - known @ torch.linalg.solve(fixed.T @ known, known.mT)
-    seen = left @ span  # (S, n, m)
-    A, B = span.T @ seen, seen.mT @ G @ seen  # (S, m, m)
-    m = span.shape[1]
-    start = _mixture(A, span.T @ G @ span)
+def _ordered(A: Tensor, G: Tensor, B: Tensor, steps: int) -> Tensor:
+    """An orthonormal basis (m, m), the best part first, of a space in which, given all that is known outside it, A are
+    the readers' second moments, G their gradients' and B = A G A as seen from it; each (S, m, m)."""
+    m = A.shape[-1]
+    start = _mixture(A, G)
     if m <= SMALLEST_PART:
-        return span @ start
+        return start
     chosen, rest = best_subspace(A, B, start[:, : m // 2], steps)
-    first = _ordered(C, G, fixed, span @ chosen, steps)
-    return torch.cat([first, _ordered(C, G, torch.cat([fixed, first], 1), span @ rest, steps)], 1)
+    first = chosen @ _ordered(chosen.T @ A @ chosen, chosen.T @ G @ chosen, chosen.T @ B @ chosen, steps)
+    # Of the rest, what the chosen part does not tell already.
+    told = torch.linalg.solve(chosen.T @ A @ chosen, chosen.T @ A @ rest)  # (S, k, m - k)
+    new = rest - chosen @ told  # (S, m, m - k)
+    given = rest.T @ A @ new, rest.T @ G @ rest, new.mT @ B @ new
+    return torch.cat([first, rest @ _ordered(*given, steps)], 1)
 
 
 def _mixture(A: Tensor, G: Tensor) -> Tensor:
@@ -59,23 +57,28 @@ def _trace(matrices: Tensor) -> Tensor:
     return matrices.diagonal(dim1=-2, dim2=-1).sum()
 
 
-def _gain(A: Tensor, B: Tensor, Q: Tensor) -> Tensor:
-    return _trace(torch.linalg.solve(Q.T @ A @ Q, Q.T @ B @ Q))
+def _gain(A: Tensor, B: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ_s tr((Qᵀ A_s Q)⁻¹ Qᵀ B_s Q), and its gradient by Q (m, k)."""
+    seen, read = A @ Q, B @ Q
+    inverse = torch.linalg.inv(Q.T @ seen)  # (S, k, k), symmetric
+    gained = inverse @ (Q.T @ read)
+    return _trace(gained), 2 * (read @ inverse - seen @ (gained @ inverse)).sum(0)
 
 
 def best_subspace(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """X (m, k) orthonormal with Σ_s tr((Xᵀ A_s X)⁻¹ Xᵀ B_s X) large, and the complement (m, m - k)."""
     X = start.clone(memory_format=torch.contiguous_format).requires_grad_()
     everything = _trace(torch.linalg.solve(A, B))
-    scale = float(everything - _gain(A, B, start)) + 1e-300
+    scale = float(everything - _gain(A, B, start)[0]) + 1e-300
     search = torch.optim.LBFGS([X], lr=0.1, max_iter=steps, history_size=20, line_search_fn="strong_wolfe",
                                tolerance_grad=0, tolerance_change=0)  # fmt: skip
 
     def unread() -> Tensor:
         search.zero_grad()
-        loss = (everything - _gain(A, B, torch.linalg.qr(X)[0])) / scale
-        loss.backward()
-        return loss
+        Q = torch.linalg.qr(X)[0]
+        gain, slope = _gain(A, B, Q.detach())
+        Q.backward(-slope / scale)
+        return (everything - gain) / scale
 
     with torch.enable_grad():
         search.step(unread)
