@@ -1,10 +1,26 @@
 """Importance: every channel of the model as a picture, where the cut falls, and any one channel under the glass."""
 
+from functools import partial
+
 import streamlit as st
 
-from pages.shared import channel, charts, criteria, direction, frame, measured, presenter, scoring, terms, trust, whatif
+from pages.shared import (
+    channel,
+    charts,
+    criteria,
+    direction,
+    frame,
+    measured,
+    presenter,
+    removal,
+    scoring,
+    terms,
+    trust,
+    whatif,
+)  # fmt: skip
+from pages.shared.opened import Opened
 from upvit_core.figures.curves import kept_curve
-from upvit_core.figures.heatmaps import channel_at, heatmap, member_word
+from upvit_core.figures.heatmaps import Picture, channel_at, heatmap, member_word
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
@@ -20,14 +36,23 @@ WHAT: dict[Component, str] = {
 }
 
 
-def picture(scores: ImportanceScores, component: Component, plan: PruningPlan, order: str, block: int | None) -> None:
+def clicked(model: Opened, basis: str, component: Component, drawn: Picture) -> None:
+    """A cell was clicked: its channel goes under the glass, before the page is run again."""
+    points = st.session_state[f"{component}-scores"]["selection"]["points"]
+    if points:
+        channel.choose(model, basis, component, *channel_at(drawn, points[0]["x"], points[0]["y"]))
+
+
+def picture(
+    model: Opened, scores: ImportanceScores, component: Component, plan: PruningPlan, order: str, block: int | None
+) -> None:
     alone = None if component == "residual" else block
     if alone is not None and alone not in {group.place for group in scores.shape.groups_of(component)}:
         return
-    theme, selected = charts.theme(), st.session_state.get("channel")
+    theme, selected = charts.theme(), channel.under_glass(scores)
     wide, narrow = st.columns([0.73, 0.27], gap="small")
     with wide:
-        ring = (selected[1], selected[2]) if selected and selected[0] == component else None
+        ring = selected[1:] if selected[0] == component else None
         chart, drawn = heatmap(
             scores,
             component,
@@ -40,15 +65,8 @@ def picture(scores: ImportanceScores, component: Component, plan: PruningPlan, o
         )
         told = direction.WHAT[component] if scores.basis == "directions" else WHAT[component]
         st.html(f'<h3 class="part {component}">{terms.linked(chart.title)}</h3><p class="quiet">{told}</p>')
-        event = charts.show(chart, f"{component}-scores", on_select="rerun", tools=False)
-        points = event["selection"]["points"] if event else []
-        if points:
-            where = channel_at(drawn, points[0]["x"], points[0]["y"])
-            click = (component, points[0]["x"], points[0]["y"])
-            if st.session_state.get("click") != click:
-                st.session_state["click"] = click
-                channel.choose(component, *where)
-                st.rerun()
+        click = partial(clicked, model, scores.basis, component, drawn)
+        charts.show(chart, f"{component}-scores", on_select=click, tools=False)
     with narrow:
         curve = kept_curve(scores, component, plan, theme, block=alone, height=HEIGHTS[component])
         st.html(
@@ -100,8 +118,9 @@ with frame.page(
             row = st.selectbox("Blocks", names, key="row", bind="query-params")
         block = None if row == names[0] else names.index(row) - 1
         for component in model.shape.components:
-            picture(scores, component, plan, order, block)
+            picture(model, scores, component, plan, order, block)
         if scores.basis == "channels":
             trust.agreement(model, scores, what_if)
             criteria.panel(model, scores, what_if)
         channel.inspector(model, scores, plan)
+        removal.prepare(model, measured.image_spec(model))

@@ -12,6 +12,7 @@ from pages.shared import (
     lesson_run,
     measured,
     opened,
+    removal,
     right_basis,
     scoring,
     whatif,
@@ -138,7 +139,7 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
                 f"{judge_of(model.shape).samples} change. The demo has both."
             )
             return
-        job = channel.removal_job(model, component, block, number, spec, LESSON_IMAGES)
+        job = removal.removal_job(model, component, block, number, spec, LESSON_IMAGES)
         if job.active:
             with st.container(height=TALL, border=False):
                 jobs.progress(job)
@@ -147,7 +148,7 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
             st.error(job.error or "Cancelled.")
             jobs.forget(job.key)
             return
-        effect: channel.Effect = job.result
+        effect: removal.Effect = job.result
         order = np.argsort(-effect.kl, kind="stable")
         image = st.slider(f"{judge.sample.capitalize()}, the most affected first", 1, len(order), 1, key="lesson-image")
         chosen = int(order[image - 1])

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import streamlit as st
 
-from pages.shared import channel_more, charts, jobs, measured, opened, plans, terms, words
+from pages.shared import channel_more, charts, jobs, measured, removal, terms, words
 from pages.shared.cards import Card, cards
 from pages.shared.gallery import Tile, gallery
 from pages.shared.opened import Opened
+from pages.shared.removal import Effect
 from upvit_core.figures.channel import kl_by_image, place
 from upvit_core.figures.heatmaps import heads_after, kept_mask, member_word
 from upvit_core.figures.theme import TITLES
@@ -20,81 +20,63 @@ from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
-from upvit_core.profiling.macs import count_macs
 
-if TYPE_CHECKING:
-    from upvit_core.models.checkpoint import LoadedModel
-
-KEY = "channel"
 WANTED = "channel-wanted"
-IMAGES = 500
-TOKENS = 4000
 SHOWN = 8
-MAPS = 4
-PATIENCE_SECONDS = 0.7
+PATIENCE_SECONDS = 1.5
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What removing one channel does: KL (N,) and probabilities (N, classes) before and after, and some images.
-
-    Of a text, N counts tokens, and `indices` their places.
-
-    maps: of an attention channel, its head's attention to the patches with and without it, on the most affected images,
-    (images, 2, rows, columns).
-    """
-
-    kl: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
-    labels: np.ndarray
-    names: tuple[str, ...]
-    indices: np.ndarray
-    data: str
-    norms: dict[str, float]
-    maps: np.ndarray | None = None
-
-    @property
-    def changed(self) -> np.ndarray:
-        return self.before.argmax(1) != self.after.argmax(1)
-
-
-def choose(component: Component, block: int, number: int) -> None:
-    """Put a channel under the glass; to be called before the inspector is drawn."""
-    st.session_state[KEY] = st.session_state[WANTED] = (component, block, number)
+def choose(model: Opened, basis: str, component: Component, block: int, number: int) -> None:
+    """Put a channel under the glass and begin to remove it; to be called before the page is drawn."""
+    st.session_state[WANTED] = (component, block, number)
     st.session_state["glass-component"], st.session_state["glass-block"] = component, block
     st.session_state["glass-channel"] = number
+    spec = measured.image_spec(model)
+    if basis == "channels" and model.has_weights and spec and removal.at_once(model):
+        removal.removal_job(model, component, block, number, spec)
+
+
+def under_glass(scores: ImportanceScores) -> tuple[Component, int, int]:
+    """The channel that the three fields name: component, block, number; what the model does not have becomes the first.
+
+    To be called before the fields and whatever shows their channel are drawn.
+    """
+    shape, state = scores.shape, st.session_state
+    if state.setdefault("glass-component", "residual") not in shape.components:
+        state["glass-component"] = "residual"
+    component: Component = state["glass-component"]
+    if state.setdefault("glass-block", 0) > _last_block(scores, component):
+        state["glass-block"] = 0
+    width = len(scores.values[shape.key_of(component, int(state["glass-block"]))])
+    if state.setdefault("glass-channel", 0) >= width:
+        state["glass-channel"] = 0
+    alone = component == "residual" and not shape.stages
+    return component, 0 if alone else int(state["glass-block"]), int(state["glass-channel"])
+
+
+def _last_block(scores: ImportanceScores, component: Component) -> int:
+    shape = scores.shape
+    if component == "residual" and not shape.stages:
+        return shape.depth - 1  # the field keeps its block while it is off
+    return max(group.place for group in shape.groups_of(component))
 
 
 def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
     """Three fields that name a channel."""
-    shape = scores.shape
-    a, b, c = st.columns(3)
-    if "glass-component" not in st.session_state:
-        st.session_state["glass-component"] = "residual"
-    if st.session_state["glass-component"] not in shape.components:
-        st.session_state["glass-component"] = "residual"
-    component: Component = a.selectbox(
-        "Component", shape.components, format_func=TITLES.__getitem__, key="glass-component"
-    )
-    most = max(group.place for group in shape.groups_of(component))
-    if component == "residual" and most == 0:
-        most = shape.depth - 1  # the field keeps its block while it is off
-    if st.session_state.get("glass-block", 0) > most:
-        st.session_state["glass-block"] = 0
+    component, block, number = under_glass(scores)
+    shape, most = scores.shape, _last_block(scores, component)
+    width = len(scores.values[shape.key_of(component, block)])
     alone = component == "residual" and not shape.stages
-    block = b.number_input(
+    a, b, c = st.columns(3)
+    a.selectbox("Component", shape.components, format_func=TITLES.__getitem__, key="glass-component")
+    b.number_input(
         "Stage" if component == "residual" and shape.stages else "Block", 0, max(most, 1), step=1, key="glass-block",
         disabled=alone or most == 0, help="The residual is one for all blocks." if alone else None,
     )  # fmt: skip
-    width = len(scores.values[shape.key_of(component, int(block))])
-    if st.session_state.get("glass-channel", 0) >= width:
-        st.session_state["glass-channel"] = 0
-    number = c.number_input(
+    c.number_input(
         f"{member_word(scores, component).capitalize()} (0 to {width - 1})", 0, width - 1, step=1, key="glass-channel"
     )
-    st.session_state[KEY] = (component, int(block), int(number))
-    return component, int(block), int(number)
+    return component, block, number
 
 
 def rivals(scores: ImportanceScores, plan: PruningPlan, component: Component, block: int, number: int) -> np.ndarray:
@@ -165,67 +147,6 @@ def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndar
     return f"{distance:.2g} nats from the cut"
 
 
-def removal_job(
-    model: Opened, component: Component, block: int, number: int, spec: str, count: int = IMAGES
-) -> jobs.Job:
-    """The job that removes one channel and looks at every image."""
-    key = model.shape.key_of(component, block)
-
-    def work(report: jobs.Report) -> Effect:
-        report.say("reading the weights")
-        from upvit_core.evaluation import kl_by_image as kl_by_sample
-        from upvit_core.importance.attention_maps import attention_maps
-        from upvit_core.importance.removal import remove_one
-        from upvit_core.models.adapt import adapt
-
-        live, data = opened.live(model), measured.images(model, spec, "val")
-        indices = measured.evaluation_indices(data, min(count, TOKENS // model.shape.answers))
-        report.say(f"{len(indices):,} {judge_of(model.shape).items} with and without it")
-        batches = data.batches(100 if model.shape.img_size[0] < 100 else 8, indices=indices)
-        adapter = adapt(live.model, live.shape)
-        result = remove_one(adapter, batches, key, number, lambda done: report(done / len(indices)))
-        labels, names = data.labels()[indices], tuple(live.class_names or data.class_names)
-        before, after, kl, where = result.before, result.after, result.kl, np.asarray(indices)
-        if model.shape.is_language:  # every token of a block is an answer of its own
-            labels = np.concatenate([data.block(int(index))[1:] for index in indices])  # type: ignore[attr-defined]
-            before, after = (logits.flatten(0, 1) for logits in (before, after))
-            kl = kl_by_sample(before, after)
-            names = tuple(data.token(number) for number in range(len(names)))  # type: ignore[attr-defined]
-            where = (where[:, None] * model.shape.answers + np.arange(model.shape.answers)).ravel()
-        maps = None
-        if component == "attention" and not model.shape.is_language:
-            top = np.asarray(indices)[np.argsort(-result.kl.numpy(), kind="stable")[:MAPS]]
-            pixels = next(iter(data.batches(len(top), indices=top)))[0]
-            found = attention_maps(adapter, pixels, block, number)
-            maps = None if found is None else np.stack([found[0].numpy(), found[1].numpy()], axis=1)
-        return Effect(
-            kl=kl.numpy(),
-            before=before.float().softmax(-1).numpy(),
-            after=after.float().softmax(-1).numpy(),
-            labels=labels,
-            names=names,
-            indices=where,
-            data=data.name,
-            norms=weight_norms(live, key, number),
-            maps=maps,
-        )
-
-    return jobs.start(
-        f"remove {opened.identity(model)} {spec} {key} {number} {count}", work, f"Removing channel {number}"
-    )
-
-
-def weight_norms(live: LoadedModel, key: str, number: int) -> dict[str, float]:
-    """L2 norms of the weights that carry the channel, by layer; of a residual, only where it comes in and goes out."""
-    from upvit_core.models.adapter import carriers
-
-    found = {name: tensor for name, tensor in carriers(live.model, live.shape, key).items() if "bias" not in name}
-    if key.startswith("residual"):
-        names = list(found)
-        found = {name: found[name] for name in (names[0], names[-1])}
-    return {name.replace(".weight", ""): float(t[number].detach().norm()) for name, t in found.items()}
-
-
 def _removal(model: Opened, component: Component, block: int, number: int, basis: str) -> None:
     spec, judge = measured.image_spec(model), judge_of(model.shape)
     if not model.has_weights or not spec:
@@ -241,7 +162,7 @@ def _removal(model: Opened, component: Component, block: int, number: int, basis
     if basis == "directions" and component == "residual" and number == 0:
         st.info("This is the constant: LayerNorm takes it away, and every plan keeps it.")
         return
-    if st.session_state.pop(WANTED, None) == name[:3] and count_macs(model.shape) <= plans.AUTOMATIC_MACS:
+    if st.session_state.pop(WANTED, None) == name[:3] and removal.at_once(model):
         st.session_state["removed"] = name
     if st.session_state.get("removed") != name and not st.button(
         f"Remove only this {what}", icon=":material/content_cut:"
@@ -254,7 +175,7 @@ def _removal(model: Opened, component: Component, block: int, number: int, basis
 
         job = direction.removal_job(model, component, block, number, spec)
     else:
-        job = removal_job(model, component, block, number, spec)
+        job = removal.removal_job(model, component, block, number, spec)
     jobs.linger(job, PATIENCE_SECONDS)
     if job.active:
         jobs.progress(job)

@@ -18,7 +18,7 @@ from upvit_core.models.judge import Judge, judge_of
 from upvit_core.models.shape import Component
 
 if TYPE_CHECKING:
-    from pages.shared.channel import Effect
+    from pages.shared.removal import Effect
 
 AROUND = 4
 

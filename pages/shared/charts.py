@@ -54,7 +54,10 @@ def theme() -> Theme:
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
-def show(chart: Chart, key: str, *, download: bool = True, on_select: str = "ignore", tools: bool = False) -> object:
+def show(
+    chart: Chart, key: str, *, download: bool = True, on_select: Callable[[], None] | str = "ignore",
+    tools: bool = False,
+) -> object:  # fmt: skip
     """Draw a chart; returns its selection where it is clickable. While presenting, type, lines and marks are larger."""
     if presenter.on():
         chart = _larger(chart, presenter.LARGER)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from pages.shared import channel, jobs, measured, opened, scoring, whatif
+from pages.shared import jobs, measured, opened, removal, scoring, whatif
 from pages.shared.opened import Opened
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
@@ -48,7 +48,7 @@ def removal_job(model: Opened, component: Component, block: int, number: int, sp
     """The job that removes one direction, factor or FFN channel of the rotated model and looks at every image."""
     key = model.shape.key_of(component, block)
 
-    def work(report: jobs.Report) -> channel.Effect:
+    def work(report: jobs.Report) -> removal.Effect:
         report.say("rotating the model")
         from upvit_core.basis import prune_directions
         from upvit_core.basis.scores import whole_plan
@@ -58,7 +58,7 @@ def removal_job(model: Opened, component: Component, block: int, number: int, sp
 
         live, data = opened.live(model), measured.images(model, spec, "val")
         stats = measured.statistics(model, spec, report)
-        indices = measured.evaluation_indices(data, channel.IMAGES)
+        indices = measured.evaluation_indices(data, removal.IMAGES)
         batches = data.batches(100 if model.shape.img_size[0] < 100 else 8, indices=indices)
         shape = live.shape
         if component == "residual":
@@ -81,9 +81,9 @@ def removal_job(model: Opened, component: Component, block: int, number: int, sp
 
 def _effect(
     before: torch.Tensor, after: torch.Tensor, indices: np.ndarray, labels: np.ndarray, names: object, data: object
-) -> channel.Effect:
+) -> removal.Effect:
     q, p = (logits.double().log_softmax(-1) for logits in (before, after))
-    return channel.Effect(
+    return removal.Effect(
         kl=(q.exp() * (q - p)).sum(-1).clamp_min(0).numpy(), before=q.exp().numpy(), after=p.exp().numpy(),
         labels=labels, names=tuple(names or data.class_names), indices=indices, data=data.name, norms={},  # type: ignore[attr-defined,call-overload]
     )  # fmt: skip

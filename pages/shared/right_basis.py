@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 import streamlit as st
 
-from pages.shared import channel, charts, jobs, measured, opened, whatif
+from pages.shared import channel, charts, jobs, measured, opened, removal, whatif
 from pages.shared.cards import MEASURED, Card, cards
 from pages.shared.gallery import gallery
 from pages.shared.opened import Opened
@@ -31,7 +31,7 @@ class Rotation:
 
     channels: np.ndarray
     directions: np.ndarray
-    effect: channel.Effect
+    effect: removal.Effect
     largest: float  # difference of any logit on any image
     spread: float  # standard deviation of the logits
     images: int
@@ -56,7 +56,7 @@ def rotation_job(model: Opened, spec: str) -> jobs.Job:
         before, labels = predict(live.model, batches)
         after, _ = predict(rotated, batches)
         q, p = (t.double().log_softmax(-1) for t in (before, after))
-        effect = channel.Effect(
+        effect = removal.Effect(
             kl=(q.exp() * (q - p)).sum(-1).clamp_min(0).numpy(), before=q.exp().numpy(), after=p.exp().numpy(),
             labels=labels.numpy(), names=tuple(live.class_names or data.class_names), indices=np.asarray(indices),
             data=data.name, norms={},

@@ -26,6 +26,7 @@ sys.path[:0] = [str(Path(__file__).parents[1] / "browser")]
 from made_up import made_up_scores  # noqa: E402
 from shots import chromium, settle  # noqa: E402
 
+PARTS = ("rerun", "picture", "click")
 SLIDERS = ("Residual removed", "Attention removed", "FFN removed")
 SERVER_MS, PICTURE_MS, INSPECTOR_MS = 100, 400, 1000
 # Seconds from the event to the first frame in which the part of the page has another picture; -1 before that.
@@ -116,7 +117,7 @@ def inspections(page: Page, address: str, clicks: int, pause: float) -> list[flo
         page.mouse.move(x, y)
         page.wait_for_timeout(300)
         taken = timed(page, "mouseup", ".st-key-kl-by-image", lambda x=x, y=y: page.mouse.click(x, y))
-        if number >= 3:  # the first ones import torch and read weights and images
+        if number >= 3:  # the first ones may still wait for torch, weights and images
             seconds.append(taken)
         settle(page)
     return seconds
@@ -128,17 +129,23 @@ def main() -> int:
     parser.add_argument("--moves", type=int, default=60)
     parser.add_argument("--clicks", type=int, default=24)
     parser.add_argument("--pause", type=float, default=0.4, help="seconds between two moves")
+    parser.add_argument("--only", action="append", choices=PARTS, help="measure this part alone; may be given again")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as (address, _):
         scores = asked.scores.resolve() if asked.scores else made_up_scores(Path(folder) / "scores")
         source = f"published:{scores}"
-        met = [report("a slider's rerun, DeiT-B", reruns(address, source, asked.moves, asked.pause), SERVER_MS)]
+        met, parts = [], asked.only or PARTS
+        if "rerun" in parts:
+            found = reruns(address, source, asked.moves, asked.pause)
+            met.append(report("a slider's rerun, DeiT-B", found, SERVER_MS))
         with chromium() as browser:
             page = browser.new_page(viewport={"width": 1440, "height": 900})
-            found = pictures(page, address, source, asked.moves, asked.pause)
-            met.append(report("a slider's new picture, DeiT-B", found, PICTURE_MS))
-            found = inspections(page, address, asked.clicks, asked.pause)
-            met.append(report("a click on a channel, demo", found, INSPECTOR_MS))
+            if "picture" in parts:
+                found = pictures(page, address, source, asked.moves, asked.pause)
+                met.append(report("a slider's new picture, DeiT-B", found, PICTURE_MS))
+            if "click" in parts:
+                found = inspections(page, address, asked.clicks, asked.pause)
+                met.append(report("a click on a channel, demo", found, INSPECTOR_MS))
     return not all(met)
 
 

@@ -180,15 +180,26 @@ def test_a_term_leads_to_its_place_in_the_glossary(visit: Visit) -> None:
     expect(glossary.locator("#term-macs")).to_be_in_viewport()
 
 
-def test_a_click_on_a_channel_shows_what_its_removal_does(visit: Visit) -> None:
-    page = visit("importance")
-    chart = page.locator(".st-key-attention-scores .js-plotly-plot")
+def click_cell(page: Page, component: str, across: float) -> None:
+    """Click a cell in the middle row of a picture on Importance."""
+    chart = page.locator(f".st-key-{component}-scores .js-plotly-plot")
     chart.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
     box = chart.locator(".nsewdrag").first.bounding_box()
     assert box is not None
-    page.mouse.move(box["x"] + 4, box["y"] + box["height"] * 0.5)
+    x, y = box["x"] + box["width"] * across, box["y"] + box["height"] * 0.5
+    page.mouse.move(x, y)
     page.wait_for_timeout(400)
-    page.mouse.click(box["x"] + 4, box["y"] + box["height"] * 0.5)
+    page.mouse.click(x, y)
+
+
+def test_a_click_on_a_channel_shows_what_its_removal_does(visit: Visit) -> None:
+    page = visit("importance")
+    click_cell(page, "residual", 0.4)
+    expect(page.locator(".cards").last).to_contain_text("39 of 96")
+    page.locator(".st-key-kl-by-image .main-svg").first.wait_for(timeout=120 * SECOND)
+    settle(page, 60)
+    click_cell(page, "attention", 0.01)
     page.locator(".st-key-kl-by-image .main-svg").first.wait_for(timeout=120 * SECOND)
     page.locator(".st-key-attention-maps .main-svg").first.wait_for()
     settle(page, 60)

@@ -6,7 +6,7 @@ import torch
 from tests.oracle.reference import kl_scores
 from tests.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import Cancelled, ScoresError
-from upvit_core.importance.removal import remove_one
+from upvit_core.importance.removal import remove_one, streams
 from upvit_core.models.adapt import adapt
 
 
@@ -21,6 +21,22 @@ def test_agrees_with_physical_removal(variant: str) -> None:
         torch.testing.assert_close(result.kl.sum(), reference[key][channel], rtol=1e-8, atol=1e-12)
         torch.testing.assert_close(result.before, model(proxy.tensor), rtol=1e-9, atol=1e-9)
         assert result.changed.tolist() == (result.before.argmax(1) != result.after.argmax(1)).tolist()
+        kept = streams(adapter, proxy.batches(2))
+        assert kept is not None
+        again = remove_one(adapter, kept, key, channel)
+        torch.testing.assert_close(again.before, result.before, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(again.after, result.after, rtol=1e-12, atol=1e-12)
+
+
+def test_streams_that_would_take_too_much_are_not_kept() -> None:
+    model, shape = tiny()
+    adapter, seen = adapt(model, shape), []
+    batches = list(TensorProxy(images(6)).batches(2))
+    size = 2 * shape.depth * adapter.embed(images(1)).nbytes
+    assert streams(adapter, batches, seen.append, most_bytes=3 * size) is not None
+    assert seen == [2, 4, 6]
+    assert streams(adapter, batches, seen.append, most_bytes=2 * size) is None
+    assert seen == [2, 4, 6, 2, 4]
 
 
 def test_a_channel_that_is_not_there_is_refused() -> None:

@@ -85,11 +85,11 @@ def test_spectrum_is_that_of_the_normalised_stream() -> None:
 
 
 def test_importance_shows_directions_and_removes_one(jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pages.shared import channel, jobs, measured
+    from pages.shared import jobs, measured, removal
 
     jobs.workers().jobs.clear()  # what other tests measured
     monkeypatch.setattr(measured, "CALIBRATION_IMAGES", 60)
-    monkeypatch.setattr(channel, "IMAGES", 40)
+    monkeypatch.setattr(removal, "IMAGES", 40)
     test = AppTest.from_file(str(ROOT / "pages/explore/importance.py"), default_timeout=300)
     test.query_params["open"] = "demo"
     test.run()

@@ -360,7 +360,9 @@ def heatmap(
     x, y = axes_of(p, theme, f"{axis_words(scores, component)}, {words}")
     if window is not None:
         x["range"] = [window[0] - 0.5, window[1] + 0.5]
-    layout: Spec = {"xaxis": {**x, "anchor": "y"}, "yaxis": {**y, "domain": [0, share]}, "hovermode": "closest"}
+    # No limit to the distance: in tall cells the edge is further from the middle than plotly looks by default.
+    near: Spec = {"hovermode": "closest", "hoverdistance": -1}
+    layout: Spec = {"xaxis": {**x, "anchor": "y"}, "yaxis": {**y, "domain": [0, share]}, **near}
     for trace in traces:
         trace.update(xaxis="x", yaxis="y")
     if single:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pages.shared import channel, jobs, measured, scoring
+from pages.shared import jobs, measured, removal, scoring
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from pages.shared.workshop.room import Best
@@ -67,7 +67,7 @@ class Demo:
         return self.preview(WhatIf(0, 0, self.model.shape.num_heads, 0))
 
     def removal(self, component: Component, block: int, number: int) -> jobs.Job:
-        return channel.removal_job(self.model, component, block, number, IMAGES, REMOVED_ON)
+        return removal.removal_job(self.model, component, block, number, IMAGES, REMOVED_ON)
 
     def macs(self, what_if: WhatIf) -> int:
         return count_macs(self.plan(what_if).shape_after)
