@@ -362,14 +362,18 @@ def heatmap(
         x["range"] = [window[0] - 0.5, window[1] + 0.5]
     # No limit to the distance: in tall cells the edge is further from the middle than plotly looks by default.
     near: Spec = {"hovermode": "closest", "hoverdistance": -1}
+    x["fixedrange"] = y["fixedrange"] = True  # a click that moves a little is a click; no handle lies over the cells
     layout: Spec = {"xaxis": {**x, "anchor": "y"}, "yaxis": {**y, "domain": [0, share]}, **near}
     for trace in traces:
         trace.update(xaxis="x", yaxis="y")
     if single:
         layout["yaxis2"] = axis(
-            theme, "score, nats", domain=[share + 0.04, 1], type="log", exponentformat="power", nticks=4
+            theme, "score, nats", domain=[share + 0.04, 1], type="log", exponentformat="power", nticks=4,
+            fixedrange=True,
+        )  # fmt: skip
+        layout["xaxis2"] = axis(
+            theme, matches="x", anchor="y2", showticklabels=False, range=x["range"], showgrid=False, fixedrange=True
         )
-        layout["xaxis2"] = axis(theme, matches="x", anchor="y2", showticklabels=False, range=x["range"], showgrid=False)
         traces += _profile(scores, p, theme)
     traces[0]["hoverinfo"] = "skip"
     template, data = traces[0].pop("hovertemplate"), traces[0].pop("customdata")
