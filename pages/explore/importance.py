@@ -19,8 +19,10 @@ from pages.shared import (
     whatif,
 )  # fmt: skip
 from pages.shared.opened import Opened
+from upvit_core.figures import heatmaps
 from upvit_core.figures.curves import kept_curve
-from upvit_core.figures.heatmaps import Picture, channel_at, heatmap, member_word
+from upvit_core.figures.heatmaps import Picture, channel_at, member_word
+from upvit_core.figures.theme import Spec
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
@@ -37,10 +39,25 @@ WHAT: dict[Component, str] = {
 
 
 def clicked(model: Opened, basis: str, component: Component, drawn: Picture) -> None:
-    """A cell was clicked: its channel goes under the glass, before the page is run again."""
+    """A cell was clicked: its channel goes under the glass, before the page is run again.
+
+    A second click on a cell takes its selection back; where another picture was clicked in between, it is meant anew.
+    """
     points = st.session_state[f"{component}-scores"]["selection"]["points"]
-    if points:
-        channel.choose(model, basis, component, *channel_at(drawn, points[0]["x"], points[0]["y"]))
+    before = st.session_state.setdefault("clicked", {})
+    if points or component in before:
+        where = channel_at(drawn, points[0]["x"], points[0]["y"]) if points else before[component]
+        before[component] = where
+        channel.choose(model, basis, component, *where)
+
+
+def ring(component: Component, layout: Spec, drawn: Picture, where: tuple[int, int]) -> None:
+    """A ring around a channel, over its picture; a mark in the chart itself would have the chart made anew."""
+    spot, margin = heatmaps.spot(drawn, layout, *where), layout["margin"]
+    with st.container(key=f"ring-{component}"):
+        if spot is not None:
+            left = f"calc({margin['l']}px + (100% - {margin['l'] + margin['r']}px) * {spot[0]:.6f})"
+            st.html(f'<div class="ring" aria-hidden="true" style="left: {left}; top: {spot[1]:.1f}px"></div>')
 
 
 def picture(
@@ -52,21 +69,24 @@ def picture(
     theme, selected = charts.theme(), channel.under_glass(scores)
     wide, narrow = st.columns([0.73, 0.27], gap="small")
     with wide:
-        ring = selected[1:] if selected[0] == component else None
-        chart, drawn = heatmap(
+        chart, drawn = heatmaps.heatmap(
             scores,
             component,
             plan,
             theme,
             "position" if order == "By position" else "importance",
             block=alone,
-            selected=ring,
             height=HEIGHTS[component] if alone is None else 250,
         )
         told = direction.WHAT[component] if scores.basis == "directions" else WHAT[component]
+        if selected[0] == component:
+            told += f' <a class="term" href="#{channel.ANCHOR}">Number {selected[2]} is under the glass ↓</a>'
         st.html(f'<h3 class="part {component}">{terms.linked(chart.title)}</h3><p class="quiet">{told}</p>')
         click = partial(clicked, model, scores.basis, component, drawn)
-        charts.show(chart, f"{component}-scores", on_select=click, tools=False)
+        with st.container(key=f"picture-{component}"):
+            charts.show(chart, f"{component}-scores", on_select=click, tools=False)
+            if selected[0] == component:
+                ring(component, charts.presented(chart).spec["layout"], drawn, selected[1:])
     with narrow:
         curve = kept_curve(scores, component, plan, theme, block=alone, height=HEIGHTS[component])
         st.html(

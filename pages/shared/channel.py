@@ -22,6 +22,7 @@ from upvit_core.models.shape import Component
 from upvit_core.planning.plan import PruningPlan
 
 WANTED = "channel-wanted"
+ANCHOR = "under-the-glass"
 SHOWN = 8
 PATIENCE_SECONDS = 1.5
 
@@ -91,7 +92,7 @@ def rivals(scores: ImportanceScores, plan: PruningPlan, component: Component, bl
 def inspector(model: Opened, scores: ImportanceScores, plan: PruningPlan) -> None:
     what = "direction" if scores.basis == "directions" else "channel"
     st.subheader(
-        f"One {what} under the glass", anchor=False, divider="gray",
+        f"One {what} under the glass", anchor=ANCHOR, divider="gray",
         help=terms.tip(
             "Its score, its place against the cut, and what its removal does.", what, "score", "stderr", "cut"
         ),

@@ -59,8 +59,7 @@ def show(
     tools: bool = False,
 ) -> object:  # fmt: skip
     """Draw a chart; returns its selection where it is clickable. While presenting, type, lines and marks are larger."""
-    if presenter.on():
-        chart = _larger(chart, presenter.LARGER)
+    chart = presented(chart)
     config = {**CONFIG, "displayModeBar": tools}
     result = st.plotly_chart(
         _Ready(chart.spec), width="stretch", theme=None, key=key, config=config, alt=chart.alt, on_select=on_select,  # type: ignore[call-overload]
@@ -69,6 +68,11 @@ def show(
     if download:
         table_button(chart, key)
     return result
+
+
+def presented(chart: Chart) -> Chart:
+    """The chart as `show` draws it: larger while presenting."""
+    return _larger(chart, presenter.LARGER) if presenter.on() else chart
 
 
 def enlarged(chart: Chart, factor: float = 1.3) -> Chart:

@@ -80,7 +80,7 @@ def _batches(model: Opened, spec: str, count: int, adapter: Adapter, report: job
 
     data = measured.images(model, spec, "val")
     indices = measured.evaluation_indices(data, min(count, TOKENS // model.shape.answers))
-    size = 100 if model.shape.img_size[0] < 100 else 8
+    size = 50 if model.shape.img_size[0] < 100 else 8
     kept, key = _kept(), (opened.identity(model), spec, len(indices))
     if at_once(model) and key not in kept:
         kept[key] = streams(adapter, data.batches(size, indices=indices), lambda done: report(done / len(indices)))

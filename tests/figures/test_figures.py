@@ -67,7 +67,7 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "strips, nothing cut": lambda: strips(scores, None, DARK, "position"),
         "residual": lambda: heatmap(scores, "residual", plan, LIGHT)[0],
         "attention": lambda: heatmap(scores, "attention", plan, DARK, "position")[0],
-        "one block": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1, selected=(1, 3))[0],
+        "one block": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1)[0],
         "window": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1, window=(5, 15))[0],
         "kept": lambda: kept_curve(scores, "attention", plan, LIGHT),
         "kept, one block": lambda: kept_curve(scores, "ffn", plan, LIGHT, block=2),

@@ -50,7 +50,7 @@ def test_figures_are_valid(scores: ImportanceScores) -> None:
     charts = [strips(scores, plan, LIGHT), drawing(SHAPE, DARK), drawing(SHAPE, LIGHT, plan.shape_after)]
     for component in SHAPE.components:
         charts.append(heatmap(scores, component, plan, LIGHT)[0])
-        charts.append(heatmap(scores, component, plan, DARK, "position", block=1, selected=(1, 3))[0])
+        charts.append(heatmap(scores, component, plan, DARK, "position", block=1)[0])
         charts.append(kept_curve(scores, component, plan, LIGHT))
     charts.append(merging(scores, plan, 7, LIGHT))
     for chart in charts:

@@ -95,14 +95,14 @@ def kept_curve(
         )
         low, high = min(held), max(held)
         words = f"{low:.0f} %" if high - low < 1 else f"{low:.0f} – {high:.0f} %"
-        right = at < 45
         layout["annotations"].append(
             {
-                "x": at + (2 if right else -2),
+                "x": 100,  # no curve comes below the diagonal, so this corner is free at every width
                 "y": 12,
-                "xanchor": "left" if right else "right",
+                "xanchor": "right",
                 "showarrow": False,
-                "align": "left",
+                "align": "right",
+                "bgcolor": theme.surface,
                 "text": f"{at:.0f} % of {ours}<br>hold <b>{words}</b>",
                 "font": {"size": 13, "color": theme.text},
             }

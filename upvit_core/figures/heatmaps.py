@@ -328,13 +328,12 @@ def heatmap(
     *,
     block: int | None = None,
     window: tuple[int, int] | None = None,
-    selected: tuple[int, int] | None = None,
     height: int = 250,
 ) -> tuple[Chart, Picture]:
     """One component, large, every cell of it clickable; also the picture, which tells what a click was on.
 
     block: draw this one alone. window: first and last column to draw, so that every channel gets pixels.
-    selected: (block, channel) to be ringed. One row comes with a curve of its scores above it.
+    One row comes with a curve of its scores above it.
     """
     p = picture(scores, component, plan, order, blocks=None if block is None else [block])
     if window is not None:
@@ -394,26 +393,8 @@ def heatmap(
             "unselected": {"marker": {"color": "rgba(0,0,0,0)"}},
         }
     )
-    place = None if selected is None else find(p, *selected)
-    if place is not None:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [place[0]],
-                "y": [place[1]],
-                "hoverinfo": "skip",
-                "xaxis": "x",
-                "yaxis": "y",
-                "marker": {
-                    "symbol": "square-open",
-                    "size": 15,
-                    "line": {"width": 3, "color": theme.text},
-                    "color": theme.text,
-                },
-            }
-        )
-    figure = drawn(traces, layout, theme, height=height, margin=(60, 78, int(top), int(bottom)))
+    figure = drawn(traces, layout, theme, height=height, margin=(60, 92, int(top), int(bottom)))
+    figure["layout"]["margin"]["autoexpand"] = False  # cells lie where `spot` says
     chart = Chart(figure, heading(p), _alt(p, scores.unit), lambda: _table(scores, component, plan, p.blocks))
     return chart, p
 
@@ -447,6 +428,20 @@ def _profile(scores: ImportanceScores, p: Picture, theme: Theme) -> list[Spec]:
             ends = [float(np.nanmin(y)), float(np.nanmax(y))]
             traces.append({**axes, "x": [at, at], "y": ends, "line": {"color": theme.text, "width": 2, "dash": "dash"}})
     return traces
+
+
+def spot(p: Picture, layout: Spec, block: int, channel: int) -> tuple[float, float] | None:
+    """Where a `heatmap` of this layout draws a channel: share of the plot's width, pixels below the figure's top edge.
+
+    None where it is not drawn by itself.
+    """
+    place = find(p, block, channel)
+    if place is None:
+        return None
+    (low, high), margin = layout["yaxis"]["domain"], layout["margin"]
+    inner = layout["height"] - margin["t"] - margin["b"]
+    down = (place[1] + 0.5) / len(p.blocks)
+    return (place[0] + 0.5) / p.width, margin["t"] + inner * (1 - high + (high - low) * down)
 
 
 def find(p: Picture, block: int, channel: int) -> tuple[float, int] | None:
