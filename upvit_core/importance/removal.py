@@ -85,7 +85,9 @@ def remove_one(
         raise ScoresError(f"Channel {channel} of {key} cannot be removed: {adapter.shape.name} {have}.")
     device = next(adapter.model.parameters()).device
     chosen = torch.tensor([channel], device=device)
-    first, before, after = adapter.first_block(key), [], []
+    first = adapter.first_block(key)
+    before: list[Tensor] = []
+    after: list[Tensor] = []
     with frozen(adapter.model), torch.inference_mode():
         if isinstance(batches, Streams):
             starts: Iterable[Tensor] = (blocks[first] for blocks in batches.blocks)
