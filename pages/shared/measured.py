@@ -209,7 +209,7 @@ def look_key(model: Opened, spec: str) -> str:
 
 def statistics(model: Opened, spec: str, report: Callable[[Any], None]) -> ProxyStatistics:
     """Second moments of the open model on its calibration images, gathered once."""
-    key, kept = (opened.identity(model), spec), _statistics()
+    key, kept = (opened.identity(model), spec, CALIBRATION_IMAGES), _statistics()
     if key not in kept:
         from upvit_core.basis import gather
         from upvit_core.data import draw_proxy

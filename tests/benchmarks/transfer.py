@@ -41,16 +41,21 @@ def main() -> None:
     parser.add_argument("--data", default="../shared/data/cifar10.tar.gz")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--runs", type=Path, help="folder in which the runs stay, for Transfer to show them")
+    parser.add_argument("--pruned", type=Path, help="folder of a pruned model that has learnt already")
+    parser.add_argument("--rows", type=int, default=5, help="how many of the rows, from the first")
     arguments = parser.parse_args()
     scores = ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
     plan = plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5, heads=3)
     with tempfile.TemporaryDirectory() as folder:
-        store = RunStore(folder)
-        distil = RunSpec(
-            name="pruned", teacher="demo", plan=plan.model_dump(mode="json"), data="demo", device="cpu",
-            epochs=arguments.distil_epochs, settings=PRESETS["demo"],
-        )  # fmt: skip
-        pruned = str(carry_out(store, distil)[0].model)
+        store = RunStore(arguments.runs or folder)
+        pruned = str(arguments.pruned.resolve()) if arguments.pruned else ""
+        if not pruned:
+            distil = RunSpec(
+                name="pruned", teacher="demo", plan=plan.model_dump(mode="json"), data="demo", device="cpu",
+                epochs=arguments.distil_epochs, settings=PRESETS["demo"],
+            )  # fmt: skip
+            pruned = str(carry_out(store, distil)[0].model.resolve())
         rows = []
         for name, model, changes in (
             ("original", "demo", {}),
@@ -58,13 +63,13 @@ def main() -> None:
             ("the pruned shape from scratch", pruned, {"from_scratch": True}),
             ("original, head only", "demo", {"head_only": True}),
             ("pruned, head only", pruned, {"head_only": True}),
-        ):
+        )[: arguments.rows]:
             settings = FINETUNE_PRESETS["demo"].model_copy(
                 update={"seed": arguments.seed, "eval_images": 2000, **changes}
             )
             spec = RunSpec(
                 kind="finetune", name=name, student=model, data=arguments.data, epochs=arguments.epochs, device="cpu",
-                settings=settings,
+                settings=settings, group=f"the demo to {Path(arguments.data).name.split('.')[0]}",
             )  # fmt: skip
             run, told = carry_out(store, spec)
             shape = load_model(run.model).shape
