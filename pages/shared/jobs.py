@@ -5,11 +5,15 @@ Pages look a job up by its key; sessions that ask for the same thing share one j
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import sys
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -23,6 +27,7 @@ MOST_REMEMBERED = 200
 POLL_SECONDS = 0.8
 # The first job imports torch; the browser gets its first page before that.
 FIRST_PAINT_SECONDS = 1.0
+END_SECONDS = 1.0
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
@@ -100,11 +105,14 @@ class Workers:
     def __init__(self) -> None:
         self.jobs: OrderedDict[str, Job] = OrderedDict()
         self.lock = threading.Lock()
+        self.ending = False
+        self.busy = 0
+        atexit.register(self.end)
         self.queues: dict[bool, SimpleQueue[tuple[Job, Callable[[Report], Any]]]] = {}
         for long in (True, False):
             self.queues[long] = SimpleQueue()
             # Daemons: Ctrl-C ends the server without waiting for them.
-            threading.Thread(target=_serve, args=(self.queues[long],), daemon=True).start()
+            threading.Thread(target=self.serve, args=(self.queues[long],), daemon=True).start()
 
     def start(self, key: str, work: Callable[[Report], Any], title: str, *, long: bool, again: bool) -> Job:
         with self.lock:
@@ -122,11 +130,35 @@ class Workers:
         self.queues[long].put((job, work))
         return job
 
+    def serve(self, queue: SimpleQueue[tuple[Job, Callable[[Report], Any]]]) -> None:
+        time.sleep(FIRST_PAINT_SECONDS)
+        while True:
+            job, work = queue.get()
+            with self.lock:
+                self.busy += not self.ending
+            if self.ending:
+                return
+            _run(job, work)
+            with self.lock:
+                self.busy -= 1
 
-def _serve(queue: SimpleQueue[tuple[Job, Callable[[Report], Any]]]) -> None:
-    time.sleep(FIRST_PAINT_SECONDS)
-    while True:
-        _run(*queue.get())
+    def end(self) -> None:
+        """Before the interpreter ends: Python stops a thread where it next asks for its lock, and inside torch's C++
+        that aborts the process. Jobs are asked to stop; where one does not listen in time, the process ends as it is.
+        """
+        with self.lock:
+            self.ending = True
+            for job in self.jobs.values():
+                job.stop.set()
+        deadline = time.monotonic() + END_SECONDS
+        while self.busy and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if self.busy:
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(0)
 
 
 def _run(job: Job, work: Callable[[Report], Any]) -> None:
