@@ -19,7 +19,7 @@ from upvit_core.models.judge import judge_of
 from upvit_core.planning.best import BestPlan, Budget, Family, best_plan
 from upvit_core.planning.depth_budget import best_over_depth
 from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.staged import best_shares
+from upvit_core.planning.staged import best_shares, percents_of
 from upvit_core.planning.widths import whole_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
 
@@ -143,7 +143,7 @@ def find(
     st.session_state[FOUND] = Answer(model.source, limits, family, solved, seconds)
     best = solved[family].plan
     if model.shape.stages:
-        st.session_state["move-to"] = replace(now, **_shares(best))
+        st.session_state["move-to"] = replace(now, **percents_of(best))
     else:
         depth = best.shape_after.depth
         now = replace(now, widths="", depth=depth if depth < model.shape.depth else None, order="together")
@@ -158,15 +158,6 @@ def family_name(model: Opened, family: Family) -> str:
 def families(model: Opened) -> list[Family]:
     """In a model of stages all shares are equal."""
     return [family for family in FAMILIES if family != "best" or not model.shape.stages]
-
-
-def _shares(plan: PruningPlan) -> dict[str, int]:
-    """The sliders of a plan of equal shares, in percent."""
-    asked = plan.requested
-    found = {key: round(100 * asked[key]) for key in ("residual", "attention", "ffn")}
-    if "reduction" in plan.shape_before.components:
-        found["reduction"] = round(100 * asked.get("reduction", asked["residual"]))
-    return found
 
 
 def _solve(

@@ -14,6 +14,7 @@ from upvit_core.models.judge import judge_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.front import candidates
 from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.staged import percents_of
 from upvit_core.planning.widths import widths_of
 from upvit_core.profiling.macs import count_macs, count_parameters
 
@@ -35,12 +36,16 @@ def start(model: Opened, scores: ImportanceScores, now: WhatIf) -> jobs.Job:
 
     def work(report: jobs.Report) -> list[Candidate]:
         basis = "directions" if scores.basis == "directions" else now.basis
-        found = candidates(scores, heads=now.heads, round_to=now.round_to, basis=basis)
+        own = {} if model.shape.stages else {"heads": now.heads, "round_to": now.round_to, "basis": basis}
+        found = candidates(scores, **own)  # type: ignore[arg-type]
         plain = replace(now, widths="", repair=False, depth=None)
         made = []
         for name, plan in found:
             shape = plan.shape_after
-            what_if = whatif.of_widths(widths_of(shape), model.shape, plain)
+            if shape.stages:
+                what_if = replace(plain, **percents_of(plan), allocation="uniform", round_to=1)
+            else:
+                what_if = whatif.of_widths(widths_of(shape), model.shape, plain)
             costs = count_parameters(shape), count_macs(shape), predicted_loss(scores, plan)
             made.append(Candidate(name, plan, Tried(what_if, *costs, speed_up=0.0)))
         return made

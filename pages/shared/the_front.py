@@ -40,8 +40,8 @@ def section(
         help="Leaves out plans that another of the same kind beats, or equals, in cost and in loss.",
     )  # fmt: skip
     by_kl = loss == plans.KL
-    job = None if model.shape.stages else candidates.start(model, scores, now)
-    found = job.result if job is not None and job.state == "done" else []
+    job = candidates.start(model, scores, now)
+    found = job.result if job.state == "done" else []
     measuring = jobs.find(candidates.measure_key(model, scores, now, spec))
     results = measuring.result if measuring is not None and measuring.state == "done" else {}
     look = jobs.find(measured.look_key(model, spec))

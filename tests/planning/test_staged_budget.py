@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import pvt_shape
 from upvit_core.planning import staged
 from upvit_core.planning.curves import predicted_loss
-from upvit_core.planning.select import uniform_widths
+from upvit_core.planning.front import candidates, front
+from upvit_core.planning.select import plan_uniform, uniform_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 
@@ -86,3 +88,32 @@ def test_the_verb_takes_a_budget(scores: ImportanceScores, tmp_path) -> None:
     refused = call("--budget", "params=2M", "--allocation", "global")
     assert refused.exit_code != 0
     assert "without stages" in str(refused.exception)
+
+
+def test_the_front_of_a_model_of_stages(scores: ImportanceScores, tmp_path: Path) -> None:
+    plans = candidates(scores, shares=(0.7, 0.4, 1e-6))
+    assert [name for name, _ in plans] == [
+        "uniform, 70% of MACs", "stock, 70% of MACs", "uniform, 40% of MACs", "stock, 40% of MACs",
+        "25% of everything", "50% of everything", "75% of everything",
+    ]  # fmt: skip
+    rows = {row.name: row for row in front(scores, plans)}
+    full = count_macs(scores.shape)
+    for share in (0.7, 0.4):
+        free, stock = (rows[f"{kind}, {share:.0%} of MACs"] for kind in ("uniform", "stock"))
+        alone = staged.best_shares(scores, {"macs": share * full}).plan
+        assert free.plan.digest == alone.digest
+        assert free.predicted <= stock.predicted
+        assert max(free.macs, stock.macs) <= share * full
+        assert stock.stock
+        shares = staged.percents_of(free.plan)
+        if shares["reduction"] == shares["residual"]:  # then it goes with the residual
+            del shares["reduction"]
+        again = plan_uniform(scores, **{key: value / 100 for key, value in shares.items()}, snap=True)
+        assert again.shape_after == free.plan.shape_after
+    assert not rows["uniform, 40% of MACs"].dominated
+    with pytest.raises(PlanError, match="without stages"):
+        candidates(scores, heads=2)
+    scores.save(tmp_path / "s.safetensors")
+    told = CliRunner().invoke(app, ["front", str(tmp_path / "s.safetensors"), "--hide-dominated"])
+    assert told.exit_code == 0, told.output
+    assert "uniform, 40% of MACs" in told.output

@@ -14,6 +14,8 @@ from upvit_core.planning.allocate import plan_allocated
 from upvit_core.planning.best import Budget, Family, LatencyParts, best_plan, latency_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.plan import PruningPlan
+from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.staged import Tables, best_shares
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 Quantity = Literal["params", "macs", "latency_ms", "predicted"]
@@ -78,9 +80,18 @@ def candidates(
 ) -> list[tuple[str, PruningPlan]]:
     """Plans worth a look: at shares of the model's MACs the best of all, of uniform and of stock shapes; equal ratios.
 
-    Shares that a family cannot reach are left out.
+    Shares that a family cannot reach are left out. In a model of stages every plan has one ratio a component.
+
+    Raises PlanError where heads, rounding or directions are asked of a model of stages.
     """
     full = count_macs(scores.shape)
+    if scores.shape.stages:
+        if heads is not None or round_to != 1 or basis != "channels":
+            raise PlanError(
+                f"heads, round_to and directions are defined for models without stages; leave them out for "
+                f"{scores.shape.name}."
+            )
+        return _of_stages(scores, [share * full for share in shares])
     found: list[tuple[str, PruningPlan]] = []
     for share in shares:
         for family in FAMILIES:
@@ -94,5 +105,22 @@ def candidates(
         plan = plan_allocated(
             scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, round_to=round_to, basis=basis
         )
+        found.append((f"{ratio:.0%} of everything", plan))
+    return found
+
+
+def _of_stages(scores: ImportanceScores, limits: Sequence[float]) -> list[tuple[str, PruningPlan]]:
+    """The best equal shares at every limit of MACs, of all and of those that stock timm builds; equal ratios."""
+    tables, full = Tables(scores), count_macs(scores.shape)
+    found: list[tuple[str, PruningPlan]] = []
+    for limit in limits:
+        for stock in (False, True):
+            try:
+                best = best_shares(scores, {"macs": limit}, stock=stock, tables=tables)
+            except PlanError:
+                continue
+            found.append((f"{'stock' if stock else 'uniform'}, {limit / full:.0%} of MACs", best.plan))
+    for ratio in (0.25, 0.5, 0.75):
+        plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True)
         found.append((f"{ratio:.0%} of everything", plan))
     return found

@@ -37,8 +37,12 @@ class StagedBest:
     macs: int
 
 
-def best_shares(scores: ImportanceScores, limits: dict[str, float], *, stock: bool = False) -> StagedBest:
+def best_shares(
+    scores: ImportanceScores, limits: dict[str, float], *, stock: bool = False, tables: Tables | None = None
+) -> StagedBest:
     """limits: most `params` and `macs`. `stock`: reductions and attention go with the residual, as stock timm builds.
+
+    `tables` of the same scores, where several budgets are asked for, are made once.
 
     Raises PlanError where a limit is not a count, or no plan meets them.
     """
@@ -47,7 +51,7 @@ def best_shares(scores: ImportanceScores, limits: dict[str, float], *, stock: bo
             f"A budget of {', '.join(unknown)} needs estimates that are defined for plain ViTs; for "
             f"{scores.shape.name} give params or macs, and measure the time (`profile --measure`)."
         )
-    tables = _Tables(scores)
+    tables = Tables(scores) if tables is None else tables
     best: tuple[float, dict[Component, int]] | None = None
     for residual in PERCENTS.tolist():
         found = tables.at(residual, limits, stock)
@@ -73,7 +77,16 @@ def _ratios(percents: dict[Component, int]) -> dict[str, Any]:
     return {key: percent / 100 for key, percent in percents.items() if key != "reduction" or percent != own}
 
 
-class _Tables:
+def percents_of(plan: PruningPlan) -> dict[str, int]:
+    """The whole percents that a plan of equal shares removes, by component."""
+    asked = plan.requested
+    found = {key: round(100 * asked[key]) for key in ("residual", "attention", "ffn")}
+    if "reduction" in plan.shape_before.components:
+        found["reduction"] = round(100 * asked.get("reduction", asked["residual"]))
+    return found
+
+
+class Tables:
     """Widths by percent, the score lost at each, and counts built up from single components."""
 
     def __init__(self, scores: ImportanceScores):
@@ -93,6 +106,8 @@ class _Tables:
                 self.shared[key][percent] = found[key]
         self.lost = {component: self._lost(component, self.widths) for component in self.components}
         self.lost_shared = self._lost("reduction", self.shared)
+        self.known: dict[tuple[str, int, bool], tuple[int, np.ndarray]] = {}
+        self.known_ffn: dict[tuple[str, int], np.ndarray] = {}
 
     def _lost(self, component: Component, widths: dict[str, np.ndarray]) -> np.ndarray:
         """Mean score lost at each percent, (percents,)."""
@@ -127,8 +142,8 @@ class _Tables:
         reduction = np.array([residual]) if stock or not reduces else PERCENTS
         fits = np.full((len(attention), len(reduction)), -1)  # the least percent of the FFN that meets every limit
         for name, limit in limits.items():
-            whole, side = self._attention_counts(COUNTS[name], residual, attention, reduction)
-            ffn = self._ffn_counts(COUNTS[name], residual)  # falls with the percent
+            whole, side = self._counted(name, residual, stock, attention, reduction)
+            ffn = self._ffn_counted(name, residual)  # falls with the percent
             room = limit - whole - side
             fits = np.maximum(fits, np.searchsorted(-ffn, -room, side="left"))
         lost = self.lost["residual"][residual] + self.lost["attention"][attention][:, None]
@@ -149,14 +164,32 @@ class _Tables:
             chosen["reduction"] = int(reduction[r])
         return float(total[a, r]), chosen
 
+    def _counted(
+        self, name: str, residual: int, stock: bool, attention: np.ndarray, reduction: np.ndarray
+    ) -> tuple[int, np.ndarray]:
+        """`_attention_counts`, once for all budgets."""
+        key = (name, residual, stock)
+        if key not in self.known:
+            self.known[key] = self._attention_counts(COUNTS[name], residual, attention, reduction)
+        return self.known[key]
+
+    def _ffn_counted(self, name: str, residual: int) -> np.ndarray:
+        """`_ffn_counts`, once for all budgets."""
+        if (name, residual) not in self.known_ffn:
+            self.known_ffn[name, residual] = self._ffn_counts(COUNTS[name], residual)
+        return self.known_ffn[name, residual]
+
     def _ffn_counts(self, count: Callable[[ModelShape], int], residual: int) -> np.ndarray:
         """What the FFNs cost at each percent beyond what they cost at the last one; (percents,), falling."""
         # Linear in every width: two shapes tell the cost of a hidden channel of each block.
-        slopes = []
+        slopes, alike = [], {}
         base = self._shape(residual, 0)
         whole = count(base)
         for group in self.shape.groups_of("ffn"):
-            slopes.append(whole - count(base.with_widths({group.key: base.blocks[group.place].ffn - 1})))
+            kind = base.stage_of(group.place), base.blocks[group.place]
+            if kind not in alike:
+                alike[kind] = whole - count(base.with_widths({group.key: base.blocks[group.place].ffn - 1}))
+            slopes.append(alike[kind])
         keys = [group.key for group in self.shape.groups_of("ffn")]
         costs = sum(slope * self.widths[key] for slope, key in zip(slopes, keys, strict=True))
         return np.asarray(costs) - np.asarray(costs)[-1]
@@ -169,15 +202,19 @@ class _Tables:
         least = self._shape(residual, last)
         whole = count(least)
         side = np.zeros((len(attention), len(reduction)))
+        alike: dict[Any, tuple[int, int, int]] = {}
         for group in self.shape.groups_of("attention"):
             b = group.place
             A = self.widths[group.key]
             has = bool(self.shape.blocks[b].reduction)
             R = self._reductions(f"reduction.{b}", residual) if has else np.zeros(len(PERCENTS), int)
             # Bilinear in attention and reduction width: four shapes tell it.
-            at = [[count(self._one(least, b, a, r, has)) for r in (1, 2)] for a in (1, 2)]
-            cross = at[1][1] - at[1][0] - at[0][1] + at[0][0]
-            per_a, per_r = at[1][0] - at[0][0] - cross, at[0][1] - at[0][0] - cross
+            kind = least.stage_of(b), least.blocks[b]
+            if kind not in alike:
+                at = [[count(self._one(least, b, a, r, has)) for r in (1, 2)] for a in (1, 2)]
+                bent = at[1][1] - at[1][0] - at[0][1] + at[0][0]
+                alike[kind] = at[1][0] - at[0][0] - bent, at[0][1] - at[0][0] - bent, bent
+            per_a, per_r, cross = alike[kind]
             a, r = A[attention][:, None], R[reduction][None, :]
             a0, r0 = A[last], least.blocks[b].reduction
             side += per_a * (a - a0) + per_r * (r - r0) + cross * (a * r - a0 * r0)
