@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +73,47 @@ class TestOnTheDevice:
         losses = [row["loss"] for row in rows if row["phase"] == "train"]
         assert losses
         assert np.isfinite(losses).all()
+
+    @pytest.mark.parametrize("amp", ["no", "fp16"])
+    def test_a_stopped_run_goes_on_as_if_never_stopped(self, amp: str, tmp_path: Path) -> None:
+        """With fp16 the scaler goes on too: a fresh one would begin at another scale and skip steps."""
+        if DEVICE == "cpu" and amp == "fp16":
+            pytest.skip("the CPU has no fp16 training")
+        store, spec = RunStore(tmp_path / "runs"), spec_for(small_home(tmp_path), amp=amp, epochs=40)
+        spec = spec.model_copy(update={"device": DEVICE})
+        whole, run = store.create(spec), store.create(spec)
+        command = [sys.executable, "-m", "upvit_core.runs.worker"]
+        subprocess.run([*command, str(whole.folder)], check=False)
+        worker = subprocess.Popen([*command, str(run.folder)], start_new_session=True)
+        while worker.poll() is None and sum(row["phase"] == "train" for row in store.read_metrics(run.id)[0]) < 3:
+            time.sleep(0.05)
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(120)
+        assert store.state(run.id).state == "interrupted", store.tail_log(run.id)
+        store.resume(run.id)
+        subprocess.run([*command, str(run.folder)], check=False)
+        expected, found = (
+            {row["step"]: row["loss"] for row in store.read_metrics(one.id)[0] if row["phase"] == "train"}
+            for one in (whole, run)
+        )
+        assert found.keys() >= expected.keys()
+        tolerance = 0 if DEVICE == "cpu" else 2e-2  # a GPU adds in another order each time
+        for step, loss in expected.items():
+            assert found[step] == pytest.approx(loss, rel=tolerance, abs=1e-9), step
+
+    def test_two_gpus_follow_one(self, tmp_path: Path) -> None:
+        """NCCL between two GPUs (gloo between two CPU processes): the same curve at the same global batch."""
+        if DEVICE != "cpu" and torch.cuda.device_count() < 2:
+            pytest.skip("this machine has one GPU")
+        store, spec = RunStore(tmp_path / "runs"), spec_for(small_home(tmp_path), epochs=6, drop_path=0.0)
+        curves = []
+        for processes in (1, 2):
+            run = store.create(spec.model_copy(update={"device": DEVICE, "processes": processes}))
+            subprocess.run([sys.executable, "-m", "upvit_core.runs.worker", str(run.folder)], check=False)
+            assert store.state(run.id).state == "done", store.tail_log(run.id)
+            curves.append([row["loss"] for row in store.read_metrics(run.id)[0] if row["phase"] == "train"])
+        assert curves[0] == pytest.approx(curves[1], rel=1e-3, abs=1e-4)
+        assert len(curves[0]) > 5
 
     def test_throughput_names_the_device(self) -> None:
         model, _ = tiny("class token", torch.float32)

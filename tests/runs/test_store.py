@@ -108,6 +108,18 @@ def test_a_broken_folder_does_not_hide_the_others(store: RunStore) -> None:
     assert store.get(good.id).spec.name == "good"
 
 
+@pytest.mark.parametrize("version", [0, 2, "first"])
+def test_a_spec_of_another_version_is_refused_with_a_sentence_and_listed(store: RunStore, version: object) -> None:
+    run, other = store.create(spec()), store.create(spec())
+    record = json.loads((run.folder / "spec.json").read_text())
+    (run.folder / "spec.json").write_text(json.dumps({**record, "version": version}))
+    with pytest.raises(RunError, match=r"written by another version of this program.*start it again here\.$"):
+        store.get(run.id)
+    listed = {summary.id: summary for summary in store.list()}
+    assert listed[other.id].problem == ""
+    assert "another version" in listed[run.id].problem
+
+
 def test_random_garbage_in_a_spec_is_one_sentence(store: RunStore) -> None:
     run = store.create(spec())
     content = (run.folder / "spec.json").read_bytes()

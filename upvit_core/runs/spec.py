@@ -108,6 +108,11 @@ class RunSpec(BaseModel):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
+            if any(fault["loc"] == ("version",) for fault in error.errors()):
+                raise RunError(
+                    f"{name} was written by another version of this program, whose records this one does not read "
+                    f"({first_fault(error)}); open the run there, or start it again here."
+                ) from error
             raise RunError(f"{name} is not a valid run: {first_fault(error)}; start the run again.") from error
         except RecursionError as error:
             raise RunError(f"{name} is nested too deeply to be a run; start the run again.") from error
