@@ -87,8 +87,8 @@ def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
                     guess.picture,
                     f"{guess.label}, taken for {guess.likeliest}",
                     (
-                        f"{'✓' if guess.right else '✗'} {guess.likeliest} {guess.probability:.0%}",
-                        "" if guess.right else f"is {guess.label}",
+                        f"{'✓' if guess.right else '✗'} {guess.likeliest}",
+                        f"{guess.probability:.0%}{'' if guess.right else f', is {guess.label}'}",
                     ),
                 )
                 for guess in job.result.guesses

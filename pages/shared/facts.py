@@ -76,8 +76,8 @@ def latency_card(model: Opened, plan: PruningPlan) -> Card:
 def memory_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
     before, after = (estimate_memory(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    note = f"weights {size(after.weights)} + activations at most {size(after.activations)}; was {size(before.total)}"
-    return Card(f"Memory, batch {batch}", size(after.total), note, ESTIMATED)
+    parts = f"weights {size(after.weights)} + activations at most {size(after.activations)}"
+    return Card("Memory", size(after.total), f"batch {batch}: {parts}; was {size(before.total)}", ESTIMATED)
 
 
 def size(count: int) -> str:

@@ -10,13 +10,19 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import Visit
+from conftest import ARTEFACTS, Visit
 from playwright.sync_api import Page, expect
 from shots import settle
 
+from pages.shared.workshop.room import Room
 from upvit_core.runs.store import RunStore
 
 SECOND = 1000
+A4, PRINTED = (595, 842), 680  # points; pixels of a width of 180 mm
+CUT_OFF = """width => [...document.querySelectorAll("h1, h2, p, pre, td, th, .main-svg, .main-svg text")]
+    .filter(e => e.getBoundingClientRect().right > width + 1 || e.scrollWidth > e.clientWidth + 1 && e.matches("pre"))
+    .map(e => e.outerHTML.slice(0, 120))"""
+BOX = rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]"
 NAME = """() => {
   const e = document.activeElement, own = ["BUTTON", "A", "INPUT", "SUMMARY"].includes(e.tagName);
   return e.getAttribute("aria-label") || (own && (e.innerText || e.title)) || e.tagName;
@@ -138,7 +144,7 @@ def test_opened_panels_have_no_faults(visit: Visit, theme: str) -> None:
     assert not faults(page)
 
 
-def test_the_report_opens_without_a_network(visit: Visit, tmp_path: Path) -> None:
+def test_the_report_opens_without_a_network_and_prints_on_a4(visit: Visit, tmp_path: Path) -> None:
     page = visit("tradeoff", residual=35)
     with page.expect_download() as got:
         page.get_by_role("button", name="Report").click()
@@ -152,6 +158,13 @@ def test_the_report_opens_without_a_network(visit: Visit, tmp_path: Path) -> Non
         report.locator(".js-plotly-plot .main-svg").first.wait_for()
         assert "35/50/50 %" in report.inner_text("body")
         assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+        report.emulate_media(media="print")
+        report.set_viewport_size({"width": PRINTED, "height": 1000})
+        assert report.evaluate(CUT_OFF, PRINTED) == []
+        paper = report.pdf(prefer_css_page_size=True, print_background=True)
+        sheets = {tuple(map(round, map(float, box))) for box in re.findall(BOX, paper)}
+        assert sheets == {A4}
+        (ARTEFACTS / "report.pdf").write_bytes(paper)
     finally:
         context.close()
 
@@ -225,3 +238,17 @@ def test_an_exercise_is_answered_by_measuring_and_progress_stays(visit: Visit) -
     page.reload()
     expect(page.get_by_text("1 of 8 solved in this browser.")).to_be_visible(timeout=60 * SECOND)
     expect(page.get_by_role("radio", name="✓ 1")).to_be_visible()
+
+
+def test_the_host_sees_the_queue_and_clears_the_room(visit: Visit, home: Path) -> None:
+    page = visit("workshop")
+    page.get_by_role("textbox", name="Nickname").fill("Grace")
+    page.get_by_role("button", name="Join the list").click()
+    expect(page.get_by_role("button", name="Change")).to_be_visible()
+    assert "Grace" in [person.name for person in Room(home / "home" / "workshop").leaderboard()]
+    page.locator("[data-testid=stExpander] summary", has_text="Host").click()
+    expect(page.get_by_text(re.compile(r"Queue: \d+ measurements, \d+ runs"))).to_be_visible()
+    page.get_by_role("button", name="Clear the room…").click()
+    page.get_by_role("button", name="Clear the room", exact=True).click()
+    expect(page.get_by_role("button", name="Join the list")).to_be_visible(timeout=60 * SECOND)
+    assert not Room(home / "home" / "workshop").leaderboard()
