@@ -25,7 +25,7 @@ def spread_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
     now = whatif.current(shape)
     st.session_state.setdefault("allocation", ALLOCATIONS[now.allocation])
     st.session_state.setdefault("round-to", now.round_to)
-    one, two = st.columns([0.62, 0.38])
+    one, two = st.columns(2)
     one.selectbox(
         "Over blocks", list(ALLOCATIONS.values()), key="allocation", bind="query-params",
         disabled=scores is None, on_change=_to_blocks, args=(shape, scores),

@@ -179,14 +179,14 @@ def kl_by_image(
                 "y": 1,
                 "yref": "paper",
                 "xanchor": "right",
-                "yanchor": "top",
+                "yanchor": "bottom",
                 "showarrow": False,
                 "text": text,
                 "font": {"size": 14, "color": theme.text},
             }
         ],
     }
-    figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 10, 46))
+    figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 28, 46))
     return Chart(
         figure,
         f"KL {sample} by {sample}",

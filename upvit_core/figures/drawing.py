@@ -48,9 +48,10 @@ def drawing(
     pen.arrow(87.6, 0, 90.4, 0)
     pen.classes(90.5, 99, now)
 
-    merged = f" (of {first.num_heads})" if first.num_heads != block.num_heads else ""
-    attention = f"<b>Attention</b><br>{block.num_heads} heads{merged} × {block.head_dim} = {block.attention}"
-    hidden = f"<b>FFN</b><br>{block.ffn:,}{f' of {first.ffn:,}' if after else ''} hidden"
+    heads = f"{block.num_heads}{f' of {first.num_heads}' if block.num_heads != first.num_heads else ''} heads"
+    total = "" if after else f" = {block.attention}"  # beside what it was there is no room for it
+    attention = f"<b>Attention</b><br>{heads} × {block.head_dim}{total}"
+    hidden = f"<b>FFN</b><br>{block.ffn:,}{f' of {first.ffn:,}' if after else ' hidden'}"
     pen.label(sum(ATTENTION_AT) / 2, base + TALLEST + 1.7, attention, COLOURS["attention"])
     pen.label(sum(FFN_AT) / 2, base + TALLEST + 1.7, hidden, COLOURS["ffn"])
     of = f" of {shape.embed_dim}" if after else ""

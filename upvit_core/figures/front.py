@@ -94,7 +94,10 @@ def front(
             "name": MEANING[kind],
             "x": [p.x for p in own],
             "y": [p.y for p in own],
-            "text": [p.name if kind != "estimated" or p.now or p.low is not None else "" for p in own],
+            "text": [
+                f"{p.name}<br>\u00a0" if p.now else p.name if kind != "estimated" or p.low is not None else ""
+                for p in own  # over its ring, the current plan's name stands a line higher
+            ],
             "textposition": "top center",
             "textfont": {"size": 12, "color": theme.text if kind != "published" else theme.quiet},
             "customdata": [[p.name, p.detail, p.data] for p in own],

@@ -85,7 +85,8 @@ def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, heigh
         )
         layout[f"yaxis{number}"] = axis(
             theme,
-            "patch row",
+            "patch row" if number == 1 else "",
+            showticklabels=number == 1,  # the rows are the same
             autorange="reversed",
             dtick=2,
             anchor=f"x{number}",
