@@ -85,6 +85,26 @@ def test_points_are_those_of_the_table(page: Page, store: RunStore) -> None:
         assert len([line for line in chart["lines"] if line.get("dash")]) == 1
 
 
+def test_the_picture_is_sent_once(browser: Browser, runs_address: str) -> None:
+    """A browser names the large messages that it has; switches and updates bring small ones alone."""
+    context = browser.new_context(reduced_motion="reduce")
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    frames: list[int] = []
+    page.on("websocket", lambda socket: socket.on("framereceived", lambda content: frames.append(len(content))))
+    page.goto(f"{runs_address}/runs")
+    settle(page, 180)
+    page.wait_for_function("window.upvitRuns?.live?.view")
+    picture = max(frames)
+    frames.clear()
+    page.get_by_text("Relative to the teacher").click()
+    page.wait_for_function("window.upvitRuns.live.view.relative")
+    page.wait_for_timeout(2500)  # an update, too
+    assert picture > 50_000
+    assert max(frames) < 10_000
+    context.close()
+
+
 def test_new_points_come_to_the_same_canvas_and_the_zoom_stays(page: Page, store: RunStore) -> None:
     run, before = going(store).id, steps_drawn(page, going(store).id)
     canvas = page.locator('[data-chart="loss"] canvas')

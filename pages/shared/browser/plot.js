@@ -28,7 +28,7 @@ function ticks([low, high], count, log) {
     if (inside.length > 1) return inside;
   }
   const rough = (high - low) / Math.max(count, 1), power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough * 0.999);
+  const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough * 0.999);
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(12)));
   return found;
@@ -114,7 +114,10 @@ class Plot {
     c.font = this.fontOf(12);
     this.domains = this.zoom || whole;
     const names = ticks(whole.y, 5, chart.y.log).map((value) => c.measureText(number(value)).width);
-    const area = (this.area = { left: Math.max(...names, 20) + 32 * large, right: width - 14, top: 12 * large, bottom: height - 46 * large });
+    c.font = this.fontOf(13);
+    const tall = height - 20 * large, { title } = chart.y;
+    this.beside = c.measureText(title).width <= tall ? [title] : title.split(/(?<=;) /);
+    const area = (this.area = { left: Math.max(...names, 20) + (14 + 18 * this.beside.length) * large, right: width - 14, top: 12 * large, bottom: height - 46 * large });
     const room = this.zoom ? 0 : chart.padding;
     const scale = ([low, high], from, to, log, inner, first) => {
       const f = log ? Math.log : (value) => value, start = from + Math.sign(to - from) * (first ? inner : 0), end = to - Math.sign(to - from) * inner;
@@ -133,7 +136,7 @@ class Plot {
     c.textBaseline = "top";
     c.textAlign = "center";
     let free = -Infinity;
-    for (const value of ticks(this.x.shown, (right - left) / (80 * large), chart.x.log)) {
+    for (const value of ticks(this.x.shown, Math.max((right - left) / (80 * large), 2), chart.x.log)) {
       const at = Math.round(this.x.forth(value)) + 0.5, half = c.measureText(number(value)).width / 2;
       this.stroke(colours.grid, () => { c.moveTo(at, top); c.lineTo(at, bottom); });
       if (at - half < free || at + half > right + 12) continue;
@@ -143,7 +146,7 @@ class Plot {
     }
     c.textBaseline = "middle";
     c.textAlign = "right";
-    for (const value of ticks(this.y.shown, (bottom - top) / (50 * large), chart.y.log)) {
+    for (const value of ticks(this.y.shown, Math.max((bottom - top) / (50 * large), 3), chart.y.log)) {
       const at = Math.round(this.y.forth(value)) + 0.5;
       this.stroke(colours.grid, () => { c.moveTo(left, at); c.lineTo(right, at); });
       c.fillStyle = colours.quiet;
@@ -154,10 +157,11 @@ class Plot {
     c.textBaseline = "bottom";
     c.fillText(this.fitted(chart.x.title, right - left), (left + right) / 2, this.height - 2);
     c.save();
-    c.translate(2, (top + bottom) / 2);
+    const longest = Math.max(...this.beside.map((words) => c.measureText(words).width));
+    c.translate(2, Math.max((top + bottom) / 2, longest / 2 + 4));
     c.rotate(-Math.PI / 2);
     c.textBaseline = "top";
-    c.fillText(this.fitted(chart.y.title, bottom - top + 40), 0, 0);
+    this.beside.forEach((words, i) => c.fillText(this.fitted(words, this.height - 20 * large), 0, i * 17 * large));
     c.restore();
   }
 
