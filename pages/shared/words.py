@@ -22,7 +22,7 @@ def short(number: float, digits: int = 2) -> str:
 
 def figure(number: float, digits: int = 3) -> str:
     """`4,590`, `12.3`, `0.00012`: significant digits, and no powers of ten below a million."""
-    return f"{number:,.0f}" if 1000 <= abs(number) < 1e6 else f"{number:.{digits}g}"
+    return f"{number:,.0f}" if 10**digits <= abs(number) < 1e6 else f"{number:.{digits}g}"
 
 
 def percent(share: float, digits: int = 0) -> str:

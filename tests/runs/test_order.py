@@ -39,7 +39,7 @@ def test_a_plan_goes_out_as_a_folder_and_comes_back_as_a_run(
     moved = home.rename(tmp_path / "gone")  # nothing of this machine is at hand there
     try:
         monkeypatch.chdir(machine)
-        words = shlex.split(command.replace("IMAGES", "photos"))[3:]
+        words = shlex.split(command.replace("DATA", "photos"))[3:]
         done = CliRunner().invoke(app, [*words, "--device", "cpu"])
         assert done.exit_code == 0, (done.output, done.exception)
     finally:

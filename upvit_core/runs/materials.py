@@ -86,7 +86,7 @@ def _distilling(spec: RunSpec, saved: dict[str, Any] | None, control: Control, d
     control.stage("loading the teacher")
     size = None if spec.student is None else load_model(spec.student).shape.img_size
     teacher = _opened(spec.teacher, device, size)
-    control.stage("opening the images")
+    control.stage("opening the data")
     train, test = (
         open_images(
             spec.data, split, pretrained_cfg=teacher.pretrained_cfg, num_classes=teacher.shape.num_classes,
@@ -109,7 +109,7 @@ def _finetuning(spec: RunSpec, saved: dict[str, Any] | None, control: Control, d
     control.stage("loading the model")
     model = _opened(spec.student, device)
     refuse_language(model.shape, FINE_TUNING, DISTIL)
-    control.stage("opening the images")
+    control.stage("opening the data")
     opening = partial(open_images, spec.data, root=spec.data_root)
     classes = opening("train", pretrained_cfg=model.pretrained_cfg).class_names
     fitted = retarget(

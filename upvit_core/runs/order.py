@@ -33,7 +33,7 @@ into `runs/` of the studio: it opens on the page Runs, whatever state it is in.
 
 def command_of(spec: RunSpec, folder: str) -> str:
     """The command line that does the order in `folder`; images that only this machine has are to be named."""
-    data = " --data IMAGES" if is_local(spec.data) else ""
+    data = " --data DATA" if is_local(spec.data) else ""
     return f"python -m upvit_core distill --order {folder}{data} --out runs"
 
 
@@ -61,9 +61,7 @@ def write_order(spec: RunSpec, folder: Path) -> Path:
     (folder / "spec.json").write_text(moved.model_dump_json(indent=1), encoding="utf-8")
     if spec.plan is not None:
         (folder / "plan.json").write_text(json.dumps(spec.plan), encoding="utf-8")
-    images = (
-        "\nIMAGES is where the images lie there: the same folder of classes as here.\n" if is_local(spec.data) else ""
-    )
+    images = "\nDATA is where the images or the text lie there: the same as here.\n" if is_local(spec.data) else ""
     text = README.format(name=spec.name, command=command_of(spec, folder.name), images=images)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return folder
