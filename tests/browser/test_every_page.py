@@ -17,7 +17,7 @@ from shots import PAGES, server, settle
 
 NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
 CHARTS = '[data-testid="stPlotlyChart"], [data-testid="stVegaLiteChart"], .runs figure:not([hidden])'
-WITHOUT_CHARTS = {"transfer", "workshop", "glossary"}
+WITHOUT_CHARTS = {"transfer", "workshop", "glossary", "step 7 of method"}
 WIDTHS = (390, 1024, 2560)
 OUTSIDE = """width => [...document.querySelectorAll(
     ".card, [data-testid=stMain] button, [data-testid=stMain] p, .js-plotly-plot, [data-testid=stVegaLiteChart]")]
@@ -57,6 +57,21 @@ def theme_of(page: Page) -> str:
     return {"rgb(255, 255, 255)": "light", "rgb(20, 23, 28)": "dark"}[background]
 
 
+def check(page: Page, name: str) -> None:
+    """What holds on every page whatever it shows."""
+    assert not NOT_A_SENTENCE.search(page.inner_text("body"))
+    assert (
+        page.locator('[data-testid="stException"], [data-testid="stAlertContentError"], [role="dialog"]').count() == 0
+    )
+    check_charts(page, name)
+    faults = [
+        f"{fault['impact']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
+        for fault in Axe().run(page).response["violations"]
+        if fault["impact"] in ("serious", "critical")
+    ]
+    assert not faults
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_page(tab: Page, site: str, name: str) -> None:
     errors: list[str] = []
@@ -67,15 +82,7 @@ def test_page(tab: Page, site: str, name: str) -> None:
     theme = theme_of(tab)
     ARTEFACTS.mkdir(exist_ok=True)
     tab.screenshot(path=ARTEFACTS / f"page-{name}-{theme}.png")
-    assert not NOT_A_SENTENCE.search(tab.inner_text("body"))
-    assert tab.locator('[data-testid="stException"], [data-testid="stAlertContentError"], [role="dialog"]').count() == 0
-    check_charts(tab, name)
-    faults = [
-        f"{fault['impact']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
-        for fault in Axe().run(tab).response["violations"]
-        if fault["impact"] in ("serious", "critical")
-    ]
-    assert not faults
+    check(tab, name)
     for width in WIDTHS if theme == "light" else ():
         tab.set_viewport_size({"width": width, "height": 900})
         settle(tab, 60)
@@ -83,6 +90,19 @@ def test_page(tab: Page, site: str, name: str) -> None:
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate(OUTSIDE, width) == []
     assert not errors
+
+
+@pytest.mark.parametrize("number", range(2, 8))
+def test_step_of_method(tab: Page, site: str, number: int) -> None:
+    """The steps after the first, each with its own picture of the open model."""
+    tab.set_viewport_size({"width": 1440, "height": 900})
+    if not tab.url.startswith(f"{site}/method"):
+        tab.goto(f"{site}/method")
+        settle(tab, 180)
+    tab.get_by_role("radio", name=re.compile(rf"^{number}\b")).click()
+    settle(tab, 300)
+    tab.screenshot(path=ARTEFACTS / f"method-step-{number}-{theme_of(tab)}.png")
+    check(tab, f"step {number} of method")
 
 
 def check_charts(page: Page, name: str) -> None:
