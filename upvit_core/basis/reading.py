@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_PART = 4
+ROUNDING = 1e-11  # of float64 sums over thousands of products, relative
 
 
 def reading_directions(C: Sequence[Tensor], G: Sequence[Tensor], steps: int = 40) -> Tensor:
@@ -37,7 +38,7 @@ def _ordered(A: Tensor, G: Tensor, B: Tensor, steps: int) -> Tensor:
     # Of the rest, what the chosen part does not tell already.
     told = torch.linalg.solve(chosen.T @ A @ chosen, chosen.T @ A @ rest)  # (S, k, m - k)
     new = rest - chosen @ told  # (S, m, m - k)
-    given = rest.T @ A @ new, rest.T @ G @ rest, new.mT @ B @ new
+    given = new.mT @ A @ new, rest.T @ G @ rest, new.mT @ B @ new
     return torch.cat([first, rest @ _ordered(*given, steps)], 1)
 
 
@@ -66,10 +67,13 @@ def _gain(A: Tensor, B: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def best_subspace(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """X (m, k) orthonormal with Σ_s tr((Xᵀ A_s X)⁻¹ Xᵀ B_s X) large, and the complement (m, m - k)."""
+    """X (m, k) orthonormal with Σ_s tr((Xᵀ A_s X)⁻¹ Xᵀ B_s X) large, and the complement (m, m - k).
+
+    It is `start` (m, k) where that leaves nothing but rounding errors to gain, and where the search finds no better.
+    """
+    everything, first = _trace(torch.linalg.solve(A, B)), _gain(A, B, start)[0]
+    scale = float(everything - first)
     X = start.clone(memory_format=torch.contiguous_format).requires_grad_()
-    everything = _trace(torch.linalg.solve(A, B))
-    scale = float(everything - _gain(A, B, start)[0]) + 1e-300
     search = torch.optim.LBFGS([X], lr=0.1, max_iter=steps, history_size=20, line_search_fn="strong_wolfe",
                                tolerance_grad=0, tolerance_change=0)  # fmt: skip
 
@@ -80,7 +84,11 @@ def best_subspace(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tens
         Q.backward(-slope / scale)
         return (everything - gain) / scale
 
-    with torch.enable_grad():
-        search.step(unread)
-    whole = torch.linalg.qr(X.detach(), mode="complete")[0]
-    return whole[:, : X.shape[1]], whole[:, X.shape[1] :]
+    if scale > ROUNDING * abs(float(everything)):
+        with torch.enable_grad():
+            search.step(unread)
+    found = X.detach()
+    if not bool(found.isfinite().all()) or not bool(_gain(A, B, torch.linalg.qr(found)[0])[0] >= first):
+        found = start
+    whole = torch.linalg.qr(found, mode="complete")[0]
+    return whole[:, : start.shape[1]], whole[:, start.shape[1] :]

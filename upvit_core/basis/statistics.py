@@ -3,7 +3,8 @@
 All are of the FOLDED model. Gradients are those of the model's own output: with F = diag(q) - q qᵀ = Σ_r λ_r u_r u_rᵀ,
 each √λ_r·u_r is sent back from the logits and the squares are added, so that to second order
 KL(q || p) ≈ ½ Σ_r (change along r)². Products are taken in the model's dtype for one batch and added up in float64;
-memory does not depend on the number of images.
+those of the streams that are read are taken in float64 too, since a few directions may hold a hundred times the energy
+of the rest, whose moments float32 would leave indefinite. Memory does not depend on the number of images.
 """
 
 from __future__ import annotations
@@ -154,9 +155,9 @@ def _add_batch(sums: _Sums, stream: Stream, images: Tensor, num_directions: int)
         sums.add(f"mixed.{b}", a.mixed)
         sums.add(f"hidden.{b}", torch.nn.functional.pad(f.hidden, (0, 1), value=1))
         blk = stream.model.blocks[b]
-        sums.add(f"reader.{2 * b}", a.normed - blk.norm1.bias)
-        sums.add(f"reader.{2 * b + 1}", f.normed - blk.norm2.bias)
-    sums.add(f"reader.{2 * stream.shape.depth}", features)
+        sums.add(f"reader.{2 * b}", (a.normed - blk.norm1.bias).double())
+        sums.add(f"reader.{2 * b + 1}", (f.normed - blk.norm2.bias).double())
+    sums.add(f"reader.{2 * stream.shape.depth}", features.double())
 
     outputs = output_directions(logits.detach(), num_directions)
     for r, output in enumerate(outputs):
