@@ -10,10 +10,13 @@ import json
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import plotly
 import streamlit as st
+import streamlit.components.v1
 
 from pages.shared import presenter, run_data
 from upvit_core.figures.live import COLUMNS, Points, published, titles
@@ -22,7 +25,8 @@ from upvit_core.runs.store import RunStore
 
 FOLDER = Path(__file__).parent / "browser"
 KEY = "live-charts"
-HTML = """<div class="runs">
+PLOTLY = Path(plotly.__file__).parent / "package_data"  # with plotly.min.js
+HTML = f"""<div class="runs" data-plotly="component/{__name__}.plotly/plotly.min.js?v={version("plotly")}">
 <figure data-chart="speed" data-height="440"></figure>
 <div class="small">
 <figure data-chart="loss" data-height="240"></figure>
@@ -36,7 +40,7 @@ def _text(*names: str) -> str:
 
 
 _charts = st.components.v2.component(
-    "runs_charts", html=HTML, css=_text("runs.css"), js=_text("plot.js", "pointer.js", "runs.js")
+    "runs_charts", html=HTML, css=_text("runs.css"), js=_text("plot.js", "runs.js"), isolate_styles=False
 )
 _feed = st.components.v2.component("runs_feed", js=_text("feed.js"))
 
@@ -67,6 +71,7 @@ def charts(store: RunStore, curves: Sequence[RunCurve]) -> None:
     told: Told | None = st.session_state.get(KEY)
     if told is None or told.choice != choice:
         told = st.session_state[KEY] = picture(choice, {c.id: run_data.rows().points(store, c.id) for c in curves})
+    st.components.v1.declare_component("plotly", path=PLOTLY)  # serves the package's plotly.js, which the charts load
     _charts(key="runs-charts", data=told.picture)
 
 

@@ -105,37 +105,54 @@ def test_the_picture_is_sent_once(browser: Browser, runs_address: str) -> None:
     context.close()
 
 
-def test_new_points_come_to_the_same_canvas_and_the_zoom_stays(page: Page, store: RunStore) -> None:
+def shown_range(page: Page, name: str) -> list[float]:
+    return page.evaluate("(name) => window.upvitRuns.live.plots[name].plot._fullLayout.xaxis.range", name)
+
+
+def marks_drawn(page: Page, name: str) -> int:
+    return page.locator(f'[data-chart="{name}"] .scatterlayer .point').count()
+
+
+def test_new_points_come_to_the_same_chart_and_the_zoom_stays(page: Page, store: RunStore) -> None:
     run, before = going(store).id, steps_drawn(page, going(store).id)
-    canvas = page.locator('[data-chart="loss"] canvas')
-    canvas.evaluate("node => { node.kept = true }")
-    canvas.scroll_into_view_if_needed()
-    place = canvas.bounding_box()
+    chart = page.locator('[data-chart="loss"] .plot')
+    chart.evaluate("node => { node.kept = true }")
+    epoch = page.evaluate("window.upvitRuns.live.epoch")
+    chart.scroll_into_view_if_needed()
+    place = chart.bounding_box()
     assert place is not None
     page.mouse.move(place["x"] + 120, place["y"] + 30)
     page.mouse.down()
     page.mouse.move(place["x"] + 220, place["y"] + 120, steps=4)
     page.mouse.up()
     whole = page.locator('[data-chart="loss"] .whole')
-    assert whole.is_visible()
+    whole.wait_for()
+    zoomed = shown_range(page, "loss")
     write(store, 7)
     page.wait_for_function(f"([id, n]) => ({DRAWN})('loss').points.filter(({{run}}) => run === id).length === n",
                            arg=[run, before + 7])  # fmt: skip
-    assert canvas.evaluate("node => node.kept")
+    assert chart.evaluate("node => node.kept")
+    assert page.evaluate("window.upvitRuns.live.epoch") == epoch
     assert whole.is_visible()
+    assert shown_range(page, "loss") == zoomed
     whole.click()
-    assert not whole.is_visible()
+    whole.wait_for(state="hidden")
+    assert shown_range(page, "loss")[1] > zoomed[1]
+    marks = marks_drawn(page, "speed")
     evaluation = {"step": 5000, "phase": "eval", "top1": 60.0, "images_per_s": 1500.0, "images": 2000}
     evaluation |= {"epoch": 3.5, "seconds": 9}
     going(store).append_metrics(evaluation)
     page.wait_for_function(f"({DRAWN})('speed').points.some(({{y}}) => y === 60)")
-    assert canvas.evaluate("node => node.kept")
+    page.wait_for_function(
+        "n => document.querySelectorAll('[data-chart=speed] .scatterlayer .point').length === n", arg=marks + 1
+    )
+    assert chart.evaluate("node => node.kept")
     going(store).append_metrics({**evaluation, "phase": "final", "top1": 62.5, "images": 9000, "teacher_top1": 90.5})
     page.wait_for_function(f"({DRAWN})('speed').points.some(({{y, shape}}) => y === 62.5 && shape === 'square')")
     assert [p["y"] for p in drawn(page, "speed")["points"] if p.get("shape") == "star"] == [91.7, 90.5]
     assert drawn(page, "judge")["y"]["title"] == "top-1, % of 2,000 test images; □ all 9,000"
-    assert "62.5 of all 9,000" in str(page.locator('[data-chart="speed"] canvas').get_attribute("aria-label"))
-    assert "60.0 % at" in str(page.locator('[data-chart="speed"] canvas').get_attribute("aria-label"))
+    assert "62.5 of all 9,000" in str(page.locator('[data-chart="speed"] .plot').get_attribute("aria-label"))
+    assert "60.0 % at" in str(page.locator('[data-chart="speed"] .plot').get_attribute("aria-label"))
 
 
 def test_a_browser_that_lost_points_is_told_everything_again(page: Page, store: RunStore) -> None:
@@ -163,14 +180,42 @@ def test_coming_back_to_the_page_shows_what_is_true_by_then(page: Page, store: R
 
 
 def test_keys_walk_from_point_to_point(page: Page, store: RunStore) -> None:
-    canvas = page.locator('[data-chart="judge"] canvas')
-    canvas.focus()
+    page.locator('[data-chart="judge"] .plot').focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)
     said = str(page.locator('[data-chart="judge"] .said').text_content())
     assert said.startswith("run demo ")
     assert "top-1, %" in said
+    tip = page.locator('[data-chart="judge"] .tip')
+    assert said.split(", ")[0].removeprefix("run ") in str(tip.text_content())
     page.keyboard.press("+")
-    assert page.locator('[data-chart="judge"] .whole').is_visible()
+    page.locator('[data-chart="judge"] .whole').wait_for()
     page.keyboard.press("Escape")
-    assert not page.locator('[data-chart="judge"] .whole').is_visible()
+    page.locator('[data-chart="judge"] .whole').wait_for(state="hidden")
+    tip.wait_for(state="hidden")
+
+
+def test_a_pointer_finds_a_point_and_another_theme_draws_again(page: Page) -> None:
+    mark = page.locator('[data-chart="speed"] .scatterlayer .point').last
+    mark.hover(force=True)
+    page.locator('[data-chart="speed"] .tip').wait_for()
+    title = page.locator('[data-chart="speed"] .xtitle')
+    light = title.evaluate("node => getComputedStyle(node).fill")
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(
+        "old => getComputedStyle(document.querySelector('[data-chart=speed] .xtitle')).fill !== old", arg=light
+    )
+    assert title.evaluate("node => getComputedStyle(node).fill") == "rgb(163, 172, 184)"
+
+
+def test_labels_do_not_overlap(page: Page) -> None:
+    boxes = [label.bounding_box() for label in page.locator('[data-chart="speed"] .annotation-text').all()]
+    assert len(boxes) >= 4
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            assert a
+            assert b
+            assert (
+                a["x"] + a["width"] <= b["x"] or b["x"] + b["width"] <= a["x"]
+                or a["y"] + 0.75 * a["height"] <= b["y"] or b["y"] + 0.75 * b["height"] <= a["y"]
+            )  # fmt: skip

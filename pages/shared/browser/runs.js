@@ -132,7 +132,7 @@ class Live {
     const point = (run, { i, x, y }, more) => ({ run: run.id, x, y, colour: run.colour, tip: () => this.tips(run, i, quantity), ...more });
     const told = latest.map(({ run, x, y }) => `${run.label} ${y.toFixed(1)}${better > 0 ? " %" : ""} at ${number(x)}`).concat(this.wholes(whole.map(({ run }) => run), quantity)).join("; ");
     return {
-      key: `${quantity} ${relative}`, larger, padding: 24, x: { title: titles.x }, y: { title: titles.y, log: better < 0 },
+      key: `${quantity} ${relative}`, larger, x: { title: titles.x }, y: { title: titles.y, log: better < 0 },
       alt: `${better > 0 ? "Top-1 in percent" : "Perplexity"} against ${titles.x}: ${told || "no run has been evaluated yet"}.`,
       rules: teachers.flatMap(({ x, y }) => [{ x }, { y }]),
       lines: [
@@ -173,7 +173,7 @@ class Live {
     ].filter(([, value]) => value);
     const told = lines.map(({ run, rows }) => `${run.label} ${number(at(run, rows.at(-1)).y)} at step ${number(at(run, rows.at(-1)).x, 9)}`).concat(this.wholes(whole, quantity)).join("; ");
     return {
-      key: quantity, larger, padding: 8, x: { title: "step", zero: true }, y: { title: judged ? titles.y : title, log: quantity === "perplexity" },
+      key: quantity, larger, x: { title: "step", zero: true }, y: { title: judged ? titles.y : title, log: quantity === "perplexity" },
       alt: `${title} against step: ${told || "nothing yet"}.`,
       lines: lines.map(({ run, rows }) => ({ at: rows.map((i) => Object.values(at(run, i))), colour: run.colour, width: 1.8 })),
       points: [
@@ -192,5 +192,5 @@ export default function ({ data, parentElement }) {
   root.live.picture(JSON.parse(new TextDecoder().decode(data)));
   hub.live = root.live;
   hub.bring?.();
-  return () => { for (const plot of Object.values(root.live.plots)) plot.watch.disconnect(); if (hub.live === root.live) delete hub.live; };
+  return () => { for (const plot of Object.values(root.live.plots)) plot.leave(); if (hub.live === root.live) delete hub.live; };
 }
