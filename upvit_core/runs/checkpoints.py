@@ -19,8 +19,8 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """Write `state` (tensors and plain values, with its `step`), then drop all but the newest two."""
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{state['step']:09d}.pt"
-    with replaced(path) as temporary:
-        torch.save(state, temporary)
+    with replaced(path) as temporary, temporary.open("wb") as file:  # given a path, torch does not say "disk full"
+        torch.save(state, file)
     for old in list_checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return path
