@@ -53,11 +53,17 @@ Visit = Callable[..., Page]
 
 
 @pytest.fixture
-def visit(browser: Browser, address: str, request: pytest.FixtureRequest) -> Iterator[Visit]:
+def usual_theme() -> str:
+    """Of pages that a test visits without saying which; a module may ask for both."""
+    return "light"
+
+
+@pytest.fixture
+def visit(browser: Browser, address: str, usual_theme: str, request: pytest.FixtureRequest) -> Iterator[Visit]:
     """Open a page in a context of its own; what is on the screen at the end of the test is kept as a picture."""
     opened: list[Page] = []
 
-    def go(name: str, *, theme: str = "light", width: int = 1440, height: int = 900, **query: object) -> Page:
+    def go(name: str, *, theme: str = usual_theme, width: int = 1440, height: int = 900, **query: object) -> Page:
         context = browser.new_context(
             reduced_motion="reduce",
             viewport={"width": width, "height": height},
