@@ -22,56 +22,29 @@ def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
         result: measured.Look = job.result
         where = f"{result.images:,} {judge.samples} of {words.data_name(result.data)}"
         note = f"on {where}; 95 % sure of {result.low:.{judge.digits}f} – {result.high:.{judge.digits}f}"
-        top = Card(judge.name, judge.told(judge.value(result)), note, MEASURED)
+        top = Card(judge.name, judge.told(result.value), note, MEASURED)
     else:
-        why = (
-            "being measured"
-            if job is not None and job.active
-            else f"needs {words.inputs(model.shape)}"
-            if model.has_weights
-            else "needs weights"
-        )
-        top = Card(judge.name, "—", why)
-    macs = words.short(count_macs(model.shape))
+        needs = f"needs {judge.data if model.has_weights else 'weights'}"
+        top = Card(judge.name, "—", "being measured" if job is not None and job.active else needs)
     cards(
         [
             Card("Parameters", words.short(count_parameters(model.shape)), "numbers that the model has learnt"),
-            Card(
-                f"MACs, one {judge.item}",
-                macs,
-                f"multiplications to {'continue each of its tokens' if model.shape.is_language else 'classify it'}",
-            ),
+            Card(f"MACs, one {judge.item}", words.short(count_macs(model.shape)), f"multiplications to {judge.task}"),
             top,
         ]
     )
 
 
-def text(model: opened.Opened, job: jobs.Job | None) -> None:
-    """Where a language model's text lies, and how far the measuring is."""
-    if job is None:
-        if model.has_weights and (spec := st.text_input("Text", placeholder="/data/book.txt", key="text-file")):
-            measured.choose_images(model, spec.strip())
-            st.rerun()
-    elif job.active:
-        jobs.progress(job)
-    elif job.state != "done":
-        st.error(job.error or "Cancelled.")
-
-
 def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
-    if measured.is_language(model):
-        text(model, job)
-        return
-    st.subheader("What it makes of eight test images", anchor=False)
+    """What it makes of a few images, where it has pictures; before that, the field that asks for them or for a text."""
+    judge = judge_of(model.shape)
+    if judge.has_pictures:
+        st.subheader("What it makes of eight test images", anchor=False)
     if job is None:
         if model.has_weights:
-            st.caption(
-                "Its predictions will be here once it has images: a folder with one folder per class, or a data set "
-                "name."
-            )
-            with st.form("own-images", border=False):
-                spec = st.text_input("Images", placeholder="/data/imagenet, photos.tar.gz, torch/cifar10")
-                if st.form_submit_button("Use these images") and spec:
+            with st.form("own-data", border=False):
+                spec = st.text_input(judge.inputs, placeholder=judge.source)
+                if st.form_submit_button(f"Measure on {judge.them}") and spec:
                     measured.choose_images(model, spec.strip())
                     st.rerun()
         else:

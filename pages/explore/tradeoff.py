@@ -81,7 +81,7 @@ def quality_card(model: Opened, spec: str, job: jobs.Job | None, unmended: jobs.
     if not model.has_weights:
         return Card(name, "—", "needs weights")
     if not spec:
-        return Card(name, "—", f"needs {words.inputs(model.shape)}; give {words.them(model.shape)} on Model")
+        return Card(name, "—", f"needs {judge.wanted}")
     source, value = st.session_state.get("last-quality", ("", "—"))
     if job is not None and job.active:
         far = job.detail or "waiting for its turn"
@@ -221,7 +221,7 @@ with frame.page(
         whatif.preset_picker(model.shape)
         with presenter.folded("How"):
             whatif.way_controls(model.shape, model.has_weights and bool(spec))
-            if not model.shape.stages:
+            if not model.shape.one_share:
                 blocks_table.spread_controls(model.shape, scores)
         now = whatif.controls(model.shape)
         shown, finding = scoring.planning(model, scores, now, spec)
@@ -250,7 +250,7 @@ with frame.page(
             reports.plan_button(model, shown or scores, now, plan, found.accuracy, found.speed)
     with right:
         if shown is not None:
-            if not model.shape.stages and now.depth is None:
+            if not model.shape.one_share and now.depth is None:
                 with st.expander(
                     "Block by block", icon=":material/table_rows:", expanded=bool(now.widths), key="block-by-block",
                     on_change="rerun",

@@ -79,18 +79,17 @@ def one_block(model: Opened) -> None:
         half = without[component].plan(opened.no_scores(model.shape)).shape_after
         saved = 1 - count_parameters(half) / count_parameters(model.shape)
         block = model.shape.blocks[0]
-        piece, pieces = ("token", "tokens") if model.shape.is_language else ("patch", "patches")
+        judge = judge_of(model.shape)
         about = {
             "residual": f"The <b class='residual'>residual</b> is the road through the model: {model.shape.embed_dim} "
             "channels that every "
             f"one of the {model.shape.depth} blocks reads, and adds to. A channel less here is a channel less "
             "<i>everywhere</i>.",
-            "attention": f"<b class='attention'>Attention</b> lets {pieces} look at each other: {block.num_heads} "
-            "heads of "
-            f"{block.head_dim} channels. A channel here is one row of q, k and v, and one column on the way out.",
-            "ffn": f"The <b class='ffn'>FFN</b> thinks about each {piece} alone: it widens to {block.ffn:,} hidden "
-            "channels and narrows "
-            "again. A channel here is one hidden unit.",
+            "attention": f"<b class='attention'>Attention</b> lets {judge.pieces} look at each other: "
+            f"{block.num_heads} heads of {block.head_dim} channels. A channel here is one row of q, k and v, and one "
+            "column on the way out.",
+            "ffn": f"The <b class='ffn'>FFN</b> thinks about each {judge.piece} alone: it widens to {block.ffn:,} "
+            "hidden channels and narrows again. A channel here is one hidden unit.",
         }[component]
         say(f"<p>{about}</p><p>Half of these channels gone: <b>{saved:.0%}</b> fewer parameters.</p>")
     with picture:
@@ -115,13 +114,12 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         number = int(ranked[place - 1])
         where = "" if component == "residual" else f" of block {block}"
         judge = judge_of(model.shape)
-        classes = "next tokens" if model.shape.is_language else "classes"
         say(
             f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about "
             f"every {judge.sample} "
             "again. How far are its answers from before?</p>"
             "<div class='equation'>KL( q ‖ p ) = Σ q · ln( q / p )<br>s = Σ KL( q ‖ p )</div>"
-            f"<p>The first sum is over {classes}, the second over {judge.samples}.</p>"
+            f"<p>The first sum is over {judge.answers}, the second over {judge.samples}.</p>"
             f"<p>q: its answer before, p: without the channel. All together: <b>{values[number]:.3g} nats</b> over "
             f"{scores.images:,} {judge.items}.</p>"
         )
@@ -135,8 +133,8 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
             )
             show(chart, "place")
             st.caption(
-                f"With a model that has weights, and {words.inputs(model.shape)}, you see here which "
-                f"{judge_of(model.shape).samples} change. The demo has both."
+                f"With a model that has weights, and {judge.data}, you see here which {judge.samples} change. The demo "
+                "has both."
             )
             return
         job = removal.removal_job(model, component, block, number, spec, LESSON_IMAGES)
@@ -152,16 +150,13 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
         order = np.argsort(-effect.kl, kind="stable")
         image = st.slider(f"{judge.sample.capitalize()}, the most affected first", 1, len(order), 1, key="lesson-image")
         chosen = int(order[image - 1])
-        if model.shape.is_language:
-            one = two = st.container()
-        else:
-            one, two = st.columns([0.2, 0.8])
+        one, two = st.columns([0.2, 0.8]) if judge.has_pictures else [st.container()] * 2
         with one:
             channel.examples(model, effect, spec, only=[chosen], columns=1)
         with two:
             before, after = effect.before[chosen], effect.after[chosen]
-            what = "next token" if model.shape.is_language else "class"
-            show(kl_sum(effect.names, before, after, component, charts.theme(), height=430, what=what), "kl-sum")
+            chart = kl_sum(effect.names, before, after, component, charts.theme(), height=430, what=judge.answer)
+            show(chart, "kl-sum")
         show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=judge.sample, height=200), "kl")
 
 

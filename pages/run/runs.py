@@ -28,6 +28,7 @@ from pages.shared import (
 )
 from upvit_core.figures.runs import Quantity, RunCurve, judged_by, speed_table
 from upvit_core.figures.step_curves import step_table
+from upvit_core.models.judge import judge_of_rows
 from upvit_core.runs.commands import commands
 from upvit_core.runs.spec import RESUMABLE
 from upvit_core.runs.store import RunStore, RunSummary
@@ -120,9 +121,7 @@ def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> liv
     live.charts(store, curves)
     drawn = [curve for curve in curves if not kind or (curve.id in texts) == (kind == "text")]
     judge = judged_by(drawn)
-    tables: dict[str, tuple[str, Quantity]] = {"loss": ("Loss", "loss"), "top1": ("Top-1", judge)}
-    if judge == "perplexity":
-        tables["top1"] = ("Perplexity", judge)
+    tables: dict[str, tuple[str, Quantity]] = {"loss": ("Loss", "loss"), "top1": (judge.name, judge.key)}
     if any(row.get("features") is not None for curve in drawn for row in curve.rows):
         tables["loss-feature"] = ("Last feature", "features")
     with st.container(horizontal=True):
@@ -159,7 +158,7 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
         if state.state == "queued":
             run_actions.priority_box(store, next(s for s in summaries if s.id == run_id))
         if run.model.is_dir():
-            run_actions.downloads(run, of_text=run_data.is_text(run_data.rows()(store, run_id)))
+            run_actions.downloads(run, judge_of_rows(run_data.rows()(store, run_id)))
         if not run.spec.settings.from_scratch:
             run_actions.baseline_button(store, run)
         reports.run_button(store, run)

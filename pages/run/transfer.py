@@ -14,6 +14,7 @@ from pages.shared.opened import Opened
 from upvit_core.errors import UPViTError
 from upvit_core.figures.evaluations import along, on_all
 from upvit_core.figures.step_curves import step_chart
+from upvit_core.models.judge import judge_of
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.recipe import FINETUNE_PRESETS
 from upvit_core.runs.executors import executor_for
@@ -182,7 +183,7 @@ with frame.page(
     model = frame.current()
     left, right = st.columns([0.31, 0.69], gap="medium")
     with left:
-        if model.shape.is_language:
+        if not judge_of(model.shape).has_classes:
             st.info(
                 f"{model.name} reads text: there are no classes to give it a new head for. Distil it on the other text "
                 "instead; open a model of images for this page.",

@@ -191,7 +191,7 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
             return
         st.markdown("The thinner model learns from the original. The run goes on by itself; this page may be closed.")
         kinds = {"This plan": [what_if], "A sweep of 3": sweep(what_if)}
-        if scores.basis == "channels" and model.shape.family == "vit":
+        if scores.basis == "channels" and model.shape.has_directions:
             kinds["Both ways"] = both_ways(what_if)
         many = st.segmented_control(
             "What", list(kinds), default="This plan", required=True, wrap=True, key="distil-what",

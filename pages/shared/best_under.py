@@ -55,7 +55,7 @@ def panel(model: Opened, scores: ImportanceScores | None, now: WhatIf, plan: Pru
         if scores is None:
             st.caption("Needs scores: make them on Importance.")
             return
-        if model.shape.stages:
+        if model.shape.one_share:
             st.caption("One share of each component, the same in all stages: what a stage costs depends on the others.")
         limits = inputs(model, plan)
         family = st.radio(
@@ -67,7 +67,7 @@ def panel(model: Opened, scores: ImportanceScores | None, now: WhatIf, plan: Pru
             st.caption(f"With {now.heads} heads, as the slider says; scores cannot foretell what merging {own} does.")
         if now.round_to > 1:
             st.caption(f"Widths are multiples of {now.round_to}.")
-        removals = None if model.shape.stages else block_records.record(plan.model_digest)
+        removals = None if model.shape.one_share else block_records.record(plan.model_digest)
         if removals is not None and not st.toggle(
             "Blocks may go too", value=now.depth is not None, key="budget-depth", persist_state="session",
             help="Tries every depth with its best widths. What blocks cost was measured; channels are added up.",
@@ -142,7 +142,7 @@ def find(
                 continue
     st.session_state[FOUND] = Answer(model.source, limits, family, solved, seconds)
     best = solved[family].plan
-    if model.shape.stages:
+    if model.shape.one_share:
         st.session_state["move-to"] = replace(now, **percents_of(best))
     else:
         depth = best.shape_after.depth
@@ -157,7 +157,7 @@ def family_name(model: Opened, family: Family) -> str:
 
 def families(model: Opened) -> list[Family]:
     """In a model of stages all shares are equal."""
-    return [family for family in FAMILIES if family != "best" or not model.shape.stages]
+    return [family for family in FAMILIES if family != "best" or not model.shape.one_share]
 
 
 def _solve(
@@ -165,7 +165,7 @@ def _solve(
     removals: BlockRemovals | None,
 ) -> BestPlan:  # fmt: skip
     """The best of this family; where blocks may go, of every depth, what their removal costs included."""
-    if model.shape.stages:
+    if model.shape.one_share:
         found = best_shares(scores, limits, stock=family == "stock")
         return BestPlan(found.plan, found.predicted, found.predicted, found.params, found.macs, None)
     basis = "directions" if scores.basis == "directions" else now.basis

@@ -36,13 +36,13 @@ def start(model: Opened, scores: ImportanceScores, now: WhatIf) -> jobs.Job:
 
     def work(report: jobs.Report) -> list[Candidate]:
         basis = "directions" if scores.basis == "directions" else now.basis
-        own = {} if model.shape.stages else {"heads": now.heads, "round_to": now.round_to, "basis": basis}
+        own = {} if model.shape.one_share else {"heads": now.heads, "round_to": now.round_to, "basis": basis}
         found = candidates(scores, **own)  # type: ignore[arg-type]
         plain = replace(now, widths="", repair=False, depth=None)
         made = []
         for name, plan in found:
             shape = plan.shape_after
-            if shape.stages:
+            if shape.one_share:
                 what_if = replace(plain, **percents_of(plan), allocation="uniform", round_to=1)
             else:
                 what_if = whatif.of_widths(widths_of(shape), model.shape, plain)

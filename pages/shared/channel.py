@@ -151,8 +151,7 @@ def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndar
 def _removal(model: Opened, component: Component, block: int, number: int, basis: str) -> None:
     spec, judge = measured.image_spec(model), judge_of(model.shape)
     if not model.has_weights or not spec:
-        give = f"{words.inputs(model.shape)}; give {words.them(model.shape)} on the Model page"
-        needs = give if model.has_weights else "a model with weights"
+        needs = judge.wanted if model.has_weights else "a model with weights"
         st.info(
             f"Here you will see which {judge.samples} change when only this channel is removed. That needs {needs}.",
             icon=":material/visibility:",
@@ -203,10 +202,10 @@ def show_effect(model: Opened, effect: Effect, component: Component, spec: str) 
 
 def examples(model: Opened, effect: Effect, spec: str, *, columns: int, only: list[int] | None = None) -> None:
     """The most affected images or tokens, or those in `only`, before → after."""
-    if model.shape.is_language:
-        passages(model, effect, spec, only=only)
-    else:
+    if judge_of(model.shape).has_pictures:
         gallery(tiles(model, effect, spec, only=only), columns=columns)
+    else:
+        passages(model, effect, spec, only=only)
 
 
 def passages(

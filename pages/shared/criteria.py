@@ -27,7 +27,7 @@ def panel(model: Opened, scores: ImportanceScores, what_if: WhatIf) -> None:
         if not model.has_weights or not spec or scores.basis != "channels":
             needs = (
                 "scores of channels" if scores.basis != "channels" else "a model with weights"
-                if not model.has_weights else "images; give them on the Model page"
+                if not model.has_weights else judge_of(model.shape).wanted
             )  # fmt: skip
             st.html(f'<p class="quiet">Each criterion cuts a copy of the model here. That needs {needs}.</p>')
             return

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.shared import block_records, charts, jobs, measured, opened, words
+from pages.shared import block_records, charts, jobs, measured, opened
 from pages.shared.opened import Opened
 from pages.shared.whatif import WhatIf
 from upvit_core.figures.blocks import depth_curve, half_blocks
@@ -111,11 +111,7 @@ def _score_in_order(
 def _make(model: Opened, digest: str) -> None:
     spec = measured.image_spec(model)
     if not model.has_weights or not spec or not digest:
-        needs = (
-            f"{words.inputs(model.shape)}; give {words.them(model.shape)} on Model"
-            if model.has_weights and digest
-            else "a model with weights"
-        )
+        needs = judge_of(model.shape).wanted if model.has_weights and digest else "a model with weights"
         st.caption(f"Scoring half-blocks needs {needs}.")
         return
     job, first = (jobs.find(_key(model, spec, kind)) for kind in ("all", "first"))

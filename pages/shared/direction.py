@@ -25,7 +25,7 @@ WHAT: dict[Component, str] = {
 
 def switch(model: Opened, scores: ImportanceScores, spec: str) -> ImportanceScores | None:
     """Draw the switch of the basis; the scores to show: of channels, or of directions. None while these are made."""
-    if scores.basis == "directions" or model.shape.family != "vit":
+    if scores.basis == "directions" or not model.shape.has_directions:
         return scores
     possible = model.has_weights and bool(spec)
     whatif.basis_control(model.shape, possible)

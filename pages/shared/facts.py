@@ -92,7 +92,7 @@ def size(count: int) -> str:
 def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job | None:
     """What the best shape of stock timm loses more than the best of all, at the MACs of this plan."""
     shallow = plan.shape_after.depth < plan.shape_before.depth
-    if scores is None or not in_nats(scores) or scores.criterion == "none" or plan.shape_before.stages or shallow:
+    if scores is None or not in_nats(scores) or scores.criterion == "none" or plan.shape_before.one_share or shallow:
         return None
     shape = plan.shape_after
     key = f"stock {scores.digest} {count_macs(shape)} {now.heads} {now.round_to} {plan.basis}"
@@ -119,7 +119,7 @@ def model_size(plan: PruningPlan) -> int:
 def stock_words(scores: ImportanceScores, plan: PruningPlan, now: WhatIf | None) -> str:
     """`opens it; such a shape costs 0.14 nats more`: the cost where it is known, or found at once."""
     told = "opens it" if plan.shape_after.is_uniform else "cannot open it"
-    if now is None or not in_nats(scores) or plan.shape_before.stages or now.depth is not None:
+    if now is None or not in_nats(scores) or plan.shape_before.one_share or now.depth is not None:
         return told
     key = f"stock {scores.digest} {count_macs(plan.shape_after)} {now.heads} {now.round_to} {plan.basis}"
     job = jobs.find(key)

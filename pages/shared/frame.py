@@ -14,6 +14,7 @@ from streamlit.errors import StreamlitAPIException
 from pages.shared import link, memory, opened, presenter, scoring, terms, whatif, words
 from upvit_core.errors import UPViTError
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.judge import IMAGES, judge_of
 from upvit_core.profiling.macs import count_parameters
 
 STYLE = Path(__file__).with_name("style.css")
@@ -55,7 +56,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
         )
     if title in terms.OF_PAGE:
         now = st.session_state.get("shown")
-        st.html(terms.line(terms.OF_PAGE[title], of_text=now is not None and now[0].shape.is_language))
+        st.html(terms.line(terms.OF_PAGE[title], judge_of(now[0].shape) if now is not None else IMAGES))
     with place:
         left, right = st.columns([0.8, 0.2], vertical_alignment="center")
         with left:

@@ -12,7 +12,7 @@ from pages.shared.whatif import WhatIf
 from upvit_core.figures.evaluations import along, on_all
 from upvit_core.figures.lesson import learning
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.judge import IMAGES, TEXT, judge_of
+from upvit_core.models.judge import judge_of, judge_of_rows
 from upvit_core.recipe import PRESETS
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.spec import RunSpec
@@ -46,7 +46,7 @@ def teacher(model: Opened, scores: ImportanceScores | None, *, height: int) -> N
         if finding is not None and finding.active:
             jobs.progress(finding)
         elif not ready:
-            st.caption(f"Needs weights, scores and {words.inputs(model.shape)}. The demo has them all.")
+            st.caption(f"Needs weights, scores and {judge_of(model.shape).data}. The demo has them all.")
     with picture:
         if run_id is None:
             st.info(
@@ -82,7 +82,7 @@ def watch(run_id: str, height: int) -> None:
         if active and not state.is_active:
             st.rerun()
         rows, _ = store.read_metrics(run_id)
-        judge = TEXT if any("perplexity" in row for row in rows) else IMAGES
+        judge = judge_of_rows(rows)
         seen, whole = along(rows, judge.key), on_all(rows)
         left = words.duration(state.seconds_left)
         doing = state.stage or state.state

@@ -55,16 +55,15 @@ class Guess:
 
 @dataclass(frozen=True)
 class Look:
-    """What the model is judged by with its 95 % interval, on `images` evaluation images (tokens of a text, which have a
-    perplexity), and a few images with predictions."""
+    """What the model is judged by with its 95 % interval, on `images` evaluation images or tokens, and
+    what it says of a few images."""
 
-    top1: float
+    value: float
     low: float
     high: float
     images: int
     data: str
     guesses: tuple[Guess, ...]
-    perplexity: float | None = None
 
 
 def image_spec(model: Opened) -> str:
@@ -76,16 +75,11 @@ def image_spec(model: Opened) -> str:
 def images_of_its_own(model: Opened) -> str:
     """Images that come with what is open, or none."""
     shape = model.shape
-    if is_language(model):
+    if not judge_of(shape).has_pictures:
         beside = Path(model.model).expanduser() / "text.txt"
         return str(beside) if model.has_weights and beside.is_file() else ""
     fits = (shape.img_size, shape.in_chans, shape.num_classes) == ((28, 28), 1, 10)
     return "demo" if model.is_demo or fits else ""
-
-
-def is_language(model: Opened) -> bool:
-    """Whether it reads text: then images are blocks of tokens, and perplexity tells how good it is."""
-    return model.shape.is_language
 
 
 def choose_images(model: Opened, spec: str) -> None:
@@ -170,13 +164,14 @@ def look(model: Opened, spec: str) -> jobs.Job:
 
         report.say("reading the weights")
         live, data = opened.live(model), images(model, spec, "val")
-        report.say(f"{min(MOST_IMAGES, len(data)):,} images of {data.name}")
+        judge = judge_of(model.shape)
+        report.say(f"{len(evaluation_indices(data, MOST_IMAGES)):,} {judge.items} of {data.name}")
         logits, labels = teacher_logits(model, spec, report, MOST_IMAGES)
         indices = evaluation_indices(data, MOST_IMAGES)
         probabilities = logits.softmax(-1)
         names = live.class_names or data.class_names
         guesses, seen = [], set()
-        for position, index in enumerate(() if is_language(model) else indices):
+        for position, index in enumerate(indices if judge.has_pictures else ()):
             label = int(labels[position])
             if label in seen and len(seen) < min(SHOWN, len(names)):
                 continue
@@ -187,11 +182,7 @@ def look(model: Opened, spec: str) -> jobs.Job:
             if len(guesses) == SHOWN:
                 break
         result = score_logits(logits, labels)
-        judge = judge_of(model.shape)
-        perplexity = judge.value(result) if is_language(model) else None
-        look = Look(
-            result.top1, *judge.interval(result), result.images, data.name, tuple(guesses), perplexity=perplexity
-        )
+        look = Look(judge.value(result), *judge.interval(result), result.images, data.name, tuple(guesses))
         temporary = _look_file(model, spec).with_suffix(f".{threading.get_ident()}.part")
         temporary.write_text(json.dumps(asdict(look)), encoding="utf-8")
         temporary.replace(_look_file(model, spec))

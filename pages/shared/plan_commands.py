@@ -35,7 +35,7 @@ def commands(model: Opened, scores: ImportanceScores | None, what_if: WhatIf, pl
     told += f" --heads {what_if.heads}" if what_if.heads else ""
     if not after.is_uniform and len(set(after.blocks)) > 1:
         told = f"--widths '{write_widths(widths_of(after))}'"
-    if before.stages:
+    if before.one_share:
         asked = {key: plan.requested.get(key) for key in ("residual", "attention", "ffn", "reduction")}
         told = " ".join(f"--{key} {ratio:.6g}" for key, ratio in asked.items() if ratio is not None) + " --snap"
     basis = " --basis directions" if plan.basis == "directions" else ""

@@ -122,7 +122,7 @@ def points(
                     f"{model.name}: {judge.name.lower()} {judge.told(teacher)}, measured",
                 )
             )
-        if model.shape.num_classes == 1000 and not model.shape.is_language:
+        if model.shape.num_classes == 1000 and judge.key == "top1":
             found += published_points(cost)
     return found
 

@@ -89,7 +89,7 @@ def form(model: Opened, chosen: list[WhatIf]) -> Training:
     training = asked(model)
     ways = [training.settings(model, what_if) for what_if in chosen]
     same = len(ways) > 1 and ways.count(ways[0]) == len(ways)
-    if same and not training.feature_weight and not measured.is_language(model):
+    if same and not training.feature_weight and model.shape.answers == 1:
         kept = st.toggle(
             "Ask the teacher once", key="distil-answers", persist_state="session",
             help="The first run stores the teacher's answers on every image of every epoch (the "

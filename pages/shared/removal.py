@@ -112,16 +112,10 @@ def removal_job(
         adapter = adapt(live.model, live.shape)
         batches, indices = _batches(model, spec, count, adapter, report)
         result = remove_one(adapter, batches, key, number, lambda done: report(done / len(indices)))
-        labels, names = data.labels()[indices], tuple(live.class_names or data.class_names)
-        before, after, kl, where = result.before, result.after, result.kl, np.asarray(indices)
-        if model.shape.is_language:  # every token of a block is an answer of its own
-            labels = np.concatenate([data.block(int(index))[1:] for index in indices])  # type: ignore[attr-defined]
-            before, after = (logits.flatten(0, 1) for logits in (before, after))
-            kl = kl_by_sample(before, after)
-            names = tuple(data.token(number) for number in range(len(names)))  # type: ignore[attr-defined]
-            where = (where[:, None] * model.shape.answers + np.arange(model.shape.answers)).ravel()
+        before, after = (logits.flatten(0, -2) for logits in (result.before, result.after))
+        kl, answers = kl_by_sample(before, after), model.shape.answers
         maps = None
-        if component == "attention" and not model.shape.is_language:
+        if component == "attention":
             top = np.asarray(indices)[np.argsort(-result.kl.numpy(), kind="stable")[:MAPS]]
             pixels = next(iter(data.batches(len(top), indices=top)))[0]
             found = attention_maps(adapter, pixels, block, number)
@@ -130,9 +124,9 @@ def removal_job(
             kl=kl.numpy(),
             before=before.float().softmax(-1).numpy(),
             after=after.float().softmax(-1).numpy(),
-            labels=labels,
-            names=names,
-            indices=where,
+            labels=data.answers(indices),
+            names=tuple(live.class_names or data.answer_names),
+            indices=(np.asarray(indices)[:, None] * answers + np.arange(answers)).ravel(),
             data=data.name,
             norms=weight_norms(live, key, number),
             maps=maps,

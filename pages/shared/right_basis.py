@@ -71,7 +71,7 @@ def lesson(model: Opened, scores: ImportanceScores | None, *, height: int) -> No
     """Words on the left, the picture on the right; three moments."""
     spec = measured.image_spec(model)
     text, picture = st.columns([0.36, 0.64], gap="large")
-    if not model.has_weights or not spec or model.shape.family != "vit":
+    if not model.has_weights or not spec or not model.shape.has_directions:
         with text:
             _say(WHY)
         picture.info(

@@ -12,6 +12,7 @@ import streamlit as st
 
 from pages.shared import actions, jobs, limits
 from upvit_core.errors import RunError, UPViTError
+from upvit_core.models.judge import Judge
 from upvit_core.runs.devices import Device, devices
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.fit import gigabytes
@@ -157,9 +158,9 @@ def zipped(folder: Path, name: str) -> bytes:
     return content.getvalue()
 
 
-def downloads(run: Run, *, of_text: bool = False) -> None:
+def downloads(run: Run, judge: Judge) -> None:
     """The distilled folder, and ONNX made and checked on request; of a language model the folder alone."""
-    library = "transformers opens it" if of_text else "timm opens it as local-dir:FOLDER"
+    library = "timm opens it as local-dir:FOLDER" if judge.has_classes else "transformers opens it"
     st.download_button(
         "Download the folder", data=lambda: zipped(run.model, run.id), file_name=f"{run.id}.zip", type="primary",
         mime="application/zip", icon=":material/download:", on_click="ignore", key=f"folder-{run.id}", width="stretch",
@@ -180,8 +181,9 @@ def downloads(run: Run, *, of_text: bool = False) -> None:
             f"{job.result['max_abs_difference']:.1e} on {job.result['checked_images']} images.",
         )  # fmt: skip
     elif st.button(
-        "Make ONNX", icon=":material/ios_share:", key=f"onnx-make-{run.id}", width="stretch", disabled=of_text,
-        help="ONNX is made of models of images; a language model is handed on as its folder." if of_text else None,
+        "Make ONNX", icon=":material/ios_share:", key=f"onnx-make-{run.id}", width="stretch",
+        disabled=not judge.has_classes,
+        help=None if judge.has_classes else "ONNX is made of models of images; this one is handed on as its folder.",
     ):  # fmt: skip
         jobs.start(key, lambda report: _export(run, target, report), "ONNX", again=True)
         st.rerun()

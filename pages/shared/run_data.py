@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,10 +101,6 @@ def curves(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSum
         )
         for s in chosen if s.spec is not None
     ]  # fmt: skip
-
-
-def is_text(rows: Sequence[Mapping[str, Any]]) -> bool:
-    return any("perplexity" in row for row in rows)
 
 
 def teacher_name(spec: RunSpec) -> str:

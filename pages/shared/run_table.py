@@ -9,6 +9,7 @@ import streamlit as st
 
 from pages.shared import run_data, words
 from upvit_core.figures.evaluations import along, on_all
+from upvit_core.models.judge import TEXT, judge_of_rows
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.runs.store import RunStore, RunSummary
 
@@ -37,7 +38,7 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         last, whole = next(iter(along(rows)[::-1]), {}), on_all(rows)
         scratch = run_data.baseline_of(summary, every, store)
         shape = run_data.shape_of(store, summary.id, summary.spec)
-        of_text = run_data.is_text(rows)
+        of_text = judge_of_rows(rows) is TEXT
         top1, now = None if of_text else last.get("top1"), summary.state
         fresh = [] if scratch is None else along(run_data.rows()(store, scratch.id))[-1:]
         baseline = fresh[0]["top1"] if fresh and fresh[0].get("images") == last.get("images") else None

@@ -158,7 +158,7 @@ def directions(model: Opened, spec: str) -> jobs.Job:
 
 def can_find(model: Opened) -> bool:
     """Whether directions can be found: that takes a plain ViT with weights, and images."""
-    return model.shape.family == "vit" and model.has_weights and bool(measured.image_spec(model))
+    return model.shape.has_directions and model.has_weights and bool(measured.image_spec(model))
 
 
 def planning(

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
+from upvit_core.models.judge import IMAGES, Judge
+
 
 @dataclass(frozen=True)
 class Term:
@@ -27,6 +29,8 @@ MODEL, IMPORTANCE, TRADEOFF, RUNS, METHOD = (
 TERMS = (
     Term("patch", "Patch", "A small square of the image; the model reads the image as a row of patches.",
          "P × P pixels, mapped linearly to one token of D channels.", MODEL),
+    Term("token", "Token", "A piece of a text, often a part of a word; the model reads the text as a row of tokens.",
+         "An entry of the tokenizer's vocabulary, mapped to D channels.", MODEL),
     Term("block", "Block", "One of the equal steps that the image goes through: attention, then FFN.",
          "x ← x + Attention(LN(x)); x ← x + FFN(LN(x)).", MODEL),
     Term("residual", "Residual", "The road through the model, which every block reads and adds to.",
@@ -155,9 +159,6 @@ OF_PAGE = {
 }
 
 
-OF_TEXT = {"top1": "perplexity"}
-
-
 def link(key: str, text: str = "") -> str:
     """A term as an HTML link to its place in the glossary."""
     return f'<a class="term" href="glossary#term-{key}" target="_blank">{escape(text or BY_KEY[key].name)}</a>'
@@ -176,8 +177,7 @@ def tip(text: str, *keys: str) -> str:
     return f"{text}  \n" + " · ".join(f"[{BY_KEY[key].name}](glossary#term-{key})" for key in keys)
 
 
-def line(keys: Iterable[str], *, of_text: bool = False) -> str:
-    """The terms of a page in one line of links; `of_text`: perplexity in place of what only images have."""
-    if of_text:
-        keys = [OF_TEXT.get(key, key) for key in keys if key != "patch"]
-    return '<p class="terms">In the glossary: ' + " · ".join(map(link, keys)) + "</p>"
+def line(keys: Iterable[str], judge: Judge = IMAGES) -> str:
+    """The terms of a page in one line of links, with what this model reads and is judged by."""
+    own = {"top1": judge.key, "patch": judge.piece}
+    return '<p class="terms">In the glossary: ' + " · ".join(link(own.get(key, key)) for key in keys) + "</p>"

@@ -47,7 +47,7 @@ def section(
     look = jobs.find(measured.look_key(model, spec))
     known = look.result if look is not None and look.state == "done" else measured.remembered_look(model, spec)
     others = candidates.tried(model, scores, found, results)
-    drawn = plans.points(model, scores, now, cost, loss, judge.value(known) if known is not None else None, others)
+    drawn = plans.points(model, scores, now, cost, loss, known.value if known is not None else None, others)
     if ahead is not None and not by_kl and (here := next((p for p in drawn if p.now), None)) is not None:
         detail = f"top-1 after {ahead.epochs} epochs of distillation, forecast from {ahead.runs} runs: 80 % band"
         name = f"after {ahead.epochs} epochs"

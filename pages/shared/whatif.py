@@ -121,13 +121,13 @@ class WhatIf:
 
     def widths_of(self, scores: ImportanceScores) -> PruningPlan:
         """All blocks, at the nearest legal widths."""
-        if scores.shape.stages:
+        if scores.shape.one_share:
             reduction = None if self.reduction in (None, self.residual) else self.reduction / 100  # type: ignore[operator]
             return plan_uniform(
                 scores, residual=self.residual / 100, attention=self.attention / 100, ffn=self.ffn / 100,
                 reduction=reduction, heads=self.heads, snap=True,
             )  # fmt: skip
-        basis = "directions" if scores.basis == "directions" else self.basis if scores.shape.is_plain else "channels"
+        basis = self.basis if scores.shape.has_directions and scores.basis == "channels" else scores.basis
         if self.widths:
             return plan_from_widths(scores, self.widths, basis=basis)
         ratios = {"residual": self.residual / 100, "attention": self.attention / 100, "ffn": self.ffn / 100}
@@ -403,7 +403,7 @@ def basis_control(shape: ModelShape, possible: bool) -> None:
 
 def way_controls(shape: ModelShape, possible: bool) -> None:
     """What is removed, and whether least squares mend the cut; both need weights and images."""
-    if shape.is_plain:
+    if shape.has_directions:
         basis_control(shape, possible)
     st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
     st.toggle(
@@ -411,7 +411,7 @@ def way_controls(shape: ModelShape, possible: bool) -> None:
         help=terms.tip(
             "After the cut, each layer's output is fitted to the original's by least squares on "
             f"{judge_of(shape).items}. No training."
-            + ("" if shape.is_plain else " Directions, the other way to cut, are defined for plain ViTs only."),
+            + ("" if shape.has_directions else " Directions, the other way to cut, are defined for plain ViTs only."),
             "repair", "surgery",
         ),
     )  # fmt: skip

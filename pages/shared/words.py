@@ -75,15 +75,6 @@ def scores_words(scores: ImportanceScores | None) -> str:
     return f"{named}, {scores.images:,} {judge_of(scores.shape).items}" if scores.images else named
 
 
-def inputs(shape: ModelShape) -> str:
-    """What a model is measured on: `images`, or `a text`."""
-    return "a text" if shape.is_language else "images"
-
-
-def them(shape: ModelShape) -> str:
-    return "it" if shape.is_language else "them"
-
-
 def data_name(name: str) -> str:
     """The demo's images by their own name."""
     return "Fashion-MNIST" if name == "demo" else name

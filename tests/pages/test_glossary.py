@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.shared.terms import BY_KEY, OF_PAGE, OF_TEXT, TERMS, line, linked
+from pages.shared.terms import BY_KEY, OF_PAGE, TERMS, line, linked
+from upvit_core.models.judge import TEXT
 
 PAGES = {
     "Model": "pages/explore/model.py",
@@ -45,7 +46,7 @@ def test_every_term_is_defined_once_and_seen_somewhere(page: Callable[..., AppTe
     assert not test.exception
     told = next(str(e.proto.body) for e in test.get("html") if "<dl" in str(e.proto.body))
     assert set(re.findall(r'id="term-([a-z0-9]+)"', told)) == set(BY_KEY)
-    assert {key for keys in OF_PAGE.values() for key in keys} | set(OF_TEXT.values()) == set(BY_KEY)
+    assert {key for keys in OF_PAGE.values() for key in keys} | {TEXT.key, TEXT.piece} == set(BY_KEY)
     root = Path(__file__).resolve().parents[2]
     assert all((root / term.page).is_file() for term in TERMS)
 

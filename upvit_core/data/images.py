@@ -117,6 +117,15 @@ class ImageSet:
         """Labels (N,) int64 of all images, readable or not."""
         return self.source.labels
 
+    def answers(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The right answers (N,) int64 to these images; of blocks of text, token by token (N · T,)."""
+        return self.labels()[np.asarray(indices)]
+
+    @property
+    def answer_names(self) -> tuple[str, ...]:
+        """Every answer as it is read."""
+        return self.class_names
+
     def batches(
         self, batch_size: int, *, indices: Sequence[int] | np.ndarray | None = None, device: torch.device | str = "cpu"
     ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -42,6 +42,13 @@ class TokenSet(ImageSet):
         """The first next token of each block: there is no class to balance by."""
         return self.tokens[1 :: self.context][: len(self)].astype(np.int64)
 
+    def answers(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        return self.pairs([int(i) for i in indices])[1].flatten().numpy()
+
+    @property
+    def answer_names(self) -> tuple[str, ...]:
+        return tuple(self.token(number) for number in range(len(self.class_names)))
+
     def block(self, index: int, shift: int = 0) -> np.ndarray:
         """Block `index`, begun `shift` tokens later where the text is long enough: T + 1 tokens."""
         start = min(index * self.context + shift, len(self.tokens) - self.context - 1)

@@ -11,6 +11,7 @@ import numpy as np
 from upvit_core.figures.pen import Pen
 from upvit_core.figures.pyramid import pyramid
 from upvit_core.figures.theme import COLOURS, Chart, Theme
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import Component, ModelShape
 
 TALLEST = 10.0
@@ -63,17 +64,14 @@ def drawing(
 
 
 def _alt(shape: ModelShape, after: ModelShape | None) -> str:
-    now, block = after or shape, (after or shape).blocks[0]
-    size = f"{now.img_size[0]} by {now.img_size[1]} pixels in patches of {now.patch_size[0]} by {now.patch_size[1]}"
-    reader = f"a classifier of {now.num_classes} classes."
-    if now.family == "gpt2":
-        size, reader = f"blocks of {now.img_size[1]} tokens", f"the next of {now.num_classes} tokens at every place."
+    now, block, judge = after or shape, (after or shape).blocks[0], judge_of(shape)
+    pixels = f"{now.img_size[0]} by {now.img_size[1]} pixels in patches of {now.patch_size[0]} by {now.patch_size[1]}"
+    size = pixels if judge.has_pictures else f"{now.num_patches} {judge.pieces} of {judge.data}"
     text = (
         f"Drawing of {now.name}: {size}, a residual stream of {now.embed_dim} channels through {now.depth} blocks, "
         "each with "
         f"attention of {block.num_heads} heads times {block.head_dim} channels and an FFN of {block.ffn} hidden "
-        "channels, then "
-        f"{reader}"
+        f"channels, then a choice of {now.num_classes} {judge.answers}."
     )
     if after:
         first = shape.blocks[0]

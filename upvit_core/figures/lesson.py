@@ -29,7 +29,7 @@ def learning(
             "hovertemplate": f"step %{{x}}: {name} %{{y:.{judge.digits}f}}{judge.sign}<extra></extra>",
         }
     ]
-    scale: Spec = {"range": [0, 100]} if judge.key == "top1" else {"type": "log"}
+    scale: Spec = {"range": [0, 100]} if judge.in_percent else {"type": "log"}
     layout: Spec = {
         "xaxis": axis(theme, "training steps", rangemode="tozero"),
         "yaxis": axis(theme, f"{judge.axis}, of test {judge.samples}", **scale),
@@ -52,7 +52,7 @@ def learning(
             {
                 "xref": "paper",
                 "x": 0.01,
-                "y": teacher if judge.key == "top1" else math.log10(teacher),
+                "y": teacher if judge.in_percent else math.log10(teacher),
                 "text": f"★ teacher {judge.told(teacher)}",
                 "showarrow": False,
                 "xanchor": "left",
@@ -64,7 +64,7 @@ def learning(
         layout["annotations"].append(
             {
                 "x": steps[-1],
-                "y": values[-1] if judge.key == "top1" else math.log10(values[-1]),
+                "y": values[-1] if judge.in_percent else math.log10(values[-1]),
                 "text": f"<b>{judge.told(values[-1])}</b>",
                 "showarrow": False,
                 "yshift": -22,
@@ -81,6 +81,6 @@ def learning(
         alt,
         lambda: {
             "step": np.array(steps, float),
-            ("top1_percent" if judge.key == "top1" else judge.key): np.array(values, float),
+            (f"{judge.key}_percent" if judge.in_percent else judge.key): np.array(values, float),
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from upvit_core.figures.theme import COLOURS, Spec, Theme, drawn
+from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import BlockShape, Component, ModelShape
 
 
@@ -102,9 +103,9 @@ class Pen:
             self.line(x, -half, x, half)
         for shape_ in self.shapes[-(rows + columns - 2) :]:
             shape_["line"] = {"color": self.theme.grid, "width": 1}
-        above = f"{shape.num_tokens} tokens" if shape.is_language else f"{shape.num_patches} patches"
-        below = "of a text" if shape.is_language else f"{shape.img_size[0]}×{shape.img_size[1]}×{shape.in_chans}"
-        self.label(x0, half + 1.0, above, size=13, anchor="left")
+        judge, size = judge_of(shape), f"{shape.img_size[0]}×{shape.img_size[1]}×{shape.in_chans}"
+        below = size if judge.has_pictures else f"of {judge.data}"
+        self.label(x0, half + 1.0, f"{shape.num_patches} {judge.pieces}", size=13, anchor="left")
         self.label(x0, -half - 1.0, below, size=13, anchor="left")
 
     def band(self, x0: float, x1: float, half: float, half_now: float) -> None:
@@ -174,8 +175,7 @@ class Pen:
         for number, share in enumerate((0.25, 0.8, 0.4, 0.15)):  # answers of unlike size
             self.line(x0 + 1, 1.5 - number, x0 + 1 + share * (x1 - x0 - 2), 1.5 - number)
             self.shapes[-1]["line"] = {"color": self.theme.quiet, "width": 4}
-        answers = "tokens" if shape.is_language else "classes"
-        self.label(x1, 3.2, f"{shape.num_classes:,} {answers}", size=13, anchor="right")
+        self.label(x1, 3.2, f"{shape.num_classes:,} {judge_of(shape).answers}", size=13, anchor="right")
 
 
 def _hourglass(x0: float, x1: float, y: float, outer: float, hidden: float) -> list[tuple[float, float]]:

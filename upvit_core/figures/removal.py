@@ -20,7 +20,7 @@ def by_class(
 
     labels (N,) class of each image; kl (N,) nats; changed (N,) bool.
     """
-    nats, things = judge.nats, "classes" if judge is IMAGES else "next tokens"
+    nats = judge.nats
     present = np.unique(labels)
     mean = np.array([kl[labels == c].mean() for c in present])
     flips = np.array([int(changed[labels == c].sum()) for c in present])
@@ -35,12 +35,12 @@ def by_class(
     }  # fmt: skip
     layout: Spec = {
         "xaxis": axis(theme, f"KL, {nats}", rangemode="tozero", exponentformat="power"),
-        "yaxis": axis(theme, "class" if judge is IMAGES else "next token", automargin=True, showgrid=False),
+        "yaxis": axis(theme, judge.answer, automargin=True, showgrid=False),
     }
     figure = drawn([trace], layout, theme, height=height, margin=(110, 14, 10, 46))
     first = order[0]
     alt = (
-        f"Most affected {things}: {names[present[first]]} with {mean[first]:.3g} {nats}, then "
+        f"Most affected {judge.answers}: {names[present[first]]} with {mean[first]:.3g} {nats}, then "
         f"{', '.join(names[c] for c in present[order[1:3]])}; {int(flips.sum())} predictions change in all."
     )
 
@@ -50,7 +50,7 @@ def by_class(
             "predictions_change": flips[order],
         }  # fmt: skip
 
-    return Chart(figure, f"Most affected {things}", alt, table)
+    return Chart(figure, f"Most affected {judge.answers}", alt, table)
 
 
 def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, height: int = 250) -> Chart:

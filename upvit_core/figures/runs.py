@@ -10,6 +10,7 @@ import numpy as np
 
 from upvit_core.figures.evaluations import along, counted, has_numbers, on_all
 from upvit_core.figures.vega import Row, Spec, columns
+from upvit_core.models.judge import IMAGES, TEXT, Judge
 
 Quantity = Literal["loss", "features", "top1", "perplexity", "kl_teacher"]
 # Paul Tol's qualitative colours that differ from the three of the components.
@@ -23,8 +24,7 @@ WHOLE: Spec = {"type": "point", "shape": "square", "size": 120, "filled": False,
 TITLES: dict[Quantity, str] = {
     "loss": "loss, nats",
     "features": "last feature, mean square",
-    "top1": "top-1, %",
-    "perplexity": "perplexity a token, less is better",
+    **{judge.key: judge.axis for judge in (IMAGES, TEXT)},
     "kl_teacher": "KL to the teacher, nats an image or token",
 }
 
@@ -61,10 +61,10 @@ class RunCurve:
         return found[-1] if found else None
 
 
-def judged_by(curves: Sequence[RunCurve]) -> Literal["top1", "perplexity"]:
-    """Perplexity where every run that has been evaluated is a language model's, else top-1."""
+def judged_by(curves: Sequence[RunCurve]) -> Judge:
+    """By perplexity where every run that has been evaluated is a language model's, else by top-1."""
     rows = [row for curve in curves for row in curve.evaluations]
-    return "perplexity" if rows and all(has_numbers(row, "perplexity") for row in rows) else "top1"
+    return TEXT if rows and all(has_numbers(row, TEXT.key) for row in rows) else IMAGES
 
 
 def colour_of(position: int) -> str:
@@ -86,7 +86,7 @@ def speed_table(curves: Sequence[RunCurve], *, relative: bool = False) -> Table:
     """
 
     def rows() -> dict[str, np.ndarray]:
-        speed, quantity = {curve.id: _unit(curve, relative) for curve in curves}, judged_by(curves)
+        speed, quantity = {curve.id: _unit(curve, relative) for curve in curves}, judged_by(curves).key
         return columns(
             [
                 {"id": curve.id, "label": curve.label, "group": curve.group, "plan": curve.plan,
@@ -100,7 +100,7 @@ def speed_table(curves: Sequence[RunCurve], *, relative: bool = False) -> Table:
     return Table(rows)
 
 
-TESTED: dict[str, str] = {"top1": "test images", "perplexity": "test tokens"}
+TESTED: dict[str, str] = {judge.key: judge.samples for judge in (IMAGES, TEXT)}
 
 
 def _phase(row: Row) -> str:
@@ -121,4 +121,4 @@ def title_of(quantity: Quantity, lines: Sequence[Row], whole: Sequence[Row]) -> 
         return TITLES[quantity] + ("; □ of all" if whole else "")
     sizes, all_sizes = ({entry["images"] for entry in part if entry.get("images")} for part in (lines, whole))
     squares = f"; □ all {' or '.join(f'{size:,}' for size in sorted(all_sizes))}" if all_sizes else ""
-    return TITLES[quantity] + counted(sizes, TESTED[quantity].removeprefix("test ")) + squares
+    return TITLES[quantity] + counted(sizes, TESTED[quantity]) + squares

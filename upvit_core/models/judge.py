@@ -1,10 +1,12 @@
-"""What a model is judged by, and in which words: top-1 over images, or perplexity over the tokens of a text.
+"""What a model reads, what it answers, and what it is judged by: images, classes and top-1; or a text, next tokens and
+perplexity.
 
-Every view takes its name, number and unit from here, so that none asks which architecture it shows.
+Every view takes words, units and what there is to show from here, so that none asks which architecture it shows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +17,12 @@ from upvit_core.models.shape import ModelShape
 @dataclass(frozen=True)
 class Judge:
     """`key` is the number's name in records. Means are over `sample`s (images; tokens), a pass reads `item`s (images;
-    blocks of text). `result` is an `Evaluation`, or has the same fields."""
+    blocks of text), each a row of `pieces`, and says one of `answers`. `data` is what must be given, `source` where it
+    may lie. `result` is an `Evaluation`, or has the same fields.
+
+    has_pictures: inputs can be shown as pictures. has_classes: the head can be another, or left out, so that the model
+    is taken to other images or exported as a backbone, and as ONNX.
+    """
 
     key: Literal["top1", "perplexity"]
     name: str
@@ -24,26 +31,36 @@ class Judge:
     digits: int
     sample: str
     item: str
+    items: str
+    piece: str
+    pieces: str
+    answer: str
+    answers: str
+    data: str
+    them: str
+    source: str
+    task: str
     more_is_better: bool
+    has_pictures: bool
+    has_classes: bool
 
     @property
     def samples(self) -> str:
         return f"{self.sample}s"
 
     @property
-    def items(self) -> str:
-        return self.item.replace("block", "blocks") if "block" in self.item else f"{self.item}s"
-
-    @property
     def inputs(self) -> str:
         """Name of the field that asks what to measure on."""
-        return "Text" if self.key == "perplexity" else "Images"
+        return self.data.removeprefix("a ").capitalize()
 
     @property
-    def source(self) -> str:
-        if self.key == "perplexity":
-            return "A UTF-8 file, or a folder of .txt files."
-        return "A folder of class folders, an archive of one, or a timm data set."
+    def wanted(self) -> str:
+        """What is missing, and where to give it."""
+        return f"{self.data}; give {self.them} on Model"
+
+    @property
+    def in_percent(self) -> bool:
+        return self.sign == " %"
 
     @property
     def nats(self) -> str:
@@ -55,7 +72,8 @@ class Judge:
 
     def interval(self, result: Any) -> tuple[float, float]:
         """95 % interval of the value."""
-        return result.top1_interval if self.key == "top1" else result.perplexity_interval
+        low, high = getattr(result, f"{self.key}_interval")
+        return low, high
 
     def told(self, value: float, digits: int | None = None) -> str:
         """`91.7 %` or `16.74`."""
@@ -68,13 +86,20 @@ class Judge:
 
     def gap(self, change: float) -> str:
         """`+1.3 points` or `-2.41`."""
-        return f"{change:+,.{self.digits}f}{' points' if self.key == 'top1' else ''}"
+        return f"{change:+,.{self.digits}f}{' points' if self.in_percent else ''}"
 
 
-IMAGES = Judge("top1", "Top-1", "top-1, %", " %", 1, "image", "image", more_is_better=True)
+IMAGES = Judge(
+    "top1", "Top-1", "top-1, %", " %", 1, sample="image", item="image", items="images", piece="patch", pieces="patches",
+    answer="class", answers="classes", data="images", them="them",
+    source="A folder of class folders, an archive of one, or a timm data set.", task="classify it",
+    more_is_better=True, has_pictures=True, has_classes=True,
+)  # fmt: skip
 TEXT = Judge(
-    "perplexity", "Perplexity", "perplexity a token, less is better", "", 2, "token", "block of text",
-    more_is_better=False,
+    "perplexity", "Perplexity", "perplexity a token, less is better", "", 2, sample="token", item="block of text",
+    items="blocks of text", piece="token", pieces="tokens", answer="next token", answers="next tokens", data="a text",
+    them="it", source="A UTF-8 file, or a folder of .txt files.", task="continue each of its tokens",
+    more_is_better=False, has_pictures=False, has_classes=False,
 )  # fmt: skip
 
 
@@ -82,7 +107,12 @@ def judge_of(shape: ModelShape) -> Judge:
     return TEXT if shape.is_language else IMAGES
 
 
+def judge_of_rows(rows: Iterable[Mapping[str, Any]]) -> Judge:
+    """Of a run, by what its metrics.jsonl holds."""
+    return TEXT if any("perplexity" in row for row in rows) else IMAGES
+
+
 def refuse_language(shape: ModelShape, what: str, instead: str) -> None:
     """Raises UnsupportedModelError where a model reads text, and `what` is defined for images alone."""
-    if shape.is_language:
+    if not judge_of(shape).has_classes:
         raise UnsupportedModelError(f"{what}, and {shape.name} reads text; {instead}.")

@@ -104,8 +104,19 @@ class ModelShape:
 
     @property
     def is_plain(self) -> bool:
-        """True for a ViT without stages: directions and estimates of time are defined for it."""
+        """True for a ViT without stages: estimates of time are defined for it."""
         return self.family == "vit"
+
+    @property
+    def has_directions(self) -> bool:
+        """True where the stream can be rotated, and directions cut in place of channels (`basis/`)."""
+        return self.family == "vit"
+
+    @property
+    def one_share(self) -> bool:
+        """True where a plan takes one share of a component from all blocks, as over stages; elsewhere each block may
+        have widths of its own."""
+        return bool(self.stages)
 
     @property
     def is_language(self) -> bool:

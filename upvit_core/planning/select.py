@@ -167,7 +167,7 @@ def plan_groups(
     shape = scores.shape
     if scores.basis == "directions" != basis:
         raise PlanError("These are scores of directions; plan with basis=directions, or score channels.")
-    if basis == "directions" and shape.family != "vit":
+    if basis == "directions" and not shape.has_directions:
         raise PlanError(f"Directions are defined for plain ViTs; {shape.name} is cut by channels.")
     leading = basis == "directions" and scores.basis == "channels"
 

@@ -12,7 +12,7 @@ from upvit_core.figures.evaluations import Row, along, on_all
 from upvit_core.figures.lesson import learning
 from upvit_core.figures.theme import LIGHT, Chart, axis, drawn
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.judge import IMAGES, TEXT, Judge
+from upvit_core.models.judge import IMAGES, TEXT, Judge, judge_of_rows
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.report.page import Page
 from upvit_core.report.plan import add_plan, counted, widths
@@ -48,7 +48,7 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
     seen, whole = along(rows), on_all(rows)
     plan = _plan(run.model / "plan.json", spec.plan)
     told = counted(plan) if plan else []
-    judge = TEXT if any("perplexity" in row for row in rows) else IMAGES
+    judge = judge_of_rows(rows)
     told += [
         (f"{judge.name}, {_phase(row)}", _evaluation(row, judge))
         for row in (seen[:1] + seen[-1:] if len(seen) > 1 else seen)
