@@ -20,7 +20,7 @@ from upvit_core.errors import DataError
 from upvit_core.evaluation import evaluate
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import save_model
-from upvit_core.models.gpt2 import language_shape
+from upvit_core.models.gpt2 import language_shape, require_transformers
 from upvit_core.models.shape import BlockShape
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.recipe import PRESETS
@@ -68,7 +68,9 @@ def train_language(
     """Train and write the folder: config, weights, tokenizer, and the text itself; what was reached is returned.
 
     `report` receives the rows of training. perplexity is that of the evaluation part, the last twentieth, per token.
+    Raises UnsupportedModelError where `transformers` is not installed.
     """
+    require_transformers()
     whole = king_james() if text is None else text.read_text(encoding="utf-8")
     out.mkdir(parents=True, exist_ok=True)
     with replaced(out / TEXT) as temporary:

@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
-from language.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, tiny_gpt2, tokens, write_text
+from language.tiny_text import CONTEXT, VOCABULARY, folder_of_weights, letters_tokenizer, tiny_gpt2, tokens, write_text
 from pages.shared.live import View, shown
 from upvit_core.cli import app
 from upvit_core.data import open_images
 from upvit_core.distillation import last_feature
+from upvit_core.errors import DataError
 from upvit_core.evaluation import evaluate, score_logits
 from upvit_core.figures.live import Points
 from upvit_core.figures.runs import RunCurve, speed_table
@@ -122,6 +123,12 @@ def test_a_passage_is_the_text_before_the_token(folder: Path) -> None:
     text = open_images(str(folder / "text.txt"), "train", pretrained_cfg=loaded.pretrained_cfg)
     assert text.passage(2, 3).replace(" ", "") == whole[2 * CONTEXT : 2 * CONTEXT + 4].replace(" ", "")
     assert text.token(int(text.block(2)[4])).replace("␣", " ") == whole[2 * CONTEXT + 4]
+
+
+def test_a_folder_without_its_tokenizer_says_so(folder: Path, tmp_path: Path) -> None:
+    bare = folder_of_weights(tmp_path / "bare", ours=False)
+    with pytest.raises(DataError, match=r"no tokenizer\.json"):
+        open_images(str(folder / "text.txt"), "val", pretrained_cfg=load_model(bare).pretrained_cfg)
 
 
 def test_the_last_feature_is_what_the_output_layer_reads() -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from upvit_core.models.build import build_model
-from upvit_core.models.gpt2 import language_shape
+from upvit_core.models.build import build_model, expected_tensors
+from upvit_core.models.gpt2 import gpt2_config, language_shape
 from upvit_core.models.shape import BlockShape, ModelShape
 
 VOCABULARY, CONTEXT = 23, 7
@@ -29,6 +31,16 @@ def tiny_gpt2(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, ModelShape
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return model.to(dtype), shape
+
+
+def folder_of_weights(folder: Path, *, ours: bool) -> Path:
+    """A GPT-2 folder of random weights, written without `transformers`: as this project does, or as that library."""
+    shape = language_shape("folder", vocabulary=9, context=7, embed_dim=8, blocks=(BlockShape(2, 8, 16),) * 2)
+    folder.mkdir()
+    save_file({name: torch.randn(size) for name, size in expected_tensors(shape).items()}, folder / "model.safetensors")
+    config = gpt2_config(shape) | ({"upvit_shape": shape.to_dict()} if ours else {})
+    (folder / "config.json").write_text(json.dumps(config))
+    return write_text(folder / "text.txt").parent
 
 
 def tokens(count: int = 4, seed: int = 1) -> Tensor:

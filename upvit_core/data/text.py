@@ -83,10 +83,8 @@ class TokenSet(ImageSet):
 
 @lru_cache(maxsize=4)
 def _reader(tokenizer: str) -> Any:
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as error:
-        raise DataError("Text needs Hugging Face's tokenizers; install it with pip install tokenizers.") from error
+    from tokenizers import Tokenizer
+
     return Tokenizer.from_str(tokenizer)
 
 
@@ -95,6 +93,8 @@ def open_text(spec: str, split: str, cfg: Mapping[str, Any], num_classes: int | 
 
     Raises DataError where there is no text, too little of it, or the tokenizer has another vocabulary.
     """
+    if not cfg["tokenizer"]:
+        raise DataError("The model's folder has no tokenizer.json, by which text is read; put its own there.")
     path = Path(spec).expanduser()
     try:
         files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]

@@ -176,7 +176,7 @@ def require_vit_name(architecture: str) -> None:
 def complete_cfg(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[str, Any]:
     """timm's `pretrained_cfg` for this very shape; what is not said is DeiT's, and no source of weights is kept."""
     if shape.family == "gpt2":
-        return {**(values or {}), "context": shape.img_size[1]}
+        return {"tokenizer": "", **(values or {}), "context": shape.img_size[1]}
     cfg = {
         **DEIT_CFG,
         **{key: value for key, value in (values or {}).items() if key in CFG_FIELDS and value is not None},

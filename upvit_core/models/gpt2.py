@@ -108,18 +108,26 @@ def gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def require_transformers() -> None:
+    """Raises UnsupportedModelError where `transformers`, and the tokenizers that come with it, are not installed."""
+    try:
+        import tokenizers  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedModelError(
+            "Language models need Hugging Face's transformers; install it with pip install 'transformers>=4.50,<6'."
+        ) from error
+
+
 def build_gpt2(shape: ModelShape, *, device: torch.device | str = "cpu") -> nn.Module:
     """A model with fresh weights by the global generator, as GPT-2 draws them, in training mode.
 
     Raises UnsupportedModelError where `transformers` is not installed.
     """
-    try:
-        from transformers import GPT2Config
-        from transformers.pytorch_utils import Conv1D
-    except ImportError as error:
-        raise UnsupportedModelError(
-            "Language models need Hugging Face's transformers; install it with pip install 'transformers>=4.50,<6'."
-        ) from error
+    require_transformers()
+    from transformers import GPT2Config
+    from transformers.pytorch_utils import Conv1D
+
     values = {k: v for k, v in gpt2_config(shape).items() if k not in ("model_type", "architectures")}
     with torch.device(device):
         model = GPT2(GPT2Config(**{**values, "n_head": 1, "n_inner": 1}))
