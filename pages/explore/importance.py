@@ -29,10 +29,8 @@ from upvit_core.planning.plan import PruningPlan
 
 HEIGHTS: dict[Component, int] = {"residual": 250, "attention": 300, "ffn": 300, "reduction": 280}
 WHAT: dict[Component, str] = {
-    "residual": "Channels of the stream that every block reads from and writes to. Removing one narrows the whole "
-    "model.",
-    "attention": "Channels inside the attention heads, block by block. Heads are merged first; then each merged head "
-    "is cut.",
+    "residual": "Channels of the stream that every block reads from and writes to. Removing one narrows {all}.",
+    "attention": "Channels inside the attention heads, block by block. {heads}",
     "ffn": "Hidden channels of the feed-forward networks, block by block.",
     "reduction": "Channels of the smaller map from which a block makes its keys and values, block by block.",
 }
@@ -78,7 +76,11 @@ def picture(
             block=alone,
             height=HEIGHTS[component] if alone is None else 250,
         )
-        told = direction.WHAT[component] if scores.basis == "directions" else WHAT[component]
+        told = direction.WHAT[component] if scores.basis == "directions" else WHAT[component].format(
+            all="its whole stage" if len(scores.shape.embed_dims) > 1 else "the whole model",
+            heads="Heads are merged first; then each merged head is cut." if len(whatif.head_options(scores.shape)) > 1
+            else "Each head is cut.",
+        )  # fmt: skip
         if selected[0] == component:
             told += f' <a class="term" href="#{channel.ANCHOR}">Number {selected[2]} is under the glass ↓</a>'
         st.html(f'<h3 class="part {component}">{terms.linked(chart.title)}</h3><p class="quiet">{told}</p>')

@@ -4,7 +4,7 @@ import streamlit as st
 
 from pages.shared import charts, frame, jobs, measured, opened, opening, presenter, words
 from pages.shared.cards import MEASURED, Card, cards
-from pages.shared.gallery import Tile, gallery
+from pages.shared.gallery import Tile, gallery, table
 from upvit_core.figures.drawing import drawing
 from upvit_core.models.judge import judge_of
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -38,8 +38,7 @@ def numbers(model: opened.Opened, job: jobs.Job | None) -> None:
 def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
     """What it makes of a few images, where it has pictures; before that, the field that asks for them or for a text."""
     judge = judge_of(model.shape)
-    if judge.has_pictures:
-        st.subheader("What it makes of eight test images", anchor=False)
+    st.subheader(f"What it makes of eight test {judge.samples}", anchor=False)
     if job is None:
         if model.has_weights:
             with st.form("own-data", border=False):
@@ -55,17 +54,24 @@ def predictions(model: opened.Opened, job: jobs.Job | None) -> None:
         if job.active:
             jobs.progress(job)
         elif job.state == "done":
-            gallery(
-                Tile(
-                    guess.picture,
-                    f"{guess.label}, taken for {guess.likeliest}",
-                    (
-                        f"{'✓' if guess.right else '✗'} {guess.likeliest}",
-                        f"{guess.probability:.0%}{'' if guess.right else f', is {guess.label}'}",
-                    ),
+            said = [f"{'✓' if guess.right else '✗'} {guess.likeliest}" for guess in job.result.guesses]
+            if judge.has_pictures:
+                gallery(
+                    Tile(
+                        guess.shown,
+                        f"{guess.label}, taken for {guess.likeliest}",
+                        (told, f"{guess.probability:.0%}{'' if guess.right else f', is {guess.label}'}"),
+                    )
+                    for guess, told in zip(job.result.guesses, said, strict=True)
                 )
-                for guess in job.result.guesses
-            )
+            else:
+                table(
+                    ("after", "comes", "it says"),
+                    [
+                        (f"… {guess.shown}", guess.label, f"{told} {guess.probability:.0%}")
+                        for guess, told in zip(job.result.guesses, said, strict=True)
+                    ],
+                )
         else:
             st.error(job.error or "Cancelled.")
             if st.button("Try again"):

@@ -197,7 +197,8 @@ def remember(model: Opened, scores: ImportanceScores, now: WhatIf, plan: Pruning
 
 
 def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
-    st.subheader("Heads that flow together", anchor=False)
+    together = len(whatif.head_options(scores.shape)) > 1
+    st.subheader("Heads that flow together" if together else "What stays of each head", anchor=False)
     block = st.slider("Block", 0, scores.shape.depth - 1, 0, key="merge-block") if scores.shape.depth > 1 else 0
     charts.show(merging(scores, plan, block, charts.theme(), height=430), "head-flow")
     if plan.basis == "directions" and plan.heads_of(block) not in (None, scores.shape.blocks[block].num_heads):

@@ -30,7 +30,7 @@ from upvit_core.figures.merging import merging
 from upvit_core.figures.theme import TITLES, Chart
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import judge_of
-from upvit_core.models.shape import COMPONENTS, Component
+from upvit_core.models.shape import Component, ModelShape
 from upvit_core.profiling.macs import count_macs, count_parameters
 
 STEPS = (
@@ -54,10 +54,10 @@ def show(chart: Chart, key: str) -> None:
     charts.show(charts.enlarged(chart), f"lesson-{key}")
 
 
-def component_choice(key: str) -> Component:
+def component_choice(model: Opened, key: str) -> Component:
     chosen: Component = st.segmented_control(
         "Component",
-        COMPONENTS,
+        model.shape.components,
         default="residual",
         required=True,
         wrap=True,
@@ -67,29 +67,39 @@ def component_choice(key: str) -> Component:
     return chosen
 
 
+def alone(shape: ModelShape, component: Component, percent: int) -> WhatIf:
+    """So much of one component removed, and nothing else."""
+    return WhatIf(**{**dict.fromkeys(whatif.keys_of(shape), 0), "heads": None, component: percent})
+
+
+def place_shown(shape: ModelShape, component: Component) -> tuple[int | None, str]:
+    """The block, or the stage, that a step shows, and its name; None where there is one residual for all."""
+    places = [group.place for group in shape.groups_of(component)]
+    if component != "residual":
+        return places[len(places) // 2], f"block {places[len(places) // 2]}"
+    return (places[0], f"stage {places[0]}") if len(places) > 1 else (None, "")
+
+
 def one_block(model: Opened) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
     with text:
-        component = component_choice("component")
-        without = {
-            "residual": WhatIf(50, 0, None, 0),
-            "attention": WhatIf(0, 50, None, 0),
-            "ffn": WhatIf(0, 0, None, 50),
-        }
-        half = without[component].plan(opened.no_scores(model.shape)).shape_after
+        component = component_choice(model, "component")
+        half = alone(model.shape, component, 50).plan(opened.no_scores(model.shape)).shape_after
         saved = 1 - count_parameters(half) / count_parameters(model.shape)
-        block = model.shape.blocks[0]
-        judge = judge_of(model.shape)
+        block, judge, dims = model.shape.blocks[-1], judge_of(model.shape), model.shape.embed_dims
+        last = " in the last stage" if len(dims) > 1 else ""
         about = {
-            "residual": f"The <b class='residual'>residual</b> is the road through the model: {model.shape.embed_dim} "
-            "channels that every "
-            f"one of the {model.shape.depth} blocks reads, and adds to. A channel less here is a channel less "
-            "<i>everywhere</i>.",
+            "residual": f"The <b class='residual'>residual</b> is the road through the model: "
+            f"{', '.join(map(str, dims))} channels{', stage by stage,' if last else ''} that every one of the "
+            f"{model.shape.depth} blocks reads, and adds to. A channel less here is a channel less "
+            f"<i>{'in all of its stage' if last else 'everywhere'}</i>.",
             "attention": f"<b class='attention'>Attention</b> lets {judge.pieces} look at each other: "
-            f"{block.num_heads} heads of {block.head_dim} channels. A channel here is one row of q, k and v, and one "
-            "column on the way out.",
+            f"{block.num_heads} heads of {block.head_dim} channels{last}. A channel here is one row of q, k and v, and "
+            "one column on the way out.",
             "ffn": f"The <b class='ffn'>FFN</b> thinks about each {judge.piece} alone: it widens to {block.ffn:,} "
-            "hidden channels and narrows again. A channel here is one hidden unit.",
+            f"hidden channels{last} and narrows again. A channel here is one hidden unit.",
+            "reduction": f"The <b class='reduction'>reduction</b> makes a smaller map of the {judge.pieces}, from "
+            "which attention takes its keys and values: less to look at. A channel here is one channel of that map.",
         }[component]
         say(f"<p>{about}</p><p>Half of these channels gone: <b>{saved:.0%}</b> fewer parameters.</p>")
     with picture:
@@ -99,8 +109,9 @@ def one_block(model: Opened) -> None:
 def one_channel(model: Opened, scores: ImportanceScores) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
     with text:
-        component = component_choice("remove")
-        block = 0 if component == "residual" else model.shape.depth // 2
+        component = component_choice(model, "remove")
+        shown, where = place_shown(model.shape, component)
+        block, where = shown or 0, f" of {where}" if where else ""
         key = model.shape.key_of(component, block)
         values = scores.values[key]
         ranked = np.argsort(-values, kind="stable")
@@ -112,7 +123,6 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
             key=f"lesson-place-{component}",
         )
         number = int(ranked[place - 1])
-        where = "" if component == "residual" else f" of block {block}"
         judge = judge_of(model.shape)
         say(
             f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about "
@@ -163,13 +173,12 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
 def the_cut(model: Opened, scores: ImportanceScores) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
     with text:
-        component = component_choice("rank")
+        component = component_choice(model, "rank")
         ratio = st.slider("Removed, %", 0, whatif.MOST, 50, key="lesson-ratio", format="%d%%")
-        what_if = WhatIf(**{**dict.fromkeys(("residual", "attention", "ffn"), 0), "heads": None, component: ratio})
-        plan = what_if.plan(scores)
-        block = None if component == "residual" else model.shape.depth // 2
+        plan = alone(model.shape, component, ratio).plan(scores)
+        block, where = place_shown(model.shape, component)
+        where = f" ({where} is shown)" if where else ""
         kept, held = plan_share(scores, plan, component, block or 0)
-        where = "" if block is None else f" (block {block} is shown)"
         say(
             f"<p>Score every channel, line them up, and cut{where}. What is right of the line goes.</p>"
             f"<p><b>{kept:.0%}</b> of the channels hold <b>{held:.0%}</b> of the score.</p>"

@@ -117,12 +117,10 @@ def sweep(what_if: WhatIf) -> list[WhatIf]:
     """Three plans around one: a lighter cut, itself, a heavier cut."""
 
     def moved(share: float) -> WhatIf:
-        ratios = (
-            round(min(max(value * share, 0), MOST)) for value in (what_if.residual, what_if.attention, what_if.ffn)
-        )
-        residual, attention, ffn = ratios
+        asked = {key: getattr(what_if, key) for key in ("residual", "attention", "ffn", "reduction")}
+        ratios = {key: min(round(value * share), MOST) for key, value in asked.items() if value is not None}
         spread = "uniform" if what_if.widths else what_if.allocation
-        return replace(what_if, residual=residual, attention=attention, ffn=ffn, allocation=spread, widths="")
+        return replace(what_if, **ratios, allocation=spread, widths="")
 
     return [moved(0.6), what_if, moved(1.4)]
 

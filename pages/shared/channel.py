@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import streamlit as st
 
 from pages.shared import channel_more, charts, jobs, measured, removal, terms, words
 from pages.shared.cards import Card, cards
-from pages.shared.gallery import Tile, gallery
+from pages.shared.gallery import Tile, gallery, table
 from pages.shared.opened import Opened
 from pages.shared.removal import Effect
 from upvit_core.figures.channel import kl_by_image, place
@@ -218,20 +217,11 @@ def passages(
         block, place = divmod(int(effect.indices[i]), model.shape.answers)
         told = data.passage(block, place)
         was, now = int(effect.before[i].argmax()), int(effect.after[i].argmax())
-        rows.append(
-            "<tr>"
-            + "".join(
-                f"<td>{escape(cell)}</td>"
-                for cell in (
-                    f"… {told}", effect.names[effect.labels[i]], f"{effect.names[was]} {effect.before[i, was]:.0%}",
-                    f"{effect.names[now]} {effect.after[i, now]:.0%}", f"{effect.kl[i]:.2g}",
-                )
-            )
-            + "</tr>"
-        )  # fmt: skip
-    heads = ("after", "comes", "it said", "now it says", "KL, nats")
-    top = "".join(f"<th scope='col'>{name}</th>" for name in heads)
-    st.html(f'<div class="scrolls"><table class="plain"><tr>{top}</tr>{"".join(rows)}</table></div>')
+        rows.append((
+            f"… {told}", effect.names[effect.labels[i]], f"{effect.names[was]} {effect.before[i, was]:.0%}",
+            f"{effect.names[now]} {effect.after[i, now]:.0%}", f"{effect.kl[i]:.2g}",
+        ))  # fmt: skip
+    table(("after", "comes", "it said", "now it says", "KL, nats"), rows)
 
 
 def tiles(model: Opened, effect: Effect, spec: str, count: int = SHOWN, only: list[int] | None = None) -> list[Tile]:

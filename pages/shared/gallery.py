@@ -1,8 +1,8 @@
-"""A row of images, each with a line or two under it, all of one height."""
+"""Examples: a row of images, each with a line or two under it, all of one height; or a table of passages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -26,3 +26,9 @@ def gallery(tiles: Iterable[Tile], columns: int = 8) -> None:
         for tile in tiles
     )
     st.html(f'<div class="gallery" style="--columns: {columns}">{cells}</div>')
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    top = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    st.html(f'<div class="scrolls"><table class="plain"><tr>{top}</tr>{body}</table></div>')

@@ -40,10 +40,11 @@ SHOWN = 8
 
 @dataclass(frozen=True)
 class Guess:
-    """One image with what the model makes of it; `picture` is a data URI."""
+    """One image, or token of a text, with what the model makes of it; `shown` is the picture as a data URI, or the text
+    before the token."""
 
     index: int
-    picture: str
+    shown: str
     label: str
     likeliest: str
     probability: float
@@ -56,7 +57,7 @@ class Guess:
 @dataclass(frozen=True)
 class Look:
     """What the model is judged by with its 95 % interval, on `images` evaluation images or tokens, and
-    what it says of a few images."""
+    what it says of a few."""
 
     value: float
     low: float
@@ -169,16 +170,19 @@ def look(model: Opened, spec: str) -> jobs.Job:
         logits, labels = teacher_logits(model, spec, report, MOST_IMAGES)
         indices = evaluation_indices(data, MOST_IMAGES)
         probabilities = logits.softmax(-1)
-        names = live.class_names or data.class_names
+        names, answers = live.class_names or data.answer_names, model.shape.answers
         guesses, seen = [], set()
-        for position, index in enumerate(indices if judge.has_pictures else ()):
+        for number, index in enumerate(indices, start=1):
+            position = number * answers - 1
             label = int(labels[position])
             if label in seen and len(seen) < min(SHOWN, len(names)):
                 continue
             seen.add(label)
             best = int(probabilities[position].argmax())
-            picture = data_uri(data.image(int(index)))
-            guesses.append(Guess(int(index), picture, names[label], names[best], float(probabilities[position, best])))
+            place = int(index), answers - 1
+            shown = data_uri(data.image(place[0])) if judge.has_pictures else data.passage(*place)
+            told = names[label], names[best], float(probabilities[position, best])
+            guesses.append(Guess(int(index), shown, *told))
             if len(guesses) == SHOWN:
                 break
         result = score_logits(logits, labels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -72,6 +73,14 @@ def front(
         "published": theme.quiet,
         "teacher": theme.text,
     }
+    every = np.array([p.y for p in points], float)
+    every = np.log10(every[every > 0]) if log_y else every
+
+    def high(point: Point) -> bool:
+        """Whether there is no room above it for its name."""
+        y = math.log10(point.y) if log_y and point.y > 0 else point.y
+        return len(every) > 1 and every.max() - y < (0.1 if point.now else 0.03) * np.ptp(every)
+
     traces: list[Spec] = [
         {
             "type": "scatter",
@@ -94,11 +103,8 @@ def front(
             "name": MEANING[kind],
             "x": [p.x for p in own],
             "y": [p.y for p in own],
-            "text": [
-                f"{p.name}<br>\u00a0" if p.now else p.name if kind != "estimated" or p.low is not None else ""
-                for p in own  # over its ring, the current plan's name stands a line higher
-            ],
-            "textposition": "top center",
+            "text": [_name(p, high(p)) for p in own],
+            "textposition": ["bottom center" if high(p) else "top center" for p in own],
             "textfont": {"size": 12, "color": theme.text if kind != "published" else theme.quiet},
             "customdata": [[p.name, p.detail, p.data] for p in own],
             "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>",
@@ -156,6 +162,13 @@ def front(
     counts = ", ".join(f"{sum(p.kind == kind for p in points)} {MEANING[kind]}" for kind in SYMBOLS)
     now = f" Under the sliders: {here[0].detail}." if here else ""
     return Chart(figure, "The front", f"{y_title} against {x_title}: {counts}.{now}", lambda: _table(points))
+
+
+def _name(point: Point, high: bool) -> str:
+    """Outside its ring, the current plan's name stands a line off; estimates without limits have none."""
+    if point.now:
+        return f"\u00a0<br>{point.name}" if high else f"{point.name}<br>\u00a0"
+    return point.name if point.kind != "estimated" or point.low is not None else ""
 
 
 def _log(on: bool) -> Spec:

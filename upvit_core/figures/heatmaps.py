@@ -261,7 +261,8 @@ def axes_of(p: Picture, theme: Theme, title: str) -> tuple[Spec, Spec]:
     """x and y axis of a picture."""
     rows = len(p.blocks)
     x = axis(theme, title, range=[-0.5, p.width - 0.5], showgrid=False, ticks="outside", ticklen=4, nticks=10)
-    ticks: Spec = {"tickvals": sorted({0, rows // 2, rows - 1})} if rows > 1 else {"showticklabels": False}
+    named = list(range(rows)) if rows < 5 else [0, rows // 2, rows - 1]
+    ticks: Spec = {"tickvals": named} if rows > 1 else {"showticklabels": False}
     y = axis(theme, p.row_word if rows > 1 else "", range=[rows - 0.5, -0.5], showgrid=False, ticks="", **ticks)
     return x, y
 

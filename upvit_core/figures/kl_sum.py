@@ -10,7 +10,7 @@ from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
 from upvit_core.models.shape import Component
 
 SMALLEST = 1e-30
-WORTH_SAYING = 0.005  # terms below this share of the sum get no number
+WORTH_SAYING = 0.05  # terms below this share of the largest get no number
 
 
 def kl_terms(before: np.ndarray, after: np.ndarray) -> np.ndarray:
@@ -43,6 +43,7 @@ def kl_sum(
         labels.append(f"{len(names) - len(chosen):,} others")
         q, p = (np.append(some, 100 - some.sum()) for some in (q, p))
         t = np.append(t, total - t.sum())
+    reach = max(float(np.abs(t).max()), 1e-12)
     colour = COLOURS[component]
     traces: list[Spec] = [
         {
@@ -57,13 +58,12 @@ def kl_sum(
         {
             "type": "bar", "x": labels, "y": t, "yaxis": "y2", "showlegend": False, "offsetgroup": "terms",
             "marker": {"color": theme.quiet},
-            "text": [f"{value:+.2g}" if abs(value) >= WORTH_SAYING * abs(total) else "" for value in t],
+            "text": [f"{value:+.2g}" if abs(value) >= WORTH_SAYING * reach else "" for value in t],
             "textposition": "outside", "constraintext": "none", "cliponaxis": False,
             "textfont": {"size": 12, "color": theme.text},
             "hovertemplate": "%{x}: q ln(q/p) = %{y:.3g} nats<extra></extra>",
         },
     ]  # fmt: skip
-    reach = max(float(np.abs(t).max()), 1e-12)
     low, high = min(float(t.min()), 0.0), max(float(t.max()), 0.0)
     layout: Spec = {
         "barmode": "group", "bargap": 0.25, "showlegend": True,
@@ -82,8 +82,8 @@ def kl_sum(
     figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 36, 60))
     top = int(np.argmax(np.abs(terms)))
     alt = (
-        f"Probabilities of {len(labels)} classes with and without the channel, and each class's term of the KL: they "
-        f"add up to {total:.3g} nats; the largest is {names[top]} with {terms[top]:+.2g}."
+        f"Probabilities of {len(labels)} answers with and without the channel, and the term of the KL, {what} by "
+        f"{what}: they add up to {total:.3g} nats; the largest is {names[top]} with {terms[top]:+.2g}."
     )
     return Chart(
         figure, "The sum", alt, lambda: {"class": np.array(names), "q": before, "p": after, "term_nats": terms}

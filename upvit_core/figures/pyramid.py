@@ -31,27 +31,29 @@ def pyramid(
     pen.image(0.5, 10.3, now)
     pen.arrow(10.5, 0, FIRST - 0.4, 0)
     wide = (LAST - FIRST - GAP * (len(shape.stages) - 1)) / len(shape.stages)
-    base = stream + 1.6
+    base = stream + 0.6
     for number, (before, own) in enumerate(zip(shape.stages, now.stages, strict=True)):
         x0 = FIRST + number * (wide + GAP)
         x1 = x0 + wide
         first, block = shape.blocks[shape.first_block(number)], now.blocks[now.first_block(number)]
-        pen.panel(x0, -stream - 5.2, x1, base + TALLEST + 3.4)
+        pen.panel(x0, -stream - 5.2, x1, base + TALLEST + 4.6)
         pen.band(x0, x1, unit * before.embed_dim / 2, unit * own.embed_dim / 2)
         _bars(pen, x0, x1, base, unit, first, block)
         rows, columns = now.map_size(number)
-        pen.label((x0 + x1) / 2, base + TALLEST + 2.1, f"<b>stage {number}</b> · {rows}×{columns} tokens", size=13)
+        pen.label((x0 + x1) / 2, base + TALLEST + 2.8, f"<b>stage {number}</b><br>{rows}×{columns} tokens", size=13)
         narrowed = f" of {before.embed_dim}" if after else ""
-        pen.label((x0 + x1) / 2, -stream - 1.6, f"{own.embed_dim}{narrowed} channels", COLOURS["residual"], size=13)
-        pen.label((x0 + x1) / 2, -stream - 3.6, f"{own.depth} block{'s' * (own.depth > 1)} like this", size=13)
+        pen.label((x0 + x1) / 2, -stream - 1.6, f"{own.embed_dim}{narrowed}", COLOURS["residual"], size=13)
+        pen.label((x0 + x1) / 2, -stream - 3.6, f"{own.depth} block{'s' * (own.depth > 1)}", size=13)
     pen.arrow(LAST + 0.2, 0, LAST + 2.2, 0)
     pen.classes(LAST + 2.3, 99.6, now)
-    figure = pen.figure(-stream - 5.6, base + TALLEST + 3.8, height=height, emphasis=emphasis)
+    names = (f'<span style="color:{COLOURS[c]}">■</span> {TITLES[c]}' for c in shape.components)
+    pen.label((FIRST + LAST) / 2, -stream - 6.7, "channels:  " + "  ".join(names), size=13)
+    figure = pen.figure(-stream - 7.7, base + TALLEST + 5, height=height, emphasis=emphasis)
     return Chart(figure, "The model", _alt(shape, after), lambda: _table(shape, after))
 
 
 def _bars(pen: Pen, x0: float, x1: float, base: float, unit: float, first: BlockShape, block: BlockShape) -> None:
-    """The components of one block as bars that stand beside each other, each with its name and width."""
+    """The components of one block as bars that stand beside each other, each with its width."""
     parts: tuple[Component, ...] = ("reduction", "attention", "ffn") if first.reduction else ("attention", "ffn")
     step = (x1 - x0) / len(parts)
     for number, component in enumerate(parts):
@@ -66,9 +68,6 @@ def _bars(pen: Pen, x0: float, x1: float, base: float, unit: float, first: Block
                 pen.line(left, y, right, y)
                 pen.shapes[-1]["line"] = {"color": pen.theme.panel, "width": 2}
         pen.label((left + right) / 2, base + unit * whole + 0.7, f"{kept:,}", size=12)
-        pen.label(
-            (left + right) / 2, base - 0.75, TITLES[component] if x1 - x0 > 17 else TITLES[component][:4], size=11
-        )
 
 
 def _alt(shape: ModelShape, after: ModelShape | None) -> str:
