@@ -196,13 +196,13 @@ with frame.page(
             frame.page_link("pages/explore/model.py", "Open one on Model")
     with right:
         found = groups(store.list())
-        if not found:
+        if not found and judge_of(model.shape).has_classes:
             st.info(
                 "Two curves will be here: top-1 of the original and of the pruned model while both learn the new "
                 "classes.",
                 icon=":material/moving:",
             )
-        else:
+        elif found:
             if st.session_state.get("transfer-group") not in found:
                 st.session_state["transfer-group"] = found[0]
             names = {s.id: s.name for s in store.list()}

@@ -87,6 +87,6 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         )
         if devices:
             st.caption(
-                f"{'Blocks of text' if of_text else 'Images'}/s measured on {', '.join(devices)}, teacher and "
+                f"{'Blocks' if of_text else 'Images'}/s measured on {', '.join(devices)}, teacher and "
                 "student in turns." + ("" if of_text else " Differences in percentage points.")
             )

@@ -150,7 +150,7 @@ def test_charts_of_runs_name_perplexity_and_the_features_curve() -> None:
     told = shown([points], View())
     assert told["quantity"] == "perplexity"
     assert "top-1" not in json.dumps(told).lower()
-    assert told["titles"]["y"] == "perplexity a token, less is better of 70 test tokens"
+    assert told["titles"]["y"] == "perplexity (less is better) of 70 test tokens"
     assert speed_table(curves).table()["y"].tolist() == [30.0, 20.0]
     lines = step_chart(curves, "features", LIGHT).datasets["lines"]
     assert (lines["x"].tolist(), lines["y"].tolist()) == ([5], [0.5])

@@ -10,7 +10,7 @@ from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
 from upvit_core.models.shape import Component
 
 SMALLEST = 1e-30
-WORTH_SAYING = 0.05  # terms below this share of the largest get no number
+WORTH_SAYING = 0.2  # terms below this share of the largest get no number
 
 
 def kl_terms(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -85,6 +85,7 @@ class Pen:
                 "font": {"size": size, "color": self.theme.text},
                 "xanchor": anchor,
                 "yanchor": "middle",
+                "align": anchor,
             }
         )
 
@@ -105,7 +106,7 @@ class Pen:
             shape_["line"] = {"color": self.theme.grid, "width": 1}
         judge, size = judge_of(shape), f"{shape.img_size[0]}×{shape.img_size[1]}×{shape.in_chans}"
         below = size if judge.has_pictures else f"of {judge.data}"
-        self.label(x0, half + 1.0, f"{shape.num_patches} {judge.pieces}", size=13, anchor="left")
+        self.label(x0, half + 1.7, f"{shape.num_patches:,}<br>{judge.pieces}", size=13, anchor="left")
         self.label(x0, -half - 1.0, below, size=13, anchor="left")
 
     def band(self, x0: float, x1: float, half: float, half_now: float) -> None:
@@ -175,7 +176,7 @@ class Pen:
         for number, share in enumerate((0.25, 0.8, 0.4, 0.15)):  # answers of unlike size
             self.line(x0 + 1, 1.5 - number, x0 + 1 + share * (x1 - x0 - 2), 1.5 - number)
             self.shapes[-1]["line"] = {"color": self.theme.quiet, "width": 4}
-        self.label(x1, 3.2, f"{shape.num_classes:,} {judge_of(shape).answers}", size=13, anchor="right")
+        self.label(x1, 4.0, f"{shape.num_classes:,}<br>{judge_of(shape).answers}", size=13, anchor="right")
 
 
 def _hourglass(x0: float, x1: float, y: float, outer: float, hidden: float) -> list[tuple[float, float]]:

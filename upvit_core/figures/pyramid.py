@@ -12,7 +12,7 @@ from upvit_core.figures.theme import COLOURS, TITLES, Chart, Theme
 from upvit_core.models.shape import BlockShape, Component, ModelShape
 
 TALLEST = 11.0
-FIRST, LAST, GAP = 13.5, 90.0, 1.6
+FIRST, LAST, GAP = 15.0, 90.0, 1.6
 
 
 def pyramid(
@@ -40,7 +40,7 @@ def pyramid(
         pen.band(x0, x1, unit * before.embed_dim / 2, unit * own.embed_dim / 2)
         _bars(pen, x0, x1, base, unit, first, block)
         rows, columns = now.map_size(number)
-        pen.label((x0 + x1) / 2, base + TALLEST + 2.8, f"<b>stage {number}</b><br>{rows}×{columns} tokens", size=13)
+        pen.label((x0 + x1) / 2, base + TALLEST + 2.8, f"<b>stage {number}</b><br>{rows}×{columns} tokens", size=12)
         narrowed = f" of {before.embed_dim}" if after else ""
         pen.label((x0 + x1) / 2, -stream - 1.6, f"{own.embed_dim}{narrowed}", COLOURS["residual"], size=13)
         pen.label((x0 + x1) / 2, -stream - 3.6, f"{own.depth} block{'s' * (own.depth > 1)}", size=13)

@@ -96,7 +96,7 @@ IMAGES = Judge(
     more_is_better=True, has_pictures=True, has_classes=True,
 )  # fmt: skip
 TEXT = Judge(
-    "perplexity", "Perplexity", "perplexity a token, less is better", "", 2, sample="token", item="block of text",
+    "perplexity", "Perplexity", "perplexity (less is better)", "", 2, sample="token", item="block of text",
     items="blocks of text", piece="token", pieces="tokens", answer="next token", answers="next tokens", data="a text",
     them="it", source="A UTF-8 file, or a folder of .txt files.", task="continue each of its tokens",
     more_is_better=False, has_pictures=False, has_classes=False,
