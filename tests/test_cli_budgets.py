@@ -13,7 +13,7 @@ from upvit_core.errors import CalibrationError, PlanError
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.planning.best import Budget, best_plan
 from upvit_core.planning.plan import PruningPlan
-from upvit_core.profiling.calibrate import DEMO
+from upvit_core.profiling.bench import DEMO
 from upvit_core.profiling.latency import Latency, estimate_latency
 from upvit_core.profiling.macs import count_macs
 

@@ -49,14 +49,10 @@ def speed_card(model: Opened, plan: PruningPlan, job: jobs.Job | None) -> Card:
             f"{second.device}, batch {second.batch_size}, {second.dtype}"
         )
         return Card("Speed-up", words.times(result.ratio), note, MEASURED)
-    if not model.shape.is_plain:
-        return Card("Speed-up", "—", facts.NOT_TIMED)
-    known, batch = device.calibration(), device.batch_of(model)
-    if known is None:
-        return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")
+    known, batch = device.calibration(model.shape), device.batch_of(model)
     before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    if before is None or after is None:
-        return Card("Speed-up", "—", facts.NOT_TIMED)
+    if known is None or before is None or after is None:
+        return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")
     note = f"{device.error_words(known)}, {known.device}, batch {batch}, {known.dtype}"
     return Card("Speed-up", words.times(before / after), note, ESTIMATED)
 

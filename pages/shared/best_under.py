@@ -96,9 +96,6 @@ def inputs(model: Opened, plan: PruningPlan) -> dict[str, float]:
         given = _limit(key, f"{label}, {suffix}", value / scale, full[name] / scale, ticked)
         if given is not None:
             limits[name] = (given + 5e-5) * scale
-    if not model.shape.is_plain:
-        st.caption("Time is estimated for plain ViTs only; press Measure for the plan that is found.")
-        return limits
     batch = device.batch_of(model)
     now, before = (device.milliseconds(s, batch) for s in (shape, model.shape))
     if now is None or before is None:
@@ -166,13 +163,13 @@ def _solve(
 ) -> BestPlan:  # fmt: skip
     """The best of this family; where blocks may go, of every depth, what their removal costs included."""
     if model.shape.one_share:
-        found = best_shares(scores, limits, stock=family == "stock")
-        return BestPlan(found.plan, found.predicted, found.predicted, found.params, found.macs, None)
+        found = best_shares(scores, limits, stock=family == "stock", latency=device.latency(model))
+        return BestPlan(found.plan, found.predicted, found.predicted, found.params, found.macs, found.latency_ms)
     basis = "directions" if scores.basis == "directions" else now.basis
     choices = {"family": family, "latency": device.latency(model), "heads": now.heads, "round_to": now.round_to,
                "basis": basis}  # fmt: skip
     if removals is None:
-        return best_plan(scores, Budget(**limits), **choices)  # type: ignore[arg-type]
+        return best_plan(scores, Budget(**limits), **choices)
     chosen, every = best_over_depth(scores, removals, Budget(**limits), **choices)
     bound = min(choice.best.bound + choice.blocks for choice in every)
     return replace(chosen.best, predicted=chosen.predicted, bound=min(bound, chosen.predicted))

@@ -79,7 +79,7 @@ def tried(
     model: Opened, scores: ImportanceScores, found: list[Candidate], results: dict[str, Evaluation]
 ) -> list[tuple[str, Tried]]:
     """Candidates as entries of the front, with what has been measured of them."""
-    known, batch, judge = device.calibration(), device.batch_of(model), judge_of(model.shape)
+    known, batch, judge = device.calibration(model.shape), device.batch_of(model), judge_of(model.shape)
     before = device.milliseconds(model.shape, batch) if known is not None else None
     entries = []
     for candidate in found:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -14,12 +15,10 @@ from pages.shared.opened import Opened
 from upvit_core.errors import CalibrationError
 from upvit_core.models.judge import judge_of
 from upvit_core.models.shape import ModelShape
-from upvit_core.profiling.latency import Calibration, Latency, default_folder, default_path, estimate_latency
+from upvit_core.profiling.calibration import Calibration, default_path, newest
+from upvit_core.profiling.latency import estimate_latency, latency_of
 
 KEY = "calibrate this device"
-NOT_TIMED = (
-    "Time is estimated for plain ViTs only. **Measure** times the original and the plan on this machine, in turns."
-)
 BATCHES = (1, 4, 8, 16, 32, 64, 128)
 SECONDS = 45.0
 
@@ -41,25 +40,25 @@ class Progress:
         return self.total - self.done
 
 
-def calibration() -> Calibration | None:
-    """That of this device; the newest one until torch is loaded and can name the device. None: not calibrated."""
-    found = _file()
+def calibration(shape: ModelShape) -> Calibration | None:
+    """This device's for models like `shape`; the newest one until torch is loaded and can name the device.
+
+    None: not calibrated.
+    """
+    found = _file(shape)
     return _read(*found) if found is not None else None
 
 
-def _file() -> tuple[str, int] | None:
+def _file(shape: ModelShape) -> tuple[str, int] | None:
     """Path and time of the calibration, where there is one."""
-    if memory.loaded():
-        path = _own_path()
-        return (str(path), path.stat().st_mtime_ns) if path.is_file() else None
-    found = sorted(default_folder().glob("*-float32-*.json"), key=lambda path: -path.stat().st_mtime)
-    return (str(found[0]), found[0].stat().st_mtime_ns) if found else None
+    path = _own_path(shape) if memory.loaded() else newest("float32", shape)
+    return (str(path), path.stat().st_mtime_ns) if path is not None and path.is_file() else None
 
 
-def _own_path() -> Path:
+def _own_path(shape: ModelShape) -> Path:
     import torch
 
-    return default_path(_device_name(), "float32", torch.get_num_threads())
+    return default_path(_device_name(), "float32", torch.get_num_threads(), shape)
 
 
 @cache
@@ -99,8 +98,8 @@ def start(shape: ModelShape) -> jobs.Job:
             report(Progress(spent, spent + (total - done) * max(1.0, spent / done)))
 
         with torch.inference_mode():
-            known = calibrate_and_check(device=_device(), seconds=SECONDS, shapes=[shape], progress=progress)
-        known.save(_own_path())
+            known = calibrate_and_check(device=_device(), seconds=SECONDS, shape=shape, progress=progress)
+        known.save(_own_path(shape))
         return known
 
     return jobs.start(KEY, work, "Calibrating this device", again=True)
@@ -120,23 +119,21 @@ def panel(model: Opened) -> None:
         if job is not None and job.active:
             jobs.progress(job)
             return
-        known = calibration() if model.shape.is_plain else None
-        label = "This device" if known or not model.shape.is_plain else "Calibrate this device"
+        known = calibration(model.shape)
+        label = "This device" if known else "Calibrate this device"
         with st.popover(label, icon=":material/timer:", width="stretch", help="Time and memory on this machine."):
             if job is not None and job.state == "failed":
                 st.error(job.error)
-            st.markdown(about(known) if model.shape.is_plain else NOT_TIMED)
+            st.markdown(about(known))
             st.session_state.setdefault("batch", batch_of(model))
             st.selectbox(
                 f"{judge_of(model.shape).items.capitalize()} in a batch", BATCHES, key="batch", bind="query-params"
             )
-            if not model.shape.is_plain:
-                return
             st.button(
                 "Calibrate again" if known else "Calibrate this device", key="calibrate", on_click=start,
                 args=(model.shape,), type="secondary" if known else "primary", icon=":material/timer:",
                 help="Times linear layers, attention, norms and the rest over a grid of sizes for about a minute, then "
-                "checks the estimates on 12 random plans at two batch sizes each.",
+                "checks the estimates on random plans.",
             )  # fmt: skip
 
 
@@ -163,16 +160,16 @@ def error_words(known: Calibration) -> str:
     return f"± {words.percent(known.error.median_error, 1)}" if known.error is not None else "error not measured"
 
 
-def latency(model: Opened) -> Latency | None:
-    """What a latency budget needs; None without calibration."""
-    known = calibration()
-    return Latency(model.shape, batch_of(model), known) if known is not None and model.shape.is_plain else None
+def latency(model: Opened) -> Any:
+    """The estimate that a latency budget needs, for plans of this model; None without calibration."""
+    known = calibration(model.shape)
+    return latency_of(model.shape, batch_of(model), known) if known is not None else None
 
 
 def milliseconds(shape: ModelShape, batch: int) -> float | None:
-    """Estimated; None without calibration, and for models of other parts than it times."""
-    found = _file()
-    return _estimated(shape, batch, *found) if found is not None and shape.is_plain else None
+    """Estimated; None without calibration."""
+    found = _file(shape)
+    return _estimated(shape, batch, *found) if found is not None else None
 
 
 @lru_cache(maxsize=2000)

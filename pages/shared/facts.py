@@ -60,14 +60,10 @@ def predicted_card(scores: ImportanceScores | None, plan: PruningPlan, accuracy:
 def latency_card(model: Opened, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
     name = f"Time, batch {batch}"
-    if not model.shape.is_plain:
-        return Card(name, "—", NOT_TIMED)
-    known = device.calibration()
-    if known is None:
-        return Card(name, "—", "not calibrated")
+    known = device.calibration(model.shape)
     before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    if before is None or after is None:
-        return Card(name, "—", NOT_TIMED)
+    if known is None or before is None or after is None:
+        return Card(name, "—", "not calibrated")
     speed = f"{words.short(1e3 * batch / after, 0)} {judge_of(plan.shape_before).items}/s"
     note = f"of {before:.3g} ms; {speed}; {device.error_words(known)}"
     return Card(name, f"{after:.3g} ms", note, ESTIMATED)
@@ -156,7 +152,6 @@ def stock_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
     return Card(name, value, note, ESTIMATED)
 
 
-NOT_TIMED = "time is estimated for plain ViTs only; press Measure"
 WHY_NOT = "it wants equal blocks, attention as wide as the residual; this studio opens it"
 
 
@@ -169,7 +164,7 @@ def rounding(model: Opened, scores: ImportanceScores, plan: PruningPlan, now: Wh
     told = [f"parameters {sizes[0]} → {sizes[1]}"]
     if in_nats(scores):
         told.append(f"predicted KL {predicted_loss(scores, free):.3g} → {predicted_loss(scores, plan):.3g} nats")
-    known, batch = device.calibration(), device.batch_of(model)
+    known, batch = device.calibration(model.shape), device.batch_of(model)
     if known is not None:
         times = [device.milliseconds(p.shape_after, batch) for p in (free, plan)]
         told.append(f"time {times[0]:.3g} → {times[1]:.3g} ms (estimated, {device.error_words(known)})")

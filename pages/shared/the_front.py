@@ -54,7 +54,7 @@ def section(
         drawn.append(plans.Point(name, here.x, ahead.middle, "estimated", detail, ahead.low, ahead.high))
     if hide:
         drawn = plans.without_dominated(drawn, more_is_better=(cost == "Speed-up", not by_kl and judge.more_is_better))
-    if cost == "Speed-up" and device.calibration() is None:
+    if cost == "Speed-up" and device.calibration(model.shape) is None:
         st.caption("Not calibrated: speed-ups are drawn where they were measured. Calibrate this device to see all.")
     if not drawn:
         st.info(

@@ -1,6 +1,7 @@
 """Calibrate this device, then compare estimated with measured speed-ups on random plans that it has not seen.
 
 python -m tests.benchmarks.latency --seconds 60 --threads 1 --clock cpu --save calibration.json
+python -m tests.benchmarks.latency --model pvt_v2_b1 --batches 1 8 --plans 12 --threads 1 --clock cpu
 
 `--clock cpu` counts the calling thread's own time: for machines that others use at the same time.
 """
@@ -14,10 +15,12 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.report import publish
+from upvit_core.models.checkpoint import load_model
 from upvit_core.models.shape import deit_shape
-from upvit_core.profiling.calibrate import DEMO, calibrate
+from upvit_core.profiling.bench import DEMO
+from upvit_core.profiling.calibrate import calibrate
+from upvit_core.profiling.calibration import Calibration
 from upvit_core.profiling.held_out import held_out
-from upvit_core.profiling.latency import Calibration
 
 
 def main() -> None:
@@ -28,24 +31,35 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--plans", type=int, nargs=4, default=[10, 8, 6, 4], help="of the demo, DeiT-T, -S, -B")
+    parser.add_argument("--plans", type=int, nargs="+", default=[10, 8, 6, 4], help="of the demo, DeiT-T, -S, -B")
+    parser.add_argument("--model", help="a model to take plans of instead, such as a PVTv2 or a GPT-2")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8], help="with --model")
     parser.add_argument("--calibration", type=Path, help="use this one instead of making one")
     parser.add_argument("--save", type=Path, help="where to keep the calibration with its error")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    shape = load_model(arguments.model, pretrained=False).shape if arguments.model else None
     start = time.perf_counter()
     known = (
         Calibration.load(arguments.calibration)
         if arguments.calibration
-        else calibrate(device=arguments.device, dtype=arguments.dtype, seconds=arguments.seconds, clock=arguments.clock)
+        else calibrate(
+            device=arguments.device,
+            dtype=arguments.dtype,
+            seconds=arguments.seconds,
+            clock=arguments.clock,
+            shape=shape,
+        )
     )
     seconds = time.perf_counter() - start
     batches = {"demo": (8, 32), "tiny": (1, 8), "small": (1, 8), "base": (1, 4)}
     shapes = [DEMO, *(deit_shape(v) for v in ("tiny", "small", "base"))]  # type: ignore[arg-type]
-    models = [
-        (shape, sizes, count) for shape, sizes, count in zip(shapes, batches.values(), arguments.plans, strict=True)
-    ]
+    models = (
+        [(shape, tuple(arguments.batches), arguments.plans[0])]
+        if shape is not None
+        else list(zip(shapes, batches.values(), arguments.plans, strict=True))
+    )
     cases, error = held_out(known, models, device=arguments.device, rounds=arguments.rounds)
     if arguments.save:
         known.with_error(error).save(arguments.save)

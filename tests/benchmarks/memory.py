@@ -17,7 +17,7 @@ import torch
 from tests.benchmarks.report import publish
 from upvit_core.models.gpt2 import language_shape, random_inputs
 from upvit_core.models.shape import BlockShape, ModelShape, deit_shape
-from upvit_core.profiling.calibrate import DEMO, random_model
+from upvit_core.profiling.bench import DEMO, random_model
 from upvit_core.profiling.held_out import random_shape
 from upvit_core.profiling.memory import estimate_memory
 

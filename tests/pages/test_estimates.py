@@ -18,7 +18,8 @@ from upvit_core.planning.best import Budget, best_plan
 from upvit_core.planning.depth_budget import best_over_depth
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.widths import widths_of
-from upvit_core.profiling.latency import HeldOutError, default_path, estimate_latency, estimate_speed_up
+from upvit_core.profiling.calibration import HeldOutError, default_path
+from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.memory import estimate_memory
 

@@ -46,7 +46,7 @@ def test_sliders_are_those_of_its_components(page: Run, pyramid: str) -> None:
     assert test.button(key="preset-PVTv2-B0").proto.type == "primary"
     assert "3.67 M" in html_of(test)
     assert "stock timm opens it" in html_of(test)
-    assert "estimated for plain ViTs only" in html_of(test)
+    assert "not calibrated" in html_of(test)
     assert [t for t in test.toggle if t.label == "Repair"]
     assert "basis" not in [control.key for control in test.segmented_control]
     test.slider(key="reduction").set_value(75).run()

@@ -9,7 +9,6 @@ from planning.test_best import Steps
 
 from upvit_core.errors import PlanError
 from upvit_core.models.shape import BlockShape, deit_shape
-from upvit_core.planning.best import latency_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.front import candidates, dominated, front
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -37,7 +36,7 @@ def test_rows_say_what_plans_cost() -> None:
     for row in rows:
         after = row.plan.shape_after
         assert (row.params, row.macs) == (count_parameters(after), count_macs(after))
-        assert row.latency_ms == pytest.approx(latency_of(Steps(), after))
+        assert row.latency_ms == pytest.approx(Steps().of(after))
         assert row.predicted == predicted_loss(record, row.plan)
         assert row.stock == after.is_uniform
         worse = [o for o in rows if o.macs <= row.macs and o.predicted <= row.predicted and o is not row]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from typer.testing import CliRunner
 from upvit_core.cli import app
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import pvt_shape
+from upvit_core.models.shape import ModelShape, pvt_shape
 from upvit_core.planning import staged
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.front import candidates, front
@@ -71,8 +73,57 @@ def test_limits_hold_over_the_whole_range_and_what_cannot_be_is_said(scores: Imp
     assert losses == sorted(losses)
     with pytest.raises(PlanError, match="the narrowest has"):
         staged.best_shares(scores, {"params": 10.0})
-    with pytest.raises(PlanError, match="defined for plain ViTs"):
+    with pytest.raises(PlanError, match="calibration"):
         staged.best_shares(scores, {"latency_ms": 1.0})
+    with pytest.raises(PlanError, match="no budget of joules"):
+        staged.best_shares(scores, {"joules": 1.0})
+
+
+class Stairs:
+    """A latency whose FFN takes longer at odd widths than at the next even one."""
+
+    def fixed(self, dims: Sequence[int]) -> np.ndarray:
+        return np.asarray(1 + 0.01 * sum(dims))
+
+    def attention(self, stage: int, D: Any, heads: int, A: Any, R: Any) -> np.ndarray:
+        return np.asarray(0.02 * heads + 1e-4 * D * np.ceil(np.asarray(A) / 4) + 1e-4 * np.asarray(R) * (1 + stage))
+
+    def ffn(self, stage: int, D: Any, H: Any) -> np.ndarray:
+        return np.asarray(3e-5 * D * (np.asarray(H) + 40 * (np.asarray(H) % 2)))
+
+    def of(self, shape: ModelShape) -> float:
+        total = float(self.fixed(shape.embed_dims))
+        for b, block in enumerate(shape.blocks):
+            stage = shape.stage_of(b)
+            D = shape.embed_dims[stage]
+            total += float(self.attention(stage, D, block.num_heads, block.attention, block.reduction))
+            total += float(self.ffn(stage, D, block.ffn))
+        return total
+
+
+@pytest.mark.parametrize("stock", [False, True])
+def test_no_shares_tried_by_hand_are_better_in_time(
+    scores: ImportanceScores, stock: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, few, latency = scores.shape, 6, Stairs()
+    monkeypatch.setattr(staged, "PERCENTS", np.arange(few))
+    limits = {"latency_ms": 0.96 * latency.of(shape), "params": 0.97 * count_parameters(shape)}
+    lowest = np.inf
+    for r, a, f, d in product(range(few), repeat=4):
+        if stock and not r == a == d:
+            continue
+        ratios = {"residual": r / 100, "attention": a / 100, "ffn": f / 100}
+        plan = plan_uniform(scores, **ratios, **({} if d == r else {"reduction": d / 100}), snap=True)
+        after = plan.shape_after
+        if latency.of(after) <= limits["latency_ms"] and count_parameters(after) <= limits["params"]:
+            lowest = min(lowest, predicted_loss(scores, plan))
+    found = staged.best_shares(scores, limits, stock=stock, latency=latency)
+    assert np.isfinite(lowest)
+    assert found.predicted == pytest.approx(lowest)
+    assert found.latency_ms == pytest.approx(latency.of(found.plan.shape_after))
+    assert found.latency_ms <= limits["latency_ms"]
+    with pytest.raises(PlanError, match="the narrowest has"):
+        staged.best_shares(scores, {"latency_ms": 0.5}, latency=latency)
 
 
 def test_the_verb_takes_a_budget(scores: ImportanceScores, tmp_path) -> None:

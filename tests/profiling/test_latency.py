@@ -8,19 +8,11 @@ import torch
 
 from upvit_core.errors import CalibrationError
 from upvit_core.models.shape import BlockShape, deit_shape
-from upvit_core.planning.best import latency_of
-from upvit_core.profiling import calibrate as bench
+from upvit_core.profiling import bench
+from upvit_core.profiling.calibrate import calibrate, fitted
+from upvit_core.profiling.calibration import Calibration, Grid, HeldOutError, Ladder, geometry
 from upvit_core.profiling.held_out import held_out, random_shape
-from upvit_core.profiling.latency import (
-    Calibration,
-    Grid,
-    HeldOutError,
-    Ladder,
-    Latency,
-    estimate_latency,
-    estimate_speed_up,
-    geometry,
-)
+from upvit_core.profiling.latency import Latency, estimate_latency, estimate_speed_up
 
 SHAPE = replace(bench.DEMO, blocks=(BlockShape(6, 96, 384), BlockShape(3, 60, 100), BlockShape(2, 22, 31)))
 
@@ -62,7 +54,13 @@ def by_hand(batch: int) -> float:
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_the_parts_add_up(batch: int) -> None:
     assert estimate_latency(SHAPE, batch, device()) == pytest.approx(by_hand(batch), rel=1e-9)
-    assert latency_of(Latency(SHAPE, batch, device()), SHAPE) == pytest.approx(by_hand(batch), rel=1e-9)
+    parts = Latency(SHAPE, batch, device())
+    halves = [
+        parts.attention(np.array([96]), block.num_heads, np.array([block.attention]))[0, 0]
+        + parts.ffn(np.array([96]), np.array([block.ffn]))[0, 0]
+        for block in SHAPE.blocks
+    ]
+    assert parts.fixed(np.array([96]))[0] + sum(halves) == pytest.approx(by_hand(batch), rel=1e-9)
     half = replace(SHAPE, blocks=SHAPE.blocks[:1])
     ratio = estimate_latency(SHAPE, batch, device()) / estimate_latency(half, batch, device())
     assert estimate_speed_up(SHAPE, half, batch, device()) == pytest.approx(ratio)
@@ -125,28 +123,23 @@ def test_torn_records_are_refused(tmp_path, text: str) -> None:
 
 def test_unknown_types_and_clocks() -> None:
     with pytest.raises(CalibrationError, match="not 'int8'"):
-        bench.calibrate(dtype="int8")
+        calibrate(dtype="int8")
     with pytest.raises(CalibrationError, match="not 'sundial'"):
-        bench.calibrate(clock="sundial")
+        calibrate(clock="sundial")
     with pytest.raises(CalibrationError, match="at least one image"):
         Latency(SHAPE, 0, device())
 
 
 def test_weights_are_found_again() -> None:
-    blocks = list(bench._blocks())
+    blocks = list(bench.Bench(torch.device("cpu"), "float32", bench.CLOCKS["cpu"]).blocks())
     truth = {"linear": 1.3, "attention": 0.8, "norm": 0.9, "gelu": 1.2, "add": 1.1, "block": 4e-4}
     raw = device(weights=dict.fromkeys(truth, 1.0) | {"block": 0.0})
-    measured = []
-    for batch, tokens, width, own in blocks:
-        shape = replace(SHAPE, embed_dim=width, blocks=(own,), img_size=(4 * (tokens - 1), 4))
-        parts, D = Latency(shape, batch, replace(raw, weights=truth)), np.array([width])
-        total = parts.attention(D, own.num_heads, np.array([own.attention])) + parts.ffn(D, np.array([own.ffn]))
-        measured.append(float(total[0, 0]) / 1e3)
-    weights = bench._fitted(raw, blocks, np.array(measured))
-    fitted = replace(raw, weights=weights)
+    real = replace(raw, weights=truth)
+    measured = [Latency(block.shape, block.batch, real).of_block(block.shape, 0) / 1e3 for block in blocks]
+    again = replace(raw, weights=fitted(raw, blocks, np.array(measured)))
     for batch, size in ((4, SHAPE), (8, deit_shape("small"))):
-        exact = estimate_latency(size, batch, replace(raw, weights=truth))
-        assert estimate_latency(size, batch, fitted) == pytest.approx(exact, rel=0.05)
+        exact = estimate_latency(size, batch, real)
+        assert estimate_latency(size, batch, again) == pytest.approx(exact, rel=0.05)
 
 
 def test_random_shapes_are_legal() -> None:
@@ -172,7 +165,7 @@ def test_held_out_measures_what_it_says() -> None:
 def test_a_real_calibration() -> None:
     torch.set_num_threads(1)
     seen = []
-    known = bench.calibrate(seconds=5, clock="cpu", progress=lambda done, total: seen.append(done / total))
+    known = calibrate(seconds=5, clock="cpu", progress=lambda done, total: seen.append(done / total))
     assert seen[-1] == 1
     assert all(0.1 < weight < 5 for name, weight in known.weights.items() if name != "block")
     large, small = deit_shape("base"), deit_shape("small")

@@ -26,7 +26,6 @@ from upvit_core.cli.common import (
 if TYPE_CHECKING:
     from upvit_core.importance.scores import ImportanceScores
     from upvit_core.models.shape import ModelShape
-    from upvit_core.planning.best import LatencyParts
     from upvit_core.planning.plan import PruningPlan
 
 app = typer.Typer()
@@ -160,11 +159,12 @@ def _within(
     if has_ratios:
         raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
     budget = Budget.parse(texts)
-    if record.shape.stages:
-        return _within_stages(record, budget.limits(), allocation, heads, round_to, depth_scores)
     latency = None
     if budget.latency_ms is not None or calibration is not None:
         latency = _latency(record.shape, batch_size, calibration)
+    if record.shape.stages:
+        plan, told = _within_stages(record, budget.limits(), allocation, heads, round_to, depth_scores, latency)
+        return plan, told | ({"batch_size": batch_size} if latency is not None else {})
     choices: dict[str, Any] = {"heads": heads, "round_to": round_to, "latency": latency, "basis": basis}
     predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
     if depth_scores is not None:
@@ -173,8 +173,8 @@ def _within(
 
         removals = BlockRemovals.load(depth_scores)
         chosen, every = best_over_depth(record, removals, budget, family=allocation, per=per, **choices)
-        told = {f"{predicted}_at_{choice.depth}_blocks": choice.predicted for choice in every}
-        return chosen.best.plan, {predicted: chosen.predicted, **told}
+        by_depth = {f"{predicted}_at_{choice.depth}_blocks": choice.predicted for choice in every}
+        return chosen.best.plan, {predicted: chosen.predicted, **by_depth}
     best = best_plan(record, budget, family=allocation, per=per, **choices)  # type: ignore[arg-type]
     values: dict[str, Any] = {predicted: best.predicted, "gap_at_most": best.gap}
     if best.latency_ms is not None:
@@ -190,7 +190,7 @@ def _within(
 
 def _within_stages(
     record: ImportanceScores, limits: dict[str, float], allocation: str, heads: int | None, round_to: int,
-    depth_scores: Path | None,
+    depth_scores: Path | None, latency: Any,
 ) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
     """The best equal shares: in a model of stages, no width of a block is independent of the others' in cost."""
     from upvit_core.errors import PlanError
@@ -203,23 +203,25 @@ def _within_stages(
             f"{', '.join(refused)} with a budget is defined for models without stages; {record.shape.name} takes equal "
             "shares of each component: leave it out."
         )
-    found = best_shares(record, limits, stock=allocation == "stock")
+    found = best_shares(record, limits, stock=allocation == "stock", latency=latency)
     predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
-    return found.plan, {predicted: found.predicted, **{f"{k}_removed": v / 100 for k, v in found.percents.items()}}
+    values = {predicted: found.predicted, **{f"{k}_removed": v / 100 for k, v in found.percents.items()}}
+    return found.plan, values | ({} if found.latency_ms is None else {"latency_ms_estimated": found.latency_ms})
 
 
-def _latency(shape: ModelShape, batch_size: int, path: Path | None) -> LatencyParts:
+def _latency(shape: ModelShape, batch_size: int, path: Path | None) -> Any:
     """The estimate of this device, from a given calibration or from where `calibrate` leaves it."""
-    from upvit_core.profiling.latency import Calibration, Latency
+    from upvit_core.profiling.calibration import Calibration
+    from upvit_core.profiling.latency import latency_of
 
     if path is None:
         import torch
 
-        from upvit_core.profiling.latency import default_path
+        from upvit_core.profiling.calibration import default_path
         from upvit_core.profiling.throughput import device_name
 
-        path = default_path(device_name(device_of("auto")), "float32", torch.get_num_threads())
-    return Latency(shape, batch_size, Calibration.load(path))
+        path = default_path(device_name(device_of("auto")), "float32", torch.get_num_threads(), shape)
+    return latency_of(shape, batch_size, Calibration.load(path))
 
 
 @app.command()
@@ -274,7 +276,7 @@ def calibrate(
     check: Annotated[bool, typer.Option(help="measure random plans too, and store how far estimates are off")] = True,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as torch chooses")] = None,
-    model: Annotated[str | None, typer.Option(help="a model whose embedding is timed too")] = None,
+    model: Annotated[str | None, typer.Option(help="time what it is made of; default: plain ViTs")] = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -283,18 +285,18 @@ def calibrate(
 
     from upvit_core.importance.criterion import Progress
     from upvit_core.profiling.calibrate import calibrate as run
+    from upvit_core.profiling.calibration import default_path
     from upvit_core.profiling.held_out import calibrate_and_check
-    from upvit_core.profiling.latency import default_path
 
     if threads is not None:
         torch.set_num_threads(threads)
     bar, where = Bar(), device_of(device)
-    shapes = [] if model is None else [open_model(model, pretrained=False).shape]
+    shape = None if model is None else open_model(model, pretrained=False).shape
     known = (calibrate_and_check if check else run)(
-        device=where, dtype=dtype, seconds=seconds, shapes=shapes,
+        device=where, dtype=dtype, seconds=seconds, shape=shape,
         progress=lambda done, total: bar(Progress(done, max(total, 1e-9), "s", "timing", total - done)),
     )  # fmt: skip
-    path = out or default_path(known.device, known.dtype, known.threads)
+    path = out or default_path(known.device, known.dtype, known.threads, shape)
     known.save(path)
     values: dict[str, Any] = {"out": str(path), "device": known.device, "dtype": known.dtype, "threads": known.threads,
                               "seconds": known.seconds}  # fmt: skip

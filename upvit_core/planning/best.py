@@ -49,6 +49,9 @@ class LatencyParts(Protocol):
     def ffn(self, embed_dim: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """The FFN half of one block, (n, m)."""
 
+    def of(self, shape: ModelShape) -> float:
+        """A whole shape."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -173,7 +176,7 @@ class _Problem:
         shape = replace(self.curves.shape, embed_dim=widths.embed_dim, blocks=blocks)
         costs: dict[str, float] = {"params": count_parameters(shape), "macs": count_macs(shape)}
         if self.latency is not None:
-            costs["latency_ms"] = latency_of(self.latency, shape)
+            costs["latency_ms"] = self.latency.of(shape)
         return costs
 
     def fits(self, widths: Widths) -> bool:
@@ -188,8 +191,8 @@ class _Problem:
             int(curves.residual.widths[0]), tuple((h, int(a.widths[0]), int(f.widths[0])) for h, a, f in narrow)
         )
         costs = self.costs(smallest)
-        asked = " and ".join(f"{name} {_written(limit)}" for name, limit in self.limits.items())
-        least = ", ".join(f"{_written(costs[name])} {name}" for name in self.limits)
+        asked = " and ".join(f"{name} {written(limit)}" for name, limit in self.limits.items())
+        least = ", ".join(f"{written(costs[name])} {name}" for name in self.limits)
         return PlanError(f"No plan of this kind of {curves.shape.name} is within {asked}; the narrowest has {least}.")
 
 
@@ -214,16 +217,6 @@ class _Linear:
 
     def ffn(self, D: np.ndarray) -> np.ndarray:
         return self._h + self._dh * D
-
-
-def latency_of(latency: LatencyParts, shape: ModelShape) -> float:
-    """Milliseconds of a whole shape."""
-    D = np.array([shape.embed_dim])
-    total = float(latency.fixed(D)[0])
-    for block in shape.blocks:
-        total += float(latency.attention(D, block.num_heads, np.array([block.attention]))[0, 0])
-        total += float(latency.ffn(D, np.array([block.ffn]))[0, 0])
-    return total
 
 
 def _solve(problem: _Problem, family: Family) -> tuple[Widths, float | None]:
@@ -345,7 +338,8 @@ def _one_knob(problem: _Problem, family: str, per: Per) -> Widths:
     return turn(high)
 
 
-def _written(value: float) -> str:
+def written(value: float) -> str:
+    """`4,590` or `0.123`: a limit as errors tell it."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
+from upvit_core.models.shape import ModelShape
 from upvit_core.planning.allocate import plan_allocated
-from upvit_core.planning.best import Budget, Family, LatencyParts, best_plan, latency_of
+from upvit_core.planning.best import Budget, Family, best_plan
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.select import plan_uniform
@@ -37,11 +38,17 @@ class FrontRow:
     dominated: bool = False
 
 
+class Timed(Protocol):
+    """Whatever tells the milliseconds of a shape."""
+
+    def of(self, shape: ModelShape) -> float: ...
+
+
 def front(
     scores: ImportanceScores,
     plans: Iterable[tuple[str, PruningPlan]],
     *,
-    latency: LatencyParts | None = None,
+    latency: Timed | None = None,
     axes: Sequence[Quantity] = ("macs", "predicted"),
 ) -> list[FrontRow]:
     """Rows in order of MACs; one is dominated where another is no worse on every axis and better on one.
@@ -53,7 +60,7 @@ def front(
     rows = []
     for name, plan in plans:
         shape = plan.shape_after
-        ms = None if latency is None else latency_of(latency, shape)
+        ms = None if latency is None else latency.of(shape)
         predicted = predicted_loss(scores, plan)
         rows.append(FrontRow(name, plan, count_parameters(shape), count_macs(shape), ms, predicted, shape.is_uniform))
     marks = dominated(np.array([[getattr(row, axis) for axis in axes] for row in rows], float))

@@ -4,19 +4,21 @@ Parameters and MACs of a staged model are not separable over all widths (a reduc
 multiply their neighbours). With one ratio a component they are: at a given share of the residual, what attention with
 its reductions costs adds to what the FFN costs. So every whole percent of residual, attention and reduction is tried,
 and the FFN is the widest that fits. Exact over whole percents; counts are read off the closed forms of `profiling`.
+The time of a pass is such a sum too, half-block by half-block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from upvit_core.errors import PlanError
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component, ModelShape
+from upvit_core.planning.best import written
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.planning.select import plan_uniform, uniform_widths
@@ -28,30 +30,51 @@ COUNTS: dict[str, Callable[[ModelShape], int]] = {"params": count_parameters, "m
 
 @dataclass(frozen=True)
 class StagedBest:
-    """The plan that loses least score within the limits; percents removed by component; counts of its shape."""
+    """The plan that loses least score within the limits; percents removed by component; counts of its shape.
+
+    latency_ms: of one batch, where there is an estimate.
+    """
 
     plan: PruningPlan
     percents: dict[str, int]
     predicted: float
     params: int
     macs: int
+    latency_ms: float | None = None
+
+
+class StagedLatency(Protocol):
+    """Milliseconds of a forward pass at one batch size, as a sum over its parts; widths broadcast."""
+
+    def fixed(self, embed_dims: Sequence[Any]) -> np.ndarray:
+        """All but the blocks, for residual widths by stage."""
+
+    def attention(self, stage: int, embed_dim: Any, heads: int, attention: Any, reduction: Any) -> np.ndarray:
+        """The attention half of a block of a stage; reduction: 0 where there is none."""
+
+    def ffn(self, stage: int, embed_dim: Any, widths: Any) -> np.ndarray:
+        """The FFN half of a block of a stage."""
+
+    def of(self, shape: ModelShape) -> float:
+        """A whole shape."""
 
 
 def best_shares(
-    scores: ImportanceScores, limits: dict[str, float], *, stock: bool = False, tables: Tables | None = None
-) -> StagedBest:
-    """limits: most `params` and `macs`. `stock`: reductions and attention go with the residual, as stock timm builds.
+    scores: ImportanceScores, limits: dict[str, float], *, stock: bool = False, tables: Tables | None = None,
+    latency: StagedLatency | None = None,
+) -> StagedBest:  # fmt: skip
+    """limits: most `params`, `macs` and `latency_ms`, of one batch, whose size the latency estimate knows.
 
-    `tables` of the same scores, where several budgets are asked for, are made once.
+    `stock`: reductions and attention go with the residual, as stock timm builds. `tables` of the same scores and the
+    same latency, where several budgets are asked for, are made once.
 
-    Raises PlanError where a limit is not a count, or no plan meets them.
+    Raises PlanError where a limit is none of these, latency has no estimate, or no plan meets them.
     """
-    if unknown := sorted(set(limits) - set(COUNTS)):
-        raise PlanError(
-            f"A budget of {', '.join(unknown)} needs estimates that are defined for plain ViTs; for "
-            f"{scores.shape.name} give params or macs, and measure the time (`profile --measure`)."
-        )
-    tables = Tables(scores) if tables is None else tables
+    if unknown := sorted(set(limits) - {*COUNTS, "latency_ms"}):
+        raise PlanError(f"There is no budget of {', '.join(unknown)}; give params, macs or latency_ms.")
+    if "latency_ms" in limits and latency is None:
+        raise PlanError("A latency budget needs this device's calibration; run `calibrate` first.")
+    tables = Tables(scores, latency) if tables is None else tables
     best: tuple[float, dict[Component, int]] | None = None
     for residual in PERCENTS.tolist():
         found = tables.at(residual, limits, stock)
@@ -60,15 +83,19 @@ def best_shares(
     if best is None:
         least_of_all = dict.fromkeys(scores.shape.components, int(PERCENTS[-1]))
         narrow = scores.shape.with_widths(uniform_widths(scores.shape, **_ratios(least_of_all), snap=True)[0])
-        least = ", ".join(f"{count(narrow):,} {name}" for name, count in COUNTS.items() if name in limits)
-        asked = " and ".join(f"{name} {limit:,.0f}" for name, limit in limits.items())
+        costs: dict[str, float] = {name: count(narrow) for name, count in COUNTS.items()}
+        if latency is not None:
+            costs["latency_ms"] = latency.of(narrow)
+        least = ", ".join(f"{written(costs[name])} {name}" for name in limits)
+        asked = " and ".join(f"{name} {written(limit)}" for name, limit in limits.items())
         raise PlanError(f"No plan of this kind of {scores.shape.name} is within {asked}; the narrowest has {least}.")
     plan = plan_uniform(scores, **_ratios(best[1]), snap=True)
     requested = {"budget": limits, "allocation": "stock" if stock else "uniform"}
     plan = plan.model_copy(update={"requested": {**plan.requested, **requested}})
     after = plan.shape_after
     percents = {str(component): percent for component, percent in best[1].items()}
-    return StagedBest(plan, percents, predicted_loss(scores, plan), count_parameters(after), count_macs(after))
+    ms = None if latency is None else latency.of(after)
+    return StagedBest(plan, percents, predicted_loss(scores, plan), count_parameters(after), count_macs(after), ms)
 
 
 def _ratios(percents: dict[Component, int]) -> dict[str, Any]:
@@ -87,10 +114,10 @@ def percents_of(plan: PruningPlan) -> dict[str, int]:
 
 
 class Tables:
-    """Widths by percent, the score lost at each, and counts built up from single components."""
+    """Widths by percent, the score lost at each, and costs built up from single components."""
 
-    def __init__(self, scores: ImportanceScores):
-        self.scores, self.shape = scores, scores.shape
+    def __init__(self, scores: ImportanceScores, latency: StagedLatency | None = None):
+        self.scores, self.shape, self.latency = scores, scores.shape, latency
         self.components = scores.shape.components
         empty: dict[str, Any] = dict.fromkeys(self.components, 0.0)
         self.widths: dict[str, np.ndarray] = {}
@@ -106,7 +133,7 @@ class Tables:
                 self.shared[key][percent] = found[key]
         self.lost = {component: self._lost(component, self.widths) for component in self.components}
         self.lost_shared = self._lost("reduction", self.shared)
-        self.known: dict[tuple[str, int, bool], tuple[int, np.ndarray]] = {}
+        self.known: dict[tuple[str, int, bool], tuple[float, np.ndarray]] = {}
         self.known_ffn: dict[tuple[str, int], np.ndarray] = {}
 
     def _lost(self, component: Component, widths: dict[str, np.ndarray]) -> np.ndarray:
@@ -166,18 +193,52 @@ class Tables:
 
     def _counted(
         self, name: str, residual: int, stock: bool, attention: np.ndarray, reduction: np.ndarray
-    ) -> tuple[int, np.ndarray]:
-        """`_attention_counts`, once for all budgets."""
+    ) -> tuple[float, np.ndarray]:
+        """`_attention_counts` or `_attention_time`, once for all budgets."""
         key = (name, residual, stock)
         if key not in self.known:
-            self.known[key] = self._attention_counts(COUNTS[name], residual, attention, reduction)
+            self.known[key] = (
+                self._attention_counts(COUNTS[name], residual, attention, reduction) if name in COUNTS
+                else self._attention_time(residual, attention, reduction)
+            )  # fmt: skip
         return self.known[key]
 
     def _ffn_counted(self, name: str, residual: int) -> np.ndarray:
-        """`_ffn_counts`, once for all budgets."""
+        """`_ffn_counts` or `_ffn_time`, once for all budgets."""
         if (name, residual) not in self.known_ffn:
-            self.known_ffn[name, residual] = self._ffn_counts(COUNTS[name], residual)
+            self.known_ffn[name, residual] = (
+                self._ffn_counts(COUNTS[name], residual) if name in COUNTS else self._ffn_time(residual)
+            )
         return self.known_ffn[name, residual]
+
+    def _ffn_time(self, residual: int) -> np.ndarray:
+        """Milliseconds of the FFNs at each percent; (percents,), at most those at any smaller percent."""
+        assert self.latency is not None
+        dims, alike, total = self._shape(residual, 0).embed_dims, dict[Any, np.ndarray](), np.zeros(len(PERCENTS))
+        for group in self.shape.groups_of("ffn"):
+            stage, widths = self.shape.stage_of(group.place), self.widths[group.key]
+            kind = (stage, group.width)
+            if kind not in alike:
+                alike[kind] = self.latency.ffn(stage, dims[stage], widths)
+            total += alike[kind]
+        return np.minimum.accumulate(total)  # an odd width may take longer than a larger one
+
+    def _attention_time(
+        self, residual: int, attention: np.ndarray, reduction: np.ndarray
+    ) -> tuple[float, np.ndarray]:  # fmt: skip
+        """Milliseconds of all but the blocks, and of the attention halves (a, r)."""
+        assert self.latency is not None
+        dims, alike = self._shape(residual, 0).embed_dims, dict[Any, np.ndarray]()
+        total = np.zeros((len(attention), len(reduction)))
+        for group in self.shape.groups_of("attention"):
+            stage, block = self.shape.stage_of(group.place), self.shape.blocks[group.place]
+            kind = (stage, block.num_heads, block.attention, block.reduction)
+            if kind not in alike:
+                R: Any = self._reductions(f"reduction.{group.place}", residual)[reduction] if block.reduction else 0
+                A = self.widths[group.key][attention][:, None]
+                alike[kind] = self.latency.attention(stage, dims[stage], block.num_heads, A, R)
+            total += alike[kind]
+        return float(self.latency.fixed(dims)), total
 
     def _ffn_counts(self, count: Callable[[ModelShape], int], residual: int) -> np.ndarray:
         """What the FFNs cost at each percent beyond what they cost at the last one; (percents,), falling."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from upvit_core.models.shape import BlockShape, ModelShape, deit_shape
-from upvit_core.profiling.calibrate import CLOCKS, DEMO, Progress, calibrate, random_model
-from upvit_core.profiling.latency import Calibration, HeldOutError, estimate_latency, estimate_speed_up
+from upvit_core.models.gpt2 import random_inputs
+from upvit_core.models.shape import ModelShape, deit_shape
+from upvit_core.profiling.bench import CLOCKS, DEMO, Progress, random_model
+from upvit_core.profiling.calibrate import calibrate
+from upvit_core.profiling.calibration import Calibration, HeldOutError, scope
+from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
 from upvit_core.profiling.macs import count_macs
 from upvit_core.profiling.throughput import DTYPES
+
+SLOW = 4e9  # multiply-accumulates of a pass
 
 
 @dataclass(frozen=True)
@@ -36,18 +41,18 @@ class Case:
 
 
 def random_shape(shape: ModelShape, rng: np.random.Generator, most: float = 0.8) -> ModelShape:
-    """A legal narrower shape; every other one has blocks of different widths."""
-    first = shape.blocks[0].num_heads
-    heads = int(rng.choice([h for h in range(1, first + 1) if first % h == 0]))
+    """A legal narrower shape, its heads merged alike within a stage; every other one has blocks of different widths."""
+    first = [shape.blocks[shape.first_block(stage)].num_heads for stage in range(len(shape.depths))]
+    merged = [int(rng.choice([h for h in range(1, heads + 1) if heads % h == 0])) for heads in first]
+    heads = {b: merged[shape.stage_of(b)] for b in range(shape.depth)}
     even = rng.random() < 0.5
-    shares = rng.uniform(0, most, (shape.depth, 2))
-    if even:
-        shares[:] = shares[0]
-    blocks = tuple(
-        BlockShape(heads, max(round(own.attention * (1 - a) / heads), 1) * heads, max(round(own.ffn * (1 - f)), 1))
-        for own, (a, f) in zip(shape.blocks, shares, strict=True)
-    )
-    return replace(shape, embed_dim=max(round(shape.embed_dim * (1 - rng.uniform(0, most))), 1), blocks=blocks)
+    shared = {component: rng.uniform(0, most) for component in shape.components}
+    widths = {}
+    for group in shape.groups:
+        removed = shared[group.component] if even else rng.uniform(0, most)
+        parts = heads[group.place] if group.component == "attention" else 1
+        widths[group.key] = max(round(group.width * (1 - removed) / parts), 1) * parts
+    return shape.with_widths(widths, heads)
 
 
 def held_out(
@@ -78,7 +83,7 @@ def held_out(
         shapes = [shape] + [random_shape(shape, rng) for _ in range(plans)]
         networks = [random_model(one, torch.device(device)) for one in shapes]
         for batch in batches:
-            images = torch.randn(batch, shape.in_chans, *shape.img_size, device=device)
+            images = random_inputs(shape, batch).to(device)
             seconds = _in_turns(networks, images, rounds, calibration, tick)
             for one, own in zip(shapes[1:], seconds[1:], strict=True):
                 case = Case(
@@ -102,23 +107,35 @@ def calibrate_and_check(
     device: torch.device | str = "cpu",
     dtype: str = "float32",
     seconds: float = 45.0,
-    shapes: Sequence[ModelShape] = (),
+    shape: ModelShape | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Calibration:
     """A calibration that knows its error: what the button and the verb make, in about 1.4 times `seconds`.
 
-    The error is that of 12 random plans of the demo's and of DeiT-T's shape, each at two batch sizes. `progress`
-    receives seconds done and in all, as estimated from `seconds`; raise `Cancelled` in it to stop.
+    The error is that of 12 random plans, each at two batch sizes: of the demo's and of DeiT-T's shape for plain ViTs,
+    else of `shape`'s own (fewer where a pass takes seconds). `progress` receives seconds done and in all, as estimated
+    from `seconds`; raise `Cancelled` in it to stop.
     """
     total = 1.4 * seconds
     known = calibrate(
-        device=device, dtype=dtype, seconds=seconds, shapes=shapes, progress=lambda done, _: progress(done, total)
+        device=device, dtype=dtype, seconds=seconds, shape=shape, progress=lambda done, _: progress(done, total)
     )
-    models = [(DEMO, (8, 32), 6), (deit_shape("tiny"), (1, 4), 6)]
+    models, rounds = _checked_on(shape)
     _, error = held_out(
-        known, models, device=device, progress=lambda share: progress(seconds + share * (total - seconds), total)
-    )
+        known, models, device=device, rounds=rounds,
+        progress=lambda share: progress(seconds + share * (total - seconds), total),
+    )  # fmt: skip
     return known.with_error(error)
+
+
+def _checked_on(shape: ModelShape | None) -> tuple[list[tuple[ModelShape, Sequence[int], int]], int]:
+    """Models, batch sizes and numbers of plans that tell the error of a calibration, and rounds of measurements."""
+    if shape is None or not scope(shape):
+        return [(DEMO, (8, 32), 6), (deit_shape("tiny"), (1, 4), 6)], 5
+    macs = count_macs(shape)
+    if macs > SLOW:
+        return [(shape, (1,), 4)], 2
+    return [(shape, (1, int(np.clip(SLOW // macs, 2, 32))), 12)], 5
 
 
 def _in_turns(

@@ -1,225 +1,65 @@
 """Time of a forward pass, estimated from a calibration of this device. Imports no torch, so sliders can call it.
 
-A pass is put together from what it runs: the embedding of patches, and in every block two LayerNorms, four linear
-layers, attention, GELU and two additions, then the last norm and the head. The calibration holds the measured time of
-each operation over a grid of its sizes; between grid points the logarithm of time is interpolated linearly in the
-logarithm of the sizes. Ladders, which hold every single width up to 256, add what a width that is no multiple of the
-device's vectors costs. Weights fitted on whole blocks (`calibrate.py`) account for what operations cost each other in
-company: caches, memory, the Python between them. Nothing here assumes that time goes with MACs.
+A pass is put together from what it runs: the embedding, and in every block two LayerNorms, linear layers, attention,
+GELU and two additions, then the last norm and the head; in a PVTv2 also each stage's patch embedding, the spatial
+reduction of keys and values, and the depthwise convolution. Nothing here assumes that time goes with MACs.
 """
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from upvit_core.atomic import write_atomically
 from upvit_core.errors import CalibrationError
 from upvit_core.models.shape import ModelShape
-
-VERSION = 1
-LADDERS = ("inputs", "outputs", "head_dim")
-KINDS = ("linear", "attention", "norm", "gelu", "add")
+from upvit_core.profiling.calibration import Calibration, geometry, scope
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Seconds of an operation on a grid; axes hold ascending sizes, seconds has one dimension an axis."""
-
-    axes: tuple[tuple[float, ...], ...]
-    seconds: np.ndarray
-
-    def at(self, *sizes: Any) -> np.ndarray:
-        """Seconds at sizes that broadcast; beyond the grid the last slope goes on."""
-        points = np.broadcast_arrays(*(np.log(np.asarray(size, float)) for size in sizes))
-        logs = np.log(self.seconds)
-        total = np.zeros(points[0].shape)
-        corners: list[tuple[np.ndarray, np.ndarray]] = []
-        for axis, point in zip(self.axes, points, strict=True):
-            known = np.log(np.asarray(axis, float))
-            left = np.clip(np.searchsorted(known, point) - 1, 0, max(len(known) - 2, 0))
-            span = known[np.minimum(left + 1, len(known) - 1)] - known[left]
-            share = np.divide(point - known[left], span, out=np.zeros_like(point), where=span > 0)
-            corners.append((left, share))
-        for corner in range(2 ** len(self.axes)):
-            weight, index = np.ones(points[0].shape), []
-            for number, (left, share) in enumerate(corners):
-                upper = corner >> number & 1
-                weight = weight * (share if upper else 1 - share)
-                index.append(np.minimum(left + upper, len(self.axes[number]) - 1))
-            total += weight * logs[tuple(index)]
-        return np.exp(total)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"axes": [list(axis) for axis in self.axes], "seconds": self.seconds.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Grid:
-        grid = cls(
-            tuple(tuple(float(v) for v in axis) for axis in values["axes"]), np.asarray(values["seconds"], float)
-        )
-        if grid.seconds.shape != tuple(len(axis) for axis in grid.axes) or not (grid.seconds > 0).all():
-            raise ValueError("a grid of times is not whole")
-        return grid
-
-
-@dataclass(frozen=True)
-class Ladder:
-    """Time at every width 1 … n over what the grid says there, n a multiple of 16; factors (n,).
-
-    Beyond n a width costs what its remainder by 16 does near n, less and less of it as it grows.
-    """
-
-    factors: np.ndarray
-
-    def at(self, width: Any) -> np.ndarray:
-        """Factor at whole widths, of any shape."""
-        wide, n = np.asarray(width, float), len(self.factors)
-        near = n - 16 + np.mod(wide, 16)
-        index = np.where(wide <= n, wide, np.where(near == n - 16, n, near))
-        excess = self.factors[np.clip(index, 1, n).astype(int) - 1] - 1
-        return 1 + excess * np.minimum(1, n / wide)
-
-
-@dataclass(frozen=True)
-class HeldOutError:
-    """How far estimates were off on plans that were not calibrated on: speed-ups, measured in the same session.
-
-    median_error and worst_error: |estimated / measured - 1| of the speed-up against the unpruned model; correlation:
-    Spearman's, of estimated and measured time.
-    """
-
-    median_error: float
-    worst_error: float
-    correlation: float
-    plans: int
-    models: tuple[str, ...]
-    batch_sizes: tuple[int, ...]
-    date: str
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What one device, in one number type, with one number of threads, takes for each operation.
-
-    grids: linear (rows, inputs, outputs); attention (batch times heads, tokens, head_dim), from qkv to the input of
-    proj; norm, gelu, add (rows, channels). ladders: inputs and outputs of linear, head_dim of attention. embeddings: by
-    `geometry(shape)`, (batch, embed_dim). weights: factor of each kind within a block, and `block`, seconds a block
-    besides. clock: `wall`, or `cpu` (the thread's own time).
-    """
-
-    device: str
-    dtype: str
-    threads: int
-    grids: Mapping[str, Grid]
-    ladders: Mapping[str, Ladder]
-    embeddings: Mapping[str, Grid]
-    weights: Mapping[str, float]
-    clock: str = "wall"
-    versions: Mapping[str, str] = field(default_factory=dict)
-    date: str = ""
-    seconds: float = 0.0
-    error: HeldOutError | None = None
-
-    def linear(self, rows: Any, inputs: Any, outputs: Any) -> np.ndarray:
-        """Seconds of a linear layer alone."""
-        factor = self.ladders["inputs"].at(inputs) * self.ladders["outputs"].at(outputs)
-        return self.grids["linear"].at(rows, inputs, outputs) * factor
-
-    def attention(self, groups: Any, tokens: Any, head_dim: Any) -> np.ndarray:
-        """Seconds of attention alone, between qkv and proj."""
-        return self.grids["attention"].at(groups, tokens, head_dim) * self.ladders["head_dim"].at(head_dim)
-
-    def with_error(self, error: HeldOutError) -> Calibration:
-        """The same calibration, knowing how far it is off."""
-        return replace(self, error=error)
-
-    def save(self, path: str | Path) -> None:
-        """Write JSON, atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record = {
-            "version": VERSION, "device": self.device, "dtype": self.dtype, "threads": self.threads,
-            "clock": self.clock, "versions": dict(self.versions), "date": self.date, "seconds": self.seconds,
-            "error": None if self.error is None else asdict(self.error), "weights": dict(self.weights),
-            "grids": {name: grid.to_dict() for name, grid in self.grids.items()},
-            "ladders": {name: ladder.factors.tolist() for name, ladder in self.ladders.items()},
-            "embeddings": {name: grid.to_dict() for name, grid in self.embeddings.items()},
-        }  # fmt: skip
-        write_atomically(path, json.dumps(record).encode())
-
-    @classmethod
-    def load(cls, path: str | Path) -> Calibration:
-        """Read a record written by `save`.
-
-        Raises CalibrationError where there is none, or it cannot be read.
-        """
-        try:
-            record = json.loads(Path(path).read_text())
-            if record.pop("version") > VERSION:
-                raise CalibrationError(f"{path} was written by a newer version; run `calibrate` again.")
-            for name in ("grids", "embeddings"):
-                record[name] = {key: Grid.from_dict(value) for key, value in record[name].items()}
-            record["ladders"] = {key: Ladder(np.asarray(value, float)) for key, value in record["ladders"].items()}
-            error = record.pop("error")
-            if error is not None:
-                error = HeldOutError(
-                    **{**error, "models": tuple(error["models"]), "batch_sizes": tuple(error["batch_sizes"])}
-                )
-            found = cls(**record, error=error)
-            if not set(KINDS) <= set(found.grids) or not set(LADDERS) <= set(found.ladders):
-                raise ValueError("an operation is missing")
-            if not {*KINDS, "block"} <= set(found.weights):
-                raise ValueError("a weight is missing")
-            return found
-        except FileNotFoundError as problem:
-            raise CalibrationError(f"There is no calibration at {path}; run `calibrate` first.") from problem
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
-            raise CalibrationError(
-                f"{path} is not a readable calibration ({problem}); run `calibrate` again."
-            ) from problem
-
-
-def default_path(device: str, dtype: str, threads: int) -> Path:
-    """Where the calibration of a device lies by default, so that the studio and the verbs share it."""
-    name = "-".join("".join(c if c.isalnum() else " " for c in device).split()).lower()
-    return default_folder() / f"{name}-{dtype}-{threads}.json"
-
-
-def default_folder() -> Path:
-    """`calibrations` in $UPVIT_HOME, else in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upvit-studio"
-    return Path(os.environ.get("UPVIT_HOME") or cache).expanduser() / "calibrations"
-
-
-def geometry(shape: ModelShape) -> str:
-    """What the time of the embedding depends on besides width and batch."""
-    (height, width), (a, b) = shape.img_size, shape.patch_size
-    return f"{shape.in_chans}x{height}x{width}/{a}x{b}+{shape.num_prefix_tokens}"
-
-
-class Latency:
-    """Milliseconds of a forward pass of `shape`'s kind at one batch size, in parts; widths are arguments.
-
-    Fits `planning.best.LatencyParts`.
-    """
+class _Pass:
+    """A forward pass of models like `shape` at one batch size."""
 
     def __init__(self, shape: ModelShape, batch: int, calibration: Calibration):
-        if shape.family != "vit":
+        if scope(shape) != calibration.scope:
             raise CalibrationError(
-                f"The calibration times what plain ViTs are made of, and {shape.name} is none; measure it "
-                "(`profile --measure`)."
+                f"This calibration is for {calibration.scope or 'plain ViTs'}, and {shape.name} is none of these; run "
+                "`calibrate --model` with it."
             )
         if batch < 1:
             raise CalibrationError(f"A batch holds at least one image, not {batch}.")
         self._shape, self._batch, self._calibration = shape, batch, calibration
+
+    def of(self, shape: ModelShape) -> float:
+        """Milliseconds of a whole shape, which differs from the one given in widths and depth alone."""
+        return self.of_ends(shape) + sum(self.of_block(shape, b) for b in range(shape.depth))
+
+    def of_ends(self, shape: ModelShape) -> float:
+        """Milliseconds of all but the blocks."""
+        raise NotImplementedError
+
+    def of_block(self, shape: ModelShape, number: int) -> float:
+        """Milliseconds of one block."""
+        raise NotImplementedError
+
+
+class Latency(_Pass):
+    """Milliseconds of a forward pass of `shape`'s kind at one batch size, in parts; widths are arguments.
+
+    Fits `planning.best.LatencyParts`. Raises CalibrationError where the calibration is of other models.
+    """
+
+    def __init__(self, shape: ModelShape, batch: int, calibration: Calibration):
+        super().__init__(shape, batch, calibration)
         self._rows = batch * shape.num_tokens
+
+    def of_ends(self, shape: ModelShape) -> float:
+        return float(self.fixed(np.array([shape.embed_dim]))[0])
+
+    def of_block(self, shape: ModelShape, number: int) -> float:
+        D, block = np.array([shape.embed_dim]), shape.blocks[number]
+        attention = self.attention(D, block.num_heads, np.array([block.attention]))
+        return float(attention[0, 0] + self.ffn(D, np.array([block.ffn]))[0, 0])
 
     def fixed(self, embed_dim: np.ndarray) -> np.ndarray:
         """Embedding, last norm and head; (n,) for residual widths (n,)."""
@@ -258,14 +98,83 @@ class Latency:
         return weights["norm"] * grids["norm"].at(self._rows, D) + adding + weights["block"] / 2
 
 
+class LanguageLatency(Latency):
+    """A language model's: every token has its logits, and the embedding is looked up."""
+
+    def fixed(self, embed_dim: np.ndarray) -> np.ndarray:
+        """Embedding, last norm, and the output layer; (n,) for residual widths (n,)."""
+        D = np.asarray(embed_dim, float)
+        return 1e3 * (self._embedding(D) + self._calibration.grids["head"].at(self._rows, D))
+
+
+class PyramidLatency(_Pass):
+    """Milliseconds of a forward pass of a PVTv2 at one batch size, in parts; widths are arguments that broadcast.
+
+    Fits `planning.staged.StagedLatency`. Raises CalibrationError where the calibration is of other models.
+    """
+
+    def __init__(self, shape: ModelShape, batch: int, calibration: Calibration):
+        super().__init__(shape, batch, calibration)
+        maps = [shape.map_size(stage) for stage in range(len(shape.stages))]
+        ratios = [stage.reduction_ratio for stage in shape.stages]
+        self._rows = [batch * height * width for height, width in maps]
+        self._keys = [batch * (h // r) * (w // r) for (h, w), r in zip(maps, ratios, strict=True)]
+
+    def of_ends(self, shape: ModelShape) -> float:
+        return float(self.fixed(shape.embed_dims))
+
+    def of_block(self, shape: ModelShape, number: int) -> float:
+        stage, block = shape.stage_of(number), shape.blocks[number]
+        D = shape.embed_dims[stage]
+        attention = self.attention(stage, D, block.num_heads, block.attention, block.reduction)
+        return float(attention + self.ffn(stage, D, block.ffn))
+
+    def fixed(self, embed_dims: Sequence[Any]) -> np.ndarray:
+        """Patch embeddings and last norms of all stages, and the head, for residual widths by stage."""
+        known, before = self._calibration, float(self._shape.in_chans)
+        seconds = known.linear(self._batch, embed_dims[-1], self._shape.num_classes)
+        for stage, width in enumerate(embed_dims):
+            seconds = seconds + known.grids[f"opening.{stage}"].at(self._batch, before, width)
+            before = width
+        return 1e3 * seconds
+
+    def attention(self, stage: int, embed_dim: Any, heads: int, attention: Any, reduction: Any) -> np.ndarray:
+        """The attention half of a block of a stage; reduction: 0 where keys and values are not reduced."""
+        known, weights = self._calibration, self._calibration.weights
+        D, A, R = (np.asarray(width, float) for width in (embed_dim, attention, reduction))
+        rows, keys, source = self._rows[stage], self._keys[stage], np.where(R > 0, R, D)
+        linear = known.linear(rows, D, A) + known.linear(keys, source, 2 * A) + known.linear(rows, A, D)
+        inner = known.grids[f"attention.{stage}"].at(self._batch * heads, A / heads)
+        inner = inner * known.ladders["head_dim"].at(A / heads)
+        seconds = weights["linear"] * linear + weights["attention"] * inner + self._norm_and_add(stage, D)
+        if f"reduction.{stage}" in known.grids:
+            seconds = seconds + weights["reduction"] * known.grids[f"reduction.{stage}"].at(self._batch, D, source)
+        return 1e3 * seconds
+
+    def ffn(self, stage: int, embed_dim: Any, widths: Any) -> np.ndarray:
+        """The FFN half of a block of a stage, with its depthwise convolution."""
+        known, weights, rows = self._calibration, self._calibration.weights, self._rows[stage]
+        D, H = np.asarray(embed_dim, float), np.asarray(widths, float)
+        seconds = weights["linear"] * (known.linear(rows, D, H) + known.linear(rows, H, D))
+        seconds = seconds + weights["depthwise"] * known.grids[f"depthwise.{stage}"].at(self._batch, H)
+        return 1e3 * (seconds + self._norm_and_add(stage, D))
+
+    def _norm_and_add(self, stage: int, D: Any) -> np.ndarray:
+        grids, weights, rows = self._calibration.grids, self._calibration.weights, self._rows[stage]
+        both = weights["norm"] * grids["norm"].at(rows, D) + weights["add"] * grids["add"].at(rows, D)
+        return both + weights["block"] / 2
+
+
+def latency_of(shape: ModelShape, batch: int, calibration: Calibration) -> Latency | PyramidLatency:
+    """The estimate for models like `shape`. Raises CalibrationError where the calibration is of other models."""
+    if shape.stages:
+        return PyramidLatency(shape, batch, calibration)
+    return (LanguageLatency if shape.family == "gpt2" else Latency)(shape, batch, calibration)
+
+
 def estimate_latency(shape: ModelShape, batch: int, calibration: Calibration) -> float:
     """Milliseconds of one forward pass of `batch` images, estimated."""
-    parts, D = Latency(shape, batch, calibration), np.array([shape.embed_dim])
-    total = float(parts.fixed(D)[0])
-    for block in shape.blocks:
-        total += float(parts.attention(D, block.num_heads, np.array([block.attention]))[0, 0])
-        total += float(parts.ffn(D, np.array([block.ffn]))[0, 0])
-    return total
+    return latency_of(shape, batch, calibration).of(shape)
 
 
 def estimate_speed_up(before: ModelShape, after: ModelShape, batch: int, calibration: Calibration) -> float:

@@ -1,0 +1,232 @@
+"""A calibration: the measured time of each operation of a family of models on one device. Imports no torch.
+
+Each operation has a grid of its sizes; between grid points the logarithm of time is interpolated linearly in the
+logarithm of the sizes. Ladders, which hold every single width up to 256, add what a width that is no multiple of the
+device's vectors costs. Weights fitted on whole blocks (`calibrate.py`) account for what operations cost each other in
+company: caches, memory, the Python between them. `latency.py` puts a forward pass together from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upvit_core.atomic import write_atomically
+from upvit_core.errors import CalibrationError
+from upvit_core.models.shape import ModelShape
+
+VERSION = 1
+LADDERS = ("inputs", "outputs", "head_dim")
+KINDS = ("linear", "attention", "norm", "gelu", "add")
+PYRAMID_KINDS = ("linear", "attention", "norm", "add", "depthwise", "reduction")
+"""Kinds of operations within a block, of plain and language models, and of a PVTv2."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Seconds of an operation on a grid; axes hold ascending sizes, seconds has one dimension an axis."""
+
+    axes: tuple[tuple[float, ...], ...]
+    seconds: np.ndarray
+
+    def at(self, *sizes: Any) -> np.ndarray:
+        """Seconds at sizes that broadcast; beyond the grid the last slope goes on."""
+        points = np.broadcast_arrays(*(np.log(np.asarray(size, float)) for size in sizes))
+        logs = np.log(self.seconds)
+        total = np.zeros(points[0].shape)
+        corners: list[tuple[np.ndarray, np.ndarray]] = []
+        for axis, point in zip(self.axes, points, strict=True):
+            known = np.log(np.asarray(axis, float))
+            left = np.clip(np.searchsorted(known, point) - 1, 0, max(len(known) - 2, 0))
+            span = known[np.minimum(left + 1, len(known) - 1)] - known[left]
+            share = np.divide(point - known[left], span, out=np.zeros_like(point), where=span > 0)
+            corners.append((left, share))
+        for corner in range(2 ** len(self.axes)):
+            weight, index = np.ones(points[0].shape), []
+            for number, (left, share) in enumerate(corners):
+                upper = corner >> number & 1
+                weight = weight * (share if upper else 1 - share)
+                index.append(np.minimum(left + upper, len(self.axes[number]) - 1))
+            total += weight * logs[tuple(index)]
+        return np.exp(total)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"axes": [list(axis) for axis in self.axes], "seconds": self.seconds.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Grid:
+        grid = cls(
+            tuple(tuple(float(v) for v in axis) for axis in values["axes"]), np.asarray(values["seconds"], float)
+        )
+        if grid.seconds.shape != tuple(len(axis) for axis in grid.axes) or not (grid.seconds > 0).all():
+            raise ValueError("a grid of times is not whole")
+        return grid
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Time at every width 1 … n over what the grid says there, n a multiple of 16; factors (n,).
+
+    Beyond n a width costs what its remainder by 16 does near n, less and less of it as it grows.
+    """
+
+    factors: np.ndarray
+
+    def at(self, width: Any) -> np.ndarray:
+        """Factor at whole widths, of any shape."""
+        wide, n = np.asarray(width, float), len(self.factors)
+        near = n - 16 + np.mod(wide, 16)
+        index = np.where(wide <= n, wide, np.where(near == n - 16, n, near))
+        excess = self.factors[np.clip(index, 1, n).astype(int) - 1] - 1
+        return 1 + excess * np.minimum(1, n / wide)
+
+
+@dataclass(frozen=True)
+class HeldOutError:
+    """How far estimates were off on plans that were not calibrated on: speed-ups, measured in the same session.
+
+    median_error and worst_error: |estimated / measured - 1| of the speed-up against the unpruned model; correlation:
+    Spearman's, of estimated and measured time.
+    """
+
+    median_error: float
+    worst_error: float
+    correlation: float
+    plans: int
+    models: tuple[str, ...]
+    batch_sizes: tuple[int, ...]
+    date: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one device, in one number type, with one number of threads, takes for each operation.
+
+    scope: the models it holds for, as `scope` names them. grids: linear (rows, inputs, outputs); attention (batch times
+    heads, tokens, head_dim), from qkv to the input of proj; norm, gelu, add (rows, channels). A language model's has
+    head (rows, channels), a PVTv2's by stage: opening.s (batch, channels before, channels), all of a stage but its
+    blocks; reduction.s (batch, channels, channels reduced to); attention.s (batch times heads, head_dim), from queries,
+    keys and values on; depthwise.s (batch, channels), with its GELU. ladders: inputs and outputs of linear, head_dim of
+    attention. embeddings: by `geometry(shape)`, (batch, embed_dim). weights: factor of each kind within a block, and
+    `block`, seconds a block besides. clock: `wall`, or `cpu` (the thread's own time).
+    """
+
+    device: str
+    dtype: str
+    threads: int
+    grids: Mapping[str, Grid]
+    ladders: Mapping[str, Ladder]
+    embeddings: Mapping[str, Grid]
+    weights: Mapping[str, float]
+    scope: str = ""
+    clock: str = "wall"
+    versions: Mapping[str, str] = field(default_factory=dict)
+    date: str = ""
+    seconds: float = 0.0
+    error: HeldOutError | None = None
+
+    def linear(self, rows: Any, inputs: Any, outputs: Any) -> np.ndarray:
+        """Seconds of a linear layer alone."""
+        factor = self.ladders["inputs"].at(inputs) * self.ladders["outputs"].at(outputs)
+        return self.grids["linear"].at(rows, inputs, outputs) * factor
+
+    def attention(self, groups: Any, tokens: Any, head_dim: Any) -> np.ndarray:
+        """Seconds of attention alone, between qkv and proj."""
+        return self.grids["attention"].at(groups, tokens, head_dim) * self.ladders["head_dim"].at(head_dim)
+
+    def with_error(self, error: HeldOutError) -> Calibration:
+        """The same calibration, knowing how far it is off."""
+        return replace(self, error=error)
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON, atomically."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        record = {
+            "version": VERSION, "scope": self.scope, "device": self.device, "dtype": self.dtype,
+            "threads": self.threads, "clock": self.clock, "versions": dict(self.versions), "date": self.date,
+            "seconds": self.seconds,
+            "error": None if self.error is None else asdict(self.error), "weights": dict(self.weights),
+            "grids": {name: grid.to_dict() for name, grid in self.grids.items()},
+            "ladders": {name: ladder.factors.tolist() for name, ladder in self.ladders.items()},
+            "embeddings": {name: grid.to_dict() for name, grid in self.embeddings.items()},
+        }  # fmt: skip
+        write_atomically(path, json.dumps(record).encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Calibration:
+        """Read a record written by `save`.
+
+        Raises CalibrationError where there is none, or it cannot be read.
+        """
+        try:
+            record = json.loads(Path(path).read_text())
+            if record.pop("version") > VERSION:
+                raise CalibrationError(f"{path} was written by a newer version; run `calibrate` again.")
+            for name in ("grids", "embeddings"):
+                record[name] = {key: Grid.from_dict(value) for key, value in record[name].items()}
+            record["ladders"] = {key: Ladder(np.asarray(value, float)) for key, value in record["ladders"].items()}
+            error = record.pop("error")
+            if error is not None:
+                error = HeldOutError(
+                    **{**error, "models": tuple(error["models"]), "batch_sizes": tuple(error["batch_sizes"])}
+                )
+            found = cls(**record, error=error)
+            kinds = PYRAMID_KINDS if "reduction" in found.weights else KINDS
+            timed = {name.partition(".")[0] for name in found.grids}
+            if not {*kinds, "linear"} <= timed or not set(LADDERS) <= set(found.ladders):
+                raise ValueError("an operation is missing")
+            if not {*kinds, "block"} <= set(found.weights):
+                raise ValueError("a weight is missing")
+            return found
+        except FileNotFoundError as problem:
+            raise CalibrationError(f"There is no calibration at {path}; run `calibrate` first.") from problem
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
+            raise CalibrationError(
+                f"{path} is not a readable calibration ({problem}); run `calibrate` again."
+            ) from problem
+
+
+def scope(shape: ModelShape) -> str:
+    """The models that one calibration holds for: empty for all plain ViTs, else of what time depends on but widths."""
+    if shape.family == "gpt2":
+        return f"gpt2-{shape.num_tokens}-{shape.num_classes}"
+    if shape.stages:
+        height, width = shape.img_size
+        stages = "".join(f"-{stage.kernel}{stage.stride}{stage.reduction_ratio}" for stage in shape.stages)
+        return f"pvt-{shape.in_chans}x{height}x{width}{stages}"
+    return ""
+
+
+def default_path(device: str, dtype: str, threads: int, shape: ModelShape | None = None) -> Path:
+    """Where a device's calibration for models like `shape` (default: plain ViTs) lies; studio and verbs share it."""
+    name = "-".join("".join(c if c.isalnum() else " " for c in device).split()).lower()
+    own = "" if shape is None else scope(shape)
+    return default_folder() / f"{name}-{dtype}-{threads}{own and '-'}{own}.json"
+
+
+def newest(dtype: str, shape: ModelShape) -> Path | None:
+    """The newest calibration in the default folder for models like `shape`, of whatever device and threads."""
+    own = scope(shape)
+    name = re.compile(rf".*-{dtype}-\d+{re.escape(own and '-' + own)}\.json")
+    found = [path for path in default_folder().glob("*.json") if name.fullmatch(path.name)]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def default_folder() -> Path:
+    """`calibrations` in $UPVIT_HOME, else in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upvit-studio"
+    return Path(os.environ.get("UPVIT_HOME") or cache).expanduser() / "calibrations"
+
+
+def geometry(shape: ModelShape) -> str:
+    """What the time of the embedding depends on besides width and batch."""
+    (height, width), (a, b) = shape.img_size, shape.patch_size
+    return f"{shape.in_chans}x{height}x{width}/{a}x{b}+{shape.num_prefix_tokens}"
