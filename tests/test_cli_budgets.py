@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from profiling.test_latency import device
+from profiling.test_latency_families import TEXT, language_device, pyramid_device
 from typer.testing import CliRunner
 
 from upvit_core.cli import app
 from upvit_core.errors import CalibrationError, PlanError
 from upvit_core.importance.scores import ImportanceScores, expected_widths
+from upvit_core.models.shape import pvt_shape
 from upvit_core.planning.best import Budget, best_plan
 from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.bench import DEMO
@@ -53,6 +55,32 @@ def test_a_latency_budget(scored: Path, tmp_path: Path) -> None:
     after = PruningPlan.load(tmp_path / "p.json").shape_after
     assert said["latency_ms_estimated"] == pytest.approx(estimate_latency(after, 4, device()))
     assert said["latency_ms_estimated"] <= limit
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "pvt_v2"])
+def test_a_latency_budget_of_other_families(kind: str, tmp_path: Path) -> None:
+    shape = TEXT if kind == "gpt2" else pvt_shape("b0", img_size=(64, 64))
+    known, rng = language_device() if kind == "gpt2" else pyramid_device(shape), np.random.default_rng(0)
+    values = {group.key: rng.lognormal(0, 1, group.width) for group in shape.groups}
+    ImportanceScores(values, "kl", "nats, summed over images", shape, images=10).save(tmp_path / "s.safetensors")
+    known.save(tmp_path / "c.json")
+    limit = 0.6 * estimate_latency(shape, 4, known)
+    more = ("--calibration", tmp_path / "c.json", "--batch-size", 4)
+    said = call("plan", tmp_path / "s.safetensors", "--budget", f"latency_ms={limit}", *more, "--out", tmp_path / "p")
+    after = PruningPlan.load(tmp_path / "p").shape_after
+    assert said["latency_ms_estimated"] == pytest.approx(estimate_latency(after, 4, known))
+    assert 0.8 * limit < said["latency_ms_estimated"] <= limit
+    rows = call("front", tmp_path / "s.safetensors", *more, "--over", "latency_ms", "--out", tmp_path)["front"]
+    first = PruningPlan.load(rows[0]["file"]).shape_after
+    assert rows[0]["latency_ms_estimated"] == pytest.approx(estimate_latency(first, 4, known))
+    other = device() if kind == "gpt2" else language_device()
+    other.save(tmp_path / "c.json")
+    refused = CliRunner().invoke(
+        app,
+        ["plan", str(tmp_path / "s.safetensors"), "--budget", "latency_ms=1", *map(str, more), "--out", str(tmp_path)],
+    )
+    assert isinstance(refused.exception, CalibrationError)
+    assert "run `calibrate --model` with it" in str(refused.exception)
 
 
 def test_allocations_of_ratios(scored: Path, tmp_path: Path) -> None:

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.shared import memory, whatif
 from tests.pages.reading import html_of
+from tests.profiling.test_latency_families import pyramid_device
 from tests.tiny_pvt import tiny_pvt
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.shape import pvt_shape
+from upvit_core.profiling.calibration import HeldOutError, default_path
+from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
 
 Run = Callable[..., AppTest]
 MODEL, IMPORTANCE, TRADEOFF, METHOD = (
@@ -134,6 +138,28 @@ def test_a_budget_moves_the_sliders_to_the_best_shares(page: Run, pyramid: str) 
     percents = {key: test.slider(key=key).value for key in ("residual", "attention", "ffn", "reduction")}
     assert percents == found.percents
     assert "equal shares in all blocks" in test.success[0].value
+
+
+def test_a_calibrated_device_tells_its_time_and_limits_it(
+    page: Run, pyramid: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "loaded", lambda: False)
+    shape, error = pvt_shape("b1"), HeldOutError(0.087, 0.28, 0.97, 24, ("pvt_v2_b1",), (1, 8), "2026-11-28")
+    known = pyramid_device(shape).with_error(error)
+    known.save(default_path("made up", "float32", 1, shape))
+    test = page(TRADEOFF, open=pyramid)
+    assert f"{estimate_speed_up(shape, pvt_shape('b0'), 8, known):.2f}×" in html_of(test)
+    assert "± 8.7 %" in html_of(test)
+    half = 0.5 * estimate_latency(shape, 8, known)
+    key = next(box.key for box in test.checkbox if box.key.startswith("limit-ms-"))
+    test.checkbox(key=f"limit-params-{pyramid}").uncheck()
+    test.checkbox(key=key).check().run()
+    test.number_input(key=f"{key}-value").set_value(half).run()
+    test.button(key="find-best").click().run()
+    assert not test.error, [e.value for e in test.error]
+    after = test.session_state[whatif.SAVED].plan(ImportanceScores.load(pyramid)).shape_after
+    assert 0.9 * half < estimate_latency(after, 8, known) <= half
+    assert f"{estimate_latency(after, 8, known):.3g} ms" in html_of(test)
 
 
 def test_a_model_without_images_asks_for_them(page: Run, tmp_path: Path) -> None:

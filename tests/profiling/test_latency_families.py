@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_pvt import tiny_pvt
 
+from tests.tiny_pvt import tiny_pvt
 from upvit_core.errors import CalibrationError
 from upvit_core.models.gpt2 import language_shape
 from upvit_core.models.shape import BlockShape, ModelShape, pvt_shape
