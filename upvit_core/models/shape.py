@@ -103,11 +103,6 @@ class ModelShape:
         return len(self.blocks)
 
     @property
-    def is_plain(self) -> bool:
-        """True for a ViT without stages: estimates of time are defined for it."""
-        return self.family == "vit"
-
-    @property
     def has_directions(self) -> bool:
         """True where the stream can be rotated, and directions cut in place of channels (`basis/`)."""
         return self.family == "vit"
