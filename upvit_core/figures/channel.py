@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
+from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, log_ticks
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
 
@@ -166,12 +166,13 @@ def kl_by_image(
             "hovertemplate": "prediction changes: %{y:.3g} nats<extra></extra>",
         },
     ]
+    ticks, labels = log_ticks(float(np.log10(y[-1])), float(np.log10(y[0])))
     half = int(np.searchsorted(np.cumsum(y), y.sum() / 2)) + 1
     images = f"{half} {sample}{'s' if half != 1 else ''}"
     text = f"sum {kl.sum():.3g} nats · half of it from {images} · {int(changed.sum())} change (✕)"
     layout: Spec = {
         "xaxis": axis(theme, f"{len(kl):,} {sample}s, the most affected first"),
-        "yaxis": axis(theme, "KL, nats", type="log", exponentformat="power", nticks=5),
+        "yaxis": axis(theme, "KL, nats", type="log", tickvals=[10.0**tick for tick in ticks], ticktext=labels),
         "annotations": [
             {
                 "x": 1,
