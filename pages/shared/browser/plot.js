@@ -22,7 +22,8 @@ function fitted(text, width) {
 }
 
 function broken(title, width) {
-  return pen.measureText(title).width <= width ? [title] : title.split(/(?<=;) /);
+  if (pen.measureText(title).width <= width) return [title];
+  return title.includes("; ") ? title.split(/(?<=;) /) : title.split(/ (?=of )/);
 }
 
 // plotly.js, once for a tab.
