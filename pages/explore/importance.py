@@ -101,9 +101,8 @@ def picture(
 with frame.page(
     "Importance",
     "How much the model's answers change when one channel is missing: bright is important, dark can go.",
-    "The score of a channel is Σᵢ KL(qᵢ ‖ pᵢ) in nats, summed over the proxy images: qᵢ is what the model says about "
-    "image i, "
-    "pᵢ what it says without that channel.",
+    "The score of a channel is Σᵢ KL(qᵢ ‖ pᵢ) in nats, summed over the proxy images, or the tokens of a text: qᵢ is "
+    "what the model says about number i, pᵢ what it says without that channel.",
 ):
     model = frame.current()
     with presenter.folded("Scores"):

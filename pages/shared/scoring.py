@@ -190,8 +190,8 @@ def panel(model: Opened) -> None:
                 format_func=lambda name: label(name, available[name]), key="which-scores",
                 on_change=lambda: choose(model, st.session_state["which-scores"]),
                 help=terms.tip(
-                    "Score of a channel: the sum over images of KL(q ‖ p) in nats, q what the whole model says and p "
-                    "what it says without that channel (Eq. 1 of the letter).",
+                    f"Score of a channel: the sum over {judge_of(model.shape).samples} of KL(q ‖ p) in nats, q what "
+                    "the whole model says and p what it says without that channel (Eq. 1 of the letter).",
                     "score", "kl", "nat", "proxy", "criterion",
                 ),
             )  # fmt: skip

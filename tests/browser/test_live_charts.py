@@ -39,7 +39,8 @@ def page(browser: Browser, runs_address: str) -> Iterator[Page]:
     page.set_default_timeout(60_000)
     page.goto(f"{runs_address}/runs")
     settle(page, 180)
-    page.wait_for_function("window.upvitRuns?.live?.view")
+    for drawn_last in ('"speed"] .annotation-text', '"loss"] .scatterlayer path', '"judge"] .scatterlayer .point'):
+        page.locator(f"[data-chart={drawn_last}").first.wait_for(state="attached")
     yield page
     context.close()
 
