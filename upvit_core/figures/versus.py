@@ -37,6 +37,7 @@ def versus(scores: ImportanceScores, differences: Sequence[Difference], theme: T
                 channel[2 * r + half, : len(order)] = order
         colours = [theme.panel, theme.quiet, COLOURS[component]]
         scale = [[at, colour] for i, colour in enumerate(colours) for at in (i / 3, (i + 1) / 3)]
+        row = "stage" if component == "residual" else "block"
         plan = np.where(np.arange(2 * len(rows)) % 2 == 0, "A", "B")[:, None].repeat(width, 1)
         text = WORDS[np.nan_to_num(cells).astype(int)]
         block = np.arange(2 * len(rows))[:, None].repeat(width, 1) // 2
@@ -44,7 +45,7 @@ def versus(scores: ImportanceScores, differences: Sequence[Difference], theme: T
             {
                 "type": "heatmap", "z": cells, "zmin": -0.5, "zmax": 2.5, "colorscale": scale, "showscale": False,
                 "customdata": np.stack([plan.astype(object), text, channel, block], axis=-1),
-                "hovertemplate": ("" if len(rows) == 1 else "block %{customdata[3]} · ")
+                "hovertemplate": ("" if len(rows) == 1 else f"{row} %{{customdata[3]}} · ")
                 + "plan %{customdata[0]}: channel %{customdata[2]}, %{customdata[1]}<extra></extra>",
                 "xaxis": f"x{number}", "yaxis": f"y{number}", "ygap": 1,
             }
@@ -61,7 +62,7 @@ def versus(scores: ImportanceScores, differences: Sequence[Difference], theme: T
         )  # fmt: skip
         ticks = [f"{r if len(rows) > 1 else ''} A" for r in range(len(rows))]
         layout[f"yaxis{number}"] = axis(
-            theme, "block, plan" if len(rows) > 1 else "plan", anchor=f"x{number}", showgrid=False, ticks="",
+            theme, f"{row}, plan" if len(rows) > 1 else "plan", anchor=f"x{number}", showgrid=False, ticks="",
             domain=[(start - height) / inner, start / inner], range=[2 * len(rows) - 0.5, -0.5],
             tickvals=[v for r in range(len(rows)) for v in (2 * r, 2 * r + 1)],
             ticktext=[t for first in ticks for t in (first.strip(), "B")],
