@@ -280,3 +280,16 @@ def test_the_sum_of_a_kl_shows_every_term() -> None:
     assert sum(chart.figure.data[0].y) == pytest.approx(100)
     assert chart.figure.data[2].x[-1] == "9 others"
     assert f"{sum(by_hand):.3g} nats" in chart.alt
+
+
+@pytest.mark.parametrize("log_y", [True, False])
+def test_names_stay_inside_the_front(log_y: bool) -> None:
+    """A name goes below its mark where the mark is so near the top that it would be cut."""
+    points = [
+        Point(name, x, y, "measured", now=name == "now")
+        for name, x, y in (("top", 1, 1.0), ("low", 2, 0.1), ("now", 3, 0.95))
+    ]
+    chart = front(points, (), LIGHT, x_title="", y_title="", log_y=log_y)
+    (named,) = (trace for trace in chart.spec["data"] if trace["mode"] == "markers+text")
+    assert named["textposition"] == ["bottom center", "top center", "bottom center"]
+    assert named["text"] == ["top", "low", "\u00a0<br>now"]

@@ -3,13 +3,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 
 pytest.importorskip("transformers")
 
-from language.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, write_text
+from language.tiny_text import CONTEXT, LETTERS, VOCABULARY, letters_tokenizer, write_text
 
 from tests.pages.reading import html_of
 from upvit_core.data import open_images
@@ -45,6 +47,26 @@ def test_model_tells_perplexity_in_place_of_top_1(page: Page, folder: Path) -> N
     assert "Perplexity" in html_of(test)
     assert f"{expected:.2f}" in html_of(test)
     assert not re.search(r"Top-1|eight test images", html_of(test))
+
+
+@pytest.mark.usefixtures("jobs_at_once")
+def test_model_shows_what_it_says_comes_next(page: Page, folder: Path) -> None:
+    test = page("pages/explore/model.py", open=str(folder))
+    table = next(str(e.proto.body) for e in test.get("html") if "it says" in str(e.proto.body))
+    rows = [re.findall("<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
+    assert len(rows) == 8
+    loaded = load_model(folder)
+    text: Any = open_images(str(folder / "text.txt"), "val", pretrained_cfg=loaded.pretrained_cfg)
+    said = {}
+    for number in range(len(text)):
+        block = text.block(number)
+        with torch.no_grad():
+            chances = loaded.model(torch.tensor(block[None, :-1].astype(int)))[0, -1].softmax(-1)
+        best = int(chances.argmax())
+        mark = "✓" if best == block[-1] else "✗"
+        before = "… " + " ".join(LETTERS[i] for i in block[:-1])
+        said[before, text.token(block[-1])] = f"{mark} {text.token(best)} {chances[best]:.0%}"
+    assert all(said[before, comes] == says for before, comes, says in rows)
 
 
 @pytest.mark.parametrize("path", ["importance", "tradeoff"])

@@ -75,6 +75,34 @@ def test_importance_draws_every_component(page: Run, pyramid: str) -> None:
     assert "Channel (0 to 319)" in [field.label for field in test.number_input]
 
 
+@pytest.mark.parametrize(
+    ("step", "key", "said"),
+    [
+        ("1 · One block", "component", "makes a smaller map of the patches"),
+        ("2 · One channel less", "remove", "Reduction channel"),
+        ("3 · Ranking and the cut", "rank", "block 3 is shown"),
+    ],
+)
+def test_method_walks_through_every_component(step: str, key: str, said: str, page: Run, pyramid: str) -> None:
+    test = page(METHOD, open=pyramid, step=step)
+    assert (
+        "of stage 0" in html_of(test) or "64, 128, 320, 512 channels" in html_of(test) or "stage 0 is" in html_of(test)
+    )
+    test.segmented_control(key=f"lesson-{key}").set_value("reduction").run()
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    assert said in html_of(test)
+
+
+def test_a_sweep_moves_every_share() -> None:
+    from pages.shared.actions import sweep
+    from pages.shared.whatif import WhatIf
+
+    assert [plan.words for plan in sweep(WhatIf(50, 40, None, 80, reduction=20))] == [
+        "30/24/48/12 %", "50/40/80/20 %", "70/56/95/28 %",
+    ]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def with_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The folder of a small PVTv2 for grey images, its weights drawn at random."""
