@@ -148,13 +148,7 @@ def one_channel(model: Opened, scores: ImportanceScores) -> None:
             )
             return
         job = removal.removal_job(model, component, block, number, spec, LESSON_IMAGES)
-        if job.active:
-            with st.container(height=TALL, border=False):
-                jobs.progress(job)
-            return
-        if job.state != "done":
-            st.error(job.error or "Cancelled.")
-            jobs.forget(job.key)
+        if not jobs.ready(job, TALL):
             return
         effect: removal.Effect = job.result
         order = np.argsort(-effect.kl, kind="stable")

@@ -176,15 +176,10 @@ def _removal(model: Opened, component: Component, block: int, number: int, basis
     else:
         job = removal.removal_job(model, component, block, number, spec)
     jobs.linger(job, PATIENCE_SECONDS)
-    if job.active:
-        jobs.progress(job)
-        return
-    if job.state != "done":
-        st.error(job.error or "Cancelled.")
-        jobs.forget(job.key)
+    if jobs.ready(job):
+        show_effect(model, job.result, component, spec)
+    elif not job.active:
         st.session_state.pop("removed", None)
-        return
-    show_effect(model, job.result, component, spec)
 
 
 def show_effect(model: Opened, effect: Effect, component: Component, spec: str) -> None:

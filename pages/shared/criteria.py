@@ -46,13 +46,8 @@ def panel(model: Opened, scores: ImportanceScores, what_if: WhatIf) -> None:
         with st.container(key="slot-criteria"):
             if job is None:
                 st.html('<p class="quiet">The table is of the sliders as they stand; press Compare.</p>')
-            elif job.active:
-                jobs.progress(job)
-            elif job.state == "done":
+            elif jobs.ready(job):
                 table(job.result, judge_of(model.shape))
-            else:
-                st.error(job.error or "Cancelled.")
-                jobs.forget(key)
 
 
 def _key(model: Opened, scores: ImportanceScores, what_if: WhatIf, spec: str, names: tuple[str, ...]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import streamlit as st
 
 from pages.shared import jobs, measured, opened, removal, scoring, whatif
 from pages.shared.opened import Opened
@@ -32,15 +31,7 @@ def switch(model: Opened, scores: ImportanceScores, spec: str) -> ImportanceScor
     if not possible or whatif.current(model.shape).basis == "channels":
         return scores
     job = scoring.directions(model, spec)
-    if job.active:
-        with st.container(height=560, border=False):
-            jobs.progress(job)
-        return None
-    if job.state != "done":
-        st.error(job.error or "Cancelled.")
-        jobs.forget(job.key)
-        return None
-    found: ImportanceScores = job.result
+    found: ImportanceScores | None = job.result if jobs.ready(job, height=560) else None
     return found
 
 

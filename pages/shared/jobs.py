@@ -219,6 +219,22 @@ def forget(key: str) -> None:
     workers().jobs.pop(key, None)
 
 
+def ready(job: Job, height: int | None = None) -> bool:
+    """Whether the result is there; if not, its place shows how far the job is, or why it has none.
+
+    `height`: of the place, in pixels, so that nothing below it moves when the result comes.
+    """
+    if job.active:
+        with st.container(height=height or "content", border=False):
+            progress(job)
+        return False
+    if job.state != "done":
+        st.error(job.error or "Cancelled.")
+        forget(job.key)
+        return False
+    return True
+
+
 def progress(job: Job, *, cancellable: bool = True) -> None:
     """Bar, time left and Cancel, brought up to date by itself.
 

@@ -88,13 +88,7 @@ def lesson(model: Opened, scores: ImportanceScores | None, *, height: int) -> No
             ratio = st.slider("Residual removed", 5, whatif.MOST, 50, step=5, key="lesson-basis", format="%d%%")
     job = rotation_job(model, spec)
     with picture:
-        if job.active:
-            with st.container(height=height, border=False):
-                jobs.progress(job)
-            return
-        if job.state != "done":
-            st.error(job.error or "Cancelled.")
-            jobs.forget(job.key)
+        if not jobs.ready(job, height):
             return
         found: Rotation = job.result
         D = model.shape.embed_dim
