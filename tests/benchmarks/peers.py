@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -90,7 +91,7 @@ TRAINED_FIRST = (
 GENTLY = (
     *(Way("ours", "fisher", allocation, "directions", True) for allocation in ("uniform", "budget")),
     Way("peer", "taylor"), Way("peer", "taylor", "isomorphic"), Way("peer", "hessian", "isomorphic"),
-    *(Way("ours", "fisher", allocation, "channels", True) for allocation in ("uniform", "budget")),
+    *(way for way in OURS if way.repair and (way.criterion, way.basis) != ("fisher", "directions")),
 )  # fmt: skip
 
 
@@ -212,9 +213,10 @@ def with_ffn_of(directions: ImportanceScores, scores: ImportanceScores) -> Impor
 
 
 def run(
-    bench: Bench, out: Path, ratios: list[float], seeds: list[int], trained_ratios: list[float], minutes: float
-) -> None:
-    """Every row that `out` lacks, the most telling first, until `minutes` are over."""
+    bench: Bench, out: Path, ratios: list[float], seeds: list[int], trained_ratios: list[float], minutes: float,
+    only: str = "",
+) -> None:  # fmt: skip
+    """Every row that `out` lacks, the most telling first, until `minutes` are over; `only`: ways that match it."""
     done = {key(row) for row in peers_report.read(out)}
     end = time.monotonic() + 60 * minutes
     settings = {"images": bench.images, "epochs": bench.epochs, "test_images": len(bench.teacher_logits), **machine()}
@@ -228,7 +230,8 @@ def run(
         print(f"{way.name:<50} {about}: {row['top1']:.2f} %", flush=True)
 
     def wanted(way: Way, ratio: float, seed: int, epoch: int, recipe: str = "demo") -> bool:
-        return (way.name, ratio, seed, epoch, recipe) not in done and time.monotonic() < end
+        asked = (way.name, ratio, seed, epoch, recipe) not in done and re.search(only, way.name)
+        return bool(asked) and time.monotonic() < end
 
     def surgery(ways: Sequence[Way], seed: int) -> None:
         for ratio, way in product(ratios, ways):
@@ -258,11 +261,12 @@ def run(
     for seed in seeds:
         train(TRAINED_FIRST, seed)
     for seed in seeds:
-        train(GENTLY, seed, "repaired")
+        train([way for way in GENTLY if way.criterion != "refine"], seed, "repaired")
     for seed in seeds:
         train([way for way in WAYS if way.criterion != "refine"], seed)
     for seed in seeds:
         surgery(WAYS, seed)
+        train(GENTLY, seed, "repaired")
         train(WAYS, seed)
 
 
@@ -297,6 +301,7 @@ def main() -> None:
     parser.add_argument("--trained-ratios", type=float, nargs="+", default=[0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ways", default="", help="only ways whose name has this (a regular expression)")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin nothing new after so long")
     arguments = parser.parse_args()
     if arguments.what == "table":
@@ -315,7 +320,7 @@ def main() -> None:
     out = arguments.out or arguments.rows
     out.parent.mkdir(parents=True, exist_ok=True)
     bench = Bench(out.parent, arguments.images, arguments.test_images, arguments.epochs)
-    run(bench, out, arguments.ratios, arguments.seeds, arguments.trained_ratios, arguments.minutes)
+    run(bench, out, arguments.ratios, arguments.seeds, arguments.trained_ratios, arguments.minutes, arguments.ways)
 
 
 if __name__ == "__main__":
