@@ -10,7 +10,7 @@ from upvit_core.errors import CalibrationError
 from upvit_core.models.shape import BlockShape, deit_shape
 from upvit_core.profiling import bench
 from upvit_core.profiling.calibrate import calibrate, fitted
-from upvit_core.profiling.calibration import Calibration, Grid, HeldOutError, Ladder, geometry
+from upvit_core.profiling.calibration import FAR, NEAR, Calibration, Grid, HeldOutError, Ladder, geometry
 from upvit_core.profiling.held_out import held_out, random_shape
 from upvit_core.profiling.latency import Latency, estimate_latency, estimate_speed_up
 
@@ -94,13 +94,20 @@ def test_a_ladder_knows_odd_widths() -> None:
     assert ladder.at(16 * 20 + 15) == pytest.approx(1 + 32 / 335), "as 31, its excess thinned"
     assert ladder.at(16 * 20 + 3) == pytest.approx(1 + 0.5 * 32 / 323)
     assert ladder.at(640) == 1
+    far = np.ones(16)
+    far[[1, 15]] = 1.4, 1.6
+    apart = Ladder(factors, far)
+    assert apart.at(np.array([31, 640, 641]), 1e6).tolist() == ladder.at(np.array([31, 640, 641])).tolist()
+    assert apart.at(np.array([31, 640, 641, 1007]), 1e10).tolist() == [1.6, 1, 1.4, 1.6]
+    assert apart.at(641, (NEAR * FAR) ** 0.5) == pytest.approx(1.4**0.5 * ladder.at(641) ** 0.5), "half the way"
     odd = device(ladders=device().ladders | {"outputs": ladder})
     assert odd.linear(50, 96, 31) == pytest.approx(2 * device().linear(50, 96, 31))
 
 
 def test_round_trip(tmp_path) -> None:
     error = HeldOutError(0.05, 0.2, 0.99, 20, ("demo",), (1, 8), "2026-01-01")
-    known = device().with_error(error)
+    ladders = dict.fromkeys(("inputs", "outputs", "head_dim"), Ladder(np.ones(32), 1 + np.arange(16) / 9))
+    known = device(ladders=ladders).with_error(error)
     known.save(tmp_path / "c.json")
     again = Calibration.load(tmp_path / "c.json")
     assert again.error == error
@@ -110,7 +117,7 @@ def test_round_trip(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", '{"version": 99}', '{"version": 1, "grids": {}, "embeddings": {}, "ladders": {}, "error": null}'],
+    ["", "[]", "{}", '{"version": 99}', '{"version": 2, "grids": {}, "embeddings": {}, "ladders": {}, "error": null}'],
 )
 def test_torn_records_are_refused(tmp_path, text: str) -> None:
     path = tmp_path / "c.json"

@@ -33,6 +33,7 @@ BATCHES = (1, 8, 32)
 EMBED_DIMS = (8, 24, 96, 384, 768)
 LARGEST = 2e9  # multiply-accumulates
 LADDER = 256
+FAR_LAYER = (1600, 384, 1008)  # rows, inputs, outputs: FAR multiply-accumulates
 LADDER_WIDTH, LADDER_GROUPS, LADDER_TOKENS = 192, 4, (50, 197)
 POOL = 16 * 2**20
 FITTED_ON = (
@@ -162,6 +163,8 @@ class Bench:
                     for kind, made in (("norm", self.norm), ("gelu", self.gelu), ("add", self.add)):
                         if kind in self.kinds:
                             yield (kind, rows, inputs), made(rows, inputs)
+        for rest in range(16):
+            yield ("far", rest), self.linear(*FAR_LAYER[:2], FAR_LAYER[2] + rest)
         for width in range(1, LADDER + 1):
             yield ("inputs", width), self.linear(self.ladder_rows, width, LADDER_WIDTH)
             yield ("outputs", width), self.linear(self.ladder_rows, LADDER_WIDTH, width)
@@ -284,6 +287,7 @@ def ladders(bench: Bench, taken: Mapping[Point, float], grids: Mapping[str, Grid
     widths = np.arange(1, LADDER + 1)
     inputs = np.array([taken["inputs", int(width)] for width in widths])
     outputs = np.array([taken["outputs", int(width)] for width in widths])
+    far = np.array([taken["far", rest] / (FAR_LAYER[2] + rest) for rest in range(16)])
     heads = widths[: HEAD_DIMS[-1]]
     each = []
     for tokens in bench.ladder_tokens:
@@ -291,6 +295,6 @@ def ladders(bench: Bench, taken: Mapping[Point, float], grids: Mapping[str, Grid
         each.append(np.log(seconds / Grid((HEAD_DIMS,), seconds[np.array(HEAD_DIMS) - 1]).at(heads)))
     return {
         "inputs": Ladder(inputs / grids["linear"].at(rows, widths, LADDER_WIDTH)),
-        "outputs": Ladder(outputs / grids["linear"].at(rows, LADDER_WIDTH, widths)),
+        "outputs": Ladder(outputs / grids["linear"].at(rows, LADDER_WIDTH, widths), far / far[0]),
         "head_dim": Ladder(np.exp(np.mean(each, axis=0))),
     }

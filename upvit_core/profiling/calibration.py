@@ -22,7 +22,9 @@ from upvit_core.atomic import write_atomically
 from upvit_core.errors import CalibrationError
 from upvit_core.models.shape import ModelShape
 
-VERSION = 1
+VERSION = 2
+NEAR, FAR = 800 * 192 * 240, 1600 * 384 * 1008
+"""Multiply-accumulates of a linear layer where a ladder is measured, and where its far end is."""
 LADDERS = ("inputs", "outputs", "head_dim")
 KINDS = ("linear", "attention", "norm", "gelu", "add")
 PYRAMID_KINDS = ("linear", "attention", "norm", "add", "depthwise", "reduction")
@@ -74,18 +76,36 @@ class Grid:
 class Ladder:
     """Time at every width 1 … n over what the grid says there, n a multiple of 16; factors (n,).
 
-    Beyond n a width costs what its remainder by 16 does near n, less and less of it as it grows.
+    Beyond n a width costs what its remainder by 16 does near n, less and less of it as it grows. `far`, where given,
+    holds the factors (16,) of every remainder in large layers, where odd widths may cost half as much again, and more:
+    from NEAR to FAR multiply-accumulates they come in by degrees.
     """
 
     factors: np.ndarray
+    far: np.ndarray | None = None
 
-    def at(self, width: Any) -> np.ndarray:
-        """Factor at whole widths, of any shape."""
+    def at(self, width: Any, macs: Any = NEAR) -> np.ndarray:
+        """Factor at whole widths, of any shape, in layers of so many multiply-accumulates."""
         wide, n = np.asarray(width, float), len(self.factors)
-        near = n - 16 + np.mod(wide, 16)
-        index = np.where(wide <= n, wide, np.where(near == n - 16, n, near))
+        rest = np.mod(wide, 16)
+        index = np.where(wide <= n, wide, np.where(rest == 0, n, n - 16 + rest))
         excess = self.factors[np.clip(index, 1, n).astype(int) - 1] - 1
-        return 1 + excess * np.minimum(1, n / wide)
+        near = 1 + excess * np.minimum(1, n / wide)
+        if self.far is None:
+            return near
+        share = np.clip(np.log(np.asarray(macs, float) / NEAR) / np.log(FAR / NEAR), 0, 1)
+        return np.asarray(near ** (1 - share) * self.far[rest.astype(int)] ** share)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"factors": self.factors.tolist(), "far": None if self.far is None else self.far.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Ladder:
+        factors, far = np.asarray(values["factors"], float), values["far"]
+        ladder = cls(factors, None if far is None else np.asarray(far, float))
+        if factors.ndim != 1 or len(factors) % 16 or not len(factors) or (far is not None and len(far) != 16):
+            raise ValueError("a ladder is not whole")
+        return ladder
 
 
 @dataclass(frozen=True)
@@ -134,7 +154,8 @@ class Calibration:
 
     def linear(self, rows: Any, inputs: Any, outputs: Any) -> np.ndarray:
         """Seconds of a linear layer alone."""
-        factor = self.ladders["inputs"].at(inputs) * self.ladders["outputs"].at(outputs)
+        macs = np.asarray(rows, float) * inputs * outputs
+        factor = self.ladders["inputs"].at(inputs) * self.ladders["outputs"].at(outputs, macs)
         return self.grids["linear"].at(rows, inputs, outputs) * factor
 
     def attention(self, groups: Any, tokens: Any, head_dim: Any) -> np.ndarray:
@@ -155,7 +176,7 @@ class Calibration:
             "seconds": self.seconds,
             "error": None if self.error is None else asdict(self.error), "weights": dict(self.weights),
             "grids": {name: grid.to_dict() for name, grid in self.grids.items()},
-            "ladders": {name: ladder.factors.tolist() for name, ladder in self.ladders.items()},
+            "ladders": {name: ladder.to_dict() for name, ladder in self.ladders.items()},
             "embeddings": {name: grid.to_dict() for name, grid in self.embeddings.items()},
         }  # fmt: skip
         write_atomically(path, json.dumps(record).encode())
@@ -168,11 +189,11 @@ class Calibration:
         """
         try:
             record = json.loads(Path(path).read_text())
-            if record.pop("version") > VERSION:
-                raise CalibrationError(f"{path} was written by a newer version; run `calibrate` again.")
+            if record.pop("version") != VERSION:
+                raise CalibrationError(f"{path} was written by another version; run `calibrate` again.")
             for name in ("grids", "embeddings"):
                 record[name] = {key: Grid.from_dict(value) for key, value in record[name].items()}
-            record["ladders"] = {key: Ladder(np.asarray(value, float)) for key, value in record["ladders"].items()}
+            record["ladders"] = {key: Ladder.from_dict(value) for key, value in record["ladders"].items()}
             error = record.pop("error")
             if error is not None:
                 error = HeldOutError(
