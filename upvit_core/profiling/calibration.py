@@ -77,7 +77,7 @@ class Ladder:
     """Time at every width 1 … n over what the grid says there, n a multiple of 16; factors (n,).
 
     Beyond n a width costs what its remainder by 16 does near n, less and less of it as it grows. `far`, where given,
-    holds the factors (16,) of every remainder in large layers, where odd widths may cost half as much again, and more:
+    holds the factors (16,) of every remainder in large layers, where odd widths may cost nearly half as much again:
     from NEAR to FAR multiply-accumulates they come in by degrees.
     """
 
