@@ -215,5 +215,5 @@ def _limits(limits: dict[str, float]) -> str:
     names = {"params": "parameters", "macs": "MACs"}
     told = {name: f"{words.short(value)} {names[name]}" for name, value in limits.items() if name in names}
     if "latency_ms" in limits:
-        told["latency_ms"] = f"{limits['latency_ms']:.3g} ms"
+        told["latency_ms"] = f"{words.figure(limits['latency_ms'])} ms"
     return " and ".join(told.values())

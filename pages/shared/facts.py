@@ -65,8 +65,8 @@ def latency_card(model: Opened, plan: PruningPlan) -> Card:
     if known is None or before is None or after is None:
         return Card(name, "—", "not calibrated")
     speed = f"{words.short(1e3 * batch / after, 0)} {judge_of(plan.shape_before).items}/s"
-    note = f"of {before:.3g} ms; {speed}; {device.error_words(known)}"
-    return Card(name, f"{after:.3g} ms", note, ESTIMATED)
+    note = f"of {words.figure(before)} ms; {speed}; {device.error_words(known)}"
+    return Card(name, f"{words.figure(after)} ms", note, ESTIMATED)
 
 
 def memory_card(model: Opened, plan: PruningPlan) -> Card:
@@ -166,6 +166,6 @@ def rounding(model: Opened, scores: ImportanceScores, plan: PruningPlan, now: Wh
         told.append(f"predicted KL {predicted_loss(scores, free):.3g} → {predicted_loss(scores, plan):.3g} nats")
     known, batch = device.calibration(model.shape), device.batch_of(model)
     if known is not None:
-        times = [device.milliseconds(p.shape_after, batch) for p in (free, plan)]
-        told.append(f"time {times[0]:.3g} → {times[1]:.3g} ms (estimated, {device.error_words(known)})")
+        times = [words.figure(device.milliseconds(p.shape_after, batch)) for p in (free, plan)]
+        told.append(f"time {times[0]} → {times[1]} ms (estimated, {device.error_words(known)})")
     return f"What multiples of {now.round_to} change: {'; '.join(told)}."
