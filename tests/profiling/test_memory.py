@@ -120,7 +120,8 @@ def test_half_the_bytes_in_half_precision() -> None:
 def test_a_training_step_within_twenty_percent_of_the_allocator(name: str, autocast: bool) -> None:
     """Activations: the optimiser's state and gradients are there before; the rest is counted exactly below.
 
-    How often a convolution keeps its input depends on the CPU's kernels; the estimate takes those that keep most.
+    Without AVX-512, torch's kernel of a depthwise convolution keeps its input once; the estimate counts the two copies
+    that the other one keeps.
     """
     shape, batch = SHAPES[name]
     model = build_model(shape).train()
@@ -137,8 +138,11 @@ def test_a_training_step_within_twenty_percent_of_the_allocator(name: str, autoc
     weights = sum(p.numel() for p in model.parameters())
     copied = 2 * weights if autocast else 0
     assert estimate.fixed == 4 * weights * 7 + copied
-    above = 1.45 if shape.stages else 1.2
-    assert 0.8 * measured < batch * estimate.per_image + copied < above * measured
+    foretold = batch * estimate.per_image + copied
+    if shape.stages and torch.backends.cpu.get_cpu_capability() != "AVX512":
+        hidden = sum(shape.tokens_at(b) * block.ffn for b, block in enumerate(shape.blocks))
+        foretold -= batch * hidden * (2 if autocast else 4)
+    assert foretold == pytest.approx(measured, rel=0.2)
 
 
 def test_parts_for_a_device() -> None:

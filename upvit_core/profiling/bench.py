@@ -193,7 +193,15 @@ class Bench:
 
     def grids(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
         """The grids of all operations, of measured seconds."""
-        return common_grids(self, taken) | {"attention": grid(taken, "attention", GROUPS, self.tokens, HEAD_DIMS)}
+        attention = grid(taken, "attention", GROUPS, self.tokens, HEAD_DIMS)
+        return self.common_grids(taken) | {"attention": attention}
+
+    def common_grids(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
+        """Those of `common`."""
+        each = {
+            kind: grid(taken, kind, self.rows, self.widths) for kind in ("norm", "gelu", "add") if kind in self.kinds
+        }
+        return each | {"linear": grid(taken, "linear", self.rows, self.widths, self.widths)}
 
     def embeddings(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
         """The grids of the embeddings, by geometry."""
@@ -210,7 +218,7 @@ class Bench:
             progress(min(time.perf_counter() - begun, seconds), seconds)
             self._timed(run, 1)
             repeats[name] = max(1, min(200, int(shortest / max(self._timed(run, 1), 1e-6))))
-        samples: dict[tuple[Any, ...], list[float]] = {name: [] for name in points}
+        samples: dict[Point, list[float]] = {name: [] for name in points}
         rounds = 0
         while rounds < 3 or time.perf_counter() - begun < seconds * (1 - 0.5 / rounds):
             for name, run in points.items():
@@ -271,14 +279,6 @@ def grid(taken: Mapping[Point, float], name: str | Point, *axes: tuple[int, ...]
         fewer, narrower = (index[0] - 1, *index[1:]), tuple(int(i - s) for i, s in zip(index, step, strict=True))
         seconds[index] = seconds[fewer] * seconds[narrower] / seconds[(narrower[0] - 1, *narrower[1:])]
     return Grid(axes, seconds)
-
-
-def common_grids(bench: Bench, taken: Mapping[Point, float]) -> dict[str, Grid]:
-    grids = {"linear": grid(taken, "linear", bench.rows, bench.widths, bench.widths)}
-    for kind in ("norm", "gelu", "add"):
-        if kind in bench.kinds:
-            grids[kind] = grid(taken, kind, bench.rows, bench.widths)
-    return grids
 
 
 def ladders(bench: Bench, taken: Mapping[Point, float], grids: Mapping[str, Grid]) -> dict[str, Ladder]:

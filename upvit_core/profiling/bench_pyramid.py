@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from upvit_core.models.shape import BlockShape, ModelShape, pvt_shape
 from upvit_core.profiling.bench import Bench, Point, Points, TimedBlock, grid, narrowed, random_model
-from upvit_core.profiling.bench import common_grids as common
 from upvit_core.profiling.calibration import PYRAMID_KINDS, Grid
 
 GROUPS = (1, 8, 64)
@@ -158,7 +157,7 @@ class PyramidBench(Bench):
         return TimedBlock(shape, shape.first_block(stage), batch, self._in_turn(runs))
 
     def grids(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
-        grids = common(self, taken)
+        grids = self.common_grids(taken)
         for stage, own in enumerate(self._own.stages):
             before, dims = self.dims(stage - 1) if stage else (self._own.in_chans,), self.dims(stage)
             sizes = {"opening": (self.batches, before, dims), "depthwise": (self.batches, self.hidden(stage)),
