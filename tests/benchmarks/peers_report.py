@@ -95,20 +95,32 @@ def in_short(
     found: dict[tuple[str, float], dict[int, list[Row]]], gently: dict[tuple[str, float], dict[int, list[Row]]],
     last: int,
 ) -> list[Row]:  # fmt: skip
-    """Every ratio of the ways that the figure draws: top-1, and at 50 % how it goes on."""
+    """Every ratio of every way, those that the figure draws first: top-1, and at 50 % how it goes on."""
     ratios = sorted({ratio for _, ratio in found})
+    drawn = [way for way, _, _ in LINES]
+    others = {way: mean(row["top1"] for row in own[0]) for (way, ratio), own in found.items() if ratio == 0.5}
     listed = []
-    for way, _, _ in LINES:
+    for way in (*drawn, *sorted(set(others) - set(drawn), key=lambda way: -others[way])):
         half = found[way, 0.5]
         if not half.get(0):
             continue
-        row = {"way": way, "to score, s": f"{mean(r['score_seconds'] for r in half[0]):.0f}"}
-        row |= {f"{ratio:.0%}": spread(found[way, ratio][0], "top1", 1) for ratio in ratios}
-        row |= {f"50 %, epoch {n}": spread(half[n], "top1", 1) if half.get(n) else "–" for n in range(1, last + 1)}
-        row |= {f"epoch {last}, gently": spread(gently[way, 0.5][last], "top1", 1)}
+        row = {"way": told(way), "to score, s": f"{mean(r['score_seconds'] for r in half[0]):.0f}"}
+        row |= {f"{ratio * 100:.0f} %": spread(found[way, ratio][0], "top1", 1) for ratio in ratios}
+        row |= {f"{n} epoch{'s' * (n > 1)}": spread(half[n], "top1", 1) for n in range(1, last + 1)}
+        row |= {f"{last} epochs, gently": spread(gently[way, 0.5][last], "top1", 1)}
         row |= {"KL at 50 %": spread(half[0], "kl", 3), "images/s": spread(half[0], "images_per_s", 0)}
+        row |= {"speed-up": spread(half[0], "speed_up")}
         listed.append(row)
     return listed
+
+
+def told(way: str) -> str:
+    """A way as the README names it: its criterion as it is typed, equal ratios for uniform."""
+    for criterion in ("kl", "fisher", "refine"):
+        way = way.replace(f"{criterion},", f"`{criterion}`,")
+    for name in ("taylor", "hessian", "l1", "l2"):
+        way = way.replace(f"Torch-Pruning {name}", f"Torch-Pruning {name.capitalize()}")
+    return way.replace("uniform", "equal ratios")
 
 
 def largest_difference(rows: list[Row], ratio: float) -> float:

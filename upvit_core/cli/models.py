@@ -107,7 +107,7 @@ def evaluate(
     judge = judge_of(loaded.shape)
     low, high = judge.interval(result)
     values: dict[str, Any] = {judge.key: judge.value(result), f"{judge.key}_low": low, f"{judge.key}_high": high}
-    if judge.key == "top1":
+    if judge.has_classes:
         values["top5"] = result.top5
     values |= {judge.samples: result.images, "skipped": len(test.skipped)}
     if result.kl is not None:

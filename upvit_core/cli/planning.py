@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from upvit_core.importance.scores import ImportanceScores
     from upvit_core.models.shape import ModelShape
     from upvit_core.planning.plan import PruningPlan
+    from upvit_core.profiling.latency import Latency, PyramidLatency
 
 app = typer.Typer()
 
@@ -163,7 +164,8 @@ def _within(
     if budget.latency_ms is not None or calibration is not None:
         latency = _latency(record.shape, batch_size, calibration)
     if record.shape.stages:
-        plan, told = _within_stages(record, budget.limits(), allocation, heads, round_to, depth_scores, latency)
+        staged = cast("PyramidLatency | None", latency)
+        plan, told = _within_stages(record, budget.limits(), allocation, heads, round_to, depth_scores, staged)
         return plan, told | ({"batch_size": batch_size} if latency is not None else {})
     choices: dict[str, Any] = {"heads": heads, "round_to": round_to, "latency": latency, "basis": basis}
     predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
@@ -190,7 +192,7 @@ def _within(
 
 def _within_stages(
     record: ImportanceScores, limits: dict[str, float], allocation: str, heads: int | None, round_to: int,
-    depth_scores: Path | None, latency: Any,
+    depth_scores: Path | None, latency: PyramidLatency | None,
 ) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
     """The best equal shares: in a model of stages, no width of a block is independent of the others' in cost."""
     from upvit_core.errors import PlanError
@@ -209,7 +211,7 @@ def _within_stages(
     return found.plan, values | ({} if found.latency_ms is None else {"latency_ms_estimated": found.latency_ms})
 
 
-def _latency(shape: ModelShape, batch_size: int, path: Path | None) -> Any:
+def _latency(shape: ModelShape, batch_size: int, path: Path | None) -> Latency | PyramidLatency:
     """The estimate of this device, from a given calibration or from where `calibrate` leaves it."""
     from upvit_core.profiling.calibration import Calibration
     from upvit_core.profiling.latency import latency_of
