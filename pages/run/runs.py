@@ -26,8 +26,7 @@ from pages.shared import (
     two_starts,
     whatif,
 )
-from upvit_core.figures.runs import Quantity, RunCurve, judged_by, speed_table
-from upvit_core.figures.step_curves import step_table
+from upvit_core.figures.runs import Quantity, RunCurve, judged_by, speed_table, step_table
 from upvit_core.models.judge import judge_of_rows
 from upvit_core.runs.commands import commands
 from upvit_core.runs.spec import RESUMABLE
@@ -192,8 +191,8 @@ def body(store: RunStore) -> None:
     with right:
         curves = run_data.curves(store, chosen[:SHOWN], summaries)
         shapes = [run_data.shape_of(store, s.id, s.spec) for s in chosen if s.spec is not None]
-        two_starts.panel(store, chosen[:SHOWN], curves)
         view = pictures(store, curves, any(shape is not None and shape.num_classes == 1000 for shape in shapes))
+        two_starts.panel(store, chosen[:SHOWN], curves)
     if len(chosen) > SHOWN:
         st.caption(f"{len(chosen)} runs are ticked; the newest {SHOWN} of them are drawn.")
     run_table.table(store, chosen, summaries)

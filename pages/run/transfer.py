@@ -12,8 +12,8 @@ import streamlit as st
 from pages.shared import actions, charts, frame, limits, places, run_actions, run_data, words
 from pages.shared.opened import Opened
 from upvit_core.errors import UPViTError
+from upvit_core.figures.climbs import GLYPHS, climbs
 from upvit_core.figures.evaluations import along, on_all
-from upvit_core.figures.step_curves import step_chart
 from upvit_core.models.judge import judge_of
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.recipe import FINETUNE_PRESETS
@@ -127,12 +127,12 @@ def comparison(store: RunStore, group: str) -> None:
         st.rerun()
     run_actions.said()
     curves = run_data.curves(store, chosen, every)
-    chart = step_chart(curves, "top1", charts.theme(), height=380)
-    charts.show_vega(chart, "transfer-curves")
-    for curve, summary in zip(curves, chosen, strict=True):
+    charts.show(climbs(curves, "top1", charts.theme(), height=380), "transfer-curves")
+    for place, (curve, summary) in enumerate(zip(curves, chosen, strict=True)):
         with st.container(horizontal=True, vertical_alignment="center", key=f"transfer-{summary.id}"):
             now = run_data.state_words(summary.state)
-            st.html(f'<span style="color:{curve.colour}">●</span> <b>{escape(curve.label)}</b> · {escape(now)}')
+            glyph = GLYPHS[place % len(GLYPHS)]
+            st.html(f'<span style="color:{curve.colour}">{glyph}</span> <b>{escape(curve.label)}</b> · {escape(now)}')
             run_actions.button_of(store, summary)
         if summary.state.state == "failed" and summary.state.error:
             st.caption(summary.state.error)

@@ -16,7 +16,6 @@ from plotly.basedatatypes import BaseFigure
 
 from pages.shared import presenter
 from upvit_core.figures.theme import DARK, LIGHT, Chart, Spec, Theme
-from upvit_core.figures.vega import VegaChart
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
 
@@ -105,29 +104,6 @@ def _enlarge(node: object, factor: float, marks: bool) -> None:
     elif isinstance(node, (list, tuple)) and len(node) < 500:
         for value in node:
             _enlarge(value, factor, marks)
-
-
-def enlarged_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """A Vega-Lite specification, larger while presenting."""
-    return _vega(spec, presenter.LARGER) if presenter.on() else spec
-
-
-def _vega(node: Any, factor: float) -> Any:
-    if isinstance(node, dict):
-        grown = {"labelFontSize", "titleFontSize", "fontSize", "strokeWidth", "size"}
-        return {
-            key: value * factor if key in grown and isinstance(value, (int, float)) else _vega(value, factor)
-            for key, value in node.items()
-        }
-    return [_vega(value, factor) for value in node] if isinstance(node, list) else node
-
-
-def show_vega(chart: VegaChart, key: str) -> None:
-    """Draw a chart that grows while it is looked at, with its table; larger while presenting."""
-    st.vega_lite_chart(
-        {**enlarged_spec(chart.spec), "datasets": chart.datasets}, key=key, width="stretch", theme=None, alt=chart.alt
-    )
-    table_button(chart, key)
 
 
 def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:

@@ -9,9 +9,9 @@ from dataclasses import replace
 import streamlit as st
 
 from pages.shared import charts, recipes, run_data
+from upvit_core.figures.climbs import GLYPHS, climbs
+from upvit_core.figures.evaluations import Row
 from upvit_core.figures.runs import RunCurve
-from upvit_core.figures.starts import starts_chart
-from upvit_core.figures.vega import Row
 from upvit_core.recipe import PRESETS
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore, RunSummary
@@ -61,15 +61,16 @@ def panel(store: RunStore, chosen: Sequence[RunSummary], curves: Sequence[RunCur
         return
     st.subheader("Both ways", anchor=False)
     st.html(f'<p class="quiet">{_sentence([s.spec for s in both if s.spec is not None], drawn)}</p>')
-    keys = [f'<b style="color: {curve.colour}">●</b> {curve.label}' for curve in drawn]
+    marks = zip(GLYPHS, drawn, strict=False)
+    keys = [f'<b style="color: {curve.colour}">{glyph}</b> {curve.label}' for glyph, curve in marks]
     keys += ["○ the start, before any training", "★ the teacher"]
     keys += [f"□ the end, on all {row['images']:,} test images" for row in _ends_on_all(drawn)[:1]]
     st.html("<p>" + "".join(f'<span class="key">{key}</span> ' for key in keys) + "</p>" + STYLE)
     left, right = st.columns(2)
     with left:
-        charts.show_vega(starts_chart(drawn, "top1", charts.theme()), "starts-top1")
+        charts.show(climbs(drawn, "top1", charts.theme()), "starts-top1")
     with right:
-        charts.show_vega(starts_chart(drawn, "kl_teacher", charts.theme()), "starts-kl")
+        charts.show(climbs(drawn, "kl_teacher", charts.theme()), "starts-kl")
 
 
 def _sentence(specs: Sequence[RunSpec], drawn: Sequence[RunCurve]) -> str:

@@ -16,11 +16,11 @@ from playwright.sync_api import Browser, Locator, Page
 from shots import PAGES, server, settle
 
 NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
-CHARTS = '[data-testid="stPlotlyChart"], [data-testid="stVegaLiteChart"], .runs figure:not([hidden])'
+CHARTS = '[data-testid="stPlotlyChart"], .runs figure:not([hidden])'
 WITHOUT_CHARTS = {"transfer", "workshop", "glossary", "step 7 of method"}
 WIDTHS = (390, 1024, 2560)
 OUTSIDE = """width => [...document.querySelectorAll(
-    ".card, [data-testid=stMain] button, [data-testid=stMain] p, .js-plotly-plot, [data-testid=stVegaLiteChart]")]
+    ".card, [data-testid=stMain] button, [data-testid=stMain] p, .js-plotly-plot")]
     .filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest("[data-testid=stDataFrame], .scrolls"))
     .map(e => (e.className + " " + e.innerText).slice(0, 80))"""
 

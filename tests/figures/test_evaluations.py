@@ -5,11 +5,10 @@ from typing import Any
 
 import pytest
 
+from upvit_core.figures.climbs import climbs
 from upvit_core.figures.evaluations import along, on_all
 from upvit_core.figures.live import Points, titles
 from upvit_core.figures.runs import COLOURS, RunCurve, speed_table
-from upvit_core.figures.starts import starts_chart
-from upvit_core.figures.step_curves import step_chart
 from upvit_core.figures.theme import LIGHT
 
 
@@ -42,17 +41,17 @@ def test_a_run_from_before_ends_its_line_where_the_images_change() -> None:
 @pytest.mark.parametrize("rows", [PART, WHOLE])
 def test_charts_mark_the_end_on_all_apart(rows: list[dict[str, Any]]) -> None:
     curve = RunCurve("a", "a", COLOURS[0], rows, teacher="demo")
-    steps, starts = step_chart([curve], "top1", LIGHT), starts_chart([curve], "top1", LIGHT)
-    for line in (steps.datasets["lines"], starts.datasets["lines"]):
-        assert line["images"].nunique() == 1
-        assert line["y"].tolist() == [entry["top1"] for entry in along(rows)]
+    chart = climbs([curve], "top1", LIGHT)
+    by_symbol = {trace["marker"]["symbol"]: trace for trace in chart.spec["data"] if trace["mode"] == "markers"}
+    line = next(trace for trace in chart.spec["data"] if trace["mode"] == "lines+markers")
+    assert line["y"] == [entry["top1"] for entry in along(rows)]
+    assert set(chart.table()["images"]) == {along(rows)[0]["images"]}
     part = rows is PART
-    for chart in (steps, starts):
-        assert chart.datasets["whole"]["y"].tolist() == ([79.0] if part else [])
-        assert ("of all 3,000" in chart.alt) == part
-    assert ("of 400 test images; □ all 3,000" in json.dumps(steps.spec, ensure_ascii=False)) == part
+    assert ("square-open" in by_symbol) == part
+    assert not part or by_symbol["square-open"]["y"] == [79.0]
+    assert ("of all 3,000" in chart.alt) == part
+    assert ("of 400 test images; □ all 3,000" in json.dumps(chart.spec, ensure_ascii=False)) == part
     assert speed_table([curve]).table()["y"].tolist() == [entry["top1"] for entry in along(rows)]
-    assert "whole" not in step_chart([curve], "loss", LIGHT).datasets
 
 
 @pytest.mark.parametrize("rows", [PART, WHOLE])

@@ -21,9 +21,7 @@ from upvit_core.distillation import last_feature
 from upvit_core.errors import DataError
 from upvit_core.evaluation import evaluate, score_logits
 from upvit_core.figures.live import Points
-from upvit_core.figures.runs import RunCurve, speed_table
-from upvit_core.figures.step_curves import step_chart
-from upvit_core.figures.theme import LIGHT
+from upvit_core.figures.runs import RunCurve, speed_table, step_table
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import load_model, save_model
@@ -152,5 +150,5 @@ def test_charts_of_runs_name_perplexity_and_the_features_curve() -> None:
     assert "top-1" not in json.dumps(told).lower()
     assert told["titles"]["y"] == "perplexity (less is better) of 70 test tokens"
     assert speed_table(curves).table()["y"].tolist() == [30.0, 20.0]
-    lines = step_chart(curves, "features", LIGHT).datasets["lines"]
+    lines = step_table(curves, "features").table()
     assert (lines["x"].tolist(), lines["y"].tolist()) == ([5], [0.5])

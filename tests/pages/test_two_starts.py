@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.shared import run_data, two_starts
 from tests.pages.test_runs import html_of
-from upvit_core.figures.starts import starts_chart
+from upvit_core.figures.climbs import SYMBOLS, climbs
 from upvit_core.figures.theme import DARK
 from upvit_core.recipe import PRESETS
 from upvit_core.runs import Run, RunStore
@@ -48,15 +48,15 @@ def test_starts_and_ends_are_those_of_the_rows(store: RunStore) -> None:
     by_directions(made_run(store, 0.5, "running", share=0.5))
     curves = run_data.curves(store, store.list(), store.list())
     for measure in ("top1", "kl_teacher"):
-        chart = starts_chart(curves, measure, DARK)
-        for curve in curves:
+        chart = climbs(curves, measure, DARK)
+        marks = {(t["name"], t["marker"]["symbol"]): t for t in chart.spec["data"] if t["mode"] == "markers"}
+        for curve, symbol in zip(curves, SYMBOLS, strict=False):
             rows = [row for row in curve.rows if row["phase"] in ("surgery", "eval", "final") and measure in row]
-            start, end = (chart.datasets[name].set_index("id").loc[curve.id] for name in ("starts", "ends"))
-            assert (start["x"], start["y"]) == (0, rows[0][measure])
-            assert (end["x"], end["y"]) == (rows[-1]["step"], rows[-1][measure])
-        for name in ("starts", "ends"):
-            parts = [chart.datasets[f"{half} {name}"] for half in ("upper", "lower")]
-            assert sum(map(len, parts)) == 2
+            start, end = (marks[curve.label, name] for name in ("circle-open", symbol))
+            assert (start["x"], start["y"]) == ([0], [rows[0][measure]])
+            assert (end["x"], end["y"]) == ([rows[-1]["step"]], [rows[-1][measure]])
+        ends = [note["x"] for note in chart.spec["layout"]["annotations"] if note["x"] > 0]
+        assert sorted(ends) == sorted(curve.evaluations[-1]["step"] for curve in curves)
     assert "starts at" in chart.alt
 
 

@@ -10,10 +10,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from upvit_core.figures.evaluations import has_numbers
+from upvit_core.figures.evaluations import Row, has_numbers
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.runs import TITLES, Quantity, title_of
-from upvit_core.figures.vega import Row
 
 PHASES = ("teacher", "surgery", "start", "eval", "final")
 COLUMNS = {

@@ -8,19 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from upvit_core.figures.evaluations import along, counted, has_numbers, on_all
-from upvit_core.figures.vega import Row, Spec, columns
+from upvit_core.figures.evaluations import Row, along, counted, has_numbers, on_all
 from upvit_core.models.judge import IMAGES, TEXT, Judge
 
 Quantity = Literal["loss", "features", "top1", "perplexity", "kl_teacher"]
 # Paul Tol's qualitative colours that differ from the three of the components.
 LOSSES = ("loss", "features")
 COLOURS = ("#AA3377", "#997700", "#4477AA", "#CC6677", "#228833", "#EE7733", "#6655AA", "#338888", "#BB5566", "#777711")
-STAR = (
-    "M0,-1 L0.225,-0.31 L0.951,-0.309 L0.363,0.118 L0.588,0.809 L0,0.382 L-0.588,0.809 L-0.363,0.118 "
-    "L-0.951,-0.309 L-0.225,-0.31 Z"
-)
-WHOLE: Spec = {"type": "point", "shape": "square", "size": 120, "filled": False, "strokeWidth": 2.4, "opacity": 1}
 TITLES: dict[Quantity, str] = {
     "loss": "loss, nats",
     "features": "last feature, mean square",
@@ -77,6 +71,32 @@ class Table:
     """Columns that are computed when someone asks for them."""
 
     table: Callable[[], dict[str, np.ndarray]]
+
+
+def columns(entries: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Entries of the same names by name, without what only a picture needs."""
+    names = [name for name in (entries[0] if entries else {}) if name != "colour"]
+    return {name: np.array([entry[name] for entry in entries], dtype=object) for name in names}
+
+
+def step_table(curves: Sequence[RunCurve], quantity: Quantity) -> Table:
+    """Losses of training as means over some steps; anything else at evaluations on the same images. As written."""
+
+    def rows_of(curve: RunCurve) -> list[Row]:
+        if quantity in LOSSES:
+            return [r for r in curve.rows if r.get("phase") == "train" and has_numbers(r, "step", quantity)]
+        return along(curve.rows, quantity)
+
+    def rows() -> dict[str, np.ndarray]:
+        return columns(
+            [
+                {"id": curve.id, "label": curve.label, "x": row["step"], "y": row[quantity],
+                 "epoch": row.get("epoch"), "seconds": row.get("seconds"), "images": row.get("images")}
+                for curve in curves for row in rows_of(curve)
+            ]
+        )  # fmt: skip
+
+    return Table(rows)
 
 
 def speed_table(curves: Sequence[RunCurve], *, relative: bool = False) -> Table:
