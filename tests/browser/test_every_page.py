@@ -19,6 +19,7 @@ NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefi
 CHARTS = '[data-testid="stPlotlyChart"], .runs figure:not([hidden])'
 WITHOUT_CHARTS = {"transfer", "workshop", "glossary", "step 7 of method"}
 WIDTHS = (390, 1024, 2560)
+HEAD = 108  # pixels from the top to the title
 OUTSIDE = """width => [...document.querySelectorAll(
     ".card, [data-testid=stMain] button, [data-testid=stMain] p, .js-plotly-plot")]
     .filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest("[data-testid=stDataFrame], .scrolls"))
@@ -82,6 +83,7 @@ def test_page(tab: Page, site: str, name: str) -> None:
     theme = theme_of(tab)
     ARTEFACTS.mkdir(exist_ok=True)
     tab.screenshot(path=ARTEFACTS / f"page-{name}-{theme}.png")
+    assert tab.locator("h1").bounding_box()["y"] == pytest.approx(HEAD, abs=2)  # nothing jumps from page to page
     check(tab, name)
     for width in WIDTHS if theme == "light" else ():
         tab.set_viewport_size({"width": width, "height": 900})
