@@ -10,6 +10,7 @@ from pages.shared import (
     criteria,
     direction,
     frame,
+    knobs,
     measured,
     presenter,
     removal,
@@ -21,7 +22,7 @@ from pages.shared import (
 from pages.shared.opened import Opened
 from upvit_core.figures import heatmaps
 from upvit_core.figures.curves import kept_curve
-from upvit_core.figures.heatmaps import Picture, channel_at, member_word
+from upvit_core.figures.picture import Picture, channel_at, member_word
 from upvit_core.figures.theme import Spec
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
@@ -118,7 +119,7 @@ with frame.page(
     elif (scores := direction.switch(model, scores, measured.image_spec(model))) is not None:
         keys = whatif.keys_of(model.shape)
         cells = dict(zip(keys, st.columns(len(keys), gap="medium"), strict=True))
-        what_if = whatif.controls(model.shape, cells)
+        what_if = knobs.controls(model.shape, cells)
         plan = what_if.plan(scores)
         trust.certainty(scores, plan)
         one, two, _ = st.columns([0.3, 0.2, 0.5], vertical_alignment="bottom")

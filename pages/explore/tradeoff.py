@@ -16,6 +16,7 @@ from pages.shared import (
     frame,
     history,
     jobs,
+    knobs,
     measured,
     plan_commands,
     plans,
@@ -215,12 +216,12 @@ with frame.page(
         whatif.set_to(st.session_state.pop("move-to"))
     left, right = st.columns([0.25, 0.75], gap="medium")
     with left:
-        whatif.preset_picker(model.shape)
+        knobs.preset_picker(model.shape)
         with presenter.folded("How"):
-            whatif.way_controls(model.shape, model.has_weights and bool(spec))
+            knobs.way_controls(model.shape, model.has_weights and bool(spec))
             if not model.shape.one_share:
                 blocks_table.spread_controls(model.shape, scores)
-        now = whatif.controls(model.shape)
+        now = knobs.controls(model.shape)
         shown, finding = scoring.planning(model, scores, now, spec)
         plan = now.plan(shown or scores or no_scores(model.shape))
         waiting = finding is not None and finding.active

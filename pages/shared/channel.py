@@ -13,7 +13,7 @@ from pages.shared.gallery import Tile, gallery, table
 from pages.shared.opened import Opened
 from pages.shared.removal import Effect
 from upvit_core.figures.channel import kl_by_image, place
-from upvit_core.figures.heatmaps import heads_after, kept_mask, member_word
+from upvit_core.figures.picture import heads_after, kept_mask, member_word
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import judge_of

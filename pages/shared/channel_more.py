@@ -11,7 +11,7 @@ import streamlit as st
 from pages.shared import charts, scoring, whatif, words
 from pages.shared.opened import Opened
 from upvit_core.errors import UPViTError
-from upvit_core.figures.heatmaps import kept_mask, member_word
+from upvit_core.figures.picture import kept_mask, member_word
 from upvit_core.figures.removal import attention_pair, by_class
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.judge import Judge, judge_of

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pages.shared import jobs, measured, opened, removal, scoring, whatif
+from pages.shared import jobs, knobs, measured, opened, removal, scoring, whatif
 from pages.shared.opened import Opened
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component
@@ -27,7 +27,7 @@ def switch(model: Opened, scores: ImportanceScores, spec: str) -> ImportanceScor
     if scores.basis == "directions" or not model.shape.has_directions:
         return scores
     possible = model.has_weights and bool(spec)
-    whatif.basis_control(model.shape, possible)
+    knobs.basis_control(model.shape, possible)
     if not possible or whatif.current(model.shape).basis == "channels":
         return scores
     job = scoring.directions(model, spec)

@@ -50,8 +50,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
         logging.getLogger(__name__).exception("%s failed", title)
         st.error(
             f"Something unexpected happened ({type(error).__name__}); reload the page, and if it happens again, the "
-            "server's "
-            "log has the details.",
+            "server's log has the details.",
             icon=":material/error:",
         )
     if title in terms.OF_PAGE:

@@ -15,10 +15,11 @@ from upvit_core.figures.channel import before_after, kl_by_image, place
 from upvit_core.figures.curves import kept_curve, plan_share, share_kept
 from upvit_core.figures.drawing import drawing
 from upvit_core.figures.front import Line, Point, front
-from upvit_core.figures.heatmaps import channel_at, find, heading, heatmap, picture, score_table, strips
+from upvit_core.figures.heatmaps import heatmap, strips
 from upvit_core.figures.kl_sum import kl_sum, kl_terms
 from upvit_core.figures.lesson import learning
 from upvit_core.figures.merging import cividis, merging
+from upvit_core.figures.picture import channel_at, find, heading, picture, score_table
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.removal import attention_pair, by_class
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten

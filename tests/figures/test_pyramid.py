@@ -8,8 +8,9 @@ import pytest
 
 from upvit_core.figures.curves import kept_curve
 from upvit_core.figures.drawing import drawing
-from upvit_core.figures.heatmaps import channel_at, find, heatmap, picture, score_table, strips
+from upvit_core.figures.heatmaps import heatmap, strips
 from upvit_core.figures.merging import merging
+from upvit_core.figures.picture import channel_at, find, picture, score_table
 from upvit_core.figures.theme import DARK, LIGHT
 from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.shape import pvt_shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.heatmaps import kept_mask, member_word
+from upvit_core.figures.picture import kept_mask, member_word
 from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.shape import Component

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.heatmaps import heads_after, kept_mask, member_word
+from upvit_core.figures.picture import heads_after, kept_mask, member_word
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, drawn, log_ticks
 from upvit_core.importance.scores import ImportanceScores
 from upvit_core.planning.plan import PruningPlan
