@@ -118,7 +118,7 @@ with frame.page(
         )
     elif (scores := direction.switch(model, scores, measured.image_spec(model))) is not None:
         keys = whatif.keys_of(model.shape)
-        cells = dict(zip(keys, st.columns(len(keys), gap="medium"), strict=True))
+        cells = dict(zip(keys, st.columns(len(keys), gap="medium" if len(keys) < 5 else "small"), strict=True))
         what_if = knobs.controls(model.shape, cells)
         plan = what_if.plan(scores)
         trust.certainty(scores, plan)

@@ -182,8 +182,8 @@ def distil_button(model: Opened, scores: ImportanceScores | None, what_if: WhatI
     ready = model.has_weights and scores is not None
     why = "" if ready else "Needs weights and scores: open a checkpoint on the Model page, then score it on Importance."
     with st.popover(
-        "Distil…", icon=":material/model_training:", width="stretch", disabled=not ready, help=why or None,
-        key="distil-box", on_change="rerun",
+        "Distil…", type="primary", icon=":material/model_training:", width="stretch", disabled=not ready,
+        help=why or None, key="distil-box", on_change="rerun",
     ) as box:  # fmt: skip
         if not ready or scores is None or not box.open:
             return

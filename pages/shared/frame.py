@@ -63,7 +63,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
             if (now := st.session_state.get("shown")) is not None:
                 for sentence in link.missing(now[0]):
                     st.warning(sentence, icon=":material/link_off:")
-        with right:
+        with right, st.container(horizontal=True, horizontal_alignment="right"):
             presenter.toggle()
     memory.freeze_once()
 

@@ -116,7 +116,7 @@ def readme(out: Path, runs: Path | None) -> None:
             )
             page = context.new_page()
             for name in PAGES:
-                page.goto(f"{address}/{name}", timeout=180_000)
+                page.goto(f"{address}/{name if name != PAGES[0] else ''}", timeout=180_000)
                 settle(page, 180)
                 path = out / f"{name}.png"
                 page.screenshot(path=path)
