@@ -113,7 +113,7 @@ with frame.page(
         what = (
             "Press **Score…** to make them." if model.has_weights else "Open a model with weights, or published scores."
         )
-        st.info(
+        frame.awaited(
             f"Three pictures will be here, one per component, once there are scores. {what}", icon=":material/grid_on:"
         )
     elif (scores := direction.switch(model, scores, measured.image_spec(model))) is not None:

@@ -259,7 +259,7 @@ with frame.page(
             with st.container(height=560, border=False):
                 jobs.progress(finding)
         elif scores is None:
-            st.info(
+            frame.awaited(
                 "Widths and costs follow the sliders already. The pictures of what stays will be here once there are "
                 "scores: make them on Importance.",
                 icon=":material/grid_on:",

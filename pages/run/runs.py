@@ -222,7 +222,7 @@ def body(store: RunStore) -> None:
 
 def nothing_yet() -> None:
     """What will be here, and the button that fills it."""
-    st.info(
+    frame.awaited(
         "Each thinner model that learns from its original will be a point here: how fast it is, and how good it "
         "becomes.",
         icon=":material/model_training:",

@@ -197,7 +197,7 @@ with frame.page(
     with right:
         found = groups(store.list())
         if not found and judge_of(model.shape).has_classes:
-            st.info(
+            frame.awaited(
                 "Two curves will be here: top-1 of the original and of the pruned model while both learn the new "
                 "classes.",
                 icon=":material/moving:",

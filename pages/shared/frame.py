@@ -76,6 +76,12 @@ def current() -> opened.Opened:
     return model
 
 
+def awaited(sentence: str, icon: str) -> None:
+    """Where something will be once it is there: a frame of about its size, and what is going to fill it."""
+    with st.container(key="awaited"):
+        st.info(sentence, icon=icon)
+
+
 def page_link(page: str, label: str) -> None:
     """A link to another page; left out where that page is not part of the app, as when a page runs on its own."""
     with suppress(StreamlitAPIException):

@@ -19,7 +19,7 @@ TITLES: dict[Measure, str] = {"top1": "top-1, %", "kl_teacher": "KL to the teach
 # What tells lines apart beside their colours, and the same in words on a page.
 SYMBOLS = ("circle", "diamond", "triangle-up", "triangle-down", "cross")
 GLYPHS = ("●", "◆", "▲", "▼", "✚")
-ROOM = 1.35  # of the steps, so that values stand to the right of the ends
+ROOM, STAR = 1.35, 1.3  # of the steps: values stand to the right of the ends, the teacher beyond them
 LINE = 18  # pixels between values
 
 
@@ -41,14 +41,14 @@ def climbs(curves: Sequence[RunCurve], measure: Measure, theme: Theme, *, height
     traces += [_mark(entry, "square-open", 12, measure) for entry in whole]
     layout: Spec = {"annotations": [], "shapes": [], "hovermode": "closest", "uirevision": measure}
     if teacher is not None:
-        star = {"label": curves[0].teacher or "the teacher", "colour": theme.text, "x": 1.3 * x_end,
+        star = {"label": curves[0].teacher or "the teacher", "colour": theme.text, "x": STAR * x_end,
                 "y": teacher["top1"], "epoch": None, "images": teacher.get("images")}  # fmt: skip
         traces.append(_mark(star, "star", 14, measure))
         layout["shapes"].append({
             "type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": star["y"], "y1": star["y"], "layer": "below",
             "line": {"color": theme.quiet, "width": 1, "dash": "dot"},
         })  # fmt: skip
-    layout["annotations"] = _values(lines, whole, teacher, measure, scale, theme)
+    layout["annotations"] = _values(lines, whole, teacher, measure, scale, x_end, theme)
     kind: Spec = {}
     if scale.log:
         exponents, words = log_ticks(scale.low, scale.high)
@@ -114,7 +114,7 @@ def _tips(entries: Sequence[Spec], measure: Measure) -> Spec:
 
 def _values(
     lines: Sequence[Sequence[Spec]], whole: Sequence[Spec], teacher: Row | None, measure: Measure, scale: _Scale,
-    theme: Theme,
+    x_end: float, theme: Theme,
 ) -> list[Spec]:  # fmt: skip
     """What each line starts and ends at: starts above the upper ones and below the others, ends to the right."""
 
@@ -127,14 +127,15 @@ def _values(
     starts = list({_value(line[0]["y"], measure): line[0] for line in begun}.values())
     found = [note(entry, 0, (11, 15 if i < (len(starts) + 1) // 2 else -15)) for i, entry in enumerate(starts)]
     squares = {entry["id"]: entry["x"] for entry in whole}
-    taken = [] if teacher is None else [scale.height(teacher["top1"])]
+    taken = [] if teacher is None else [(STAR * x_end, scale.height(teacher["top1"]))]
     for line in sorted((line for line in begun if line[-1]["x"] > 0), key=lambda line: -line[-1]["y"]):
         end = line[-1]
-        at = scale.height(end["y"])
+        x, y = max(end["x"], squares.get(end["id"], 0)), scale.height(end["y"])
+        near = [other for place, other in taken if abs(place - x) <= (ROOM - 1) * x_end]
         moves = sorted(range(-10 * LINE, 10 * LINE + 1, 3), key=abs)
-        move = next((m for m in moves if all(abs(at + m - other) >= LINE for other in taken)), 0)
-        taken.append(at + move)
-        found.append(note(end, max(end["x"], squares.get(end["id"], 0)), (12, move)))
+        move = next((m for m in moves if all(abs(y + m - other) >= LINE for other in near)), 0)
+        taken.append((x, y + move))
+        found.append(note(end, x, (12, move)))
     return found
 
 
