@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,15 @@ def test_nothing_yet_is_no_error() -> None:
         assert "nothing is measured yet" in climbs(curve, "top1", LIGHT).alt
 
 
-def test_rows_with_nonsense_are_left_out() -> None:
+@pytest.mark.parametrize("measure", ["top1", "kl_teacher"])
+def test_rows_with_nonsense_are_left_out(measure: Any) -> None:
     rows = [{"phase": "eval"}, {"phase": "eval", "top1": "x", "images_per_s": 1}, {"phase": 3}, {"step": 1}]
     assert speed_table([RunCurve("a", "a", COLOURS[0], rows)]).table() == {}
+    rows += [{"phase": "eval", "step": 4, "top1": math.nan, "kl_teacher": math.inf}]
+    rows += [{"phase": "eval", "step": 5, "top1": 30.0, "kl_teacher": 0.0}]
+    chart = climbs([RunCurve("a", "a", COLOURS[0], rows)], measure, LIGHT)
+    assert chart.table()["x"].tolist() == [5]
+    assert all(map(math.isfinite, chart.spec["layout"]["yaxis"]["range"]))
 
 
 def test_colours_are_not_those_of_the_components() -> None:

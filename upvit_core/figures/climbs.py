@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from upvit_core.figures.evaluations import Row, along
+from upvit_core.figures.evaluations import Row, along, has_numbers
 from upvit_core.figures.runs import RunCurve, columns, title_of
 from upvit_core.figures.theme import Chart, Spec, Theme, axis, drawn, log_ticks
 
@@ -25,9 +25,13 @@ LINE = 18  # pixels between values
 
 def climbs(curves: Sequence[RunCurve], measure: Measure, theme: Theme, *, height: int = 300) -> Chart:
     """`curves` are the runs with their labels; a hollow circle is a start, before any training."""
-    lines = [[_entry(curve, row, measure) for row in along(curve.rows, measure)] for curve in curves]
+    lines = [
+        [_entry(curve, row, measure) for row in along(curve.rows, measure) if math.isfinite(row[measure])]
+        for curve in curves
+    ]  # fmt: skip
     whole = [
-        _entry(curve, row, measure) for curve in curves if (row := curve.whole) is not None and measure in row
+        _entry(curve, row, measure) for curve in curves
+        if (row := curve.whole) is not None and has_numbers(row, "step", measure) and math.isfinite(row[measure])
     ]  # fmt: skip
     teacher = _teacher(curves) if measure == "top1" else None
     every = [entry for line in lines for entry in line]
