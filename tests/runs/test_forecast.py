@@ -12,23 +12,31 @@ from upvit_core.runs.forecast import FEWEST, T90, Outcome, forecast, kinds, outc
 from upvit_core.runs.store import RunStore
 
 
-def runs(count: int, noise: float = 0.4, seed: int = 0) -> list[Outcome]:
+def top1(kl: float, noise: float = 0.0) -> float:
+    """Points short of 91 %: 3 at a KL of 1, a seventh of that at 1e-3."""
+    return 91.0 - float(np.sinh(np.arcsinh(3) + 0.2 * np.log(kl) + noise))
+
+
+def runs(count: int, noise: float = 0.15, seed: int = 0) -> list[Outcome]:
     rng = np.random.default_rng(seed)
     kl = np.exp(rng.uniform(-4, 1, count))
-    return [Outcome(str(n), k, 91.0, 91.0 - (4 + 0.9 * np.log(k)) + noise * rng.normal()) for n, k in enumerate(kl)]
+    return [Outcome(str(n), k, 91.0, top1(k, noise * rng.normal())) for n, k in enumerate(kl)]
 
 
 def test_the_band_is_the_prediction_interval_of_ordinary_least_squares() -> None:
     known = runs(9)
-    x, y = np.log([o.kl for o in known]), np.array([91.0 - o.top1 for o in known])
+    x, y = np.log([o.kl for o in known]), np.arcsinh([91.0 - o.top1 for o in known])
     at = float(np.median(x))
     line = stats.linregress(x, y)
     residual = y - (line.intercept + line.slope * x)
     error = np.sqrt((residual**2).sum() / 7 * (1 + 1 / 9 + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum()))
     found = forecast(known, float(np.exp(at)), 4)
     assert found is not None
-    assert found.middle == pytest.approx(91 - (line.intercept + line.slope * at))
-    assert found.high - found.middle == pytest.approx(stats.t.ppf(0.9, 7) * error, rel=1e-3)
+    middle, half = line.intercept + line.slope * at, stats.t.ppf(0.9, 7) * error
+    assert found.middle == pytest.approx(91 - np.sinh(middle))
+    assert (found.low, found.high) == pytest.approx(
+        (91 - np.sinh(middle + half), 91 - np.sinh(middle - half)), rel=1e-4
+    )
     assert (found.runs, found.epochs) == (9, 4)
 
 
@@ -40,12 +48,26 @@ def test_the_band_holds_four_of_five_new_runs() -> None:
     inside = 0
     for seed in range(300):
         *known, new = runs(13, seed=seed)
-        known[0] = Outcome("low", 1e-3, 91.0, 91.0 - (4 + 0.9 * np.log(1e-3)))
-        known[1] = Outcome("high", 4.0, 91.0, 91.0 - (4 + 0.9 * np.log(4.0)))
+        known[0], known[1] = Outcome("low", 1e-3, 91.0, top1(1e-3)), Outcome("high", 4.0, 91.0, top1(4.0))
         found = forecast(known, new.kl, 4)
         assert found is not None
         inside += found.low <= new.top1 <= found.high
     assert 0.75 <= inside / 300 <= 0.9
+
+
+def test_what_is_near_the_teacher_is_forecast_near_it_and_not_far_above() -> None:
+    near = [
+        Outcome(str(n), kl, 91.0, 91.0 + gain)
+        for n, (kl, gain) in enumerate([(0.004, 0.2), (0.01, -0.1), (0.02, -0.4)])
+    ]
+    far = [Outcome("far", kl, 91.0, top) for kl, top in ((0.5, 88.0), (1.0, 85.0), (2.0, 80.0))]
+    found = forecast(near + far, 0.009, 4)
+    assert found is not None
+    assert found.middle == pytest.approx(91.0, abs=0.5)
+    assert found.high < 92.5
+    wide = forecast(near + far, 1.5, 4)
+    assert wide is not None
+    assert wide.high - wide.low > 3 * (found.high - found.low)
 
 
 def test_nothing_is_forecast_from_too_few_runs_or_beyond_them() -> None:

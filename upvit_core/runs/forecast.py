@@ -2,9 +2,10 @@
 
 Of every finished run of one teacher on one data set with one length and recipe, what counts is how far the student was
 from the teacher right after the cut (its measured KL) and how many points of top-1 it was short of the teacher at the
-end. A straight line through (log KL, points short) is fitted by least squares; the band is the 80 % prediction interval
-of that line, with Student's quantiles, so it is wide where runs are few or disagree. Nothing is forecast from fewer
-than FEWEST runs, nor for a KL outside the range of theirs.
+end. A straight line through (log KL, asinh of the points short) is fitted by least squares: many points grow by
+factors, as the KL does, few by themselves, and a student may be above its teacher. The band is the 80 % prediction
+interval of that line, with Student's quantiles, so it is wide where runs are few or disagree, and narrow near the
+teacher. Nothing is forecast from fewer than FEWEST runs, nor for a KL outside the range of theirs.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def forecast(known: Sequence[Outcome], kl: float, epochs: int) -> Forecast | Non
     if len(known) < FEWEST or kl <= 0:
         return None
     x = np.log([outcome.kl for outcome in known])
-    short = np.array([outcome.teacher_top1 - outcome.top1 for outcome in known])
+    short = np.arcsinh([outcome.teacher_top1 - outcome.top1 for outcome in known])
     at = math.log(kl)
     spread = float(((x - x.mean()) ** 2).sum())
     if not x.min() <= at <= x.max() or spread == 0:
@@ -120,7 +121,5 @@ def forecast(known: Sequence[Outcome], kl: float, epochs: int) -> Forecast | Non
     residual = short - short.mean() - slope * (x - x.mean())
     error = math.sqrt(float((residual**2).sum()) / freedom * (1 + 1 / len(known) + (at - x.mean()) ** 2 / spread))
     half = (T90[freedom - 1] if freedom <= len(T90) else NORMAL90) * error
-    teacher = known[0].teacher_top1
-    return Forecast(
-        max(teacher - middle - half, 0.0), teacher - middle, min(teacher - middle + half, 100.0), len(known), epochs
-    )
+    low, line, high = (known[0].teacher_top1 - math.sinh(middle + side * half) for side in (1, 0, -1))
+    return Forecast(max(low, 0.0), line, min(high, 100.0), len(known), epochs)
