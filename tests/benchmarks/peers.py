@@ -278,7 +278,7 @@ def speed(rows: Path) -> None:
     """Images/s at batch 32 of every distinct shape that came out, each in turns with the teacher."""
     teacher = load_model("demo")
     x = torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    for text in sorted({row["widths"] for row in peers_report.read(rows)}):
+    for text in sorted({row["widths"] for row in peers_report.read(rows) if "widths" in row}):
         widths = parse_widths(text, teacher.shape)
         blocks = tuple(BlockShape(*block) for block in widths.blocks)
         model = build_model(replace(teacher.shape, embed_dim=widths.embed_dim, blocks=blocks))

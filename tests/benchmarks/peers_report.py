@@ -115,7 +115,8 @@ def in_short(
 
 
 def told(way: str) -> str:
-    """A way as the README names it: its criterion as it is typed, equal ratios for uniform."""
+    """A way as the README names it: its criterion as it is typed, equal ratios for uniform, the letter's own marked."""
+    way += " (the letter)" if way == "kl, uniform, channels" else ""
     for criterion in ("kl", "fisher", "refine"):
         way = way.replace(f"{criterion},", f"`{criterion}`,")
     for name in ("taylor", "hessian", "l1", "l2"):
