@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
@@ -97,16 +98,17 @@ def bar(summary: RunSummary, colour: str) -> str:
 
 def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> live.View:
     """The charts, and what can be chosen about them."""
-    kinds = [run_data.rows().points(store, curve.id).of_text for curve in curves]
-    texts = {curve.id for curve, of_text in zip(curves, kinds, strict=True) if of_text}
-    kind = ""
+    sources = list(dict.fromkeys(curve.data for curve in curves))  # the newest run's first
+    of = ""
     with st.container(horizontal=True):
-        if True in kinds and False in kinds:
-            first = next(of_text for of_text in kinds if of_text is not None)
-            kind = st.segmented_control(
-                "Runs of", ["images", "text"], default="text" if first else "images", required=True,
-                key="kind-of-runs", label_visibility="collapsed",
-                help="Top-1 of images and perplexity of a text do not share an axis.",
+        if len(sources) > 1:
+            if st.session_state.get("tested-on") not in sources:
+                st.session_state["tested-on"] = sources[0]
+            of = st.segmented_control(
+                "Tested on", sources, format_func=lambda data: Path(data.partition("#")[0]).name or data,
+                required=True, wrap=True, key="tested-on", label_visibility="collapsed",
+                help="Runs that learn from different images or texts are tested on different ones: what they reach "
+                "does not compare, and stands on an axis of its own.",
             )  # fmt: skip
         relative = st.toggle(
             "Relative to the teacher", key="relative-speed",
@@ -118,7 +120,7 @@ def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> liv
             help="Titan Xp, batch 32: another device, so compare shapes of curves, not speeds.",
         )  # fmt: skip
     live.charts(store, curves)
-    drawn = [curve for curve in curves if not kind or (curve.id in texts) == (kind == "text")]
+    drawn = [curve for curve in curves if not of or curve.data == of]
     judge = judged_by(drawn)
     tables: dict[str, tuple[str, Quantity]] = {"loss": ("Loss", "loss"), "top1": (judge.name, judge.key)}
     if any(row.get("features") is not None for curve in drawn for row in curve.rows):
@@ -127,7 +129,7 @@ def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> liv
         charts.table_button(speed_table(drawn, relative=relative), "speed", "Speed (CSV)")
         for key, (name, quantity) in tables.items():
             charts.table_button(step_table(drawn, quantity), key, f"{name} (CSV)")
-    return live.View(relative, published, kind)
+    return live.View(relative, published, of)
 
 
 def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> None:

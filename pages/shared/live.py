@@ -49,7 +49,7 @@ _feed = st.components.v2.component("runs_feed", js=_text("feed.js"))
 class Told:
     """What one browser has been told: the picture, and how many rows of each run since."""
 
-    choice: object
+    choice: list[dict[str, str]]
     picture: bytes
     epoch: str
     first: dict[str, dict[str, int]]  # in the picture
@@ -62,7 +62,7 @@ class View:
 
     relative: bool = False
     published: bool = False
-    of: str = ""  # images or text, where runs of both are drawn
+    of: str = ""  # the data whose runs are drawn; empty: all are of the same
 
 
 def charts(store: RunStore, curves: Sequence[RunCurve]) -> None:
@@ -78,7 +78,7 @@ def charts(store: RunStore, curves: Sequence[RunCurve]) -> None:
 def _described(curve: RunCurve) -> dict[str, str]:
     return {
         "id": curve.id, "label": curve.label, "colour": curve.colour, "plan": curve.plan, "group": curve.group,
-        "taught": curve.teacher,
+        "taught": curve.teacher, "data": curve.data,
     }  # fmt: skip
 
 
@@ -122,7 +122,8 @@ def feed(store: RunStore, view: View, going: Collection[str]) -> None:
     if any(points[run].count[kind] < count for run, counts in told.now.items() for kind, count in counts.items()):
         forget()  # a file was replaced
         st.rerun()
-    data = {"epoch": told.epoch, "view": shown(list(points.values()), view), "add": news(told, points)}
+    drawn = [points[run["id"]] for run in told.choice if not view.of or run["data"] == view.of]
+    data = {"epoch": told.epoch, "view": shown(drawn, view), "add": news(told, points)}
     if _feed(key="runs-feed", data=data, on_lost_change=lambda: None).lost == told.epoch:
         forget()
         st.rerun()
@@ -134,10 +135,8 @@ def forget() -> None:
 
 
 def shown(runs: Sequence[Points], view: View) -> dict[str, Any]:
-    """The view, in the browser's words."""
-    of = {"images": [run for run in runs if not run.of_text], "text": [run for run in runs if run.of_text]}
-    drawn = of.get(view.of, runs)
-    told = [run for run in drawn if run.of_text is not None]
+    """How these runs are shown, in the browser's words."""
+    told = [run for run in runs if run.of_text is not None]
     quantity = "perplexity" if told and all(run.of_text for run in told) else "top1"
     return {
         "quantity": quantity,
@@ -145,5 +144,5 @@ def shown(runs: Sequence[Points], view: View) -> dict[str, Any]:
         "of": view.of,
         "published": published() if view.published and not view.relative else [],
         "larger": presenter.LARGER if presenter.on() else 1,
-        "titles": titles(drawn, quantity, relative=view.relative),  # type: ignore[arg-type]
+        "titles": titles(runs, quantity, relative=view.relative),  # type: ignore[arg-type]
     }

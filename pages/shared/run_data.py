@@ -97,7 +97,7 @@ def curves(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSum
     return [
         RunCurve(
             id=s.id, label=label[s.id], colour=colour[s.id], rows=rows()(store, s.id), plan=plan_words(s.spec),
-            group=s.spec.group, teacher=teacher_name(s.spec),
+            group=s.spec.group, teacher=teacher_name(s.spec), data=s.spec.data,
         )
         for s in chosen if s.spec is not None
     ]  # fmt: skip

@@ -155,3 +155,28 @@ def test_an_update_of_the_page_sends_what_is_new_and_no_more(tmp_path: Path) -> 
     assert few[2] - few[1] < 100 * 50
     for a_few, a_lot in zip(few, many, strict=True):
         assert abs(a_lot - a_few) < 300
+
+
+def test_runs_on_other_images_stand_on_an_axis_of_their_own(page: Callable[..., AppTest], store: RunStore) -> None:
+    made_run(store, 0.5)
+    assert not page(PAGE).get("button_group")
+    other = made_run(store, 0.4)
+    spec = json.loads((other.folder / "spec.json").read_text())
+    (other.folder / "spec.json").write_text(json.dumps({**spec, "data": "/data/flowers.tar.gz"}))
+    lines = other.metrics.read_text().replace('"images": 2000', '"images": 777')
+    other.metrics.write_text(lines)
+    test = page(PAGE)
+    choice = test.get("button_group")[0]
+    assert [option.content for option in choice.proto.options] == ["flowers.tar.gz", "demo"]
+    first = messages(test)
+    assert {run["data"] for run in first["picture"]["runs"]} == {"demo", "/data/flowers.tar.gz"}
+    assert (first["feed"]["view"]["of"], first["feed"]["view"]["titles"]["y"]) == (
+        "/data/flowers.tar.gz", "top-1, % of 777 test images",
+    )  # fmt: skip
+    test.session_state["tested-on"] = "demo"
+    then = messages(test.run())
+    assert then["whole"] == first["whole"]
+    assert (then["feed"]["view"]["of"], then["feed"]["view"]["titles"]["y"]) == (
+        "demo",
+        "top-1, % of 2,000 test images",
+    )

@@ -25,7 +25,10 @@ TITLES: dict[Quantity, str] = {
 
 @dataclass(frozen=True)
 class RunCurve:
-    """One run as it is drawn; `rows` are those of its metrics.jsonl. Runs of one `group` are joined into a curve."""
+    """One run as it is drawn; `rows` are those of its metrics.jsonl. Runs of one `group` are joined into a curve.
+
+    data: what it learns and is tested on, as its spec names it.
+    """
 
     id: str
     label: str
@@ -34,6 +37,7 @@ class RunCurve:
     plan: str = ""
     group: str = ""
     teacher: str = ""
+    data: str = ""
 
     @property
     def evaluations(self) -> list[Row]:

@@ -68,8 +68,7 @@ class Live {
 
   draw() {
     const { quantity, of } = this.view;
-    const text = (run) => run.evals.rows("perplexity").length > 0;
-    const runs = this.runs.filter((run) => !of || text(run) === (of === "text"));
+    const runs = this.runs.filter((run) => !of || run.data === of);
     const features = runs.some((run) => run.train.rows("features").length);
     this.grid.classList.toggle("three", features);
     this.plots.features.host.hidden = !features;
