@@ -91,11 +91,14 @@ def test_nothing_yet_is_no_error() -> None:
 def test_rows_with_nonsense_are_left_out(measure: Any) -> None:
     rows = [{"phase": "eval"}, {"phase": "eval", "top1": "x", "images_per_s": 1}, {"phase": 3}, {"step": 1}]
     assert speed_table([RunCurve("a", "a", COLOURS[0], rows)]).table() == {}
+    rows += [{"phase": "teacher", "step": 0, "top1": math.nan}]
     rows += [{"phase": "eval", "step": 4, "top1": math.nan, "kl_teacher": math.inf}]
     rows += [{"phase": "eval", "step": 5, "top1": 30.0, "kl_teacher": 0.0}]
     chart = climbs([RunCurve("a", "a", COLOURS[0], rows)], measure, LIGHT)
     assert chart.table()["x"].tolist() == [5]
     assert all(map(math.isfinite, chart.spec["layout"]["yaxis"]["range"]))
+    named = {"top1": "top-1, %", "kl_teacher": "KL to the teacher, nats an image"}[measure]
+    assert chart.spec["layout"]["yaxis"]["title"]["text"] == named  # not a log axis: there is a 0
 
 
 def test_colours_are_not_those_of_the_components() -> None:

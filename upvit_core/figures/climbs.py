@@ -15,7 +15,7 @@ from upvit_core.figures.runs import RunCurve, columns, title_of
 from upvit_core.figures.theme import Chart, Spec, Theme, axis, drawn, log_ticks
 
 Measure = Literal["top1", "kl_teacher"]
-TITLES: dict[Measure, str] = {"top1": "top-1, %", "kl_teacher": "KL to the teacher, nats an image (log)"}
+TITLES: dict[Measure, str] = {"top1": "top-1, %", "kl_teacher": "KL to the teacher, nats an image"}
 # What tells lines apart beside their colours, and the same in words on a page.
 SYMBOLS = ("circle", "diamond", "triangle-up", "triangle-down", "cross")
 GLYPHS = ("●", "◆", "▲", "▼", "✚")
@@ -53,11 +53,12 @@ def climbs(curves: Sequence[RunCurve], measure: Measure, theme: Theme, *, height
             "line": {"color": theme.quiet, "width": 1, "dash": "dot"},
         })  # fmt: skip
     layout["annotations"] = _values(lines, whole, teacher, measure, scale, x_end, theme)
+    title = title_of("top1", every, whole) if measure == "top1" else TITLES[measure]
     kind: Spec = {}
     if scale.log:
         exponents, words = log_ticks(scale.low, scale.high)
+        title += " (log)"
         kind = {"type": "log", "tickvals": [10**exponent for exponent in exponents], "ticktext": words}
-    title = TITLES[measure] if scale.log else title_of("top1", every, whole)
     layout["xaxis"] = axis(theme, "training step", range=[-0.02 * x_end, ROOM * x_end])
     layout["yaxis"] = axis(theme, title, range=[scale.low, scale.high], **kind)
     figure = drawn(traces, layout, theme, height=height, margin=(58, 12, top, bottom))
@@ -148,7 +149,7 @@ def _value(value: float, measure: Measure) -> str:
 
 
 def _teacher(curves: Sequence[RunCurve]) -> Row | None:
-    rows = [row for curve in curves if (row := curve.teacher_row) is not None]
+    rows = [row for curve in curves if (row := curve.teacher_row) is not None and math.isfinite(row["top1"])]
     return rows[-1] if rows else None
 
 
