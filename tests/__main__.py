@@ -42,7 +42,7 @@ def main() -> int:
         for name, command in {
             "style": (str(here / "ruff"), "check", "."),
             "format": (str(here / "ruff"), "format", "--check", "."),
-            "types": (str(here / "mypy"), "upvit_core"),
+            "types": (str(here / "mypy"), "upvit_core", "pages", "app.py"),
             "imports": (str(here / "lint-imports"),),
         }.items()
         if run(name, *command)

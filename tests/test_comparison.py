@@ -6,8 +6,8 @@ from upvit_core.comparison import compare_criteria
 from upvit_core.data import open_images
 from upvit_core.importance.score import score
 from upvit_core.models.checkpoint import load_model
-from upvit_core.planning.select import plan_uniform
-from upvit_core.surgery import prune
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.pruning.surgery import prune
 
 
 def plan(record):

@@ -5,9 +5,9 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from tiny import tiny
 from torch import nn
 
+from tests.support.tiny import tiny
 from upvit_core import export
 from upvit_core.errors import ExportError
 from upvit_core.export import export_onnx

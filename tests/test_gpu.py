@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import reference
 from scipy.stats import spearmanr
-from small_run import small_home, spec_for
-from tiny import TensorProxy, images, tiny
 
+from tests.oracle import reference
+from tests.support.small_run import small_home, spec_for
+from tests.support.tiny import TensorProxy, images, tiny
 from upvit_core.importance.criterion import autocast
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 from upvit_core.profiling.throughput import device_name, measure
 from upvit_core.runs import RunStore
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import ROOT
 from upvit_core.errors import LimitError
 from upvit_core.limits import Limits
 
@@ -113,7 +114,7 @@ def test_secrets_of_streamlit_become_the_environment(tmp_path: Path) -> None:
         "import os\nfrom streamlit.runtime.secrets import secrets_singleton\nsecrets_singleton.load_if_toml_exists()\n"
         "from upvit_core.limits import Limits\nprint(Limits.of(os.environ))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
@@ -122,5 +123,5 @@ def test_secrets_of_streamlit_become_the_environment(tmp_path: Path) -> None:
 
 
 def test_the_default_bind_is_loopback() -> None:
-    config = (Path(__file__).parents[1] / ".streamlit" / "config.toml").read_text()
+    config = (ROOT / ".streamlit" / "config.toml").read_text()
     assert 'address = "localhost"' in config

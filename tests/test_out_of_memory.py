@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import CFG, fork_worker, run_to_end, spec_for, wait_for, write_images
-from test_distillation import make_job, nothing
 
+from tests.support import ROOT
+from tests.support.small_job import make_job, nothing
+from tests.support.small_run import CFG, fork_worker, run_to_end, spec_for, wait_for, write_images
 from upvit_core.data import open_images
-from upvit_core.distillation import Distillation, distill, isolated_rng
 from upvit_core.errors import RunError
 from upvit_core.evaluation import predict
-from upvit_core.micro_batches import bounds, is_out_of_memory
+from upvit_core.out_of_memory import bounds, is_out_of_memory
 from upvit_core.runs import RunStore
 from upvit_core.runs.devices import Device, devices, parse_gpus, show_only
-from upvit_core.runs.fit import fit
+from upvit_core.runs.memory_check import check_memory
+from upvit_core.training.distillation import Distillation, distill, isolated_rng
 
 WHOLE = {"drop_path": 0.0, "mixup": 0.2}
 
@@ -149,7 +150,7 @@ def test_a_run_says_so_in_log_and_state(small_home: Path, tmp_path: Path, monkey
         room_for(self.model, 4)
 
     monkeypatch.setattr(Distillation, "__init__", limited)
-    monkeypatch.setattr("upvit_core.runs.jobs.EVAL_BATCH", {"cpu": 4})
+    monkeypatch.setattr("upvit_core.runs.train.EVAL_BATCH", {"cpu": 4})
     run = store.create(spec_for(small_home, epochs=1))
     run_to_end(store, run)
     sentence = "Out of memory: the batch of 8 is trained 4 images at a time, gradients added up."
@@ -159,7 +160,7 @@ def test_a_run_says_so_in_log_and_state(small_home: Path, tmp_path: Path, monkey
 
 @pytest.fixture(scope="module")
 def small_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from small_run import small_home
+    from tests.support.small_run import small_home
 
     return small_home(tmp_path_factory.mktemp("home"))
 
@@ -170,36 +171,36 @@ def a_device(free: int, name: str = "cpu") -> Device:
 
 def test_what_would_not_fit_is_said_before(small_home: Path) -> None:
     spec = spec_for(small_home)
-    roomy = fit(spec, a_device(1 << 40))
+    roomy = check_memory(spec, a_device(1 << 40))
     assert roomy is not None
     assert roomy.parts == 1
     assert roomy.sentence == ""
-    tight = fit(spec, a_device(roomy.memory.total(3)))
+    tight = check_memory(spec, a_device(roomy.memory.total(3)))
     assert tight is not None
     assert tight.parts == 4
     assert "trained 2 images at a time" in tight.sentence
-    full = fit(spec, a_device(roomy.memory.total(1) - 1))
+    full = check_memory(spec, a_device(roomy.memory.total(1) - 1))
     assert full is not None
     assert full.parts is None
     assert "Even one image at a time needs" in full.sentence
-    gpu = fit(spec, a_device(1 << 40, "cuda:0"))
+    gpu = check_memory(spec, a_device(1 << 40, "cuda:0"))
     assert gpu is not None
     assert gpu.needed > roomy.needed
     folder = spec.model_copy(update={"plan": None, "student": str(small_home / "teacher")})
-    other = fit(folder, a_device(1 << 40))
+    other = check_memory(folder, a_device(1 << 40))
     assert other is not None
     assert other.memory.fixed > roomy.memory.fixed
-    assert fit(folder.model_copy(update={"student": "/nowhere"})) is None
+    assert check_memory(folder.model_copy(update={"student": "/nowhere"})) is None
 
 
 def test_a_tight_run_begins_in_parts_and_an_impossible_one_fails(
     small_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = RunStore(tmp_path / "runs")
-    memory = fit(spec_for(small_home)).memory  # type: ignore[union-attr]
+    memory = check_memory(spec_for(small_home)).memory  # type: ignore[union-attr]
     for images, state in ((3, "done"), (0, "failed")):
         device = a_device(memory.total(images))
-        monkeypatch.setattr("upvit_core.runs.fit.device_named", lambda name, device=device: device)
+        monkeypatch.setattr("upvit_core.runs.memory_check.device_named", lambda name, device=device: device)
         run = store.create(spec_for(small_home, epochs=1))
         wait_for(fork_worker(run))
         now = store.state(run.id)
@@ -261,16 +262,16 @@ def test_the_command_line_says_what_does_not_fit(
     from upvit_core.cli import runs
     from upvit_core.runs.spec import RunSpec
 
-    demo = {"teacher": "demo", "student": str(Path(__file__).parents[1] / "assets/demo"), "data": "demo", "epochs": 1}
+    demo = {"teacher": "demo", "student": str(ROOT / "assets/demo"), "data": "demo", "epochs": 1}
     asked = RunSpec(name="r", **demo)
-    needed = fit(asked, a_device(1 << 40))
+    needed = check_memory(asked, a_device(1 << 40))
     assert needed is not None
     for free, said in (
         (2 * needed.needed, ""),
         (needed.needed - 1, "gradients added up"),
         (1, "choose another device"),
     ):
-        monkeypatch.setattr("upvit_core.runs.fit.device_named", lambda name, free=free: a_device(free))
+        monkeypatch.setattr("upvit_core.runs.memory_check.device_named", lambda name, free=free: a_device(free))
         runs._say_whether_it_fits(asked)
         told = capsys.readouterr().err
         assert (said in told) if said else not told

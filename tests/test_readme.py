@@ -8,9 +8,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from tests.support import ROOT
 from upvit_core.cli import app
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 SMALLER = {"--images": "16", "--epochs": "1", "--test-images": "100", "--depth": "5"}

@@ -10,11 +10,11 @@ from upvit_core.evaluation import evaluate, predict
 from upvit_core.importance.agreement import compare
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.importance.score import score
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.checkpoint import LoadedModel
-from upvit_core.models.judge import judge_of
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.surgery import prune
+from upvit_core.pruning.surgery import prune
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.task import task_of
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class CriterionResult:
     """One criterion at one plan, without any training.
 
     `overlap`: share of the first criterion's kept channels that this one keeps too, by component. `value` is what the
-    model is judged by (`models/judge.py`: top-1 in percent, or perplexity), with its 95 % interval, and
+    model is judged by (`models/task.py`: top-1 in percent, or perplexity), with its 95 % interval, and
     kl (mean nats an image, KL(teacher || pruned)) on `images` held-out images; `seconds` to score.
     """
 
@@ -55,7 +55,7 @@ def compare_criteria(
     The first criterion is the one whose kept channels the others are compared with. `on_criterion` is told the name,
     number and count of criteria as each begins; it may raise `Cancelled`.
     """
-    judge = judge_of(loaded.shape)
+    task = task_of(loaded.shape)
     chosen = proxy_indices(test, min(test_images, len(test)), seed)
     device = next(loaded.model.parameters()).device
     teacher_logits, _ = predict(loaded.model, test.batches(100, indices=chosen, device=device))
@@ -79,9 +79,9 @@ def compare_criteria(
                 name,
                 record.seconds,
                 overlap,
-                judge.key,
-                judge.value(measured),
-                judge.interval(measured),
+                task.key,
+                task.value(measured),
+                task.interval(measured),
                 measured.kl,
                 measured.images,
             )

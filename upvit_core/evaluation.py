@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.errors import DataError
-from upvit_core.micro_batches import is_out_of_memory
+from upvit_core.out_of_memory import is_out_of_memory
 
 Progress = Callable[[int], None]
 

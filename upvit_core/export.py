@@ -22,9 +22,9 @@ from upvit_core.atomic import replaced
 from upvit_core.errors import ExportError
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.config import timm_config
-from upvit_core.models.judge import refuse_language
 from upvit_core.models.retarget import head_parameters
-from upvit_core.models.shape import ModelShape
+from upvit_core.records.shape import ModelShape
+from upvit_core.records.task import refuse_language
 
 OPSET = 20
 BACKBONE = "A backbone without a head, and its map, are defined for models of images"

@@ -17,12 +17,12 @@ import torch
 
 from tests.benchmarks.report import publish
 from upvit_core.data import open_images
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.checkpoint import load_model
-from upvit_core.planning.best import Budget, best_plan
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.budget import Budget, best_plan
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.preview import Previewer
 from upvit_core.profiling.macs import count_macs
+from upvit_core.records.scores import ImportanceScores
 
 RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75)
 FAMILIES = ("best", "uniform", "stock", "isomorphic", "global")

@@ -15,17 +15,17 @@ from pathlib import Path
 
 from tests.benchmarks.report import publish
 from upvit_core.data import open_images
-from upvit_core.depth import ORDERS, Order, plan_in_order, score_blocks
 from upvit_core.evaluation import evaluate, predict
-from upvit_core.importance.block_removals import BlockRemovals
 from upvit_core.importance.score import score
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.checkpoint import LoadedModel, load_model
-from upvit_core.planning.blocks import plan_depth_only
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.depth import plan_depth_only
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.surgery import prune
+from upvit_core.pruning.depth import ORDERS, Order, plan_in_order, score_blocks
+from upvit_core.pruning.surgery import prune
+from upvit_core.records.block_removals import BlockRemovals
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
 
 
 def run(

@@ -16,16 +16,17 @@ from typing import Any
 import torch
 
 from tests.benchmarks.report import publish
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.checkpoint import DEMO_FOLDER, build_model, load_model
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_uniform
+from upvit_core.models.checkpoint import build_model, load_model
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.throughput import measure
-from upvit_core.recipe import PRESETS
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
 from upvit_core.runs.worker import main as work
+from upvit_core.training.settings import PRESETS
 
 
 def run(plan: PruningPlan, root: Path, epochs: int, *, seed: int, scratch: bool) -> list[dict[str, Any]]:

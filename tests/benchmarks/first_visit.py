@@ -18,9 +18,7 @@ from pathlib import Path
 from playwright.sync_api import Page
 
 from tests.benchmarks.session import server
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "browser")]
-from shots import chromium  # noqa: E402
+from tests.support.browser import chromium
 
 HEATMAP_S, DISTILLED_S, RECOVERED_S = 30, 300, 180
 PATIENCE_MS = 1000 * 1200

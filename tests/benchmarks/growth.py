@@ -27,13 +27,12 @@ import torch
 from scipy.optimize import nnls
 
 from tests.benchmarks.report import publish
-from tests.tiny import TensorProxy
+from tests.support.tiny import TensorProxy
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL, _suffix_macs
-from upvit_core.models.adapt import adapt
-from upvit_core.models.build import build_model
-from upvit_core.models.shape import BlockShape, ModelShape, deit_shape
+from upvit_core.models.build import adapt, build_model
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
 
 BATCH = 8
 IMAGES = 2000

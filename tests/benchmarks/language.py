@@ -16,16 +16,16 @@ from typing import Any
 
 from tests.benchmarks.report import publish
 from tests.benchmarks.transfer import carry_out
-from upvit_core.cut import cut
 from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate
 from upvit_core.importance.score import score
 from upvit_core.models.checkpoint import load_model
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.recipe import PRESETS
+from upvit_core.pruning.prune import cut
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
+from upvit_core.training.settings import PRESETS
 
 
 def main() -> None:

@@ -16,11 +16,11 @@ import torch
 
 from tests.benchmarks.report import publish
 from upvit_core.models.checkpoint import load_model
-from upvit_core.models.shape import deit_shape
 from upvit_core.profiling.bench import DEMO
 from upvit_core.profiling.calibrate import calibrate
 from upvit_core.profiling.calibration import Calibration
 from upvit_core.profiling.held_out import held_out
+from upvit_core.records.shape import deit_shape
 
 
 def main() -> None:

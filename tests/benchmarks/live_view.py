@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.benchmarks.load import memory, processor_seconds
 from tests.benchmarks.session import Session, server
+from tests.support.made_runs import made_run
 from upvit_core.runs import Run, RunStore
-
-sys.path[:0] = [str(Path(__file__).parents[1])]
-from made_runs import made_run  # noqa: E402
 
 STEPS = 4000
 LINES = (0, 1, 10, 100)

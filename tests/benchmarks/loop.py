@@ -21,15 +21,16 @@ from typing import Any
 import torch
 
 from tests.benchmarks.report import publish
-from upvit_core.cut import cut
 from upvit_core.data import open_images
-from upvit_core.distillation import Distillation, isolated_rng, make_accelerator
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.checkpoint import DEMO_FOLDER, load_model
-from upvit_core.planning.select import plan_uniform
-from upvit_core.recipe import PRESETS
-from upvit_core.teacher_store import TeacherStore
-from upvit_core.training_batches import TrainingBatches, batch_source
+from upvit_core.models.checkpoint import load_model
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.pruning.prune import cut
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.training.batches import TrainingBatches, batch_source
+from upvit_core.training.distillation import Distillation, isolated_rng, make_accelerator
+from upvit_core.training.settings import PRESETS
+from upvit_core.training.teacher_cache import TeacherStore
 
 PARTS = ("teacher", "student forward", "backward", "optimiser")
 

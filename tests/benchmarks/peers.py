@@ -32,24 +32,25 @@ from torch import Tensor, nn
 from tests.benchmarks import peers_report
 from tests.benchmarks.report import machine
 from tests.benchmarks.torch_pruning_peer import cut_to
-from upvit_core.basis import ProxyStatistics, directions_scores, gather
-from upvit_core.cut import cut
 from upvit_core.data import draw_proxy, open_images
-from upvit_core.distillation import Distillation, distill, make_accelerator
 from upvit_core.evaluation import evaluate, predict
 from upvit_core.importance.score import score
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.adapt import adapt
-from upvit_core.models.checkpoint import DEMO_FOLDER, build_model, load_model
-from upvit_core.models.shape import BlockShape, ModelShape
-from upvit_core.planning.best import Budget, best_plan
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_uniform
+from upvit_core.models.build import adapt
+from upvit_core.models.checkpoint import build_model, load_model
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.budget import Budget, best_plan
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.planning.widths import parse_widths, widths_of, write_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.throughput import compare
-from upvit_core.recipe import PRESETS
-from upvit_core.training_batches import TrainingBatches, batch_source
+from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, directions_scores
+from upvit_core.pruning.prune import cut
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import BlockShape, ModelShape
+from upvit_core.training.batches import TrainingBatches, batch_source
+from upvit_core.training.distillation import Distillation, distill, make_accelerator
+from upvit_core.training.settings import PRESETS
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ class Bench:
 
     @cache  # noqa: B019
     def statistics(self, seed: int) -> ProxyStatistics:
-        return gather(adapt(self.teacher.model, self.shape), draw_proxy(self.train, self.images, seed))
+        return collect_statistics(adapt(self.teacher.model, self.shape), draw_proxy(self.train, self.images, seed))
 
     @cache  # noqa: B019
     def directions(self, seed: int) -> ImportanceScores:

@@ -15,13 +15,14 @@ from statistics import median
 import torch
 
 from tests.benchmarks.report import publish
-from upvit_core.cut import cut
 from upvit_core.data import open_images, proxy_indices
 from upvit_core.evaluation import evaluate, predict
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.checkpoint import DEMO_FOLDER, load_model
-from upvit_core.planning.select import plan_uniform
+from upvit_core.models.checkpoint import load_model
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs
+from upvit_core.pruning.prune import cut
+from upvit_core.records.scores import ImportanceScores
 
 
 def main() -> None:

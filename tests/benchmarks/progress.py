@@ -16,16 +16,15 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.report import publish
-from tests.tiny import TensorProxy
+from tests.support.tiny import TensorProxy
 from upvit_core.data import draw_proxy, open_images
 from upvit_core.errors import Cancelled
 from upvit_core.importance.criterion import Clock, Criterion, Progress
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
-from upvit_core.models.adapt import adapt
-from upvit_core.models.build import build_model
+from upvit_core.models.build import adapt, build_model
 from upvit_core.models.checkpoint import load_model
-from upvit_core.models.shape import deit_shape
+from upvit_core.records.shape import deit_shape
 
 AFTER = (10.0, 30.0, 60.0, 90.0)
 

@@ -16,22 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.report import publish
-from upvit_core.cut import cut
 from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate
 from upvit_core.export import export_onnx
 from upvit_core.importance.agreement import compare
 from upvit_core.importance.score import score
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.checkpoint import build_model, load_model, save_model
-from upvit_core.models.shape import ModelShape, pvt_shape
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.recipe import FINETUNE_PRESETS, PRESETS, DistillSettings
+from upvit_core.pruning.prune import cut
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape, pvt_shape
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
 from upvit_core.runs.worker import main as work
+from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings
 
 WIDTHS = (24, 48, 80, 128)
 CFG = {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262), "crop_pct": 1.0, "interpolation": "bilinear"}

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from upvit_core.models.shape import deit_shape
+from tests.support import made_runs
+from upvit_core.records.shape import deit_shape
 from upvit_core.runs import RunStore
-
-sys.path[:0] = [str(Path(__file__).parents[1])]
-import made_runs  # noqa: E402
 
 
 def milliseconds(work: Callable[[], object]) -> float:

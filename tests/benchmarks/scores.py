@@ -21,7 +21,7 @@ from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from tests.benchmarks.report import publish
-from tests.tiny import TensorProxy
+from tests.support.tiny import TensorProxy
 from upvit_core.data import draw_proxy, open_images
 from upvit_core.importance.agreement import compare
 from upvit_core.importance.criterion import Proxy, Report, kl_divergence, log_softmax, silent
@@ -29,13 +29,12 @@ from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.refine import Refine
 from upvit_core.importance.score import default_cuts
-from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.adapt import adapt
 from upvit_core.models.adapter import Adapter
-from upvit_core.models.build import build_model
+from upvit_core.models.build import adapt, build_model
 from upvit_core.models.checkpoint import load_model
-from upvit_core.models.shape import deit_shape
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.scores import ImportanceScores, expected_widths
+from upvit_core.records.shape import deit_shape
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,14 @@ from tests.benchmarks.report import publish
 from upvit_core.data import draw_proxy, open_images
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.adapt import adapt
-from upvit_core.models.build import build_model
+from upvit_core.models.build import adapt, build_model
 from upvit_core.models.checkpoint import LoadedModel, load_model, save_model
-from upvit_core.models.shape import BlockShape, ModelShape, deit_shape
-from upvit_core.planning.select import plan_uniform
-from upvit_core.recipe import FINETUNE_PRESETS, PRESETS
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
+from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS
 
 WAYS = {
     "fisher": Fisher(), "sites cancel": Fisher(site_error=0.0), "plain derivative": Fisher(residual="derivative"),

@@ -23,7 +23,8 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import ClientConnection, connect
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
+
 KEPT_RUNS = 2  # Streamlit's global.maxCachedMessageAge
 
 

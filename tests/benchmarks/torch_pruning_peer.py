@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.models.build import build_model
-from upvit_core.models.shape import BlockShape, ModelShape
 from upvit_core.profiling.macs import count_macs
+from upvit_core.records.shape import BlockShape, ModelShape
 
 CRITERIA = ("l1", "l2", "taylor", "hessian")
 

@@ -15,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.report import publish
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.checkpoint import DEMO_FOLDER, load_model
-from upvit_core.planning.select import plan_uniform
+from upvit_core.models.checkpoint import load_model
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.recipe import FINETUNE_PRESETS, PRESETS
+from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
 from upvit_core.runs.worker import main as work
+from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS
 
 
 def carry_out(store: RunStore, spec: RunSpec) -> tuple[Run, list[dict[str, Any]]]:

@@ -21,10 +21,8 @@ from playwright.sync_api import Page
 
 from tests.benchmarks.load import percentile
 from tests.benchmarks.session import Session, server
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "browser")]
-from made_up import made_up_scores  # noqa: E402
-from shots import chromium, settle  # noqa: E402
+from tests.support.browser import chromium, settle
+from tests.support.made_up import made_up_scores
 
 PARTS = ("rerun", "picture", "click")
 SLIDERS = ("Residual removed", "Attention removed", "FFN removed")

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
-from made_up import made_up_scores
 from playwright.sync_api import Browser, Page
-from shots import chromium, server, settle
 
-ARTEFACTS = Path(__file__).resolve().parents[1] / "artifacts"
+from tests.support.browser import ARTEFACTS, Visit, chromium, server, settle
+from tests.support.made_up import made_up_scores
+
 HAVE_CHROMIUM = Path("/usr/bin/chromium").exists()
 
 
@@ -47,9 +47,6 @@ def browser() -> Iterator[Browser]:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """DeiT-B's shape with made-up numbers."""
     return made_up_scores(tmp_path_factory.mktemp("published"))
-
-
-Visit = Callable[..., Page]
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import Visit
 from playwright.sync_api import Browser, Page, expect
-from shots import server, settle
+
+from tests.support.browser import Visit, server, settle
 
 
 def strip(page: Page) -> str:

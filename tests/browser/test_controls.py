@@ -10,11 +10,10 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import ARTEFACTS, Visit
 from playwright.sync_api import Page, expect
-from shots import settle
 
-from pages.shared.workshop.room import Room
+from pages.workshop.room import Room
+from tests.support.browser import ARTEFACTS, Visit, settle
 from upvit_core.runs.store import RunStore
 
 SECOND = 1000

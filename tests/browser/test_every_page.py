@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from conftest import ARTEFACTS
-from made_runs import made_store
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
-from shots import PAGES, server, settle
+
+from tests.support.browser import ARTEFACTS, PAGES, server, settle
+from tests.support.made_runs import made_store
 
 NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
 CHARTS = '[data-testid="stPlotlyChart"], .runs figure:not([hidden])'

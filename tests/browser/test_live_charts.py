@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from made_runs import made_run
 from playwright.sync_api import Browser, Page
-from shots import server, settle
 
+from tests.support.browser import server, settle
+from tests.support.made_runs import made_run
 from upvit_core.figures.runs import RunCurve, speed_table
 from upvit_core.runs import RunStore
 
@@ -39,7 +39,7 @@ def page(browser: Browser, runs_address: str) -> Iterator[Page]:
     page.set_default_timeout(60_000)
     page.goto(f"{runs_address}/runs")
     settle(page, 180)
-    for drawn_last in ('"speed"] .annotation-text', '"loss"] .scatterlayer path', '"judge"] .scatterlayer .point'):
+    for drawn_last in ('"speed"] .annotation-text', '"loss"] .scatterlayer path', '"task"] .scatterlayer .point'):
         page.locator(f"[data-chart={drawn_last}").first.wait_for(state="attached")
     yield page
     context.close()
@@ -151,7 +151,7 @@ def test_new_points_come_to_the_same_chart_and_the_zoom_stays(page: Page, store:
     going(store).append_metrics({**evaluation, "phase": "final", "top1": 62.5, "images": 9000, "teacher_top1": 90.5})
     page.wait_for_function(f"({DRAWN})('speed').points.some(({{y, shape}}) => y === 62.5 && shape === 'square')")
     assert [p["y"] for p in drawn(page, "speed")["points"] if p.get("shape") == "star"] == [91.7, 90.5]
-    assert drawn(page, "judge")["y"]["title"] == "top-1, % of 2,000 test images; □ all 9,000"
+    assert drawn(page, "task")["y"]["title"] == "top-1, % of 2,000 test images; □ all 9,000"
     assert "62.5 of all 9,000" in str(page.locator('[data-chart="speed"] .plot').get_attribute("aria-label"))
     assert "60.0 % at" in str(page.locator('[data-chart="speed"] .plot').get_attribute("aria-label"))
 
@@ -181,18 +181,18 @@ def test_coming_back_to_the_page_shows_what_is_true_by_then(page: Page, store: R
 
 
 def test_keys_walk_from_point_to_point(page: Page, store: RunStore) -> None:
-    page.locator('[data-chart="judge"] .plot').focus()
+    page.locator('[data-chart="task"] .plot').focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)
-    said = str(page.locator('[data-chart="judge"] .said').text_content())
+    said = str(page.locator('[data-chart="task"] .said').text_content())
     assert said.startswith("run demo ")
     assert "top-1, %" in said
-    tip = page.locator('[data-chart="judge"] .tip')
+    tip = page.locator('[data-chart="task"] .tip')
     assert said.split(", ")[0].removeprefix("run ") in str(tip.text_content())
     page.keyboard.press("+")
-    page.locator('[data-chart="judge"] .whole').wait_for()
+    page.locator('[data-chart="task"] .whole').wait_for()
     page.keyboard.press("Escape")
-    page.locator('[data-chart="judge"] .whole').wait_for(state="hidden")
+    page.locator('[data-chart="task"] .whole').wait_for(state="hidden")
     tip.wait_for(state="hidden")
 
 

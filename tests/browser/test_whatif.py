@@ -6,9 +6,9 @@ import re
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from conftest import Visit
 from playwright.sync_api import Locator, Page, expect
-from shots import settle
+
+from tests.support.browser import Visit, settle
 
 expect.set_options(timeout=60_000)
 FRONT = ".st-key-front .js-plotly-plot"

@@ -1,7 +1,8 @@
 from pathlib import Path
 
 import pytest
-from small_run import small_home
+
+from tests.support.small_run import small_home
 
 
 @pytest.fixture(scope="session")

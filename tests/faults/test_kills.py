@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import (
+
+from tests.support import ROOT
+from tests.support.small_run import (
     device_taken,
     fork_worker,
     half_plan,
@@ -33,19 +35,17 @@ from small_run import (
     write_images,
     write_teacher,
 )
-from tiny import TensorProxy, images, tiny
-
+from tests.support.tiny import TensorProxy, images, tiny
 from upvit_core.errors import RunError
 from upvit_core.importance.kl import KL
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import load_model, save_model
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.pruning.surgery import prune
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs import Run, RunSpec, RunStore
 from upvit_core.runs.devices import lease
-from upvit_core.surgery import prune
 
-PROJECT = Path(__file__).parents[2]
 few_and_many = pytest.mark.parametrize(
     "kills",
     [pytest.param(4, id="few"), pytest.param(60, id="many", marks=[pytest.mark.slow, pytest.mark.timeout(3600)])],
@@ -378,7 +378,7 @@ def test_killing_the_whole_server_leaves_its_runs_alone(home: Path, tmp_path: Pa
     )
     with device_taken(store):
         server = subprocess.Popen(
-            [sys.executable, "-c", code, str(store.root), run.id], cwd=PROJECT, stdout=subprocess.PIPE,
+            [sys.executable, "-c", code, str(store.root), run.id], cwd=ROOT, stdout=subprocess.PIPE,
             start_new_session=True,
         )  # fmt: skip
         assert server.stdout is not None

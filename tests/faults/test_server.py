@@ -11,11 +11,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_run import small_home, spec_for
 
 from tests.benchmarks.session import Session, server
+from tests.support.small_run import small_home, spec_for
 from upvit_core.runs import RunState, RunStore
-from upvit_core.runs.process import ProcessIdentity
+from upvit_core.runs.pid import ProcessIdentity
 
 TRUTH_SECONDS = 10.0
 

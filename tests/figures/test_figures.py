@@ -11,24 +11,24 @@ import plotly.graph_objects as go
 import pytest
 
 from upvit_core.figures.agreement import rank_against_rank
-from upvit_core.figures.channel import before_after, kl_by_image, place
+from upvit_core.figures.channel import before_after, kl_by_image, rank_chart
 from upvit_core.figures.curves import kept_curve, plan_share, share_kept
-from upvit_core.figures.drawing import drawing
-from upvit_core.figures.front import Line, Point, front
+from upvit_core.figures.head_merging import cividis, draw_head_merging
 from upvit_core.figures.heatmaps import heatmap, strips
 from upvit_core.figures.kl_sum import kl_sum, kl_terms
-from upvit_core.figures.lesson import learning
-from upvit_core.figures.merging import cividis, merging
-from upvit_core.figures.picture import channel_at, find, heading, picture, score_table
+from upvit_core.figures.learning_curve import learning
+from upvit_core.figures.model_diagram import draw_model
+from upvit_core.figures.pareto import Line, Point, plot_pareto
+from upvit_core.figures.plan_difference import versus
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.removal import attention_pair, by_class
+from upvit_core.figures.score_grid import channel_at, find, heading, picture, score_table
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
-from upvit_core.figures.versus import versus
-from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.shape import COMPONENTS, BlockShape, Component, ModelShape, deit_shape
 from upvit_core.planning.difference import difference
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores, expected_widths
+from upvit_core.records.shape import COMPONENTS, BlockShape, Component, ModelShape, deit_shape
 
 SMALL = ModelShape("small", 24, (BlockShape(4, 24, 40),) * 3, (16, 16), (8, 8), 3, 5)
 
@@ -72,14 +72,14 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "window": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1, window=(5, 15))[0],
         "kept": lambda: kept_curve(scores, "attention", plan, LIGHT),
         "kept, one block": lambda: kept_curve(scores, "ffn", plan, LIGHT, block=2),
-        "drawing": lambda: drawing(SMALL, LIGHT),
-        "drawing, thinner": lambda: drawing(SMALL, DARK, plan.shape_after, emphasis="ffn"),
-        "merging": lambda: merging(scores, plan, 1, LIGHT),
+        "drawing": lambda: draw_model(SMALL, LIGHT),
+        "drawing, thinner": lambda: draw_model(SMALL, DARK, plan.shape_after, emphasis="ffn"),
+        "merging": lambda: draw_head_merging(scores, plan, 1, LIGHT),
         "by class": lambda: by_class("abcde", np.arange(30) % 5, kl, kl > 1, "ffn", LIGHT),
         "attention pair": lambda: attention_pair(np.eye(3) / 3, np.full((3, 3), 1 / 9), DARK),
         "versus": lambda: versus(scores, difference(plan, plan_uniform(scores, residual=0.25, heads=2)), LIGHT),
-        "front": lambda: front(points, lines, LIGHT, x_title="parameters", y_title="KL", log_y=True),
-        "place": lambda: place(scores, "attention", 1, 5, group, group < 6, LIGHT),
+        "front": lambda: plot_pareto(points, lines, LIGHT, x_title="parameters", y_title="KL", log_y=True),
+        "place": lambda: rank_chart(scores, "attention", 1, 5, group, group < 6, LIGHT),
         "kl by image": lambda: kl_by_image(kl, kl > 1, "residual", DARK),
         "before, after": lambda: before_after(list("abcde"), q, p, "ffn", LIGHT),
         "the sum of a KL": lambda: kl_sum(list("abcde"), q, p, "ffn", DARK, most=3),
@@ -172,7 +172,7 @@ def test_plan_share_counts_what_the_plan_keeps(scores: ImportanceScores, plan: P
 
 
 def test_merging_table_adds_up(scores: ImportanceScores, plan: PruningPlan) -> None:
-    table = merging(scores, plan, 0, LIGHT).table()
+    table = draw_head_merging(scores, plan, 0, LIGHT).table()
     assert table["merged_into"].tolist() == [0, 0, 1, 1]
     assert table["score"].sum() == pytest.approx(scores.attention(0).sum())
     keep = list(plan.blocks[0].attention.keep)
@@ -195,8 +195,10 @@ def test_kl_terms_add_up_to_the_kl() -> None:
 
 
 def test_drawing_is_to_scale(plan: PruningPlan) -> None:
-    boxes = [s for s in drawing(SMALL, LIGHT).figure.to_dict()["layout"]["shapes"] if s.get("fillcolor") == "#0072B2"]
-    thin = drawing(SMALL, LIGHT, plan.shape_after).figure.to_dict()["layout"]["shapes"]
+    boxes = [
+        s for s in draw_model(SMALL, LIGHT).figure.to_dict()["layout"]["shapes"] if s.get("fillcolor") == "#0072B2"
+    ]
+    thin = draw_model(SMALL, LIGHT, plan.shape_after).figure.to_dict()["layout"]["shapes"]
     thinner = [s for s in thin if s.get("fillcolor") == "#0072B2"]
     tall, short = (box[0]["y1"] - box[0]["y0"] for box in (boxes, thinner))
     assert short / tall == pytest.approx(0.5)
@@ -290,7 +292,7 @@ def test_names_stay_inside_the_front(log_y: bool) -> None:
         Point(name, x, y, "measured", now=name == "now")
         for name, x, y in (("top", 1, 1.0), ("low", 2, 0.1), ("now", 3, 0.95))
     ]
-    chart = front(points, (), LIGHT, x_title="", y_title="", log_y=log_y)
+    chart = plot_pareto(points, (), LIGHT, x_title="", y_title="", log_y=log_y)
     (named,) = (trace for trace in chart.spec["data"] if trace["mode"] == "markers+text")
     assert named["textposition"] == ["bottom center", "top center", "bottom center"]
     assert named["text"] == ["top", "low", "\u00a0<br>now"]

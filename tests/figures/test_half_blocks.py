@@ -3,13 +3,13 @@
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from tiny import TensorProxy, images, tiny
 
+from tests.support.tiny import TensorProxy, images, tiny
 from upvit_core.errors import PlanError
 from upvit_core.figures.blocks import depth_curve, half_blocks
 from upvit_core.figures.theme import DARK, LIGHT
 from upvit_core.importance.blocks import remove_blocks
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,12 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
-from made_runs import made_store
 
-from upvit_core.figures.climbs import climbs
+from tests.support.made_runs import made_store
 from upvit_core.figures.runs import COLOURS, RunCurve, speed_table, step_table
 from upvit_core.figures.theme import COLOURS as COMPONENTS
 from upvit_core.figures.theme import DARK, LIGHT, Theme
+from upvit_core.figures.training_curves import plot_training_curves
 from upvit_core.runs import RunStore
 
 
@@ -50,7 +50,7 @@ def test_tables_of_steps_hold_what_was_written(curves: list[RunCurve], quantity:
 @pytest.mark.parametrize("measure", ["top1", "kl_teacher"])
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
 def test_climbs_are_valid_and_hold_every_evaluation(curves: list[RunCurve], measure: Any, theme: Theme) -> None:
-    chart = climbs(curves, measure, theme)
+    chart = plot_training_curves(curves, measure, theme)
     go.Figure(chart.spec)
     drawn = [trace for trace in chart.spec["data"] if trace["mode"] == "lines+markers"]
     rows = [[row[measure] for row in curve.rows if measure in row and row["phase"] != "teacher"] for curve in curves]
@@ -67,7 +67,9 @@ def test_values_at_the_ends_keep_clear_of_each_other_and_of_the_teacher() -> Non
         ]
         return RunCurve(name, name, COLOURS[0], [*rows, {"phase": "eval", "step": 9, "top1": end, **images}])
 
-    chart = climbs([curve("a", 91.0), curve("b", 90.9), curve("c", 91.1), curve("d", 50.0)], "top1", LIGHT, height=300)
+    chart = plot_training_curves(
+        [curve("a", 91.0), curve("b", 90.9), curve("c", 91.1), curve("d", 50.0)], "top1", LIGHT, height=300
+    )
     low, high = chart.spec["layout"]["yaxis"]["range"]
     pixels = 300 - chart.spec["layout"]["margin"]["t"] - chart.spec["layout"]["margin"]["b"]
     notes = [note for note in chart.spec["layout"]["annotations"] if note["x"] == 9]
@@ -84,7 +86,7 @@ def test_nothing_yet_is_no_error() -> None:
     for curve in ([], [RunCurve("a", "a", COLOURS[0], [])]):
         assert speed_table(curve).table() == {}
         assert step_table(curve, "loss").table() == {}
-        assert "nothing is measured yet" in climbs(curve, "top1", LIGHT).alt
+        assert "nothing is measured yet" in plot_training_curves(curve, "top1", LIGHT).alt
 
 
 @pytest.mark.parametrize("measure", ["top1", "kl_teacher"])
@@ -94,7 +96,7 @@ def test_rows_with_nonsense_are_left_out(measure: Any) -> None:
     rows += [{"phase": "teacher", "step": 0, "top1": math.nan}]
     rows += [{"phase": "eval", "step": 4, "top1": math.nan, "kl_teacher": math.inf}]
     rows += [{"phase": "eval", "step": 5, "top1": 30.0, "kl_teacher": 0.0}]
-    chart = climbs([RunCurve("a", "a", COLOURS[0], rows)], measure, LIGHT)
+    chart = plot_training_curves([RunCurve("a", "a", COLOURS[0], rows)], measure, LIGHT)
     assert chart.table()["x"].tolist() == [5]
     assert all(map(math.isfinite, chart.spec["layout"]["yaxis"]["range"]))
     named = {"top1": "top-1, %", "kl_teacher": "KL to the teacher, nats an image"}[measure]

@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from tiny import images, tiny
 
+from tests.support.tiny import images, tiny
 from upvit_core.importance.attention_maps import attention_maps
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 
 
 def softmax_of(model: torch.nn.Module, pixels: torch.Tensor, block: int) -> torch.Tensor:

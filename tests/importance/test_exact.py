@@ -5,15 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from oracle import reference
-from tiny import VARIANTS, TensorProxy, images, tiny
 
+from tests.oracle import reference
+from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import Cancelled, ScoresError
 from upvit_core.importance.criterion import Clock, kl_divergence, log_softmax
 from upvit_core.importance.kl import KL, PIECE_MACS, _image_batch
-from upvit_core.importance.scores import expected_widths
-from upvit_core.models.adapt import adapt
-from upvit_core.models.shape import deit_shape
+from upvit_core.models.build import adapt
+from upvit_core.records.scores import expected_widths
+from upvit_core.records.shape import deit_shape
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

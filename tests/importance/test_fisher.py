@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from oracle import reference
 from scipy.stats import spearmanr
-from tiny import VARIANTS, TensorProxy, images, tiny
 
+from tests.oracle import reference
+from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import ScoresError
 from upvit_core.importance.criterion import kl_divergence, log_softmax
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

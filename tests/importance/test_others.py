@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from tiny import VARIANTS, TensorProxy, images, tiny
 
+from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import ScoresError
 from upvit_core.importance.activation import Activation
 from upvit_core.importance.agreement import compare, spearman, uncertain
@@ -14,9 +14,9 @@ from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.importance.refine import Refine
 from upvit_core.importance.score import CRITERIA, cut_of, default_cuts, make_criterion
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.adapt import adapt
-from upvit_core.planning.select import plan_uniform
+from upvit_core.models.build import adapt
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.scores import ImportanceScores
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

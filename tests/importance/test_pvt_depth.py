@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 import timm
 import torch
-from oracle import pvt
-from tiny import TensorProxy
-from tiny_pvt import HEADS, images, tiny_pvt
 from typer.testing import CliRunner
 
+from tests.oracle import pvt
+from tests.support.tiny import TensorProxy
+from tests.support.tiny_pvt import HEADS, images, tiny_pvt
 from upvit_core.cli import app
 from upvit_core.errors import ScoresError
-from upvit_core.importance.block_removals import BlockRemovals, Candidate, Step, candidates, without
 from upvit_core.importance.blocks import preview, remove_blocks
 from upvit_core.importance.magnitude import Random
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model, save_model
-from upvit_core.models.shape import pvt_shape
-from upvit_core.planning.blocks import plan_depth, plan_depth_only
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.depth import plan_depth, plan_depth_only
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_parameters
-from upvit_core.surgery import prune
+from upvit_core.pruning.surgery import prune
+from upvit_core.records.block_removals import BlockRemovals, Candidate, Step, candidates, without
+from upvit_core.records.shape import pvt_shape
 
 DEEP: dict[str, Any] = {"depths": (2, 3, 1, 2)}
 

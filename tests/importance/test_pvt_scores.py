@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from oracle import pvt
-from tiny import TensorProxy
-from tiny_pvt import HEADS, images, tiny_pvt
 
+from tests.oracle import pvt
+from tests.support.tiny import TensorProxy
+from tests.support.tiny_pvt import HEADS, images, tiny_pvt
 from upvit_core.importance.activation import Activation
 from upvit_core.importance.agreement import spearman
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude
 from upvit_core.importance.removal import remove_one
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 from upvit_core.models.pvt import PVTAdapter
 
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from tests.oracle.reference import kl_scores
-from tests.tiny import VARIANTS, TensorProxy, images, tiny
+from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import Cancelled, ScoresError
 from upvit_core.importance.removal import remove_one, streams
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 
 
 @pytest.mark.parametrize("variant", list(VARIANTS))

@@ -7,17 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import TensorProxy, images, tiny
 
+from tests.support import ROOT
+from tests.support.tiny import TensorProxy, images, tiny
 from upvit_core.errors import ScoresError
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.importance.sharding import add
-from upvit_core.models.adapt import adapt
-
-ROOT = Path(__file__).resolve().parents[2]
+from upvit_core.models.build import adapt
+from upvit_core.records.scores import ImportanceScores
 
 
 @pytest.mark.parametrize("criterion", [KL(), Fisher()])

@@ -13,23 +13,31 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
-from language.tiny_text import CONTEXT, VOCABULARY, folder_of_weights, letters_tokenizer, tiny_gpt2, tokens, write_text
-from pages.shared.live import View, shown
+from pages.runs.live_charts import View, shown
+from tests.support.tiny_text import (
+    CONTEXT,
+    VOCABULARY,
+    folder_of_weights,
+    letters_tokenizer,
+    tiny_gpt2,
+    tokens,
+    write_text,
+)
 from upvit_core.cli import app
 from upvit_core.data import open_images
-from upvit_core.distillation import last_feature
 from upvit_core.errors import DataError
 from upvit_core.evaluation import evaluate, score_logits
 from upvit_core.figures.live import Points
 from upvit_core.figures.runs import RunCurve, speed_table, step_table
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import load_model, save_model
 from upvit_core.models.gpt2 import language_shape
-from upvit_core.models.judge import IMAGES, TEXT, judge_of
-from upvit_core.models.shape import BlockShape, deit_shape
-from upvit_core.planning.best import Budget, best_plan
+from upvit_core.planning.budget import Budget, best_plan
 from upvit_core.planning.curves import predicted_loss
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import BlockShape, deit_shape
+from upvit_core.records.task import IMAGES, TEXT, task_of
+from upvit_core.training.distillation import last_feature
 
 CFG = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
 
@@ -47,9 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_model_has_its_judge() -> None:
     _, shape = tiny_gpt2()
-    assert judge_of(shape) is TEXT
-    assert judge_of(deit_shape("tiny")) is IMAGES
-    assert (TEXT.nats, TEXT.items, IMAGES.nats, IMAGES.items) == (
+    assert task_of(shape) is TEXT
+    assert task_of(deit_shape("tiny")) is IMAGES
+    assert (TEXT.nats, TEXT.batch_items, IMAGES.nats, IMAGES.batch_items) == (
         "nats a token", "blocks of text", "nats an image", "images",
     )  # fmt: skip
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-transformers = pytest.importorskip("transformers")
+from tests.support.tiny_text import CONTEXT, VOCABULARY, Blocks, letters_tokenizer, tiny_gpt2, tokens
+from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.importance.fisher import Fisher
+from upvit_core.importance.kl import KL
+from upvit_core.importance.magnitude import Magnitude, Random
+from upvit_core.models.build import adapt
+from upvit_core.models.checkpoint import build_model, load_model, save_model
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.pruning.surgery import prune
+from upvit_core.records.shape import ModelShape
 
-from language.tiny_text import CONTEXT, VOCABULARY, Blocks, letters_tokenizer, tiny_gpt2, tokens  # noqa: E402
-from upvit_core.errors import CheckpointError, UnsupportedModelError  # noqa: E402
-from upvit_core.importance.fisher import Fisher  # noqa: E402
-from upvit_core.importance.kl import KL  # noqa: E402
-from upvit_core.importance.magnitude import Magnitude, Random  # noqa: E402
-from upvit_core.models.adapt import adapt  # noqa: E402
-from upvit_core.models.checkpoint import build_model, load_model, save_model  # noqa: E402
-from upvit_core.models.shape import ModelShape  # noqa: E402
-from upvit_core.planning.select import plan_uniform  # noqa: E402
-from upvit_core.profiling.macs import count_macs, count_parameters  # noqa: E402
-from upvit_core.surgery import prune  # noqa: E402
+transformers = pytest.importorskip("transformers")
 
 
 def stock(shape: ModelShape, state: dict[str, torch.Tensor]) -> torch.nn.Module:

@@ -12,16 +12,16 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
-from language.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, write_text
-from upvit_core import demo_language
+from tests.support.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, write_text
 from upvit_core.cli import app
 from upvit_core.data import open_images
+from upvit_core.demo import gpt2
 from upvit_core.errors import DataError
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import load_model, save_model
 from upvit_core.models.gpt2 import language_shape
-from upvit_core.models.shape import BlockShape
-from upvit_core.training_batches import TrainingBatches, batch_source
+from upvit_core.records.shape import BlockShape
+from upvit_core.training.batches import TrainingBatches, batch_source
 
 CFG = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
 
@@ -126,8 +126,8 @@ def test_the_whole_way_by_verbs(text: Path, teacher: Path, tmp_path: Path) -> No
 def test_a_small_model_is_trained_with_its_own_tokenizer(tmp_path: Path) -> None:
     source = tmp_path / "source.txt"
     source.write_text("In the beginning was the word, and the word was long.\n" * 200)
-    told = demo_language.train_language(tmp_path / "lm", source, epochs=3, width=16, depth=1)
+    told = gpt2.train_language(tmp_path / "lm", source, epochs=3, width=16, depth=1)
     opened = load_model(tmp_path / "lm")
     again = call("evaluate", tmp_path / "lm", "--data", told["text"])
     assert again["perplexity"] == pytest.approx(told["perplexity"], rel=1e-4)
-    assert opened.shape.num_classes <= demo_language.VOCABULARY
+    assert opened.shape.num_classes <= gpt2.VOCABULARY

@@ -9,13 +9,13 @@ import torch
 
 pytest.importorskip("transformers")
 
-from language.tiny_text import Blocks, tiny_gpt2, tokens
+from tests.support.tiny_text import Blocks, tiny_gpt2, tokens
 from upvit_core.errors import PlanError
 from upvit_core.importance.magnitude import Magnitude
-from upvit_core.models.adapt import adapt
-from upvit_core.planning.select import plan_uniform
-from upvit_core.repair.language import repair_language
-from upvit_core.surgery import prune
+from upvit_core.models.build import adapt
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.pruning.repair.language import repair_language
+from upvit_core.pruning.surgery import prune
 
 
 def plan_of(**wish):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from language.tiny_text import folder_of_weights, write_text
+from tests.support.tiny_text import folder_of_weights, write_text
 from upvit_core.cli import main
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.checkpoint import load_model

@@ -16,12 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.tiny import VARIANTS, images, tiny
+from tests.support import ROOT
+from tests.support.tiny import VARIANTS, images, tiny
 from upvit_core.errors import CheckpointError, UnsupportedModelError, UPViTError
 from upvit_core.models import checkpoint, hub
 from upvit_core.models.build import expected_tensors
 from upvit_core.models.checkpoint import build_model, load_model, load_state_dict_file, save_model, shape_of
-from upvit_core.models.shape import BlockShape, ModelShape, deit_shape
+from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
 
 CFG = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 1.0, "interpolation": "bilinear"}
 WIDE = {"img_size": 16, "patch_size": 8, "embed_dim": 128, "depth": 2, "mlp_ratio": 1.0, "num_classes": 5}
@@ -837,5 +838,5 @@ def test_folders_without_weights_or_with_several(tmp_path: Path) -> None:
 
 
 def test_shapes_are_told_without_torch() -> None:
-    code = "import sys, upvit_core.models.shape; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    code = "import sys, upvit_core.records.shape; assert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -11,23 +11,23 @@ import numpy as np
 import pytest
 import timm
 import torch
-from oracle import pvt
 from safetensors.torch import save_file
-from tiny_pvt import HEADS, images, tiny_pvt
 from torch import nn
 
-from upvit_core.cut import cut
+from tests.oracle import pvt
+from tests.support.tiny_pvt import HEADS, images, tiny_pvt
 from upvit_core.errors import CheckpointError, PlanError, UnsupportedModelError
 from upvit_core.export import export_onnx
 from upvit_core.importance.magnitude import Magnitude, Random
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model, save_model, shape_of
 from upvit_core.models.drop_path import set_drop_path
-from upvit_core.models.shape import PVT_VARIANTS, ModelShape, pvt_shape
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_groups, plan_preset, plan_uniform, presets_for
+from upvit_core.planning.ratios import plan_groups, plan_preset, plan_uniform, presets_for
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.surgery import prune
+from upvit_core.pruning.prune import cut
+from upvit_core.pruning.surgery import prune
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.shape import PVT_VARIANTS, ModelShape, pvt_shape
 
 B1_PARAMETERS, B0_PARAMETERS, B2_PARAMETERS = 14_009_000, 3_666_760, 25_362_856
 

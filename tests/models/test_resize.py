@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import timm
 import torch
-from tiny import VARIANTS, tiny
 from typer.testing import CliRunner
 
+from tests.support.tiny import VARIANTS, tiny
 from upvit_core.cli import app
 from upvit_core.errors import CheckpointError
 from upvit_core.importance.magnitude import Magnitude
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import load_model, save_model
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
 
 
 def saved(folder: Path, variant: str) -> Path:

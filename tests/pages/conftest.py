@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.browser.made_up import made_up_scores
+from pages.services.jobs import _run as RUN
+from tests.support import ROOT
+from tests.support.made_up import made_up_scores
 
-ROOT = Path(__file__).resolve().parents[2]
 OPENED = ("fewer-blocks", "block-by-block", "distil-box", "best-under", "command-box")  # drawn only while open
-sys.path.insert(0, str(ROOT))
-
-from pages.shared.jobs import _run as RUN  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +25,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_background(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs are queued and not run: a page must say what is coming, and torch stays out of these tests."""
-    from pages.shared import jobs
+    from pages.services import jobs
 
     monkeypatch.setattr(jobs, "_run", lambda job, work: None)
 
@@ -36,7 +33,7 @@ def no_background(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def jobs_at_once(no_background: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run to their end while the page waits."""
-    from pages.shared import jobs
+    from pages.services import jobs
 
     def start(self: jobs.Workers, key: str, work: Callable, title: str, *, long: bool, again: bool) -> jobs.Job:
         job = self.jobs.get(key)

@@ -11,15 +11,14 @@ from streamlit.testing.v1 import AppTest
 
 pytest.importorskip("transformers")
 
-from language.tiny_text import CONTEXT, LETTERS, VOCABULARY, letters_tokenizer, write_text
-
-from tests.pages.reading import html_of
+from tests.support.reading import html_of
+from tests.support.tiny_text import CONTEXT, LETTERS, VOCABULARY, letters_tokenizer, write_text
 from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import load_model, save_model
 from upvit_core.models.gpt2 import language_shape
-from upvit_core.models.shape import BlockShape
+from upvit_core.records.shape import BlockShape
 
 Page = Callable[..., AppTest]
 
@@ -38,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.usefixtures("jobs_at_once")
 def test_model_tells_perplexity_in_place_of_top_1(page: Page, folder: Path) -> None:
-    test = page("pages/explore/model.py", open=str(folder))
+    test = page("pages/model/page.py", open=str(folder))
     assert not test.exception
     assert not test.error, [e.value for e in test.error]
     loaded = load_model(folder)
@@ -51,7 +50,7 @@ def test_model_tells_perplexity_in_place_of_top_1(page: Page, folder: Path) -> N
 
 @pytest.mark.usefixtures("jobs_at_once")
 def test_model_shows_what_it_says_comes_next(page: Page, folder: Path) -> None:
-    test = page("pages/explore/model.py", open=str(folder))
+    test = page("pages/model/page.py", open=str(folder))
     table = next(str(e.proto.body) for e in test.get("html") if "it says" in str(e.proto.body))
     rows = [re.findall("<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     assert len(rows) == 8

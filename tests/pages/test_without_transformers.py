@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from language.tiny_text import folder_of_weights
 from streamlit.testing.v1 import AppTest
+
+from tests.support.tiny_text import folder_of_weights
 
 
 @pytest.mark.usefixtures("jobs_at_once")
@@ -16,7 +17,7 @@ def test_the_model_page_says_what_to_install(
 ) -> None:
     for name in ("transformers", "tokenizers"):
         monkeypatch.setitem(sys.modules, name, None)
-    test = page("pages/explore/model.py", open=str(folder_of_weights(tmp_path / "lm", ours=ours)))
+    test = page("pages/model/page.py", open=str(folder_of_weights(tmp_path / "lm", ours=ours)))
     assert not test.exception
     assert [error.value for error in test.error] == [
         "Language models need Hugging Face's transformers; install it with pip install 'transformers>=4.50,<6'."

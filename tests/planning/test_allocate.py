@@ -5,24 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.support.planning import SHAPE, scores
 from upvit_core.errors import PlanError
-from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.shape import BlockShape, deit_shape
 from upvit_core.planning.allocate import global_ranking, plan_allocated, plan_by_block
 from upvit_core.planning.curves import predicted_loss, removal_curves
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.shape import BlockShape
 
-SHAPE = replace(deit_shape("tiny"), name="small", embed_dim=24, blocks=(BlockShape(6, 24, 96),) * 3)
 UNEVEN = replace(SHAPE, name="uneven", blocks=(BlockShape(6, 24, 96), BlockShape(3, 18, 40), BlockShape(6, 12, 96)))
-
-
-def scores(shape=SHAPE, seed: int = 0, images: int = 10) -> ImportanceScores:
-    rng = np.random.default_rng(seed)
-    return ImportanceScores(
-        values={key: rng.uniform(0.2, 2) * rng.exponential(size=n) for key, n in expected_widths(shape).items()},
-        criterion="kl", unit="nats", shape=shape, images=images,
-    )  # fmt: skip
 
 
 def dropped(plan, record) -> dict[str, set[int]]:

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from upvit_core.errors import PlanError
-from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.shape import BlockShape, ModelShape
 from upvit_core.planning.difference import difference
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores, expected_widths
+from upvit_core.records.shape import BlockShape, ModelShape
 
 SHAPE = ModelShape("small", 24, (BlockShape(4, 24, 40),) * 3, (16, 16), (8, 8), 3, 5)
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from upvit_core.errors import PlanError
-from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.shape import BlockShape, ModelShape
 from upvit_core.planning.curves import predicted_loss
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.planning.uniform import UniformTable, uniform_table
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.scores import ImportanceScores, expected_widths
+from upvit_core.records.shape import BlockShape, ModelShape
 
 SHAPE = ModelShape(
     "small",

@@ -6,14 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from upvit_core.errors import PlanError
-from upvit_core.importance.block_removals import BlockRemovals
-from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.checkpoint import DEMO_FOLDER
-from upvit_core.models.shape import deit_shape
-from upvit_core.planning.best import Budget
-from upvit_core.planning.blocks import plan_depth
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.budget import Budget
+from upvit_core.planning.budget_depth import best_over_depth
 from upvit_core.planning.curves import Widths
-from upvit_core.planning.depth_budget import best_over_depth
+from upvit_core.planning.depth import plan_depth
 from upvit_core.planning.widths import (
     check_widths,
     nearest_widths,
@@ -24,6 +21,9 @@ from upvit_core.planning.widths import (
     write_widths,
 )
 from upvit_core.profiling.macs import count_macs
+from upvit_core.records.block_removals import BlockRemovals
+from upvit_core.records.scores import ImportanceScores, expected_widths
+from upvit_core.records.shape import deit_shape
 
 BASE = deit_shape("base")
 

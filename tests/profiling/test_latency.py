@@ -6,36 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support.latency import SHAPE, device
 from upvit_core.errors import CalibrationError
-from upvit_core.models.shape import BlockShape, deit_shape
 from upvit_core.profiling import bench
 from upvit_core.profiling.calibrate import calibrate, fitted
-from upvit_core.profiling.calibration import FAR, NEAR, Calibration, Grid, HeldOutError, Ladder, geometry
+from upvit_core.profiling.calibration import FAR, NEAR, Calibration, Grid, HeldOutError, Ladder
 from upvit_core.profiling.held_out import held_out, random_shape
 from upvit_core.profiling.latency import Latency, estimate_latency, estimate_speed_up
-
-SHAPE = replace(bench.DEMO, blocks=(BlockShape(6, 96, 384), BlockShape(3, 60, 100), BlockShape(2, 22, 31)))
-
-
-def device(**changes) -> Calibration:
-    """A device whose times are powers of the sizes, which interpolation in logarithms meets exactly."""
-    axis = (1.0, 10.0, 1000.0)
-
-    def grid(*factors: float) -> Grid:
-        sizes = np.meshgrid(*[np.array(axis)] * (len(factors) - 1), indexing="ij")
-        return Grid(
-            (axis,) * len(sizes), factors[0] * np.prod([s**p for s, p in zip(sizes, factors[1:], strict=True)], 0)
-        )
-
-    values = {
-        "device": "made up", "dtype": "float32", "threads": 1,
-        "grids": {"linear": grid(3e-9, 0.9, 0.8, 0.7), "attention": grid(2e-9, 1, 1.9, 0.6), "norm": grid(1e-9, 1, 0.9),
-                  "gelu": grid(4e-9, 1, 1), "add": grid(5e-10, 1, 1)},
-        "ladders": {name: Ladder(np.ones(32)) for name in ("inputs", "outputs", "head_dim")},
-        "embeddings": {geometry(SHAPE): grid(7e-6, 0.5, 0.25)},
-        "weights": {"linear": 1.1, "attention": 0.9, "norm": 0.5, "gelu": 0.8, "add": 1.2, "block": 1e-5},
-    }  # fmt: skip
-    return Calibration(**(values | changes))
+from upvit_core.records.shape import deit_shape
 
 
 def by_hand(batch: int) -> float:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from timm.data.mixup import mixup_target
 
-from upvit_core.distillation import distillation_loss
 from upvit_core.models.build import build_model
 from upvit_core.models.gpt2 import language_shape, random_inputs
-from upvit_core.models.shape import BlockShape, ModelShape, deit_shape, pvt_shape
 from upvit_core.profiling.memory import TrainingMemory, estimate_memory, estimate_training
+from upvit_core.records.shape import BlockShape, ModelShape, deit_shape, pvt_shape
+from upvit_core.training.distillation import distillation_loss
 
 DEMO = replace(
     deit_shape("tiny"), name="demo", embed_dim=96, blocks=(BlockShape(6, 96, 384),) * 2, img_size=(28, 28),

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from made_runs import made_run
 from typer.testing import CliRunner
 
+from tests.support.made_runs import made_run
 from upvit_core.cli import app
 from upvit_core.figures.theme import LIGHT, Chart, drawn
-from upvit_core.importance.scores import ImportanceScores, expected_widths
-from upvit_core.models.shape import BlockShape, ModelShape
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_uniform
+from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores, expected_widths
+from upvit_core.records.shape import BlockShape, ModelShape
 from upvit_core.report import Measurement, plan_report, run_report
 from upvit_core.report.page import Page
 from upvit_core.runs import RunStore

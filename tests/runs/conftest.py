@@ -2,8 +2,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from own_slurm import missing, slurm
-from small_run import small_home
+
+from tests.support.own_slurm import missing, slurm
+from tests.support.small_run import small_home
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,4 @@
-from executor_contract import ExecutorContract
-
+from tests.support.executor_contract import ExecutorContract
 from upvit_core.runs import LocalExecutor, RunStore
 from upvit_core.runs.executors import executor_for
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_run import SETTINGS, fork_worker, run_to_end, wait_for, weights_of
 
+from tests.support.small_run import SETTINGS, fork_worker, run_to_end, wait_for, weights_of
 from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate
 from upvit_core.models.checkpoint import load_model
-from upvit_core.recipe import DistillSettings
 from upvit_core.runs import Run, RunSpec, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints
+from upvit_core.training.settings import DistillSettings
 
 
 def spec(home: Path, **values: object) -> RunSpec:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_runs import made_store
 from scipy import stats
 
-from upvit_core.recipe import PRESETS
+from tests.support.made_runs import made_store
 from upvit_core.runs.forecast import FEWEST, T90, Outcome, forecast, kinds, outcome_of, outcomes, recipe_of
 from upvit_core.runs.store import RunStore
+from upvit_core.training.settings import PRESETS
 
 
 def top1(kl: float, noise: float = 0.0) -> float:

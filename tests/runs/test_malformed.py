@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 import torch
-from small_run import half_plan, spec_for, write_teacher
 
+from tests.support.small_run import half_plan, spec_for, write_teacher
 from upvit_core.errors import UPViTError
 from upvit_core.models.checkpoint import load_model
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.records.plan import PruningPlan
 from upvit_core.runs import RunSpec, RunStore
 from upvit_core.runs.checkpoints import load_newest, save_checkpoint
-from upvit_core.runs.fit import shapes_of
 from upvit_core.runs.folder import true_state
+from upvit_core.runs.memory_check import shapes_of
 
 LONGEST_SENTENCE = 1500
 ODD: tuple[Any, ...] = (

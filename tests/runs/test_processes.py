@@ -12,26 +12,25 @@ from typing import Any
 
 import psutil
 import pytest
-from small_run import fork_worker, run_to_end, spec_for, wait_for, wait_until
 
+from tests.support import ROOT
+from tests.support.small_run import fork_worker, run_to_end, spec_for, wait_for, wait_until
 from upvit_core.runs import Run, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints
 
-PROJECT = Path(__file__).parents[2]
 SCRIPT = """
 import json, sys
-sys.path[:0] = [sys.argv[1] + "/tests"]
 import torch
 torch.set_num_threads(1)
-from small_run import CFG, half_plan
-from tiny import tiny
+from tests.support.small_run import CFG, half_plan
+from tests.support.tiny import tiny
 from accelerate import Accelerator
 from upvit_core.data import open_images
-from upvit_core.distillation import Distillation, distill, make_accelerator
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.recipe import DistillSettings
-from upvit_core.surgery import prune
-from upvit_core.training_batches import TrainingBatches, batch_source
+from upvit_core.training.distillation import Distillation, distill, make_accelerator
+from upvit_core.records.plan import PruningPlan
+from upvit_core.training.settings import DistillSettings
+from upvit_core.pruning.surgery import prune
+from upvit_core.training.batches import TrainingBatches, batch_source
 teacher, shape = tiny("class token", torch.float32)
 student = prune(teacher, shape, PruningPlan.from_json(json.dumps(half_plan(shape))))
 accelerator = make_accelerator("cpu", "no")
@@ -53,10 +52,10 @@ def curve(tmp_path: Path, images: Path, processes: int) -> list[list[float]]:
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command = [*launcher, str(script), str(PROJECT), str(images)]
+    command = [*launcher, str(script), str(ROOT), str(images)]
     environment = {
         "PATH": "/usr/bin:/bin",
-        "PYTHONPATH": str(PROJECT),
+        "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "1",
     }
@@ -140,7 +139,7 @@ def test_torchrun_starts_distill(home: Path, tmp_path: Path) -> None:
     order = ["--teacher", str(home / "teacher"), "--student", str(first.model), "--data", str(home / "images"),
              "--epochs", "2", "--batch-size", "8", "--device", "cpu", "--out", str(store.root)]  # fmt: skip
     done = subprocess.run(
-        [*launcher, "-m", "upvit_core", "distill", *order], capture_output=True, text=True, cwd=PROJECT, check=False
+        [*launcher, "-m", "upvit_core", "distill", *order], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     folder = Path(done.stdout.split()[0])

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_run import device_taken, fork_worker, run_to_end, spec_for, wait_for, weights_of
 
+from tests.support.small_run import device_taken, fork_worker, run_to_end, spec_for, wait_for, weights_of
 from upvit_core.errors import RunError
 from upvit_core.runs import LocalExecutor, RunSpec, RunState, RunStore
 from upvit_core.runs.checkpoints import load_newest
 from upvit_core.runs.devices import lease, lease_names, leases
 from upvit_core.runs.folder import RunSummary
-from upvit_core.runs.process import ProcessIdentity
-from upvit_core.runs.queue import Waiting, fair_order, queues
+from upvit_core.runs.pid import ProcessIdentity
+from upvit_core.runs.queue import QueuedRun, fair_order, queues
 
 
 def spec(**values: Any) -> RunSpec:
@@ -30,9 +30,9 @@ def store(tmp_path: Path) -> RunStore:
     return RunStore(tmp_path / "runs")
 
 
-def waiting(text: str) -> list[Waiting]:
+def waiting(text: str) -> list[QueuedRun]:
     """`a0 b1` is a run of owner a at priority 0, then one of b at 1, in order of creation."""
-    return [Waiting(f"{word}.{i}", word[0], int(word[1:]), i) for i, word in enumerate(text.split())]
+    return [QueuedRun(f"{word}.{i}", word[0], int(word[1:]), i) for i, word in enumerate(text.split())]
 
 
 @pytest.mark.parametrize(

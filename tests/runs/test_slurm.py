@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from executor_contract import ExecutorContract
-from small_run import run_to_end, spec_for, wait_until, weights_of
 
+from tests.support.executor_contract import ExecutorContract
+from tests.support.small_run import run_to_end, spec_for, wait_until, weights_of
 from upvit_core.errors import RunError
 from upvit_core.runs import Run, RunSpec, RunState, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints

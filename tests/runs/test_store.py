@@ -9,7 +9,7 @@ import pytest
 
 from upvit_core.errors import RunError
 from upvit_core.runs import RunSpec, RunState, RunStore
-from upvit_core.runs.process import ProcessIdentity
+from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.store import Run
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from small_run import (
+
+from tests.support import ROOT
+from tests.support.small_run import (
     device_taken,
     fork_worker,
     kill_after,
@@ -21,17 +23,14 @@ from small_run import (
     wait_until,
     weights_of,
 )
-
 from upvit_core.data import open_images, proxy_indices
 from upvit_core.errors import RunError
 from upvit_core.evaluation import evaluate
-from upvit_core.figures.evaluations import along
+from upvit_core.figures.evaluations import evaluated_rows
 from upvit_core.models.checkpoint import load_model
 from upvit_core.runs import LocalExecutor, Run, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints, load_newest
 from upvit_core.runs.devices import lease
-
-PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -155,7 +154,7 @@ def test_cancel_kills_a_worker_that_does_not_listen(home: Path, store: RunStore)
     if not pid:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        from upvit_core.runs.process import ProcessIdentity
+        from upvit_core.runs.pid import ProcessIdentity
         from upvit_core.runs.store import read_state
 
         with run.lock():
@@ -268,7 +267,7 @@ def test_evaluations_on_a_part_end_with_one_on_all(home: Path, store: RunStore) 
     rows = rows_of(store, run)
     images = {row["phase"]: row["images"] for row in rows if "images" in row}
     assert images == {"teacher": 7, "surgery": 7, "eval": 7, "final": 20}
-    line = along(rows)
+    line = evaluated_rows(rows)
     assert line[-1]["step"] == rows[-1]["step"], "the line has an end on its own images"
     assert {row["images"] for row in line} == {7}
     loaded = load_model(str(run.model))
@@ -298,7 +297,7 @@ def test_a_detached_run_outlives_a_killed_server(tmp_path: Path) -> None:
         "import os, signal, sys; from upvit_core.runs import *; s = RunStore(sys.argv[1]); "
         "LocalExecutor(s).submit(s.get(sys.argv[2])); os.kill(os.getpid(), signal.SIGKILL)"
     )
-    ended = subprocess.run([sys.executable, "-c", server, str(store.root), run.id], cwd=PROJECT, check=False)
+    ended = subprocess.run([sys.executable, "-c", server, str(store.root), run.id], cwd=ROOT, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert store.state(run.id).is_active
     wait_until(lambda: not store.state(run.id).is_active, 240)

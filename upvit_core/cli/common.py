@@ -13,9 +13,9 @@ import typer
 
 if TYPE_CHECKING:
     from upvit_core.data import ImageSet
-    from upvit_core.importance.block_removals import BlockRemovals
     from upvit_core.importance.criterion import Progress
     from upvit_core.models.checkpoint import LoadedModel
+    from upvit_core.records.block_removals import BlockRemovals
 
 Model = Annotated[str, typer.Argument(help="demo, a folder, a file, hf-hub:…, or a timm model name")]
 Data = Annotated[
@@ -109,7 +109,7 @@ def depths_of(text: str) -> int | tuple[int, ...]:
 def removals_of(depth: int | None, path: Path | None) -> tuple[BlockRemovals, int] | None:
     """The record and the depth, where both are given; None where neither is."""
     from upvit_core.errors import PlanError
-    from upvit_core.importance.block_removals import BlockRemovals
+    from upvit_core.records.block_removals import BlockRemovals
 
     if depth is None and path is None:
         return None

@@ -26,7 +26,7 @@ def demo_train(
     as_json: Json = False,
 ) -> None:
     """Train the demo teacher on all of Fashion-MNIST, and write model, images, card and exact scores."""
-    from upvit_core.demo import train, write_assets
+    from upvit_core.demo.vit import train, write_assets
 
     model = train(data, work, compile_model=compile_model)
     emit(write_assets(model, data, work, out, score_images=score_images, report=Bar()), as_json)
@@ -41,7 +41,7 @@ def demo_train_language(
     as_json: Json = False,
 ) -> None:
     """Train a small GPT-2 on a text, minutes on a CPU; the text is kept in the folder, to be given as --data."""
-    from upvit_core.demo_language import train_language
+    from upvit_core.demo.gpt2 import train_language
 
     def tell(row: dict[str, Any]) -> None:
         typer.echo(f"step {row['step']:>6}  loss {row['loss']:.3f} nats a token", err=True)

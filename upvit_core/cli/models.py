@@ -49,10 +49,10 @@ def prune(
     as_json: Json = False,
 ) -> None:
     """Cut a model by a plan into a thinner model of the same structure."""
-    from upvit_core.cut import cut_and_record
     from upvit_core.models.checkpoint import save_model
-    from upvit_core.planning.plan import PruningPlan
     from upvit_core.profiling.macs import count_macs, count_parameters
+    from upvit_core.pruning.prune import cut_and_record
+    from upvit_core.records.plan import PruningPlan
 
     loaded, wanted = open_model(model, num_heads, device=device_of(device), img_size=img_size), PruningPlan.load(plan)
     wanted = wanted.at_size(loaded.shape.img_size)
@@ -91,7 +91,7 @@ def evaluate(
     from upvit_core.data import proxy_indices
     from upvit_core.evaluation import evaluate as run
     from upvit_core.evaluation import predict
-    from upvit_core.models.judge import judge_of
+    from upvit_core.records.task import task_of
 
     where = device_of(device)
     loaded = open_model(model, num_heads, device=where, img_size=img_size)
@@ -104,12 +104,12 @@ def evaluate(
             test.batches(batch_size, indices=chosen, device=where),
         )
     result = run(loaded.model, test.batches(batch_size, indices=chosen, device=where), teacher_logits=teacher_logits)
-    judge = judge_of(loaded.shape)
-    low, high = judge.interval(result)
-    values: dict[str, Any] = {judge.key: judge.value(result), f"{judge.key}_low": low, f"{judge.key}_high": high}
-    if judge.has_classes:
+    task = task_of(loaded.shape)
+    low, high = task.interval(result)
+    values: dict[str, Any] = {task.key: task.value(result), f"{task.key}_low": low, f"{task.key}_high": high}
+    if task.has_classes:
         values["top5"] = result.top5
-    values |= {judge.samples: result.images, "skipped": len(test.skipped)}
+    values |= {task.samples: result.images, "skipped": len(test.skipped)}
     if result.kl is not None:
         values["kl"] = result.kl
     emit(values, as_json)
@@ -128,8 +128,8 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Parameters and multiply-accumulates, exactly; images per second, measured."""
-    from upvit_core.planning.plan import PruningPlan
     from upvit_core.profiling.macs import count_macs, count_parameters
+    from upvit_core.records.plan import PruningPlan
 
     loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
     wanted = None if plan is None else PruningPlan.load(plan)

@@ -24,10 +24,10 @@ from upvit_core.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from upvit_core.importance.scores import ImportanceScores
-    from upvit_core.models.shape import ModelShape
-    from upvit_core.planning.plan import PruningPlan
     from upvit_core.profiling.latency import Latency, PyramidLatency
+    from upvit_core.records.plan import PruningPlan
+    from upvit_core.records.scores import ImportanceScores
+    from upvit_core.records.shape import ModelShape
 
 app = typer.Typer()
 
@@ -95,9 +95,9 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Choose what stays, from scores and ratios, a preset, a budget, or widths."""
-    from upvit_core.importance.scores import ImportanceScores
-    from upvit_core.planning.select import plan_preset, plan_uniform
+    from upvit_core.planning.ratios import plan_preset, plan_uniform
     from upvit_core.profiling.macs import count_macs, count_parameters
+    from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
     found: dict[str, Any] = {}
@@ -125,7 +125,7 @@ def plan(
             snap=snap, basis=basis.value,
         )  # fmt: skip
     if (removals := removals_of(depth, depth_scores)) is not None:
-        from upvit_core.planning.blocks import plan_depth
+        from upvit_core.planning.depth import plan_depth
 
         made = plan_depth(made, *removals)
     made.save(out)
@@ -155,7 +155,7 @@ def _within(
 ) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
     """The best plan within the budget, and what is known of it; with depth scores alone, of any depth they reach."""
     from upvit_core.errors import PlanError
-    from upvit_core.planning.best import Budget, best_plan
+    from upvit_core.planning.budget import Budget, best_plan
 
     if has_ratios:
         raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
@@ -170,8 +170,8 @@ def _within(
     choices: dict[str, Any] = {"heads": heads, "round_to": round_to, "latency": latency, "basis": basis}
     predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
     if depth_scores is not None:
-        from upvit_core.importance.block_removals import BlockRemovals
-        from upvit_core.planning.depth_budget import best_over_depth
+        from upvit_core.planning.budget_depth import best_over_depth
+        from upvit_core.records.block_removals import BlockRemovals
 
         removals = BlockRemovals.load(depth_scores)
         chosen, every = best_over_depth(record, removals, budget, family=allocation, per=per, **choices)
@@ -196,7 +196,7 @@ def _within_stages(
 ) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
     """The best equal shares: in a model of stages, no width of a block is independent of the others' in cost."""
     from upvit_core.errors import PlanError
-    from upvit_core.planning.staged import best_shares
+    from upvit_core.planning.budget_stages import best_shares
 
     asked = {"--heads": heads is not None, "--round-to": round_to > 1, "--depth-scores": depth_scores is not None,
              f"--allocation {allocation}": allocation not in ("best", "uniform", "stock")}  # fmt: skip
@@ -239,14 +239,14 @@ def front(
     as_json: Json = False,
 ) -> None:
     """A table of plans: what each costs, the KL that scores predict, and which ones another beats."""
-    from upvit_core.importance.scores import ImportanceScores
-    from upvit_core.planning.front import candidates
-    from upvit_core.planning.front import front as table
+    from upvit_core.planning.pareto import candidate_plans
+    from upvit_core.planning.pareto import pareto_rows as table
+    from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
     timed = over is Axis.LATENCY_MS or calibration is not None
     latency = _latency(record.shape, batch_size, calibration) if timed else None
-    plans = candidates(record, heads=heads, round_to=round_to)
+    plans = candidate_plans(record, heads=heads, round_to=round_to)
     rows = table(record, plans, latency=latency, axes=(over.value, "predicted"))
     predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
     listed: list[dict[str, Any]] = []

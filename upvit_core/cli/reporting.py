@@ -11,7 +11,7 @@ from upvit_core.cli.common import Device, Heads, Json, Root, device_of, emit, im
 
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
-    from upvit_core.planning.plan import PruningPlan
+    from upvit_core.records.plan import PruningPlan
     from upvit_core.report import Measurement
 
 app = typer.Typer()
@@ -32,8 +32,8 @@ def report(
 ) -> None:
     """Tell a plan or a run in one HTML file: figures, numbers, where they come from, how to make them again."""
     from upvit_core.atomic import write_atomically
-    from upvit_core.importance.scores import ImportanceScores
-    from upvit_core.planning.plan import PruningPlan
+    from upvit_core.records.plan import PruningPlan
+    from upvit_core.records.scores import ImportanceScores
     from upvit_core.report import plan_report, run_report
     from upvit_core.runs.store import RunStore
 
@@ -55,11 +55,11 @@ def measure(
     plan: PruningPlan, model: str, data: str, images: int, num_heads: int | None, root: str | None, device: str
 ) -> list[Measurement]:
     """Top-1 (of a text, perplexity) and KL of the plan, right after the cut, and that of the whole model."""
-    from upvit_core.cut import cut
     from upvit_core.data import proxy_indices
     from upvit_core.evaluation import evaluate, predict, score_logits
-    from upvit_core.models.judge import judge_of
     from upvit_core.profiling.throughput import device_name
+    from upvit_core.pruning.prune import cut
+    from upvit_core.records.task import task_of
     from upvit_core.report import Measurement
 
     loaded = open_model(model, num_heads, device=device)
@@ -69,16 +69,16 @@ def measure(
     whole = score_logits(logits, labels)
     student = cut(loaded, plan, data=data if plan.basis == "directions" else None, root=root)
     found = evaluate(student, test.batches(100, indices=chosen, device=device), teacher_logits=logits)
-    judge = judge_of(loaded.shape)
-    low, high = judge.interval(found)
+    task = task_of(loaded.shape)
+    low, high = task.interval(found)
     under, over = found.kl_interval or (0.0, 0.0)
-    how = f"{found.images:,} {judge.samples} of {test.name}, seed 0, on {device_name(device)}"
+    how = f"{found.images:,} {task.samples} of {test.name}, seed 0, on {device_name(device)}"
 
     def told(result: Evaluation) -> str:
-        return judge.told(judge.value(result), 2)
+        return task.format(task.value(result), 2)
 
     return [
-        Measurement(f"{judge.name} right after the cut", f"{told(found)} (95 %: {low:.2f} to {high:.2f})", how),
-        Measurement(f"{judge.name} of the whole model", told(whole), how),
-        Measurement("KL to the whole model", f"{found.kl:.4g} {judge.nats} (95 %: {under:.4g} to {over:.4g})", how),
+        Measurement(f"{task.name} right after the cut", f"{told(found)} (95 %: {low:.2f} to {high:.2f})", how),
+        Measurement(f"{task.name} of the whole model", told(whole), how),
+        Measurement("KL to the whole model", f"{found.kl:.4g} {task.nats} (95 %: {under:.4g} to {over:.4g})", how),
     ]

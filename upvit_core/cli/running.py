@@ -12,6 +12,8 @@ import typer
 
 from upvit_core.cli.common import Data, Device, Heads, Json, Model, Root, open_model
 from upvit_core.cli.runs import carry_out
+from upvit_core.records.plan import PruningPlan
+from upvit_core.training.settings import usual_preset
 
 app = typer.Typer()
 
@@ -75,12 +77,12 @@ def distill(
     as_json: Json = False,
 ) -> None:
     """Distil a pruned model from its teacher (Eq. 2); prints the run's folder first."""
-    from upvit_core.cli.recipe import recipe_for
+    pass
     from upvit_core.errors import RunError
-    from upvit_core.planning.plan import PruningPlan
-    from upvit_core.processes import rank
-    from upvit_core.recipe import PRESETS
-    from upvit_core.runs.order import read_order
+    from upvit_core.ranks import rank
+    from upvit_core.records.plan import PruningPlan
+    from upvit_core.runs.bundle import read_order
+    from upvit_core.training.settings import PRESETS
 
     asked: dict[str, Any] = read_order(order).model_dump() if order else {}
     if not order and preset is None:
@@ -143,7 +145,7 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Take a model to other images: a new head where the classes differ, no teacher; a run like any other."""
-    from upvit_core.recipe import FINETUNE_PRESETS
+    from upvit_core.training.settings import FINETUNE_PRESETS
 
     refuse_text(model, num_heads)
     given = {"lr": lr, "batch_size": batch_size, "seed": seed, "checkpoint_minutes": checkpoint_minutes,
@@ -158,8 +160,8 @@ def finetune(
 
 def refuse_text(model: str, num_heads: int | None) -> None:
     """Raises UnsupportedModelError before a run is made, where the model is a folder of a language model."""
-    from upvit_core.models.judge import refuse_language
     from upvit_core.models.retarget import DISTIL, FINE_TUNING
+    from upvit_core.records.task import refuse_language
 
     if Path(model).is_dir():
         refuse_language(open_model(model, num_heads).shape, FINE_TUNING, DISTIL)
@@ -180,3 +182,19 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path and os.path.exists(path) else path
+
+
+WORDS = {
+    "letter": "nothing says that the start was repaired",
+    "repaired": "{where} records repair, which large steps and mixed images would undo",
+    "language": "{where} is of a language model",
+}
+
+
+def recipe_for(student: str | None, plan: Path | None) -> tuple[str, str]:
+    """Name of a preset, and the sentence that says which one was taken and why."""
+    path = plan if plan is not None else Path(student or "") / "plan.json"
+    known = PruningPlan.load(path) if path.is_file() else None
+    repaired = known is not None and known.fitted is not None and known.fitted.repair
+    name = usual_preset(known.shape_before.family if known else "", repaired=repaired)
+    return name, f"Recipe {name}: {WORDS[name].format(where=path)}; --recipe NAME takes another."

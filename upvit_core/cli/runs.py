@@ -22,7 +22,7 @@ app = typer.Typer()
 
 def carry_out(order: dict[str, Any], out: Path, detach: bool, as_json: bool) -> None:
     """Start the run of this order, and follow it to its end unless `detach`."""
-    from upvit_core.processes import process_count
+    from upvit_core.ranks import process_count
     from upvit_core.runs.executors import executor_for
     from upvit_core.runs.spec import RunSpec
     from upvit_core.runs.store import RunStore
@@ -44,9 +44,9 @@ def carry_out(order: dict[str, Any], out: Path, detach: bool, as_json: bool) -> 
 
 def _say_whether_it_fits(spec: RunSpec) -> None:
     """Before the run starts, as the app does; what Slurm's nodes have is not known here."""
-    from upvit_core.runs.fit import fit
+    from upvit_core.runs.memory_check import check_memory
 
-    found = fit(spec) if spec.executor == "local" else None
+    found = check_memory(spec) if spec.executor == "local" else None
     if found is not None and found.sentence:
         typer.echo(found.sentence, err=True)
 
@@ -54,8 +54,8 @@ def _say_whether_it_fits(spec: RunSpec) -> None:
 def together(store: RunStore, spec: RunSpec, order: Callable[[], Run], as_json: bool) -> None:
     """Under `torchrun` or `accelerate launch`: the first process orders the run, then all of them are its workers."""
     from upvit_core.errors import RunError
-    from upvit_core.processes import rank
-    from upvit_core.runs.meeting import meet
+    from upvit_core.ranks import rank
+    from upvit_core.runs.distributed import meet
     from upvit_core.runs.worker import output_to, start
 
     if spec.executor != "local":
@@ -131,7 +131,7 @@ def runs(out: Runs = Path("runs"), as_json: Json = False) -> None:
 @app.command()
 def resume(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
     """Go on with a paused, interrupted, failed or cancelled run from its last checkpoint."""
-    from upvit_core.processes import process_count
+    from upvit_core.ranks import process_count
     from upvit_core.runs.executors import executor_for
     from upvit_core.runs.store import RunStore
 

@@ -63,11 +63,11 @@ def score(
     from upvit_core.errors import ScoresError
     from upvit_core.importance.score import WITHOUT_IMAGES
     from upvit_core.importance.score import score as run
-    from upvit_core.processes import rank
+    from upvit_core.ranks import rank
 
     loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
     if (removals := removals_of(depth, depth_scores)) is not None:
-        from upvit_core.depth import at_depth
+        from upvit_core.pruning.depth import at_depth
 
         loaded = at_depth(loaded, *removals)
     if data is None and criterion.value not in WITHOUT_IMAGES:
@@ -75,7 +75,7 @@ def score(
     train = None if data is None or criterion.value in WITHOUT_IMAGES else images_for(loaded, data, "train", root)
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     if basis is Basis.DIRECTIONS:
-        from upvit_core.basis.scores import score_directions
+        from upvit_core.pruning.basis.scores import score_directions
 
         if train is None:
             raise ScoresError(f"Directions can be scored by fisher or kl, not {criterion.value!r}.")
@@ -123,9 +123,9 @@ def score_blocks(
     as_json: Json = False,
 ) -> None:
     """Remove half-blocks two by two, each time those whose absence costs least, and write all their scores."""
-    from upvit_core.depth import score_blocks as run
-    from upvit_core.importance.block_removals import pair_name
-    from upvit_core.planning.plan import PruningPlan
+    from upvit_core.pruning.depth import score_blocks as run
+    from upvit_core.records.block_removals import pair_name
+    from upvit_core.records.plan import PruningPlan
 
     loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
     train = images_for(loaded, data, "train", root)
@@ -188,8 +188,8 @@ def compare(
     """Criteria side by side at one plan: what each keeps, and top-1 (of a text, perplexity) and KL after its cut."""
 
     from upvit_core.comparison import compare_criteria
-    from upvit_core.models.judge import judge_of
-    from upvit_core.planning.select import plan_uniform
+    from upvit_core.planning.ratios import plan_uniform
+    from upvit_core.records.task import task_of
 
     loaded = open_model(model, num_heads, device=device_of(device), img_size=img_size)
     train, test = (images_for(loaded, data, split, root) for split in ("train", "val"))
@@ -201,9 +201,9 @@ def compare(
     if as_json:
         typer.echo(json.dumps({"criteria": [asdict(result) for result in results]}))
         return
-    judge = judge_of(loaded.shape)
+    task = task_of(loaded.shape)
     typer.echo(
-        f"{'criterion':<12}{judge.name + judge.sign:>12}{'KL, nats':>10}{'seconds':>9}   kept as "
+        f"{'criterion':<12}{task.name + task.sign:>12}{'KL, nats':>10}{'seconds':>9}   kept as "
         f"{results[0].criterion}, by component"
     )
     for r in results:

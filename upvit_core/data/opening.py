@@ -17,9 +17,9 @@ from upvit_core.data.images import ImageSet, Pixels, Source, digest_of
 from upvit_core.data.named import PREFIXES, STREAMS, open_named
 from upvit_core.data.text import open_text
 from upvit_core.errors import DataError
+from upvit_core.paths import DEMO_FOLDER
 
 Split = Literal["train", "val"]
-DEMO_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "demo"
 DEMO_FILES = {"train": "train.npz", "val": "test.npz"}
 
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
 from upvit_core.importance.agreement import ranks
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import Component
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import Component
 
 OPEN = 700
 """Up to so many points are drawn as rings, more as dots, which are faster."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn, log_ticks
-from upvit_core.importance.block_removals import BlockRemovals, Candidate, half_name
-from upvit_core.models.judge import judge_of
-from upvit_core.models.shape import Component, ModelShape
-from upvit_core.planning.blocks import is_hybrid, pairs_at
+from upvit_core.planning.depth import is_hybrid, pairs_at
+from upvit_core.records.block_removals import BlockRemovals, Candidate, half_name
+from upvit_core.records.shape import Component, ModelShape
+from upvit_core.records.task import task_of
 
 LEAST = 1e-12
 BOX, FRAME, LABEL_AT = (0.62, 1.0), (0.52, 1.10), 0.3
@@ -44,7 +44,7 @@ def half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
         "annotations": annotations,
         "xaxis": {"visible": False, "range": [-0.75, 2 * shape.depth - 0.25], "fixedrange": True, "anchor": "y2"},
         "yaxis": axis(
-            theme, f"KL without the pair, {judge_of(shape).nats}", range=[low, high], tickvals=ticks, ticktext=labels,
+            theme, f"KL without the pair, {task_of(shape).nats}", range=[low, high], tickvals=ticks, ticktext=labels,
             domain=[0.43, 1], fixedrange=True,
         ),
         "yaxis2": {"visible": False, "range": [0, 1.2], "domain": [0, 0.4], "fixedrange": True},
@@ -63,7 +63,7 @@ def half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
 
 def depth_curve(removals: BlockRemovals, depth: int, theme: Theme, *, height: int = 250) -> Chart:
     """KL to the original at every depth that the removals reach, measured on the proxy images, not distilled."""
-    first, nats = removals.shape.depth, judge_of(removals.shape).nats
+    first, nats = removals.shape.depth, task_of(removals.shape).nats
     depths = np.array([first - 1 - n for n in range(len(removals.steps))])
     kl = np.array([_mean(step.kl, removals.samples) for step in removals.steps])
     errors = np.array([_stderr(_chosen(step.candidates, step.removed), removals.samples) for step in removals.steps])
@@ -92,7 +92,7 @@ def depth_curve(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
 
 
 def _on(removals: BlockRemovals) -> str:
-    return f"{removals.images:,} {judge_of(removals.shape).items}"
+    return f"{removals.images:,} {task_of(removals.shape).batch_items}"
 
 
 def _mean(kl: float, samples: int) -> float:
@@ -146,7 +146,7 @@ def _scores(
                          "thickness": 1.4},
              "text": [c.name for c in kind], "customdata": np.stack([kl, errors], axis=1) if kind else [],
              "hovertemplate": f"without %{{text}} ({KINDS[hybrid]}): %{{customdata[0]:.3g}} ± %{{customdata[1]:.2g}} "
-             f"{judge_of(removals.shape).nats}<br>{_on(removals)}, measured<extra></extra>"}
+             f"{task_of(removals.shape).nats}<br>{_on(removals)}, measured<extra></extra>"}
         )  # fmt: skip
     return traces
 
@@ -228,7 +228,7 @@ def _hover(shape: ModelShape, removals: BlockRemovals, depth: int) -> Spec:
 
 def _alt(removals: BlockRemovals, depth: int, chosen: Candidate) -> str:
     whole = removals.shape.depth
-    cost = f"{_mean(chosen.kl, removals.samples):.3g} {judge_of(removals.shape).nats} on {_on(removals)}"
+    cost = f"{_mean(chosen.kl, removals.samples):.3g} {task_of(removals.shape).nats} on {_on(removals)}"
     text = f"The {2 * whole} half-blocks of {removals.shape.name} and the KL without each pair of neighbours."
     if depth == whole:
         return f"{text} {chosen.name} costs least, {cost}."

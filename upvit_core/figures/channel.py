@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, log_ticks
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import Component
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import Component
 
 NEIGHBOURS = 12
 
 
-def place(
+def rank_chart(
     scores: ImportanceScores,
     component: Component,
     block: int,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.picture import kept_mask, member_word
+from upvit_core.figures.score_grid import kept_mask, member_word
 from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import Component
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import Component
 
 POINTS = 120
 

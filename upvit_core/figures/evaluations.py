@@ -17,15 +17,15 @@ def has_numbers(row: Row, *names: str) -> bool:
     return all(isinstance(row.get(name), (int, float)) for name in names)
 
 
-def along(rows: Sequence[Row], *names: str) -> list[Row]:
+def evaluated_rows(rows: Sequence[Row], *names: str) -> list[Row]:
     """Evaluations of the student that have a `step`, a `top1` and `names`, on the images of the first one, by step."""
     found = [row for row in rows if row.get("phase") in EVALUATED and has_numbers(row, "step", "top1", *names)]
     return [row for row in found if row.get("images") == found[0].get("images")]
 
 
-def on_all(rows: Sequence[Row]) -> Row | None:
+def final_full_evaluation(rows: Sequence[Row]) -> Row | None:
     """The evaluation at the end on all test images, where those along the way were on fewer; else None."""
-    line = along(rows)
+    line = evaluated_rows(rows)
     last = next((row for row in reversed(rows) if row.get("phase") == "final" and has_numbers(row, "top1")), None)
     return None if last is None or not line or last.get("images") == line[0].get("images") else last
 

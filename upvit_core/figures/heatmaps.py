@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.picture import (
+from upvit_core.figures.score_grid import (
     MOST_COLUMNS,
     Order,
     Picture,
@@ -19,9 +19,9 @@ from upvit_core.figures.picture import (
     score_table,
 )
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn, log_ticks
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import Component
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import Component
 
 
 def colour_range(values: np.ndarray) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
-from upvit_core.models.shape import Component
+from upvit_core.records.shape import Component
 
 SMALLEST = 1e-30
 WORTH_SAYING = 0.2  # terms below this share of the largest get no number

@@ -112,7 +112,7 @@ def titles(runs: Sequence[Points], quantity: Quantity, *, relative: bool) -> dic
     return {
         "x": f"× the teacher's {inputs}/s, measured in the same run" if relative else measured,
         "y": title_of(quantity, line, whole),
-        "judge": TITLES[quantity],
+        "task": TITLES[quantity],
         "loss": TITLES["loss"],
         "features": TITLES["features"],
     }

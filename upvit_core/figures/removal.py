@@ -7,20 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
-from upvit_core.models.judge import IMAGES, Judge
-from upvit_core.models.shape import Component
+from upvit_core.records.shape import Component
+from upvit_core.records.task import IMAGES, Task
 
 
 def by_class(
     names: Sequence[str], labels: np.ndarray, kl: np.ndarray, changed: np.ndarray, component: Component, theme: Theme,
-    *, judge: Judge = IMAGES, most: int = 8, height: int = 260,
+    *, task: Task = IMAGES, most: int = 8, height: int = 260,
 ) -> Chart:  # fmt: skip
     """Mean KL of the images of each class (of the places before each token), the most affected first, with how many
     predictions change.
 
     labels (N,) class of each image; kl (N,) nats; changed (N,) bool.
     """
-    nats = judge.nats
+    nats = task.nats
     present = np.unique(labels)
     mean = np.array([kl[labels == c].mean() for c in present])
     flips = np.array([int(changed[labels == c].sum()) for c in present])
@@ -35,22 +35,22 @@ def by_class(
     }  # fmt: skip
     layout: Spec = {
         "xaxis": axis(theme, f"KL, {nats}", rangemode="tozero", exponentformat="power"),
-        "yaxis": axis(theme, judge.answer, automargin=True, showgrid=False),
+        "yaxis": axis(theme, task.output, automargin=True, showgrid=False),
     }
     figure = drawn([trace], layout, theme, height=height, margin=(110, 14, 10, 46))
     first = order[0]
     alt = (
-        f"Most affected {judge.answers}: {names[present[first]]} with {mean[first]:.3g} {nats}, then "
+        f"Most affected {task.outputs}: {names[present[first]]} with {mean[first]:.3g} {nats}, then "
         f"{', '.join(names[c] for c in present[order[1:3]])}; {int(flips.sum())} predictions change in all."
     )
 
     def table() -> dict[str, np.ndarray]:
         return {
-            "class": np.array([names[c] for c in present[order]]), judge.samples: count[order], "kl_nats": mean[order],
+            "class": np.array([names[c] for c in present[order]]), task.samples: count[order], "kl_nats": mean[order],
             "predictions_change": flips[order],
         }  # fmt: skip
 
-    return Chart(figure, f"Most affected {judge.answers}", alt, table)
+    return Chart(figure, f"Most affected {task.outputs}", alt, table)
 
 
 def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, height: int = 250) -> Chart:

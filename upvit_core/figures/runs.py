@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from upvit_core.figures.evaluations import Row, along, counted, has_numbers, on_all
-from upvit_core.models.judge import IMAGES, TEXT, Judge
+from upvit_core.figures.evaluations import Row, counted, evaluated_rows, final_full_evaluation, has_numbers
+from upvit_core.records.task import IMAGES, TEXT, Task
 
 Quantity = Literal["loss", "features", "top1", "perplexity", "kl_teacher"]
 # Paul Tol's qualitative colours that differ from the three of the components.
@@ -18,7 +18,7 @@ COLOURS = ("#AA3377", "#997700", "#4477AA", "#CC6677", "#228833", "#EE7733", "#6
 TITLES: dict[Quantity, str] = {
     "loss": "loss, nats",
     "features": "last feature, mean square",
-    **{judge.key: judge.axis for judge in (IMAGES, TEXT)},
+    **{task.key: task.axis for task in (IMAGES, TEXT)},
     "kl_teacher": "KL to the teacher, nats an image or token",
 }
 
@@ -42,12 +42,12 @@ class RunCurve:
     @property
     def evaluations(self) -> list[Row]:
         """After surgery and at each evaluation on the same images, by step; empty until the first is there."""
-        return along(self.rows, "images_per_s")
+        return evaluated_rows(self.rows, "images_per_s")
 
     @property
     def whole(self) -> Row | None:
         """The end on all test images, where `evaluations` are of a part of them."""
-        return on_all(self.rows)
+        return final_full_evaluation(self.rows)
 
     @property
     def teacher_row(self) -> Row | None:
@@ -59,7 +59,7 @@ class RunCurve:
         return found[-1] if found else None
 
 
-def judged_by(curves: Sequence[RunCurve]) -> Judge:
+def judged_by(curves: Sequence[RunCurve]) -> Task:
     """By perplexity where every run that has been evaluated is a language model's, else by top-1."""
     rows = [row for curve in curves for row in curve.evaluations]
     return TEXT if rows and all(has_numbers(row, TEXT.key) for row in rows) else IMAGES
@@ -89,7 +89,7 @@ def step_table(curves: Sequence[RunCurve], quantity: Quantity) -> Table:
     def rows_of(curve: RunCurve) -> list[Row]:
         if quantity in LOSSES:
             return [r for r in curve.rows if r.get("phase") == "train" and has_numbers(r, "step", quantity)]
-        return along(curve.rows, quantity)
+        return evaluated_rows(curve.rows, quantity)
 
     def rows() -> dict[str, np.ndarray]:
         return columns(
@@ -124,7 +124,7 @@ def speed_table(curves: Sequence[RunCurve], *, relative: bool = False) -> Table:
     return Table(rows)
 
 
-TESTED: dict[str, str] = {judge.key: judge.samples for judge in (IMAGES, TEXT)}
+TESTED: dict[str, str] = {task.key: task.samples for task in (IMAGES, TEXT)}
 
 
 def _phase(row: Row) -> str:

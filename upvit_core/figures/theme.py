@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from upvit_core.models.shape import Component
+from upvit_core.records.shape import Component
 
 COLOURS: dict[Component, str] = {
     "residual": "#0072B2", "attention": "#D55E00", "ffn": "#009E73", "reduction": "#CC79A7",

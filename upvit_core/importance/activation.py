@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, frozen, silent
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.adapter import Adapter
+from upvit_core.records.scores import ImportanceScores
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,10 @@ import torch
 from torch import Tensor
 
 from upvit_core.errors import ScoresError
-from upvit_core.importance.block_removals import (
+from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, kl_divergence, log_softmax, silent
+from upvit_core.importance.journal import Journal
+from upvit_core.models.adapter import Adapter
+from upvit_core.records.block_removals import (
     BlockRemovals,
     Candidate,
     Halves,
@@ -31,10 +34,7 @@ from upvit_core.importance.block_removals import (
     pair_name,
     without,
 )
-from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, kl_divergence, log_softmax, silent
-from upvit_core.importance.journal import Journal
-from upvit_core.models.adapter import Adapter
-from upvit_core.models.shape import ModelShape
+from upvit_core.records.shape import ModelShape
 
 
 def remove_blocks(

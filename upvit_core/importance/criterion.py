@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from upvit_core.errors import ScoresError
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.adapter import Adapter
+from upvit_core.records.scores import ImportanceScores
 
 
 class Proxy(Protocol):

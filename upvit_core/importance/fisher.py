@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, autocast, frozen, in_halves, silent
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.adapter import Adapter, NormSite
-from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.macs import count_macs
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape
 
 Directions = Literal["eigenvectors", "all", "labels"]
 SECONDS_OF_MACS = {"cpu": 3e11, "cuda": 5e13}

@@ -29,10 +29,10 @@ from upvit_core.importance.criterion import (
     silent,
 )
 from upvit_core.importance.journal import Journal
-from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.adapter import Adapter
-from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.macs import half_block_macs
+from upvit_core.records.scores import ImportanceScores, expected_widths
+from upvit_core.records.shape import ModelShape
 
 PIECE_MACS = {"cpu": 1e11, "cuda": 2e13}
 """Work between two reports, by device: a few seconds, so that a cancel or a kill loses no more."""

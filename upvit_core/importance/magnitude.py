@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from upvit_core.importance.criterion import Proxy, Report, silent
-from upvit_core.importance.scores import ImportanceScores, expected_widths
 from upvit_core.models.adapter import Adapter, carriers
+from upvit_core.records.scores import ImportanceScores, expected_widths
 
 
 @dataclass(frozen=True)

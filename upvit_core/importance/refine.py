@@ -16,8 +16,8 @@ import numpy as np
 from upvit_core.importance.criterion import Clock, Progress, Proxy, Report, silent
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.models.adapter import Adapter
+from upvit_core.records.scores import ImportanceScores
 
 
 @dataclass(frozen=True)

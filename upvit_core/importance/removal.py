@@ -10,8 +10,8 @@ from torch import Tensor
 
 from upvit_core.errors import ScoresError
 from upvit_core.importance.criterion import frozen, kl_divergence, log_softmax
-from upvit_core.importance.scores import expected_widths
 from upvit_core.models.adapter import Adapter
+from upvit_core.records.scores import expected_widths
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.importance.refine import Cut, Refine
-from upvit_core.importance.scores import ImportanceScores
 from upvit_core.importance.stopping import StableFisher
-from upvit_core.models.adapt import adapt
+from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel
-from upvit_core.models.shape import ModelShape
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.processes import process_count
+from upvit_core.ranks import process_count
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape
 
 DEFAULT_IMAGES = 2000
 WITHOUT_IMAGES = ("l1", "l2", "random")
@@ -101,5 +101,5 @@ def score(
         proxy = sharding.own_shard(whole)
     record = criterion.attribute(adapt(loaded.model, loaded.shape), proxy, report)
     if process_count() > 1:
-        record = sharding.gather(record, whole, next(loaded.model.parameters()).device.type)
+        record = sharding.all_reduce_scores(record, whole, next(loaded.model.parameters()).device.type)
     return replace(record, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest, seed=seed)

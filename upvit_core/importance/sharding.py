@@ -13,8 +13,8 @@ import numpy as np
 
 from upvit_core.data import ProxySet
 from upvit_core.errors import ScoresError
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.processes import part_at_exit, process_count, rank
+from upvit_core.ranks import part_at_exit, process_count, rank
+from upvit_core.records.scores import ImportanceScores
 
 
 def own_shard(proxy: ProxySet) -> ProxySet:
@@ -28,7 +28,7 @@ def own_shard(proxy: ProxySet) -> ProxySet:
     return replace(proxy, indices=proxy.indices[rank() :: count])
 
 
-def gather(record: ImportanceScores, proxy: ProxySet, device: str) -> ImportanceScores:
+def all_reduce_scores(record: ImportanceScores, proxy: ProxySet, device: str) -> ImportanceScores:
     """The record of the whole proxy set, on every process, from each process's part."""
     from accelerate import PartialState
     from accelerate.utils import gather_object

@@ -14,10 +14,10 @@ import numpy as np
 
 from upvit_core.importance.criterion import Progress, Proxy, Report, silent
 from upvit_core.importance.fisher import Fisher
-from upvit_core.importance.scores import ImportanceScores
+from upvit_core.importance.ranking import keep_best
 from upvit_core.importance.sharding import add
 from upvit_core.models.adapter import Adapter
-from upvit_core.planning.heads import keep_best
+from upvit_core.records.scores import ImportanceScores
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from upvit_core.models.layout import layout
-from upvit_core.models.shape import ModelShape
+from upvit_core.records.shape import ModelShape
 
 
 class NormSite(NamedTuple):

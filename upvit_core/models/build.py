@@ -7,6 +7,7 @@ rather than dropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,10 +24,13 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from upvit_core.errors import UnsupportedModelError
-from upvit_core.models.gpt2 import build_gpt2
+from upvit_core.models.adapter import Adapter
+from upvit_core.models.gpt2 import GPT2Adapter, build_gpt2
 from upvit_core.models.layout import layout
+from upvit_core.models.pvt import PVTAdapter
 from upvit_core.models.pvt_build import build_pvt, shape_of_pvt
-from upvit_core.models.shape import BlockShape, ModelShape
+from upvit_core.models.vit import ViTAdapter
+from upvit_core.records.shape import BlockShape, ModelShape
 
 INIT_VALUES = 1e-5
 NORMS = (nn.LayerNorm, LayerNorm)
@@ -196,3 +200,17 @@ def shape_of(model: nn.Module, name: str = "model") -> ModelShape:
         if expected.get(key) != found.get(key):
             refuse(key, found.get(key, "absent"), str(expected.get(key, "a model without it")))
     return shape
+
+
+ADAPTERS: dict[str, Callable[[nn.Module, ModelShape], Adapter]] = {
+    "vit": ViTAdapter,
+    "pvt_v2": PVTAdapter,
+    "gpt2": GPT2Adapter,
+}
+
+
+def adapt(model: nn.Module, shape: ModelShape) -> Adapter:
+    """The adapter of a model that `load_model` accepted."""
+    if shape.family not in ADAPTERS:
+        raise UnsupportedModelError(f"{shape.name} is of the family {shape.family!r}, which is not understood.")
+    return ADAPTERS[shape.family](model, shape)

@@ -35,12 +35,12 @@ from upvit_core.models.hub import fetch
 from upvit_core.models.keys import to_timm_names
 from upvit_core.models.pvt_build import shape_of_pvt_tensors
 from upvit_core.models.resize import at_size
-from upvit_core.models.shape import ModelShape, PvtVariant, pvt_shape
 from upvit_core.models.tensors import check_tensors, digest_of, heads_of, shape_of_tensors
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.records.shape import ModelShape, PvtVariant, pvt_shape
 
 __all__ = ["LoadedModel", "build_model", "load_model", "load_state_dict_file", "save_model", "shape_of"]
 
-DEMO_FOLDER = Path(__file__).resolve().parents[2] / "assets" / "demo"
 TOKENIZER = "tokenizer.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 HeadCountSource = Literal["config", "assumed head width 64", "assumed 1, 2, 5, 8", "given"]

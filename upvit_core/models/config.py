@@ -17,7 +17,7 @@ from upvit_core.models import pvt_build
 from upvit_core.models.build import INIT_VALUES, mlp_ratio, shape_of
 from upvit_core.models.files import reason
 from upvit_core.models.keys import Flavour
-from upvit_core.models.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
+from upvit_core.records.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
 
 TIMM_MODULES = ("vision_transformer", "deit", "pvt_v2")
 UNEVEN = "upvit_uneven"

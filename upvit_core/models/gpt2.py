@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.adapter import NormSite, Sensitivities
-from upvit_core.models.shape import BlockShape, ModelShape
 from upvit_core.models.vit import weighted_layer_norm
+from upvit_core.records.shape import BlockShape, ModelShape
 
 STD = 0.02
 STANDARD: dict[str, Any] = {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from upvit_core.errors import UnsupportedModelError
-from upvit_core.models.shape import ModelShape
+from upvit_core.records.shape import ModelShape
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.models.adapter import NormSite, Sensitivities
-from upvit_core.models.shape import ModelShape
 from upvit_core.models.vit import weighted_layer_norm
+from upvit_core.records.shape import ModelShape
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.models.layout import layout
-from upvit_core.models.shape import BlockShape, ModelShape, StageShape
+from upvit_core.records.shape import BlockShape, ModelShape, StageShape
 
 OPENINGS = ((7, 4), (3, 2))  # kernel and stride of the first patch embedding, and of the later ones
 INNER_EPS = 1e-5  # of the norms of patch embeddings and reductions, whatever the blocks' own
@@ -251,6 +251,6 @@ def shape_of_pvt_tensors(
 
 def stock_bases() -> dict[str, dict[str, Any]]:
     """Arguments of timm's pvt_v2_b0 … b5, by name; what a name does not say is timm's default."""
-    from upvit_core.models.shape import PVT_VARIANTS, pvt_shape
+    from upvit_core.records.shape import PVT_VARIANTS, pvt_shape
 
     return {f"pvt_v2_{variant}": timm_arguments(pvt_shape(variant)) for variant in PVT_VARIANTS}

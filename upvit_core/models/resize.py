@@ -9,7 +9,7 @@ from torch import Tensor
 
 from upvit_core.errors import CheckpointError
 from upvit_core.models.pvt_build import check_size
-from upvit_core.models.shape import ModelShape
+from upvit_core.records.shape import ModelShape
 
 
 def at_size(

@@ -17,7 +17,7 @@ from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.config import complete_cfg
-from upvit_core.models.judge import refuse_language
+from upvit_core.records.task import refuse_language
 
 HeadChoice = Literal["auto", "new", "keep"]
 FINE_TUNING = "Fine-tuning on other images is defined for models of images"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.models.build import expected_tensors
-from upvit_core.models.shape import BlockShape, ModelShape
+from upvit_core.records.shape import BlockShape, ModelShape
 
 ASSUMED_HEAD_DIM = 64
 KINDS = {"vit": "ViT", "pvt_v2": "PVTv2", "gpt2": "GPT-2"}

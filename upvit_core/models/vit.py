@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.models.adapter import NormSite, Sensitivities
-from upvit_core.models.shape import ModelShape
+from upvit_core.records.shape import ModelShape
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from upvit_core.errors import PlanError
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import ModelShape
 from upvit_core.planning.curves import Curve, Curves, Widths, removal_curves
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.pool import pool_free
-from upvit_core.planning.select import plan_widths
+from upvit_core.planning.pool import pool_per_block
+from upvit_core.planning.ratios import plan_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape
 
 Allocation = Literal["uniform", "global", "isomorphic"]
 Per = Literal["channel", "params", "macs"]
@@ -115,7 +115,7 @@ def isomorphic_widths(curves: Curves, residual: float, attention: float, ffn: fl
     """One ranking over all attention channels and one over all FFN channels."""
     chosen = []
     for kind, ratio in ((curves.attention, attention), (curves.ffn, ffn)):
-        pool = pool_free(kind)
+        pool = pool_per_block(kind)
         chosen.append(pool.split(int(np.argmin(np.abs(pool.totals - _full(kind) * (1 - ratio))))))
     return Widths(curves.residual.nearest(curves.shape.embed_dim * (1 - residual)), _blocks(curves, *chosen))
 

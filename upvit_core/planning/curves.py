@@ -16,10 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from upvit_core.errors import PlanError
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import ModelShape
-from upvit_core.planning.heads import legal_head_counts
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape, legal_head_counts
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from upvit_core.errors import PlanError
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.records.plan import PruningPlan
 
 
 @dataclass(frozen=True)

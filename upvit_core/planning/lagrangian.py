@@ -19,7 +19,7 @@ REACH = 6
 
 
 @dataclass(frozen=True)
-class Costs:
+class CostVector:
     """One limit: const (n,) and, for every group, the cost (n, options) at every outer choice."""
 
     const: np.ndarray
@@ -28,7 +28,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Found:
+class LagrangianSolution:
     """The outer choice, the option of every group, their loss, and a lower bound over all choices."""
 
     outer: int
@@ -37,9 +37,11 @@ class Found:
     bound: float
 
 
-def lagrangian(outer_loss: np.ndarray, losses: Sequence[np.ndarray], costs: Sequence[Costs]) -> Found | None:
+def lagrangian(
+    outer_loss: np.ndarray, losses: Sequence[np.ndarray], costs: Sequence[CostVector]
+) -> LagrangianSolution | None:
     """The best found, or None where nothing fits. outer_loss: (n,); losses: (options,) a group."""
-    scaled = [Costs(c.const / c.limit, [g / c.limit for g in c.groups], 1.0) for c in costs]
+    scaled = [CostVector(c.const / c.limit, [g / c.limit for g in c.groups], 1.0) for c in costs]
     bound = np.full(len(outer_loss), -np.inf)
     best_loss = np.full(len(outer_loss), np.inf)
     best_options = np.zeros((len(outer_loss), len(losses)), int)
@@ -57,7 +59,7 @@ def lagrangian(outer_loss: np.ndarray, losses: Sequence[np.ndarray], costs: Sequ
             total_loss = outer_loss[i] + sum(loss[o] for loss, o in zip(losses, filled, strict=True))
             candidates.append((float(total_loss), int(i), tuple(int(o) for o in filled)))
     loss, outer, chosen = min(candidates)
-    return Found(outer, chosen, loss, min(float(bound.min()), loss))
+    return LagrangianSolution(outer, chosen, loss, min(float(bound.min()), loss))
 
 
 def _weights(limits: int) -> list[np.ndarray]:
@@ -68,7 +70,7 @@ def _weights(limits: int) -> list[np.ndarray]:
 
 
 def _bisect(
-    outer_loss: np.ndarray, losses: Sequence[np.ndarray], costs: Sequence[Costs], weights: np.ndarray
+    outer_loss: np.ndarray, losses: Sequence[np.ndarray], costs: Sequence[CostVector], weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Options (n, groups), their loss (n,; infinite where nothing fits) and the dual bound (n,)."""
     n = len(outer_loss)
@@ -109,12 +111,12 @@ def _respond(
     return chosen, loss, value
 
 
-def _spent(costs: Costs, chosen: np.ndarray) -> np.ndarray:
+def _spent(costs: CostVector, chosen: np.ndarray) -> np.ndarray:
     rows = np.arange(len(chosen))
     return costs.const + sum(group[rows, chosen[:, g]] for g, group in enumerate(costs.groups))
 
 
-def _improve(i: int, options: np.ndarray, losses: Sequence[np.ndarray], costs: Sequence[Costs]) -> np.ndarray:
+def _improve(i: int, options: np.ndarray, losses: Sequence[np.ndarray], costs: Sequence[CostVector]) -> np.ndarray:
     """Change one or two groups at a time while that gains and fits; options more than REACH away are left alone."""
     options = options.copy()
     fixed = np.array([float(c.const[i]) for c in costs])

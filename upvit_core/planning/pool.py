@@ -16,7 +16,7 @@ from upvit_core.planning.curves import Curve
 
 
 @dataclass(frozen=True)
-class Pool:
+class WidthPool:
     """totals (n,): channels over all blocks, ascending; lost (n,): the least score lost; split(i): widths by block."""
 
     totals: np.ndarray
@@ -24,7 +24,7 @@ class Pool:
     split: Callable[[int], tuple[int, ...]]
 
 
-def pool_free(curves: Sequence[Curve]) -> Pool:
+def pool_per_block(curves: Sequence[Curve]) -> WidthPool:
     """Every block may have its own width: exact minimum at every total.
 
     Where all widths move in steps of one size, the losses being convex, the largest gains come first. Otherwise (heads
@@ -34,7 +34,7 @@ def pool_free(curves: Sequence[Curve]) -> Pool:
     return _by_gain(curves, steps.pop() if steps else 1) if len(steps) <= 1 else _by_programme(curves)
 
 
-def _by_gain(curves: Sequence[Curve], step: int) -> Pool:
+def _by_gain(curves: Sequence[Curve], step: int) -> WidthPool:
     gains = np.concatenate([-np.diff(curve.lost) for curve in curves])
     owner = np.repeat(np.arange(len(curves)), [len(curve.widths) - 1 for curve in curves])
     order = np.argsort(-gains, kind="stable")
@@ -47,10 +47,10 @@ def _by_gain(curves: Sequence[Curve], step: int) -> Pool:
         counts = np.bincount(ranked[:i], minlength=len(curves))
         return tuple((base + step * counts).tolist())
 
-    return Pool(base.sum() + step * np.arange(len(gains) + 1), np.maximum(lost, 0), split)
+    return WidthPool(base.sum() + step * np.arange(len(gains) + 1), np.maximum(lost, 0), split)
 
 
-def _by_programme(curves: Sequence[Curve]) -> Pool:
+def _by_programme(curves: Sequence[Curve]) -> WidthPool:
     unit = math.gcd(*(int(width) for curve in curves for width in curve.widths))
     best = np.zeros(1)
     choices = []
@@ -74,14 +74,14 @@ def _by_programme(curves: Sequence[Curve]) -> Pool:
             left -= widths[-1] // unit
         return tuple(reversed(widths))
 
-    return Pool(reachable * unit, best[reachable], split)
+    return WidthPool(reachable * unit, best[reachable], split)
 
 
-def pool_uniform(curves: Sequence[Curve]) -> Pool:
+def pool_uniform(curves: Sequence[Curve]) -> WidthPool:
     """The same share in every block: the widths of the widest block, each other block at its nearest legal width."""
     widest = max(curves, key=lambda curve: curve.widths[-1])
     full = widest.widths[-1]
     rows = sorted({tuple(c.nearest(c.widths[-1] * width / full) for c in curves) for width in widest.widths})
     totals = np.array([sum(row) for row in rows])
     lost = np.sum([curve.at(column) for curve, column in zip(curves, np.array(rows).T, strict=True)], axis=0)
-    return Pool(totals, lost, lambda i: rows[i])
+    return WidthPool(totals, lost, lambda i: rows[i])

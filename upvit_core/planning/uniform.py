@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from upvit_core.errors import PlanError
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import BlockShape, ModelShape
 from upvit_core.planning.curves import Curve, removal_curves
-from upvit_core.planning.select import kept_channels
+from upvit_core.planning.ratios import kept_channels
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import BlockShape, ModelShape
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,11 @@ from itertools import groupby
 from math import gcd
 
 from upvit_core.errors import PlanError
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.shape import ModelShape
 from upvit_core.planning.curves import Widths
-from upvit_core.planning.heads import legal_head_counts
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_widths
+from upvit_core.planning.ratios import plan_widths
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape, legal_head_counts
 
 LONGEST = 10_000
 

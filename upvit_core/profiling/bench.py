@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.models.build import build_model
-from upvit_core.models.shape import BlockShape, ModelShape, deit_shape
 from upvit_core.profiling.calibration import KINDS, Grid, Ladder, geometry
 from upvit_core.profiling.throughput import DTYPES
+from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
 
 ROWS = (1, 8, 50, 200, 800, 3200)
 WIDTHS = (8, 16, 32, 48, 96, 192, 384, 768, 1536, 3072)

@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from upvit_core.models.gpt2 import random_inputs
-from upvit_core.models.shape import BlockShape, ModelShape
 from upvit_core.profiling.bench import (
     EMBED_DIMS,
     Bench,
@@ -25,6 +24,7 @@ from upvit_core.profiling.bench import (
     random_model,
 )
 from upvit_core.profiling.calibration import Grid, geometry
+from upvit_core.records.shape import BlockShape, ModelShape
 
 HEAD_ROWS = (16, 64, 256, 1024, 4096)
 LARGEST_HEAD = 1.2e10  # multiply-accumulates

@@ -14,9 +14,9 @@ from timm.models.pvt_v2 import OverlapPatchEmbed, PyramidVisionTransformerStage
 from torch import nn
 from torch.nn import functional as F
 
-from upvit_core.models.shape import BlockShape, ModelShape, pvt_shape
 from upvit_core.profiling.bench import Bench, Point, Points, TimedBlock, grid, narrowed, random_model
 from upvit_core.profiling.calibration import PYRAMID_KINDS, Grid
+from upvit_core.records.shape import BlockShape, ModelShape, pvt_shape
 
 GROUPS = (1, 8, 64)
 HEAD_DIMS = (8, 16, 32, 64, 128)

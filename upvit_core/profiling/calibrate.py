@@ -16,13 +16,13 @@ import timm
 import torch
 
 from upvit_core.errors import CalibrationError
-from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.bench import CLOCKS, Bench, Point, Progress, TimedBlock, ladders
 from upvit_core.profiling.bench_language import LanguageBench
 from upvit_core.profiling.bench_pyramid import PyramidBench
 from upvit_core.profiling.calibration import Calibration, scope
 from upvit_core.profiling.latency import latency_of
 from upvit_core.profiling.throughput import DTYPES, device_name
+from upvit_core.records.shape import ModelShape
 
 
 def calibrate(

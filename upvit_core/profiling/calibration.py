@@ -20,7 +20,7 @@ import numpy as np
 
 from upvit_core.atomic import write_atomically
 from upvit_core.errors import CalibrationError
-from upvit_core.models.shape import ModelShape
+from upvit_core.records.shape import ModelShape
 
 VERSION = 2
 NEAR, FAR = 800 * 192 * 240, 1600 * 384 * 1008

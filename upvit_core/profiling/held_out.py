@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from upvit_core.models.gpt2 import random_inputs
-from upvit_core.models.shape import ModelShape, deit_shape
 from upvit_core.profiling.bench import CLOCKS, DEMO, Progress, random_model
 from upvit_core.profiling.calibrate import calibrate
 from upvit_core.profiling.calibration import Calibration, HeldOutError, scope
 from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
 from upvit_core.profiling.macs import count_macs
 from upvit_core.profiling.throughput import DTYPES
+from upvit_core.records.shape import ModelShape, deit_shape
 
 SLOW = 4e9  # multiply-accumulates of a pass
 

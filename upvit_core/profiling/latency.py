@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from upvit_core.errors import CalibrationError
-from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.calibration import Calibration, geometry, scope
+from upvit_core.records.shape import ModelShape
 
 
 class _Pass:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from upvit_core.models.layout import count_in_layout
-from upvit_core.models.shape import ModelShape
+from upvit_core.records.shape import ModelShape
 
 
 def count_parameters(shape: ModelShape) -> int:

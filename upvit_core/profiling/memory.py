@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from upvit_core.models.shape import ModelShape
 from upvit_core.profiling.macs import count_parameters
+from upvit_core.records.shape import ModelShape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 

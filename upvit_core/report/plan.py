@@ -6,15 +6,15 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from upvit_core.figures.drawing import drawing
+from upvit_core.figures.head_merging import draw_head_merging
 from upvit_core.figures.heatmaps import strips
-from upvit_core.figures.merging import merging
+from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.theme import LIGHT
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.judge import judge_of
 from upvit_core.planning.curves import predicted_loss
-from upvit_core.planning.plan import PruningPlan
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.task import task_of
 from upvit_core.report.page import Page
 from upvit_core.report.provenance import of_machine, of_plan
 
@@ -34,7 +34,7 @@ def counted(plan: PruningPlan) -> list[tuple[str, str]]:
     rows = []
     for name, count in (
         ("Parameters, counted", count_parameters),
-        (f"MACs of one {judge_of(before).item}, counted", count_macs),
+        (f"MACs of one {task_of(before).batch_item}, counted", count_macs),
     ):
         was, now = count(before), count(after)
         rows.append((name, f"{now:,} of {was:,}: {was / now:.2f} times fewer"))
@@ -72,12 +72,12 @@ def default_commands(plan: PruningPlan, model: str, data: str) -> str:
 
 def add_plan(page: Page, plan: PruningPlan, scores: ImportanceScores | None) -> None:
     """The drawing, and over scores the strips and the heads of the first block."""
-    page.chart(drawing(plan.shape_before, LIGHT, plan.shape_after))
+    page.chart(draw_model(plan.shape_before, LIGHT, plan.shape_after))
     if scores is None or scores.basis != plan.basis:
         return
     page.chart(strips(scores, plan, LIGHT))
     if plan.blocks[0].attention.heads != plan.shape_before.blocks[plan.blocks[0].source].num_heads:
-        page.chart(merging(scores, plan, plan.blocks[0].source, LIGHT))
+        page.chart(draw_head_merging(scores, plan, plan.blocks[0].source, LIGHT))
 
 
 def plan_report(
@@ -101,7 +101,7 @@ def plan_report(
     rows = counted(plan)
     if scores is not None and scores.basis == plan.basis:
         removed = predicted_loss(scores, plan)
-        rows.append(("Score removed, summed (estimate of the KL)", f"{removed:.4g} {judge_of(before).nats}"))
+        rows.append(("Score removed, summed (estimate of the KL)", f"{removed:.4g} {task_of(before).nats}"))
     page.pairs([*rows, *((m.name, f"{m.value} · {m.how}") for m in measured)])
     page.heading("What stays")
     page.pairs(widths(plan))

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
 
 PACKAGES = ("torch", "timm", "accelerate", "numpy", "safetensors", "plotly")
 

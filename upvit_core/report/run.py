@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from upvit_core.figures.evaluations import Row, along, on_all
-from upvit_core.figures.lesson import learning
+from upvit_core.figures.evaluations import Row, evaluated_rows, final_full_evaluation
+from upvit_core.figures.learning_curve import learning
 from upvit_core.figures.theme import LIGHT, Chart, axis, drawn
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.judge import IMAGES, TEXT, Judge, judge_of_rows
-from upvit_core.planning.plan import PruningPlan
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.task import IMAGES, TEXT, Task, task_of_rows
 from upvit_core.report.page import Page
 from upvit_core.report.plan import add_plan, counted, widths
 from upvit_core.report.provenance import of_machine, of_plan
@@ -45,29 +45,29 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
     rows, _ = store.read_metrics(run_id)
     page = Page(f"Run: {spec.name}", f"{run.id} · {state.state} · {state.epoch:.2f} of {spec.epochs} epochs")
     page.heading("Numbers")
-    seen, whole = along(rows), on_all(rows)
+    seen, whole = evaluated_rows(rows), final_full_evaluation(rows)
     plan = _plan(run.model / "plan.json", spec.plan)
     told = counted(plan) if plan else []
-    judge = judge_of_rows(rows)
+    task = task_of_rows(rows)
     told += [
-        (f"{judge.name}, {_phase(row)}", _evaluation(row, judge))
+        (f"{task.name}, {_phase(row)}", _evaluation(row, task))
         for row in (seen[:1] + seen[-1:] if len(seen) > 1 else seen)
     ]
-    told += [(f"{judge.name}, {_phase(whole)}, all", _evaluation(whole, judge))] if whole else []
+    told += [(f"{task.name}, {_phase(whole)}, all", _evaluation(whole, task))] if whole else []
     teacher = next((row for row in rows if row.get("phase") == "teacher"), None)
-    told += [(f"{judge.name}, teacher", _evaluation(teacher, judge))] if teacher else []
-    if whole and (theirs := whole.get(f"teacher_{judge.key}")) is not None:
-        told.append((f"{judge.name}, teacher, all", _evaluation({judge.key: theirs, "images": whole["images"]}, judge)))
+    told += [(f"{task.name}, teacher", _evaluation(teacher, task))] if teacher else []
+    if whole and (theirs := whole.get(f"teacher_{task.key}")) is not None:
+        told.append((f"{task.name}, teacher, all", _evaluation({task.key: theirs, "images": whole["images"]}, task)))
     speeds = [row for row in rows if row.get("images_per_s") and row.get("phase") in ("teacher", "surgery")]
     told += [
-        (f"{judge.items.capitalize()}/s, {_phase(row)}", f"{row['images_per_s']:,.0f} on {row.get('device', '?')}")
+        (f"{task.batch_items.capitalize()}/s, {_phase(row)}", f"{row['images_per_s']:,.0f} on {row.get('device', '?')}")
         for row in speeds
     ]
     page.pairs([*told, ("Training", f"{state.step:,} of {state.total_steps:,} steps, {state.seconds:,.0f} s")])
     if seen:
-        goal = teacher[judge.key] if teacher else None if judge is TEXT else state.teacher_top1
-        values = [row[judge.key] for row in seen]
-        page.chart(learning([row["step"] for row in seen], values, goal, LIGHT, judge=judge, height=320))
+        goal = teacher[task.key] if teacher else None if task is TEXT else state.teacher_top1
+        values = [row[task.key] for row in seen]
+        page.chart(learning([row["step"] for row in seen], values, goal, LIGHT, task=task, height=320))
     trained = [row for row in rows if row.get("phase") == "train" and row.get("loss") is not None]
     if trained:
         page.chart(losses(trained))
@@ -108,9 +108,9 @@ def _phase(row: Row) -> str:
     return names.get(str(row["phase"]), f"after {row['step']:,} steps")
 
 
-def _evaluation(row: Row, judge: Judge) -> str:
-    text = judge.told(row[judge.key], 2)
+def _evaluation(row: Row, task: Task) -> str:
+    text = task.format(row[task.key], 2)
     if row.get("images"):
-        text += f" {'of' if judge is IMAGES else 'on'} {row['images']:,} test {judge.samples}"
+        text += f" {'of' if task is IMAGES else 'on'} {row['images']:,} test {task.samples}"
     kl = row.get("kl_teacher")
-    return text + (f"; KL to the teacher {kl:.4g} {judge.nats}" if kl is not None else "")
+    return text + (f"; KL to the teacher {kl:.4g} {task.nats}" if kl is not None else "")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from upvit_core.recipe import FINETUNE_PRESETS, PRESETS, DistillSettings
 from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunSpec
+from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings
 
 
 def commands(run: Run) -> str:

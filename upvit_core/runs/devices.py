@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from upvit_core.runs.files import locked
+from upvit_core.atomic import locked
 
 CGROUP = Path("/sys/fs/cgroup")
 QUERY_SECONDS = 10.0

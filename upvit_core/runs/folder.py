@@ -13,11 +13,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from upvit_core.atomic import write_atomically
+from upvit_core.atomic import append_line, locked, open_plain, write_atomically
 from upvit_core.errors import RunError
 from upvit_core.runs import slurm
-from upvit_core.runs.files import append_line, locked, open_plain
-from upvit_core.runs.process import ProcessIdentity
+from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.spec import HIGHEST, LOWEST, RunSpec, RunState, StateName
 
 NEVER_STARTED_AFTER = 8.0  # seconds; an executor starts the process as soon as the folder is there

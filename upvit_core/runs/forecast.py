@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from upvit_core.recipe import DistillSettings
 from upvit_core.runs.store import RunStore
+from upvit_core.training.settings import DistillSettings
 
 FEWEST = 5
 BESIDE = frozenset(

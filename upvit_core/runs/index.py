@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from upvit_core.runs.process import boot_id
+from upvit_core.runs.pid import boot_id
 from upvit_core.runs.spec import RunSpec, RunState
 
 RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,78}[a-z0-9])?")

@@ -11,7 +11,7 @@ from upvit_core.runs.spec import RunSpec
 
 
 @dataclass(frozen=True)
-class Waiting:
+class QueuedRun:
     """A run that waits for a device; `created` orders the runs of one owner."""
 
     id: str
@@ -20,7 +20,7 @@ class Waiting:
     created: int
 
 
-def fair_order(waiting: Sequence[Waiting], last_turn: Mapping[str, int]) -> list[str]:
+def fair_order(waiting: Sequence[QueuedRun], last_turn: Mapping[str, int]) -> list[str]:
     """Ids in the order in which they get the device.
 
     Within a priority the owner goes first whose last turn is the longest ago (`last_turn` counts turns on the device;
@@ -30,7 +30,7 @@ def fair_order(waiting: Sequence[Waiting], last_turn: Mapping[str, int]) -> list
     now = max(had.values(), default=0)
     order: list[str] = []
     for priority in sorted({run.priority for run in waiting}, reverse=True):
-        lines: dict[str, list[Waiting]] = {}
+        lines: dict[str, list[QueuedRun]] = {}
         for run in sorted((r for r in waiting if r.priority == priority), key=lambda r: (r.created, r.id)):
             lines.setdefault(run.owner, []).append(run)
         while lines:
@@ -43,17 +43,17 @@ def fair_order(waiting: Sequence[Waiting], last_turn: Mapping[str, int]) -> list
     return order
 
 
-def leased(spec: RunSpec) -> tuple[str, ...]:
+def devices_of(spec: RunSpec) -> tuple[str, ...]:
     """The devices that a run holds while it goes on; under Slurm, that of its kind, to count turns by."""
     return lease_names(spec.device, spec.processes if spec.executor == "local" else 1)
 
 
-def last_turns(summaries: Sequence[RunSummary]) -> dict[str, dict[str, int]]:
+def last_turn_by_owner(summaries: Sequence[RunSummary]) -> dict[str, dict[str, int]]:
     """The last turn of every owner, by device."""
     turns: dict[str, dict[str, int]] = {}
     for s in summaries:
         if s.spec is not None and s.state.turn:
-            for device in leased(s.spec):
+            for device in devices_of(s.spec):
                 of_device = turns.setdefault(device, {})
                 of_device[s.spec.owner] = max(of_device.get(s.spec.owner, 0), s.state.turn)
     return turns
@@ -65,15 +65,15 @@ def queues(summaries: Sequence[RunSummary]) -> dict[str, list[str]]:
     Devices that some run wants together share one order. So the first of it is the first on all its devices, and runs
     that each want several never wait for each other in a circle.
     """
-    waiting: dict[str, tuple[Waiting, tuple[str, ...]]] = {}
+    waiting: dict[str, tuple[QueuedRun, tuple[str, ...]]] = {}
     together: dict[str, frozenset[str]] = {}
     for s in summaries:
         if s.spec is not None and s.state.state == "queued" and s.spec.executor == "local":
-            names = leased(s.spec)
-            waiting[s.id] = Waiting(s.id, s.spec.owner, s.priority, s.spec.created), names
+            names = devices_of(s.spec)
+            waiting[s.id] = QueuedRun(s.id, s.spec.owner, s.priority, s.spec.created), names
             joined = frozenset[str]().union(names, *(together.get(name, ()) for name in names))
             together |= dict.fromkeys(joined, joined)
-    turns = last_turns(summaries)
+    turns = last_turn_by_owner(summaries)
     order: dict[str, list[str]] = {}
     for group in set(together.values()):
         had: dict[str, int] = {}

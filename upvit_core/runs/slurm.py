@@ -36,7 +36,7 @@ AGAIN = "Slurm will start it again"
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A line of `squeue`; `state` in Slurm's words, `why` it waits, `nodes` it runs on."""
 
     id: str
@@ -51,14 +51,16 @@ class _Listing:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.jobs: dict[str, Job] = {}
+        self.jobs: dict[str, SlurmJob] = {}
         self.at = float("-inf")
 
-    def find(self, job: str, *, fresh: bool = False) -> Job | None:
+    def find(self, job: str, *, fresh: bool = False) -> SlurmJob | None:
         with self.lock:
             if fresh or time.monotonic() - self.at > LOOK_SECONDS:
                 lines = _run("squeue", "--me", "--noheader", "--format=%i|%j|%T|%r|%N").splitlines()
-                found = (Job(*(part.strip() for part in line.split("|", 4))) for line in lines if line.count("|") >= 4)
+                found = (
+                    SlurmJob(*(part.strip() for part in line.split("|", 4))) for line in lines if line.count("|") >= 4
+                )
                 self.jobs, self.at = {job.id: job for job in found}, time.monotonic()
             return self.jobs.get(job)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from upvit_core.errors import RunError, first_fault
-from upvit_core.recipe import DistillSettings
+from upvit_core.training.settings import DistillSettings
 
 StateName = Literal["queued", "running", "paused", "done", "failed", "cancelled", "interrupted"]
 ACTIVE: tuple[StateName, ...] = ("queued", "running")

@@ -17,13 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from upvit_core.atomic import write_atomically
+from upvit_core.atomic import locked, open_plain, read_lines, write_atomically
 from upvit_core.errors import RunError
 from upvit_core.runs import slurm
-from upvit_core.runs.files import locked, open_plain, read_lines
 from upvit_core.runs.folder import Run, RunSummary, ended, priority_of, read_small, read_state, true_state, worker_of
 from upvit_core.runs.index import RUN_ID, Entry, Index
-from upvit_core.runs.queue import last_turns, queues
+from upvit_core.runs.queue import last_turn_by_owner, queues
 from upvit_core.runs.spec import HIGHEST, LOWEST, RESUMABLE, RunSpec, RunState, StateName
 
 LOG_TAIL_BYTES = 65536
@@ -109,7 +108,7 @@ class RunStore:
 
     def next_turn(self, device: str) -> int:
         """The number of the turn that begins now, to be asked by who holds the device."""
-        return 1 + max(last_turns(self._summaries()).get(device, {}).values(), default=0)
+        return 1 + max(last_turn_by_owner(self._summaries()).get(device, {}).values(), default=0)
 
     def prioritise(self, run_id: str, priority: int) -> None:
         """Change the place of a run in its queue. Raises RunError where the priority is none."""

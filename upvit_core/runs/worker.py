@@ -23,17 +23,17 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from upvit_core.atomic import sweep_temporaries
 from upvit_core.errors import LimitError, RunError, UPViTError
-from upvit_core.processes import process_count, rank
+from upvit_core.ranks import process_count, rank
 from upvit_core.runs import slurm
-from upvit_core.runs.control import SPARE_BYTES, Control, lost_another, sentence_of
 from upvit_core.runs.devices import leases, show_only
-from upvit_core.runs.files import sweep_temporaries
-from upvit_core.runs.fit import fit
 from upvit_core.runs.folder import Run, read_state
-from upvit_core.runs.followers import FAULT_FILE, fault_of, follow, followers
-from upvit_core.runs.process import ProcessIdentity
-from upvit_core.runs.queue import leased
+from upvit_core.runs.helper_ranks import FAULT_FILE, fault_of, follow, followers
+from upvit_core.runs.memory_check import check_memory
+from upvit_core.runs.pid import ProcessIdentity
+from upvit_core.runs.queue import devices_of
+from upvit_core.runs.reporter import SPARE_BYTES, Control, error_message, peer_lost
 from upvit_core.runs.store import RunStore
 
 QUEUE_POLL_SECONDS = 0.3
@@ -48,7 +48,7 @@ def device_held(control: Control, store: RunStore) -> Iterator[None]:
     if control.run.spec.executor == "slurm":
         yield
         return
-    names = leased(control.run.spec)
+    names = devices_of(control.run.spec)
     waiting = False
     while True:
         control.check()
@@ -64,7 +64,7 @@ def device_held(control: Control, store: RunStore) -> Iterator[None]:
 
 def warn_of_memory(control: Control) -> None:
     """Say so where the run will hardly fit. Raises RunError where the CPU has no room: Linux kills what tries."""
-    expected = fit(control.run.spec)
+    expected = check_memory(control.run.spec)
     if expected is None or not expected.sentence:
         return
     if expected.parts is None and expected.device.name == "cpu":
@@ -113,13 +113,13 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
         spare.write_bytes(bytes(SPARE_BYTES))
         control.update(now=True, stage="waiting for the device")
         with device_held(control, store):
-            control.has_device(max(map(store.next_turn, leased(run.spec))))
+            control.has_device(max(map(store.next_turn, devices_of(run.spec))))
             warn_of_memory(control)
             if process_count() == 1:
                 show_only(run.spec.device, run.spec.processes)
             (run.folder / FAULT_FILE).unlink(missing_ok=True)
             with followers(control):
-                from upvit_core.runs.jobs import do_run
+                from upvit_core.runs.train import do_run
 
                 do_run(run, control)
         ended = {"state": "done", "error": ""}
@@ -138,13 +138,13 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
                 "state": "interrupted",
                 "error": "Its process was asked to end; Resume goes on from the last checkpoint.",
             }
-        elif not fault_of(run) and lost_another(error):
+        elif not fault_of(run) and peer_lost(error):
             ended = {
                 "state": "interrupted",
                 "error": "Another process of the run ended; Resume goes on from the last checkpoint.",
             }
         else:
-            ended = {"state": "failed", "error": fault_of(run) or sentence_of(error, run.folder)}
+            ended = {"state": "failed", "error": fault_of(run) or error_message(error, run.folder)}
             with suppress(OSError):
                 traceback.print_exc()
     spare.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ import typer
 
 from tests.benchmarks.basis.setting import Setting
 from tests.benchmarks.report import publish
-from upvit_core.basis.slice import Basis, basis_for, channel_basis
+from upvit_core.pruning.basis.slice import Basis, basis_for, channel_basis
 
 app = typer.Typer(help=__doc__, rich_markup_mode=None)
 Teacher = Annotated[str, typer.Option(help="demo, or a folder")]
@@ -161,7 +161,7 @@ def metrics(
     from dataclasses import replace
 
     from tests.benchmarks.basis.metrics import METRICS, by_fisher
-    from upvit_core.planning.select import plan_uniform
+    from upvit_core.planning.ratios import plan_uniform
 
     setting, rows = Setting(teacher, data, images, seed), Rows(out)
     own, like = setting.stats, next(setting.loaded.model.parameters())

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from tests.tiny import TensorProxy
-from upvit_core.basis import directions_scores, gather, prune_directions
-from upvit_core.models.adapt import adapt
-from upvit_core.models.build import build_model
-from upvit_core.models.shape import deit_shape
-from upvit_core.planning.select import plan_uniform
-from upvit_core.repair import repair
+from tests.support.tiny import TensorProxy
+from upvit_core.models.build import adapt, build_model
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.pruning.basis import collect_statistics, directions_scores, prune_directions
+from upvit_core.pruning.repair import repair
+from upvit_core.records.shape import deit_shape
 
 
 def spent_at(size: str, images: int) -> list[dict[str, Any]]:
@@ -37,7 +36,7 @@ def spent_at(size: str, images: int) -> list[dict[str, Any]]:
         print(rows[-1], flush=True)
         return result
 
-    stats = timed("statistics", lambda: gather(adapter, proxy, batch_size=8))
+    stats = timed("statistics", lambda: collect_statistics(adapter, proxy, batch_size=8))
     scores = timed("scores of directions", lambda: directions_scores(adapter, proxy, stats, batch_size=8))
     plan = plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5, snap=True, basis="directions")
     student = timed("cut", lambda: prune_directions(model, shape, plan, stats))

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from upvit_core.basis import ProxyStatistics
-from upvit_core.basis.fold import load
-from upvit_core.basis.statistics import output_directions
-from upvit_core.basis.stream import Stream
 from upvit_core.importance.criterion import Proxy, frozen
+from upvit_core.pruning.basis import ProxyStatistics
+from upvit_core.pruning.basis.fold import load
+from upvit_core.pruning.basis.statistics import output_directions
+from upvit_core.pruning.basis.stream import Stream
 
 METRICS = ("activations", "gradients", "both", "product", "reading")
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.basis.setting import Setting
-from upvit_core.planning.plan import Kept, PruningPlan
-from upvit_core.repair.layer_fit import LayerRepair, LinearFit
+from upvit_core.pruning.repair.layer_fit import LayerRepair, LinearFit
+from upvit_core.records.plan import Kept, PruningPlan
 
 ALIKE_IMAGES = 200
 WITHOUT: dict[str, tuple[str, ...]] = {

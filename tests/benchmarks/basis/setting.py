@@ -10,17 +10,18 @@ from functools import cached_property
 
 from torch import Tensor, nn
 
-from upvit_core.basis import Basis, ProxyStatistics, directions_scores, gather, prune_directions
 from upvit_core.data import ProxySet, draw_proxy, open_images
 from upvit_core.evaluation import evaluate, predict
 from upvit_core.importance.score import score
-from upvit_core.importance.scores import ImportanceScores
-from upvit_core.models.adapt import adapt
-from upvit_core.models.checkpoint import DEMO_FOLDER, LoadedModel, load_model
-from upvit_core.planning.plan import PruningPlan
-from upvit_core.planning.select import plan_uniform
-from upvit_core.repair import repair
-from upvit_core.surgery import prune
+from upvit_core.models.build import adapt
+from upvit_core.models.checkpoint import LoadedModel, load_model
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.pruning.basis import Basis, ProxyStatistics, collect_statistics, directions_scores, prune_directions
+from upvit_core.pruning.repair import repair
+from upvit_core.pruning.surgery import prune
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Setting:
     @cached_property
     def stats(self) -> ProxyStatistics:
         with self.spent.on("statistics"):
-            return gather(adapt(self.loaded.model, self.loaded.shape), self.proxy)
+            return collect_statistics(adapt(self.loaded.model, self.loaded.shape), self.proxy)
 
     @cached_property
     def channels(self) -> ImportanceScores:

@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 from tests.benchmarks.basis.setting import Setting
 from upvit_core.data import open_images
-from upvit_core.distillation import Distillation, distill, make_accelerator
 from upvit_core.evaluation import evaluate
 from upvit_core.models.checkpoint import build_model, save_model
-from upvit_core.models.shape import BlockShape, ModelShape
-from upvit_core.recipe import PRESETS
-from upvit_core.training_batches import TrainingBatches, batch_source, shift_and_flip
+from upvit_core.records.shape import BlockShape, ModelShape
+from upvit_core.training.batches import TrainingBatches, batch_source, shift_and_flip
+from upvit_core.training.distillation import Distillation, distill, make_accelerator
+from upvit_core.training.settings import PRESETS
 
 CIFAR = ModelShape("cifar teacher", 96, (BlockShape(6, 96, 384),) * 6, (32, 32), (4, 4), 3, 10)
 CIFAR_CFG: dict[str, Any] = {

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Mapping
 
 from upvit_core.errors import RunError
-from upvit_core.processes import python_path
+from upvit_core.ranks import python_path
 from upvit_core.runs.executors.queueing import queued
 from upvit_core.runs.folder import Run
-from upvit_core.runs.process import ProcessIdentity
+from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.spec import RunState
 from upvit_core.runs.store import RunStore
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from upvit_core.errors import RunError
-from upvit_core.processes import python_path
+from upvit_core.ranks import python_path
 from upvit_core.runs.executors.queueing import queued
 from upvit_core.runs.folder import Run
 from upvit_core.runs.slurm import available
@@ -30,7 +30,7 @@ class SlurmWorker:
     folder: str
 
     def __call__(self) -> int:
-        from upvit_core.processes import rank
+        from upvit_core.ranks import rank
         from upvit_core.runs.worker import output_to, start
 
         if int(os.environ.get("SLURM_NTASKS", "1")) > 1:

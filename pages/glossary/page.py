@@ -1,0 +1,28 @@
+"""Glossary: every exact term that a page uses, in plain words and exactly, with the page that shows it."""
+
+from html import escape
+
+import streamlit as st
+
+from pages.widgets import frame
+from pages.widgets.terms import TERMS
+
+PLACES = {"explore/model": "Model", "explore/importance": "Importance", "explore/tradeoff": "Trade-off",
+          "run/runs": "Runs", "learn/method": "Method"}  # fmt: skip
+TO_TERM = """<script>
+const place = document.getElementById(decodeURIComponent(window.location.hash.slice(1)));
+if (place) { place.scrollIntoView({block: "center"}); place.focus(); }
+</script>"""
+
+with frame.page("Glossary", "Every exact term of these pages: in plain words, exactly, and where it is seen."):
+    frame.current()
+    rows = []
+    for term in sorted(TERMS, key=lambda term: term.name.casefold()):
+        page = term.page.removeprefix("pages/").removesuffix(".py")
+        where = f'<a href="{page.rsplit("/", 1)[1]}">{PLACES[page]}</a>'
+        rows.append(
+            f'<dt id="term-{term.key}" tabindex="-1">{escape(term.name)}</dt><dd>{escape(term.plain)}'
+            f'<span class="exact">{escape(term.exact)}</span><span class="exact">Seen on {where}.</span></dd>'
+        )
+    st.html(f'<dl class="glossary">{"".join(rows)}</dl>')
+    st.html(TO_TERM, unsafe_allow_javascript=True)

@@ -1,0 +1,107 @@
+"""The last step of Method: a small real run, from surgery to recovery in class time, its curve live."""
+
+from __future__ import annotations
+
+import json
+
+import streamlit as st
+
+from pages.services import block_removals, evaluation, folders, launch, open_model, recipes, scoring, slider_state
+from pages.services.open_model import OpenModel
+from pages.widgets import charts, progress
+from upvit_core import units
+from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
+from upvit_core.figures.learning_curve import learning
+from upvit_core.planning.what_if import WhatIf
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.task import task_of, task_of_rows
+from upvit_core.runs.executors import executor_for
+from upvit_core.runs.spec import RunSpec
+from upvit_core.runs.store import RunStore
+from upvit_core.training.settings import PRESETS
+
+
+def say(text: str) -> None:
+    st.html(f'<div class="lesson">{text}</div>')
+
+
+def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -> None:
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    spec = evaluation.image_spec(model)
+    now = slider_state.current(model.shape)
+    found, finding = scoring.planning(model, scores, now, spec)
+    ready = model.has_weights and found is not None and bool(spec)
+    run_id = st.session_state.get(f"lesson-run {model.source}")
+    with text:
+        say(
+            "<p>Right after the cut the thin model is confused. So it goes back to school, and the original is the "
+            "teacher:</p>"
+            "<div class='equation'>L = CE( y, p ) + α · KL( q ‖ p )</div>"
+            "<p>be right about the label y, <i>and</i> answer as the teacher does (q).</p>"
+        )
+        epochs = st.slider(
+            "Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed."
+        )
+        if st.button("Teach it", type="primary", icon=":material/school:", disabled=not ready, key="lesson-start"):
+            st.session_state[f"lesson-run {model.source}"] = start_lesson(model, found, now, int(epochs), spec)
+            st.rerun()
+        if finding is not None and finding.active:
+            progress.progress(finding)
+        elif not ready:
+            st.caption(f"Needs weights, scores and {task_of(model.shape).data}. The demo has them all.")
+    with picture:
+        if run_id is None:
+            st.info(
+                f"The curve of this lesson will be here: {task_of(model.shape).name.lower()} right after the cut, "
+                "then moving towards the teacher."
+            )
+            return
+        watch(run_id, height)
+
+
+def start_lesson(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf, epochs: int, spec: str) -> str:
+    """Start a small real run; returns its id."""
+    plan = what_if.plan(scores if scores is not None else open_model.no_scores(model.shape), block_removals.records())
+    order = RunSpec(
+        name=f"Lesson: {model.name} "
+             f"{what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=spec,
+        repair=what_if.repair, epochs=epochs, settings=PRESETS[recipes.usual(model, what_if)], owner=launch.owner(),
+    )  # fmt: skip
+    store = RunStore(folders.runs())
+    run = store.create(order)
+    executor_for(store, order).submit(run)
+    return run.id
+
+
+def watch(run_id: str, height: int) -> None:
+    """The run's curve, live while it runs."""
+    store = RunStore(folders.runs())
+    active = store.state(run_id).is_active
+
+    @st.fragment(run_every=2.0 if active else None)
+    def live() -> None:
+        state = store.state(run_id)
+        if active and not state.is_active:
+            st.rerun()
+        rows, _ = store.read_metrics(run_id)
+        task = task_of_rows(rows)
+        seen, whole = evaluated_rows(rows, task.key), final_full_evaluation(rows)
+        left = units.duration(state.seconds_left)
+        doing = state.stage or state.state
+        st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
+        chart = learning(
+            [row["step"] for row in seen],
+            [row[task.key] for row in seen],
+            next((row[task.key] for row in rows if row.get("phase") == "teacher"), None),
+            charts.theme(),
+            task=task,
+            height=height - 70,
+        )
+        charts.show(charts.enlarged(chart), f"lesson-learning-{len(seen)}")
+        if whole is not None and seen:
+            st.caption(
+                f"The line is of {seen[0]['images']:,} test {task.samples}; on all {whole['images']:,} the end is "
+                f"{task.format(whole[task.key])}."
+            )
+
+    live()

@@ -1,0 +1,100 @@
+"""The panel "Open another": a timm name, a file or folder, an upload, published scores."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import streamlit as st
+
+from pages.services import folders, limits, open_model
+from upvit_core.errors import CheckpointError, UPViTError
+
+WAYS = ("timm", "File", "Upload", "Published")
+LONGEST_NAME = 80
+SUFFIXES = ["pth", "pt", "bin", "safetensors"]
+
+
+def panel() -> None:
+    """Draw the panel; what is chosen there is opened on the next run."""
+    with st.container(border=True, key="open-another"):
+        st.markdown("**Open another**")
+        ways = [way for way in WAYS if way != "Upload" or limits.limits().uploads]
+        way = st.segmented_control(
+            "From", ways, default=WAYS[0], key="way", label_visibility="collapsed", required=True
+        )
+        {WAYS[0]: _timm, WAYS[1]: _path, WAYS[2]: _upload, WAYS[3]: _published}[way]()
+        if st.session_state.get(open_model.KEY, "demo") != "demo":
+            st.button("Back to the demo", icon=":material/home:", on_click=_choose, args=("demo",), type="tertiary")
+
+
+def _choose(source: str) -> None:
+    st.session_state[open_model.KEY] = source
+
+
+def _open(source: str) -> None:
+    """Open at once what can be, so that a mistake is told here and the page keeps what it shows."""
+    try:
+        open_model.peek(source)
+    except UPViTError as error:
+        st.error(str(error))
+        return
+    _choose(source)
+    st.rerun()
+
+
+def _timm() -> None:
+    with st.form("timm", border=False):
+        name = st.text_input(
+            "Name", placeholder="deit_small_patch16_224", help="Any ViT, DeiT or PVTv2 that timm knows."
+        )
+        weights = st.checkbox(
+            "With pretrained weights", value=True, help="Without them only widths and costs can be shown."
+        )
+        if st.form_submit_button("Open") and name.strip():
+            _open(name.strip() if weights else open_model.WITHOUT_WEIGHTS + name.strip())
+
+
+def _path() -> None:
+    with st.form("path", border=False):
+        path = st.text_input(
+            "Path on the machine that runs this app", placeholder="/models/deit_base.pth",
+            help="A checkpoint of DeiT, timm or Hugging Face; a folder of timm or of this studio; a scores file; "
+                 "hf-hub:owner/name.",
+        )  # fmt: skip
+        heads = st.number_input(
+            "Heads (0: as the file says)", 0, 64, 0,
+            help="No tensor holds the number of heads. Where no config tells it, heads of 64 channels are assumed.",
+        )  # fmt: skip
+        if st.form_submit_button("Open") and path.strip():
+            _open(path.strip() + (f"{open_model.HEADS}{heads}" if heads else ""))
+
+
+def _upload() -> None:
+    file = st.file_uploader("Checkpoint or scores file", SUFFIXES, help="Read without running any code from it.")
+    if file is None:
+        return
+    content = file.getbuffer()
+    name = f"{hashlib.sha256(content).hexdigest()[:16]}-{Path(file.name).name[-LONGEST_NAME:]}"
+    place = folders.uploads() / name
+    if not place.exists():
+        temporary = place.with_suffix(".part")
+        temporary.write_bytes(content)
+        temporary.replace(place)
+    if st.session_state.get(open_model.KEY) != str(place) and st.button(f"Open {Path(file.name).name}"):
+        _open(str(place))
+
+
+def _published() -> None:
+    with st.form("published", border=False):
+        folder = st.text_input(
+            "Folder with the published score files", value=st.session_state.get("published-folder", ""),
+            placeholder="/data/up-vit-scores-2k",
+            help="One number a line, as released with the letter: …neck_768…, …attn_768_kl_3…, …ffn_3072_kl_3….txt",
+        )  # fmt: skip
+        if st.form_submit_button("Open") and folder.strip():
+            if not Path(folder.strip()).expanduser().is_dir():
+                raise CheckpointError(
+                    f"There is no folder {folder.strip()}; give the folder that holds the score files."
+                )
+            _open(open_model.PUBLISHED + folder.strip())

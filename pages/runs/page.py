@@ -1,0 +1,252 @@
+"""Runs: thinner models that learn from the original, live; start, watch, compare, take away."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
+
+from pages.runs import both_bases, live_charts, table
+from pages.services import evaluation, folders, launch, recipes, run_data, scoring, slider_state
+from pages.widgets import charts, frame, progress, run_actions
+from upvit_core.figures.runs import Quantity, RunCurve, judged_by, speed_table, step_table
+from upvit_core.records.task import task_of_rows
+from upvit_core.runs.commands import commands
+from upvit_core.runs.spec import RESUMABLE
+from upvit_core.runs.store import RunStore, RunSummary
+
+REFRESH = "2s"
+SHOWN = 10
+LISTED = 12
+LOG_LINES = 14
+STYLE = """<style>
+[class*="st-key-run-"] { gap: 0.1rem; }
+.run { margin-bottom: 0.35rem; }
+.run .words { font-size: 0.92rem; opacity: 0.9; font-variant-numeric: tabular-nums; }
+.run .track { height: 7px; border-radius: 4px; background: rgba(128, 136, 148, 0.28); overflow: hidden; }
+.run .done { height: 100%; border-radius: 4px; }
+</style>"""
+
+
+def shown_key(run_id: str) -> str:
+    return f"show-{run_id}"
+
+
+@dataclass
+class Slots:
+    """Places on the page that change while runs go on."""
+
+    bars: dict[str, DeltaGenerator] = field(default_factory=dict)
+    devices: DeltaGenerator | None = None
+    log: DeltaGenerator | None = None
+    log_of: str = ""
+
+
+def run_list(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> list[RunSummary]:
+    """Runs, newest first, a state word and a bar each; returns those that are ticked."""
+    label, colour = run_data.names(summaries), run_data.colours(summaries)
+    chosen = []
+    every = st.toggle(f"Show all {len(summaries)}", key="every-run") if len(summaries) > LISTED else False
+    for place, summary in enumerate(summaries if every else summaries[:LISTED]):
+        st.session_state.setdefault(shown_key(summary.id), place < SHOWN)
+        with st.container(key=f"run-{summary.id}"):
+            with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+                if st.checkbox(label[summary.id], key=shown_key(summary.id)):
+                    chosen.append(summary)
+                run_actions.button_of(store, summary)
+            if summary.state.is_active:
+                slots.bars[summary.id] = st.empty()
+            else:
+                st.html(bar(summary, colour[summary.id]))
+            if summary.state.state == "failed" and summary.state.error:
+                st.caption(summary.state.error)
+            elif summary.state.is_active and summary.state.note:
+                st.caption(summary.state.note)
+    slots.devices = st.empty()
+    return chosen
+
+
+def bar(summary: RunSummary, colour: str) -> str:
+    """A state word over a bar in the run's colour."""
+    stopping = "stopping" if run_actions.is_stopping(summary.id) else ""
+    stopping = stopping or ("pausing" if run_actions.is_pausing(summary.id) else "")
+    text, percent = run_data.state_words(summary.state, stopping=stopping), round(100 * summary.state.progress)
+    return (
+        f'<div class="run"><div class="words">{escape(text)}</div><div class="track" role="progressbar" '
+        f'aria-label="{escape(text)}" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100">'
+        f'<div class="done" style="width: {percent}%; background: {colour}"></div></div></div>'
+    )
+
+
+def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> live_charts.View:
+    """The charts, and what can be chosen about them."""
+    sources = list(dict.fromkeys(curve.data for curve in curves))  # the newest run's first
+    of = ""
+    with st.container(horizontal=True):
+        if len(sources) > 1:
+            if st.session_state.get("tested-on") not in sources:
+                st.session_state["tested-on"] = sources[0]
+            of = st.segmented_control(
+                "Tested on", sources, format_func=lambda data: Path(data.partition("#")[0]).name or data,
+                required=True, wrap=True, key="tested-on", label_visibility="collapsed",
+                help="Runs that learn from different images or texts are tested on different ones: what they reach "
+                "does not compare, and stands on an axis of its own.",
+            )  # fmt: skip
+        relative = st.toggle(
+            "Relative to the teacher", key="relative-speed",
+            help="Each run measures its teacher and its student in turns, so their ratio does not depend on what else "
+            "the machine was doing.",
+        )  # fmt: skip
+        published = imagenet and st.toggle(
+            "Published points", key="published-points",
+            help="Titan Xp, batch 32: another device, so compare shapes of curves, not speeds.",
+        )  # fmt: skip
+    live_charts.charts(store, curves)
+    drawn = [curve for curve in curves if not of or curve.data == of]
+    task = judged_by(drawn)
+    tables: dict[str, tuple[str, Quantity]] = {"loss": ("Loss", "loss"), "top1": (task.name, task.key)}
+    if any(row.get("features") is not None for curve in drawn for row in curve.rows):
+        tables["loss-feature"] = ("Last feature", "features")
+    with st.container(horizontal=True):
+        charts.table_button(speed_table(drawn, relative=relative), "speed", "Speed (CSV)")
+        for key, (name, quantity) in tables.items():
+            charts.table_button(step_table(drawn, quantity), key, f"{name} (CSV)")
+    return live_charts.View(relative, published, of)
+
+
+def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> None:
+    """The log of one run, and what can be done with it."""
+    label = run_data.names(summaries)
+    readable = [summary.id for summary in summaries if summary.spec is not None]
+    if not readable:
+        return
+    active = next((s.id for s in summaries if s.state.state == "running"), readable[0])
+    if st.session_state.get("one-run") not in readable:
+        st.session_state["one-run"] = active
+    run_id = st.selectbox("One run", readable, format_func=label.__getitem__, key="one-run")
+    run = run_actions.get(store, run_id)
+    if run is None:
+        return
+    state = next(s.state for s in summaries if s.id == run_id)
+    left, right = st.columns([0.68, 0.32])
+    with left:
+        if state.state in RESUMABLE and state.error:
+            st.warning(state.error)
+        if state.note:
+            st.info(state.note, icon=":material/memory:")
+        if state.place:
+            st.caption(state.place)
+        slots.log, slots.log_of = st.empty(), run_id
+    with right:
+        if state.state == "queued":
+            run_actions.priority_box(store, next(s for s in summaries if s.id == run_id))
+        if run.model.is_dir():
+            run_actions.downloads(run, task_of_rows(run_data.rows()(store, run_id)))
+        if not run.spec.settings.from_scratch:
+            run_actions.baseline_button(store, run)
+        run_actions.run_button(store, run)
+        with st.popover("Copy command", icon=":material/terminal:", width="stretch"):
+            st.code(commands(run), language=None, wrap_lines=True, width=560)
+        with st.popover("Settings", icon=":material/tune:", width="stretch"):
+            st.json(run.spec.model_dump(exclude={"plan"}, exclude_none=True), expanded=1)
+
+
+def structure(store: RunStore, summaries: Sequence[RunSummary], drawn: Sequence[str]) -> object:
+    """What the page is built on; while this stays, only what `tick` draws changes."""
+    stopping = [run_actions.is_stopping(s.id) or run_actions.is_pausing(s.id) for s in summaries if s.state.is_active]
+    points = [run_data.rows().known(store, run) for run in drawn]
+    return (
+        [(s.id, s.state.state, s.state.error, s.state.note, s.state.place, s.priority) for s in summaries],
+        stopping,
+        [(known.count["evals"], known.count["marks"], known.of_text) for known in points],
+    )
+
+
+def body(store: RunStore) -> None:
+    """The page; what changes while runs go on is drawn again by `tick`, the rest when someone does something."""
+    summaries, slots = store.list(), Slots()
+    if st.session_state.get("runs-active", False) != any(s.state.is_active for s in summaries):
+        st.rerun()
+    run_actions.said()
+    left, right = st.columns([0.29, 0.71], gap="medium")
+    with left:
+        chosen = run_list(store, summaries, slots)
+    drawn = [s.id for s in chosen[:SHOWN] if s.spec is not None]
+    with right:
+        curves = run_data.curves(store, chosen[:SHOWN], summaries)
+        shapes = [run_data.shape_of(store, s.id, s.spec) for s in chosen if s.spec is not None]
+        view = pictures(store, curves, any(shape is not None and shape.num_classes == 1000 for shape in shapes))
+        both_bases.panel(store, chosen[:SHOWN], curves)
+    if len(chosen) > SHOWN:
+        st.caption(f"{len(chosen)} runs are ticked; the newest {SHOWN} of them are drawn.")
+    table.table(store, chosen, summaries)
+    one_run(store, summaries, slots)
+    built = structure(store, summaries, drawn)
+
+    def tick() -> None:
+        now = store.list()
+        going = {s.id for s in now if s.state.is_active}
+        live_charts.feed(store, view, going)
+        if structure(store, now, drawn) != built:
+            st.rerun()
+        colour = run_data.colours(now)
+        for summary in now:
+            if summary.id in slots.bars:
+                slots.bars[summary.id].html(bar(summary, colour[summary.id]))
+        if slots.devices is not None:
+            with slots.devices.container():
+                run_actions.device_lines(now)
+        if slots.log is not None:
+            text = "\n".join(store.tail_log(slots.log_of, LOG_LINES))
+            slots.log.code(text or "Nothing is logged yet.", language=None, height=300)
+
+    active = any(s.state.is_active for s in summaries)
+    st.fragment(tick, run_every=REFRESH if active else None)()
+
+
+def nothing_yet() -> None:
+    """What will be here, and the button that fills it."""
+    frame.awaited(
+        "Each thinner model that learns from its original will be a point here: how fast it is, and how good it "
+        "becomes.",
+        icon=":material/model_training:",
+    )
+    model = frame.current()
+    scores = scoring.current(model)
+    now = slider_state.current(model.shape)
+    spec = evaluation.image_spec(model)
+    if model.has_weights and scores is not None and spec:
+        found, finding = scoring.planning(model, scores, now, spec)
+        if finding is not None and finding.active:
+            progress.progress(finding)
+        if st.button(
+            f"Distil {model.name} at {now.words}", type="primary", icon=":material/play_arrow:", key="first-run",
+            disabled=found is None,
+        ):  # fmt: skip
+            launch.start_runs(model, scores, [now], recipes.asked(model))
+    else:
+        st.markdown("Open a model with weights and scores first, then choose a plan.")
+    frame.page_link("pages/tradeoff/page.py", "Choose a plan on Trade-off")
+
+
+with frame.page(
+    "Runs",
+    "Thinner models learning from the original: how fast, how accurate, live.",
+    "Loss: cross-entropy on the labels plus α times the KL-divergence from the original's answer (Eq. 2 of the "
+    "letter). A run is a process of its own: it goes on when this page is closed.",
+):
+    store = RunStore(folders.runs())
+    summaries = store.list()
+    if summaries:
+        st.html(STYLE)
+        st.session_state["runs-active"] = any(summary.state.is_active for summary in summaries)
+        st.fragment(body)(store)
+        if asked := st.session_state.get(run_actions.ASKED):
+            run_actions.confirm(store, run_data.names(summaries).get(asked, asked))
+        frame.current()
+    else:
+        nothing_yet()

@@ -1,0 +1,93 @@
+"""Runs side by side in numbers: differences to the teacher and to the same shape from scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+
+from pages.services import run_data
+from upvit_core import units
+from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
+from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.task import TEXT, task_of_rows
+from upvit_core.runs.store import RunStore, RunSummary
+
+MOST = 10
+FORMATS = {
+    "After surgery, %": "%.2f", "Top-1 now, %": "%.2f", "to the teacher": "%+.2f", "to scratch": "%+.2f",
+    "Perplexity after surgery": "%.2f", "Perplexity now": "%.2f",
+    "KL, nats": "%.4f", "Images/s": "%.0f", "Blocks/s": "%.0f", "× teacher": "%.2f", "Test images": "%d",
+    "Test tokens": "%d", "Top-1 on all, %": "%.2f", "Perplexity on all": "%.2f", "All": "%d",
+}  # fmt: skip
+PERPLEXITY = {"Perplexity after surgery", "Perplexity now", "Test tokens", "Perplexity on all"}
+OF_IMAGES = {"After surgery, %", "Top-1 now, %", "to the teacher", "to scratch", "Test images", "Top-1 on all, %"}
+ON_ALL = {"Top-1 on all, %", "Perplexity on all", "All"}
+
+
+def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSummary]) -> None:
+    """Up to ten runs side by side; differences to the teacher and to the same shape from scratch."""
+    label = run_data.names(every)
+    lines = []
+    for summary in chosen[:MOST]:
+        if summary.spec is None:
+            continue
+        rows = run_data.rows()(store, summary.id)
+        teacher = next((row for row in rows if row.get("phase") == "teacher"), {})
+        surgery = next((row for row in rows if row.get("phase") == "surgery"), {})
+        last, whole = next(iter(evaluated_rows(rows)[::-1]), {}), final_full_evaluation(rows)
+        scratch = run_data.baseline_of(summary, every, store)
+        shape = run_data.shape_of(store, summary.id, summary.spec)
+        of_text = task_of_rows(rows) is TEXT
+        top1, now = None if of_text else last.get("top1"), summary.state
+        fresh = [] if scratch is None else evaluated_rows(run_data.rows()(store, scratch.id))[-1:]
+        baseline = fresh[0]["top1"] if fresh and fresh[0].get("images") == last.get("images") else None
+        against = teacher.get("top1")
+        lines.append(
+            {
+                "Run": label[summary.id],
+                "Plan": run_data.plan_words(summary.spec),
+                "Parameters": units.short(count_parameters(shape)) if shape else "",
+                "MACs": units.short(count_macs(shape)) if shape else "",
+                "After surgery, %": None if of_text else surgery.get("top1"),
+                "Top-1 now, %": top1,
+                "to the teacher": None if top1 is None or against is None else top1 - against,
+                "to scratch": None if top1 is None or baseline is None else top1 - baseline,
+                "Perplexity after surgery": surgery.get("perplexity"),
+                "Perplexity now": last.get("perplexity"),
+                "KL, nats": last.get("kl_teacher"),
+                "Images/s": surgery.get("images_per_s"),
+                "× teacher": surgery.get("speedup"),
+                "Test images": None if of_text else last.get("images"),
+                "Test tokens": last.get("images") if of_text else None,
+                "Top-1 on all, %": None if of_text or whole is None else whole["top1"],
+                "Perplexity on all": None if whole is None else whole.get("perplexity"),
+                "All": None if whole is None else whole["images"],
+                "Epochs": round(last.get("epoch", now.epoch), 2),
+                "Seconds": round(last.get("seconds", now.seconds)),
+            }
+        )  # fmt: skip
+    if lines:
+        told = [line for line in lines if line["Perplexity now"] is not None or line["Top-1 now, %"] is not None]
+        texts = [line["Perplexity now"] is not None for line in told]
+        of_text = bool(texts) and all(texts)
+        hidden = OF_IMAGES if of_text else set() if any(texts) else PERPLEXITY
+        hidden = hidden | (set() if any(line["All"] is not None for line in lines) else ON_ALL)
+        speed = {"Images/s": "Blocks/s"} if of_text else {}
+        lines = [{speed.get(n, n): value for n, value in line.items() if n not in hidden} for line in lines]
+        numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
+        st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
+        devices = sorted(
+            {
+                str(row.get("device"))
+                for s in chosen[:MOST]
+                for row in run_data.rows()(store, s.id)[:2]
+                if row.get("device")
+            }
+        )
+        if devices:
+            st.caption(
+                f"{'Blocks' if of_text else 'Images'}/s measured on {', '.join(devices)}, teacher and "
+                "student in turns." + ("" if of_text else " Differences in percentage points.")
+            )

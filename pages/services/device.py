@@ -1,0 +1,135 @@
+"""This device: its calibration behind a button, and what that lets the page estimate, with its measured error."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.services import imports, jobs
+from pages.services.open_model import OpenModel
+from upvit_core import units
+from upvit_core.errors import CalibrationError
+from upvit_core.profiling.calibration import Calibration, default_path, newest
+from upvit_core.profiling.latency import estimate_latency, latency_of
+from upvit_core.records.shape import ModelShape
+
+KEY = "calibrate this device"
+BATCHES = (1, 4, 8, 16, 32, 64, 128)
+SECONDS = 45.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Seconds done of a calibration, in the form that jobs read."""
+
+    done: float
+    total: float
+    unit: str = "s"
+
+    @property
+    def share(self) -> float:
+        return self.done / self.total
+
+    @property
+    def seconds_left(self) -> float:
+        return self.total - self.done
+
+
+def calibration(shape: ModelShape) -> Calibration | None:
+    """This device's for models like `shape`; the newest one until torch is loaded and can name the device.
+
+    None: not calibrated.
+    """
+    found = _file(shape)
+    return _read(*found) if found is not None else None
+
+
+def _file(shape: ModelShape) -> tuple[str, int] | None:
+    """Path and time of the calibration, where there is one."""
+    path = _own_path(shape) if imports.loaded() else newest("float32", shape)
+    return (str(path), path.stat().st_mtime_ns) if path is not None and path.is_file() else None
+
+
+def _own_path(shape: ModelShape) -> Path:
+    import torch
+
+    return default_path(_device_name(), "float32", torch.get_num_threads(), shape)
+
+
+@cache
+def _device_name() -> str:
+    from upvit_core.profiling.throughput import device_name
+
+    return device_name(_device())
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@st.cache_resource(max_entries=4, show_spinner=False)
+def _read(path: str, stamp: int) -> Calibration | None:
+    try:
+        return Calibration.load(path)
+    except CalibrationError:
+        return None
+
+
+def start(shape: ModelShape) -> jobs.Job:
+    """The job that times this device, checks the estimates on plans it has not seen, and keeps both."""
+
+    def work(report: jobs.Report) -> Calibration:
+        import torch
+
+        from upvit_core.profiling.held_out import calibrate_and_check
+
+        began = time.monotonic()
+
+        def progress(done: float, total: float) -> None:
+            spent = time.monotonic() - began
+            done = max(done, 1e-3)
+            report(Progress(spent, spent + (total - done) * max(1.0, spent / done)))
+
+        with torch.inference_mode():
+            known = calibrate_and_check(device=_device(), seconds=SECONDS, shape=shape, progress=progress)
+        known.save(_own_path(shape))
+        return known
+
+    return jobs.start(KEY, work, "Calibrating this device", again=True)
+
+
+def batch_of(model: OpenModel) -> int:
+    """The batch size for which time and memory are told."""
+    default = 32 if model.shape.img_size[0] < 100 else 8
+    value = str(st.session_state.get("batch") or st.query_params.get("batch") or default)
+    return int(value) if value in map(str, BATCHES) else default
+
+
+def error_words(known: Calibration) -> str:
+    """`± 5.7 %`, the median error of speed-ups measured on this device."""
+    return f"± {units.percent(known.error.median_error, 1)}" if known.error is not None else "error not measured"
+
+
+def latency(model: OpenModel) -> Any:
+    """The estimate that a latency budget needs, for plans of this model; None without calibration."""
+    known = calibration(model.shape)
+    return latency_of(model.shape, batch_of(model), known) if known is not None else None
+
+
+def milliseconds(shape: ModelShape, batch: int) -> float | None:
+    """Estimated; None without calibration."""
+    found = _file(shape)
+    return _estimated(shape, batch, *found) if found is not None else None
+
+
+@lru_cache(maxsize=2000)
+def _estimated(shape: ModelShape, batch: int, path: str, stamp: int) -> float | None:
+    known = _read(path, stamp)
+    return None if known is None else estimate_latency(shape, batch, known)

@@ -1,0 +1,110 @@
+"""Starts runs from what-ifs: one, a sweep of three, or the same widths by channels and by directions."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass, replace
+from typing import Any
+
+import streamlit as st
+
+from pages.services import block_removals, evaluation, folders, limits, scoring
+from pages.services.open_model import OpenModel
+from pages.services.recipes import Training
+from upvit_core.planning.what_if import MOST, WhatIf
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.runs.devices import Device, device_named
+from upvit_core.runs.executors import executor_for
+from upvit_core.runs.spec import RunSpec, SlurmSettings
+from upvit_core.runs.store import RunStore
+
+RUNS_PAGE = "pages/runs/page.py"
+
+
+KEPT = ("open", "presenter", "scores", "images")  # of the link, on the way to Runs
+
+
+@dataclass(frozen=True)
+class LaunchTarget:
+    """What of a run's spec says where it is done."""
+
+    slurm: SlurmSettings | None = None
+    processes: int = 1
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        if self.slurm is None:
+            return {}
+        return {"executor": "slurm", "slurm": self.slurm, "processes": self.processes}
+
+
+HERE = LaunchTarget()
+
+
+def ratio_sweep(what_if: WhatIf) -> list[WhatIf]:
+    """Three plans around one: a lighter cut, itself, a heavier cut."""
+
+    def moved(share: float) -> WhatIf:
+        asked = {key: getattr(what_if, key) for key in ("residual", "attention", "ffn", "reduction")}
+        ratios = {key: min(round(value * share), MOST) for key, value in asked.items() if value is not None}
+        spread = "uniform" if what_if.widths else what_if.allocation
+        return replace(what_if, **ratios, allocation=spread, widths="")
+
+    return [moved(0.6), what_if, moved(1.4)]
+
+
+def both_bases(what_if: WhatIf) -> list[WhatIf]:
+    """The same widths from two starts: the letter's channels, and directions with repair."""
+    return [replace(what_if, basis="channels", repair=False), replace(what_if, basis="directions", repair=True)]
+
+
+def distill_spec(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, training: Training) -> RunSpec:
+    """The run that distils one what-if; `scores` are those that plan it (`scoring.planning`)."""
+    return RunSpec(
+        name=f"{model.name} {what_if.words}"[:200],
+        teacher=model.model,
+        plan=json.loads(what_if.plan(scores, block_removals.records()).to_json()),
+        repair=what_if.repair,
+        data=training.images,
+        epochs=training.epochs,
+        settings=training.settings(model, what_if),
+        owner=owner(),
+    )
+
+
+def start_runs(
+    model: OpenModel,
+    scores: ImportanceScores,
+    what_ifs: list[WhatIf],
+    training: Training,
+    where: LaunchTarget = HERE,
+) -> None:
+    """Queue one run for each what-if and go to Runs."""
+    store = RunStore(folders.runs())
+    limits.confine(training.images)
+    limits.check_room(store, owner(), len(what_ifs))
+    group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 2 else ""
+    if len(what_ifs) == 2:
+        group = f"{model.name} both ways {what_ifs[0].words}"
+    for what_if in what_ifs:
+        planning, _ = scoring.planning(model, scores, what_if, evaluation.image_spec(model))
+        asked = distill_spec(model, planning or scores, what_if, training)
+        asked = asked.model_copy(update={"group": group[:200], **where.changes})
+        run = store.create(asked)
+        executor_for(store, asked).submit(run)
+        st.session_state.setdefault("started_runs", []).append(run.id)
+    # Without parameters of its own, switch_page refuses to drop those of moved sliders (Streamlit 1.67).
+    st.switch_page(RUNS_PAGE, query_params={key: st.query_params[key] for key in KEPT if key in st.query_params})
+
+
+def owner() -> str:
+    """A name for this browser session, so that its runs can be told from others'."""
+    if "owner" not in st.session_state:
+        st.session_state["owner"] = secrets.token_hex(4)
+    return str(st.session_state["owner"])
+
+
+@st.cache_data(ttl=10, show_spinner=False)
+def next_device() -> Device | None:
+    return device_named("auto")

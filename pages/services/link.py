@@ -1,0 +1,83 @@
+"""The part of a link that names what lies on a machine: which scores and which images; and what this machine lacks.
+
+Sliders, basis, repair, spread, depth and batch are in the link through their widgets and `whatif`; `open` names the
+model. A link opened elsewhere gives the same picture, or a sentence for each part that is not there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+from pages.services import block_removals, evaluation, limits, scoring, slider_state
+from pages.services.open_model import OpenModel
+from upvit_core.errors import LimitError
+
+SCORES, IMAGES = "scores", "images"
+OF = "link-of"
+
+
+def follow(model: OpenModel) -> None:
+    """Take scores and images from the link, once a session and model, and keep the link true to what is chosen."""
+    if st.session_state.setdefault(OF, model.source) != model.source:  # another model: these were not of it
+        st.session_state[OF] = model.source
+        _tell(SCORES, None)
+        _tell(IMAGES, None)
+    chosen, available = st.session_state.setdefault(scoring.CHOSEN, {}), scoring.records(model)
+    asked = st.query_params.get(SCORES)
+    if asked in available and model.source not in chosen:
+        scoring.choose(model, asked)
+    if chosen.get(model.source) in available:
+        first = next(iter(available))
+        _tell(SCORES, None if chosen[model.source] == first else chosen[model.source])
+    asked, own = st.query_params.get(IMAGES), st.session_state.setdefault(evaluation.IMAGES, {})
+    if asked and model.source not in own and not _lacking(asked):
+        evaluation.choose_images(model, asked)
+    if model.source in own:
+        _tell(IMAGES, own[model.source] if own[model.source] != evaluation.images_of_its_own(model) else None)
+
+
+def missing(model: OpenModel) -> list[str]:
+    """What the link shows and this machine does not have, a sentence each."""
+    told = []
+    asked = st.query_params.get(SCORES)
+    if asked and asked not in scoring.records(model):
+        told.append(
+            f"The link was made with the scores {asked[:80]}, which this machine does not have; score likewise."
+        )
+    asked = st.query_params.get(IMAGES)
+    if asked and (why := _lacking(asked)):
+        told.append(why)
+    now = slider_state.current(model.shape)
+    scores = scoring.current(model)
+    if (
+        now.depth is not None
+        and block_removals.records().of_model(scores.model_digest if scores else model.digest) is None
+    ):
+        told.append(
+            f"The link keeps {now.depth} blocks, but which of them go has not been scored here; all are shown. Score "
+            "half-blocks under Fewer blocks on Trade-off."
+        )
+    if not model.has_weights and (now.repair or now.basis == "directions"):
+        told.append("The link cuts directions or repairs, which needs the model's weights; here are only its scores.")
+    return told
+
+
+def _lacking(spec: str) -> str:
+    """Why images cannot be read here; empty where they can, or are a name that a library will look up."""
+    try:
+        limits.confine(spec)
+    except LimitError as error:
+        return str(error)
+    if spec.startswith(("/", "~", ".")) and not Path(spec).expanduser().exists():
+        return f"The link was made with the images {spec[:80]}, which this machine does not have; give others on Model."
+    return ""
+
+
+def _tell(key: str, value: str | None) -> None:
+    if value:
+        if st.query_params.get(key) != value:
+            st.query_params[key] = value
+    elif key in st.query_params:
+        del st.query_params[key]

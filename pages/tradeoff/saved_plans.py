@@ -1,0 +1,99 @@
+"""Plans kept under a name, beside the model that they are of: each a plan.json that the command line reads too."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pages.services import folders
+from pages.services.open_model import OpenModel
+from upvit_core.errors import PlanError
+from upvit_core.planning.what_if import WhatIf, is_legal
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.shape import ModelShape
+
+LONGEST_NAME = 60
+MOST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A plan with its name; `what_if` is where the sliders stood, None for a file that does not tell."""
+
+    name: str
+    plan: PruningPlan
+    what_if: WhatIf | None
+
+    @property
+    def repair(self) -> bool:
+        return self.what_if is not None and self.what_if.repair
+
+
+def folder(model: OpenModel) -> Path:
+    """By the model's weights where they have a digest, so that a moved file keeps its plans; else by its source."""
+    name = hashlib.sha256((model.digest or model.source).encode()).hexdigest()[:16]
+    return folders.plans() / name
+
+
+def every(model: OpenModel) -> list[Kept]:
+    """Plans of this model, by name; files that are no plan of it are left out."""
+    found = []
+    for path in sorted(folder(model).glob("*.json")):
+        try:
+            with path.open("rb") as file:
+                found.append(read(file.read(MOST_BYTES + 1), path.stem, model.shape))
+        except (PlanError, OSError):
+            continue
+    return sorted(found, key=lambda kept: kept.name.casefold())
+
+
+def read(content: bytes, name: str, shape: ModelShape) -> Kept:
+    """A plan from a file's content. Raises PlanError where it is none, or is of another model."""
+    if len(content) > MOST_BYTES:
+        raise PlanError(f"{name} has more than {MOST_BYTES >> 20} MB; no plan is that large.")
+    plan = PruningPlan.from_json(content, name)
+    before = plan.shape_before
+    if [(g.key, g.width, g.heads) for g in before.groups] != [(g.key, g.width, g.heads) for g in shape.groups]:
+        raise PlanError(f"{name} is a plan of {before.name}, which is shaped otherwise than {shape.name}; open that.")
+    told = plan.requested.get("name")
+    told = " ".join(told.split())[:LONGEST_NAME] if isinstance(told, str) and told.isprintable() else ""
+    return Kept(told or name, plan, _what_if(plan.requested.get("what_if"), shape))
+
+
+def _what_if(values: Any, shape: ModelShape) -> WhatIf | None:
+    """Where the sliders stood; None where the file does not tell, or tells what no slider can say."""
+    names = {field.name for field in fields(WhatIf)}
+    if not isinstance(values, dict):
+        return None
+    try:
+        found = WhatIf(**{key: value for key, value in values.items() if key in names})
+        return found if is_legal(found, shape) else None
+    except (TypeError, PlanError):
+        return None
+
+
+def content(name: str, plan: PruningPlan, what_if: WhatIf | None) -> str:
+    """The file: the plan itself, with its name and the sliders among what was asked for."""
+    told = {**plan.requested, "name": name, "what_if": asdict(what_if) if what_if else None}
+    return plan.model_copy(update={"requested": json.loads(json.dumps(told))}).to_json()
+
+
+def save(model: OpenModel, name: str, plan: PruningPlan, what_if: WhatIf | None) -> Kept:
+    """Keep a plan; one of the same name is replaced. Raises PlanError for an empty or long name."""
+    name = " ".join(name.split())
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise PlanError(f"{name[:40]!r} is no name for a plan; give 1 to {LONGEST_NAME} letters.")
+    kept = read(content(name, plan, what_if).encode(), name, model.shape)
+    PruningPlan.from_json(content(name, plan, what_if)).save(_path(model, name))
+    return kept
+
+
+def remove(model: OpenModel, name: str) -> None:
+    _path(model, name).unlink(missing_ok=True)
+
+
+def _path(model: OpenModel, name: str) -> Path:
+    return folder(model) / f"{hashlib.sha256(name.casefold().encode()).hexdigest()[:20]}.json"

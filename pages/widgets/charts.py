@@ -1,0 +1,125 @@
+"""A figure on a page: with its alternative text, without the tool bar, and with its table to download."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy as np
+import streamlit as st
+from _plotly_utils.utils import to_typed_array_spec
+from plotly.basedatatypes import BaseFigure
+
+from pages.widgets import presenter
+from upvit_core.figures.theme import DARK, LIGHT, Chart, Spec, Theme
+
+CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
+
+
+class _Ready(BaseFigure):
+    """A figure for `st.plotly_chart` that is a dictionary already; plotly's own would be built, copied and walked."""
+
+    def __init__(self, spec: Spec):
+        self.__dict__["spec"] = spec
+
+    def to_dict(self) -> Spec:
+        return _packed(self.__dict__["spec"])  # type: ignore[no-any-return]
+
+
+def _packed(node: Any) -> Any:
+    """Arrays as base64, as plotly sends them; everything else as it is."""
+    if isinstance(node, dict):
+        return {key: _packed(value) for key, value in node.items()}
+    if isinstance(node, np.ndarray):
+        return to_typed_array_spec(node)
+    if isinstance(node, list) and node and isinstance(node[0], dict):
+        return [_packed(value) for value in node]
+    return node
+
+
+class HasTable(Protocol):
+    """Whatever computes columns by name when they are asked for."""
+
+    @property
+    def table(self) -> Callable[[], dict[str, Any]]: ...
+
+
+def theme() -> Theme:
+    """Light or dark, as the browser shows the page."""
+    return DARK if st.context.theme.type == "dark" else LIGHT
+
+
+def show(
+    chart: Chart, key: str, *, download: bool = True, on_select: Callable[[], None] | str = "ignore",
+    tools: bool = False,
+) -> object:  # fmt: skip
+    """Draw a chart; returns its selection where it is clickable. While presenting, type, lines and marks are larger."""
+    chart = presented(chart)
+    config = {**CONFIG, "displayModeBar": tools}
+    result = st.plotly_chart(
+        _Ready(chart.spec), width="stretch", theme=None, key=key, config=config, alt=chart.alt, on_select=on_select,  # type: ignore[call-overload]
+        selection_mode="points",
+    )  # fmt: skip
+    if download:
+        table_button(chart, key)
+    return result
+
+
+def presented(chart: Chart) -> Chart:
+    """The chart as `show` draws it: larger while presenting."""
+    return _larger(chart, presenter.LARGER) if presenter.on() else chart
+
+
+def enlarged(chart: Chart, factor: float = 1.3) -> Chart:
+    """The same chart with larger type, to be read from the back of a room; `show` does that itself while presenting."""
+    return chart if presenter.on() else _larger(chart, factor, marks=False)
+
+
+def _larger(chart: Chart, factor: float, *, marks: bool = True) -> Chart:
+    spec = deepcopy(chart.spec)
+    _enlarge(spec, factor, marks)
+    layout = spec["layout"]
+    for side in ("l", "r", "b", *("t" * marks)):
+        layout["margin"][side] = round(layout["margin"][side] * factor)
+    if marks:
+        layout["height"] = round(layout["height"] * 1.15)
+    return replace(chart, spec=spec)
+
+
+def _enlarge(node: object, factor: float, marks: bool) -> None:
+    """Sizes of type, and with `marks` widths of lines and sizes of marks."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key in ("font", "tickfont", "textfont") and isinstance(value, dict) and "size" in value:
+                value["size"] = round(value["size"] * factor)
+            if marks and key == "line" and isinstance(value, dict) and "width" in value:
+                value["width"] = value["width"] * factor
+            if marks and key == "marker" and isinstance(value, dict) and isinstance(value.get("size"), (int, float)):
+                value["size"] = value["size"] * factor
+            _enlarge(value, factor, marks)
+    elif isinstance(node, (list, tuple)) and len(node) < 500:
+        for value in node:
+            _enlarge(value, factor, marks)
+
+
+def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:
+    """A button that writes the chart's table when it is pressed, not before."""
+    st.download_button(
+        label, data=lambda: as_csv(chart), file_name=f"{key}.csv", mime="text/csv", key=f"{key}-csv", type="tertiary",
+        icon=":material/download:", on_click="ignore",
+    )  # fmt: skip
+
+
+def as_csv(chart: HasTable) -> str:
+    table = chart.table()
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(table)
+    writer.writerows(
+        zip(*(column.tolist() if hasattr(column, "tolist") else column for column in table.values()), strict=True)
+    )
+    return text.getvalue()

@@ -1,0 +1,225 @@
+"""What can be done with a run: cancel, resume, a baseline beside it, download, export, the command line."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from pages.services import jobs, launch, limits
+from pages.services.reports import HELP
+from upvit_core.errors import RunError, UPViTError
+from upvit_core.records.task import Task
+from upvit_core.runs.devices import Device, devices
+from upvit_core.runs.executors import executor_for
+from upvit_core.runs.memory_check import gigabytes
+from upvit_core.runs.queue import devices_of
+from upvit_core.runs.spec import RESUMABLE
+from upvit_core.runs.store import Run, RunStore, RunSummary
+
+ASKED = "cancel-asked"
+SAID = "run-said"
+
+
+def button_of(store: RunStore, summary: RunSummary) -> None:
+    """Pause and Cancel for an active run, Resume for one that stopped."""
+    if summary.state.is_active:
+        stopping = is_stopping(summary.id) or is_pausing(summary.id)
+        if st.button(
+            "Pause", key=f"pause-{summary.id}", disabled=stopping,
+            help="Saves after the current step and gives the device to the next run; Resume goes on from there.",
+        ):  # fmt: skip
+            jobs.start(_pause_key(summary.id), lambda report: store.pause(summary.id), "Pausing", again=True)
+            st.rerun()
+        if st.button("Cancel", key=f"cancel-{summary.id}", disabled=stopping):
+            st.session_state[ASKED] = summary.id
+            st.rerun()
+    elif (
+        summary.state.state in RESUMABLE
+        and summary.spec is not None
+        and st.button("Resume", key=f"resume-{summary.id}")
+    ):
+        try:
+            run = store.resume(summary.id)
+            executor_for(store, run.spec).submit(run)
+        except RunError as error:
+            st.session_state[SAID] = str(error)
+        st.rerun()
+
+
+def confirm(store: RunStore, name: str) -> None:
+    """The dialog that asks before a run is stopped."""
+    run_id = st.session_state[ASKED]
+
+    def forget() -> None:
+        st.session_state.pop(ASKED, None)
+
+    @st.dialog("Cancel this run?", on_dismiss=forget)
+    def ask() -> None:
+        st.markdown(
+            f"**{name}** stops after its current step. Its last checkpoint stays, and Resume goes on from there."
+        )
+        with st.container(horizontal=True):
+            if st.button("Cancel the run", type="primary", key="cancel-yes"):
+                jobs.start(_cancel_key(run_id), lambda report: store.cancel(run_id), "Cancelling", again=True)
+                forget()
+                st.rerun()
+            if st.button("Let it go on", key="cancel-no"):
+                forget()
+                st.rerun()
+
+    ask()
+
+
+def is_stopping(run_id: str) -> bool:
+    job = jobs.find(_cancel_key(run_id))
+    return job is not None and job.active
+
+
+def is_pausing(run_id: str) -> bool:
+    job = jobs.find(_pause_key(run_id))
+    return job is not None and job.active
+
+
+def _pause_key(run_id: str) -> str:
+    return f"pause run {run_id}"
+
+
+def _cancel_key(run_id: str) -> str:
+    return f"cancel run {run_id}"
+
+
+def baseline_button(store: RunStore, run: Run) -> None:
+    """The same shape with fresh weights, for as many steps: what pruning is to be compared with."""
+    if st.button(
+        "Baseline from scratch", icon=":material/casino:", key=f"scratch-{run.id}", width="stretch",
+        help="Trains the same shape from fresh weights with the same settings, to see what pruned weights are worth.",
+    ):  # fmt: skip
+        settings = run.spec.settings.model_copy(update={"from_scratch": True})
+        name = f"{run.spec.name} from scratch"[:200]
+        mine = launch.owner()
+        spec = run.spec.model_copy(
+            update={"settings": settings, "name": name, "group": "", "owner": mine, "priority": 0, "created": 0}
+        )
+        try:
+            limits.check_room(store, mine)
+            executor_for(store, spec).submit(store.create(spec))
+        except UPViTError as error:
+            st.session_state[SAID] = str(error)
+        st.rerun()
+
+
+PRIORITIES = {2: "first", 1: "sooner", 0: "in turn", -1: "later", -2: "last"}
+
+
+def priority_box(store: RunStore, summary: RunSummary) -> None:
+    """The place of a waiting run in its queue."""
+    key = f"priority-{summary.id}"
+    st.session_state.setdefault(key, summary.priority)
+
+    def changed() -> None:
+        try:
+            store.prioritise(summary.id, st.session_state[key])
+        except RunError as error:
+            st.session_state[SAID] = str(error)
+
+    st.selectbox(
+        "Goes", list(PRIORITIES), format_func=PRIORITIES.__getitem__, key=key, on_change=changed,
+        help="Runs that wait for one device: higher first, then browser sessions take turns, then first come.",
+    )  # fmt: skip
+
+
+@st.cache_data(ttl=5, show_spinner=False)
+def device_list() -> list[Device]:
+    return devices()
+
+
+def device_lines(summaries: Sequence[RunSummary]) -> None:
+    """Devices with the memory in use, and the run that has each."""
+    going = [s for s in summaries if s.spec is not None and s.state.state == "running"]
+    has = {device: s.name for s in going if s.spec is not None for device in devices_of(s.spec)}
+    for device in device_list():
+        busy = f" · {has[device.name]}" if device.name in has else " · free"
+        st.caption(
+            f"{device.label}: {gigabytes(device.used)} of {gigabytes(device.total)} memory in use{busy}",
+        )
+
+
+def zipped(folder: Path, name: str) -> bytes:
+    """A folder as a zip file, under one folder name."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                archive.write(path, f"{name}/{path.relative_to(folder)}")
+    return content.getvalue()
+
+
+def downloads(run: Run, task: Task) -> None:
+    """The distilled folder, and ONNX made and checked on request; of a language model the folder alone."""
+    library = "timm opens it as local-dir:FOLDER" if task.has_classes else "transformers opens it"
+    st.download_button(
+        "Download the folder", data=lambda: zipped(run.model, run.id), file_name=f"{run.id}.zip", type="primary",
+        mime="application/zip", icon=":material/download:", on_click="ignore", key=f"folder-{run.id}", width="stretch",
+        help=f"config.json, model.safetensors and plan.json. {library} where all blocks are alike, this studio opens "
+        "every one.",
+    )  # fmt: skip
+    key, target = f"onnx {run.folder}", run.folder / "model.onnx"
+    job = jobs.find(key)
+    if job is not None and job.state == "failed":
+        st.error(job.error)
+    if job is not None and job.active:
+        st.progress(job.share, text=f"ONNX · {job.detail or 'waiting'}")
+    elif job is not None and job.state == "done" and target.exists():
+        st.download_button(
+            "Download ONNX", data=target.read_bytes, file_name=f"{run.id}.onnx", mime="application/octet-stream",
+            icon=":material/download:", on_click="ignore", key=f"onnx-file-{run.id}", width="stretch",
+            help=f"Checked with onnxruntime {job.result['onnxruntime']}: logits differ by at most "
+            f"{job.result['max_abs_difference']:.1e} on {job.result['checked_images']} images.",
+        )  # fmt: skip
+    elif st.button(
+        "Make ONNX", icon=":material/ios_share:", key=f"onnx-make-{run.id}", width="stretch",
+        disabled=not task.has_classes,
+        help=None if task.has_classes else "ONNX is made of models of images; this one is handed on as its folder.",
+    ):  # fmt: skip
+        jobs.start(key, lambda report: _export(run, target, report), "ONNX", again=True)
+        st.rerun()
+
+
+def _export(run: Run, target: Path, report: jobs.Report) -> dict[str, Any]:
+    report.say("reading the weights", 0.1)
+    from upvit_core.export import export_onnx
+    from upvit_core.models.checkpoint import load_model
+
+    loaded = load_model(str(run.model))
+    report.say("exporting and checking", 0.3)
+    return export_onnx(loaded.model, loaded.shape, target)
+
+
+def said() -> None:
+    """What an action had to say, once."""
+    if message := st.session_state.pop(SAID, ""):
+        st.error(message)
+
+
+def get(store: RunStore, run_id: str) -> Run | None:
+    try:
+        return store.get(run_id)
+    except UPViTError:
+        return None
+
+
+def run_button(store: RunStore, run: Run) -> None:
+    def write() -> str:
+        from upvit_core.report import run_report
+
+        return run_report(store, run.id)
+
+    st.download_button(
+        "Report", data=write, file_name=f"{run.id}.html", mime="text/html", icon=":material/article:",
+        on_click="ignore", key=f"report-{run.id}", width="stretch", help=HELP,
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""The controls that set the what-if: presets, basis, repair, and a slider of each component, bound to the link."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.services.slider_state import CHANNELS, DIRECTIONS, SAVED, WIDTHS, current, keys_of, set_to
+from pages.widgets import terms
+from upvit_core.planning.what_if import MOST, WhatIf, default_what_if, head_options, preset_what_ifs
+from upvit_core.records.shape import ModelShape
+from upvit_core.records.task import task_of
+
+if TYPE_CHECKING:
+    from streamlit.delta_generator import DeltaGenerator
+
+HELP = {
+    "residual": "Share of the model's D channels that every block reads and writes (component 1). Removing one narrows "
+    "everything: the embedding, every norm, every layer.",
+    "attention": "Share of the channels inside each attention head (component 2). Heads are merged first, then the "
+    "least important channels inside each merged head go.",
+    "heads": "Heads after merging: neighbouring heads are joined until this many are left. Joined heads share one "
+    "softmax, so this changes the model too, and no score foretells by how much.",
+    "ffn": "Share of the hidden channels of every block's feed-forward network (component 3).",
+    "reduction": "Share of the channels of the map from which a block makes its keys and values, where that map is "
+    "made smaller first (PVTv2). At the residual's share, stock timm builds the result.",
+}
+TERMS = {
+    "residual": ("residual", "ratio"), "attention": ("attention", "head", "ratio"), "heads": ("merging", "head"),
+    "ffn": ("ffn", "ratio"), "reduction": ("ratio",),
+}  # fmt: skip
+NAMES = {
+    "residual": "Residual removed", "attention": "Attention removed", "heads": "Heads", "ffn": "FFN removed",
+    "reduction": "Reduction removed",
+}  # fmt: skip
+
+
+def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
+    """Draw the model's sliders, bound to the link; returns where they stand.
+
+    `cells` holds the container of each slider (default: one under another).
+    """
+    now = current(shape)
+    start = default_what_if(shape)
+    for key in keys_of(shape):
+        value = getattr(now, key)
+        if key not in st.session_state and value is not None and value != getattr(start, key):
+            st.session_state[key] = value
+    for key in keys_of(shape):
+        with cells[key] if cells else nullcontext(), st.container(key=f"knob-{key}"):
+            if key == "heads":
+                options = head_options(shape)
+                if len(options) > 1:
+                    st.select_slider(
+                        NAMES[key],
+                        options,
+                        value=start.heads,
+                        key=key,
+                        bind="query-params",
+                        help=terms.tip(HELP[key], *TERMS[key]),
+                    )
+                else:
+                    st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
+            else:
+                st.slider(
+                    NAMES[key], 0, MOST, value=getattr(start, key), step=1, format="%d%%", key=key, bind="query-params",
+                    help=terms.tip(HELP[key], *TERMS[key]),
+                )  # fmt: skip
+    result = current(shape)
+    st.session_state[SAVED] = result
+    st.session_state[WIDTHS] = (result.widths, result.percents)
+    if result.widths:
+        st.query_params["widths"] = result.widths
+    elif "widths" in st.query_params:
+        del st.query_params["widths"]
+    return result
+
+
+def basis_control(shape: ModelShape, possible: bool) -> None:
+    """The switch of the basis; directions need weights and images."""
+    st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
+    if "basis" not in st.session_state and _saved("basis", "channels") == "directions":
+        st.session_state["basis"] = DIRECTIONS
+
+    def switched() -> None:
+        """Directions come with repair, and with the heads as they are: narrower heads lose less than merged ones."""
+        directions = st.session_state["basis"] == DIRECTIONS
+        st.session_state["repair"] = directions
+        heads = shape.num_heads if directions else default_what_if(shape).heads
+        if heads is not None:
+            st.session_state["heads"] = heads
+
+    st.segmented_control(
+        "Basis",
+        [CHANNELS, DIRECTIONS],
+        default=CHANNELS,
+        required=True,
+        wrap=True,
+        key="basis",
+        bind="query-params",
+        disabled=not possible,
+        on_change=switched,
+        help=terms.tip(
+            "What is removed. Channels: the letter's way (UP-ViT). Directions: a direction is a fixed mixture of "
+            "channels. The model is rotated, which changes none of its answers, so that what matters lies in few "
+            "directions; then the others go. The same widths and structure, and far less is lost.",
+            "channel",
+            "direction",
+        ),
+    )
+
+
+def way_controls(shape: ModelShape, possible: bool) -> None:
+    """What is removed, and whether least squares mend the cut; both need weights and images."""
+    if shape.has_directions:
+        basis_control(shape, possible)
+    st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
+    st.toggle(
+        "Repair", key="repair", bind="query-params", disabled=not possible,
+        help=terms.tip(
+            "After the cut, each layer's output is fitted to the original's by least squares on "
+            f"{task_of(shape).batch_items}. No training."
+            + ("" if shape.has_directions else " Directions, the other way to cut, are defined for plain ViTs only."),
+            "repair", "surgery",
+        ),
+    )  # fmt: skip
+
+
+def _saved(name: str, otherwise: object) -> object:
+    saved: WhatIf | None = st.session_state.get(SAVED)
+    return getattr(saved, name) if saved else otherwise
+
+
+def preset_picker(shape: ModelShape) -> None:
+    """Named settings as a row of buttons; the one that the sliders stand on is marked.
+
+    Buttons, since they hold no value: a selection that a browser still shows would be sent along with a slider's move,
+    and look like a press.
+    """
+    now = current(shape)
+
+    def apply(chosen: WhatIf) -> None:
+        now = current(shape)
+        spread = "uniform" if now.widths else now.allocation
+        ratios = {key: getattr(chosen, key) for key in keys_of(shape)}
+        set_to(replace(now, **ratios, allocation=spread, widths=""))
+
+    st.markdown(
+        '<span class="label">Preset</span>', unsafe_allow_html=True,
+        help="A preset with a model's name has the widths of that published model, so stock timm loads the result "
+        "under it.",
+    )  # fmt: skip
+    with st.container(horizontal=True, gap="xsmall", key="presets"):
+        for name, value in preset_what_ifs(shape).items():
+            marked = (*value.percents, value.reduction) == (*now.percents, now.reduction) and not now.widths
+            st.button(
+                name, key=f"preset-{name}", type="primary" if marked else "secondary", on_click=apply, args=(value,)
+            )

@@ -1,0 +1,106 @@
+"""The host's view: how others reach this page, who is there, what is waiting, and a fresh start."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+import segno
+import streamlit as st
+
+from pages.services import folders, jobs
+from pages.workshop.room import Room
+from upvit_core.runs.store import RunStore
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-Ip")
+
+
+def is_host() -> bool:
+    """The browser on the machine that serves, and not one behind a proxy on it."""
+    headers = st.context.headers
+    return st.context.ip_address in (None, *LOOPBACK) and not any(name in headers for name in FORWARDED)
+
+
+def is_open() -> bool:
+    """Whether other machines can reach this server."""
+    return (st.get_option("server.address") or "0.0.0.0") not in LOOPBACK
+
+
+def own_address() -> str:
+    """The address of this page for the room; nothing is sent to find the machine's own number."""
+    told = st.get_option("server.address")
+    name = told if told not in (None, "", "0.0.0.0", "::") else _lan_number()
+    scheme = "https" if st.get_option("server.sslCertFile") else "http"
+    base = (st.get_option("server.baseUrlPath") or "").strip("/")
+    return f"{scheme}://{name}:{st.get_option('server.port')}/{base + '/' if base else ''}workshop"
+
+
+def _lan_number() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        try:
+            s.connect(("192.0.2.1", 9))  # a documentation address: a datagram socket only looks up the route
+            return str(s.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
+
+
+def qr_picture(address: str) -> str:
+    """The address as a QR code: dark on light in both themes, as scanners want it; a data URI of an SVG."""
+    return str(segno.make(address, error="m").svg_data_uri(scale=8, border=3, dark="#000000", light="#ffffff"))
+
+
+def panel(room: Room) -> None:
+    """Drawn for the host alone."""
+    with st.expander("Host", icon=":material/co_present:", expanded=is_open()):
+        left, right = st.columns([0.42, 0.58], gap="large")
+        with left:
+            _address()
+        with right:
+            _queue()
+            _reset(room)
+
+
+def _address() -> None:
+    if not is_open():
+        st.markdown("Only this machine can reach the studio now. To open it to the room, stop it and start it with")
+        st.code(".venv/bin/streamlit run app.py --server.address 0.0.0.0", language=None, wrap_lines=True)
+        st.caption(
+            "Everyone in that network can then use this studio, and read with it any model file that this account "
+            "can. Open it in a network that you trust, for as long as the workshop lasts."
+        )
+        return
+    address = st.text_input(
+        "Address for the room", value=own_address(), key="room-address",
+        help="Change it where the room reaches this machine under another name.",
+    ).strip()  # fmt: skip
+    if urlsplit(address).netloc:
+        st.html(f'<img class="qr" src="{qr_picture(address)}" alt="QR code of the address {address}"/>')
+
+
+def _queue() -> None:
+    def draw() -> None:
+        busy = [job for job in list(jobs.workers().jobs.values()) if job.active]
+        runs = [run for run in RunStore(folders.runs()).list() if run.state.is_active]
+        lines = [f"- {job.title} · {job.state} {job.share:.0%}" for job in busy[:8]]
+        lines += [f"- {run.name} · {run.state.state} {run.state.progress:.0%}" for run in runs[:8]]
+        more = len(busy) + len(runs) - len(lines)
+        st.markdown(f"**Queue: {len(busy)} measurements, {len(runs)} runs**")
+        st.markdown("\n".join(lines + ([f"- and {more} more"] if more else [])) or "Nothing is waiting.")
+
+    st.fragment(draw, run_every=3.0)()
+
+
+def _reset(room: Room) -> None:
+    waiting = [job for job in list(jobs.workers().jobs.values()) if job.state == "waiting"]
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        if st.button("Empty the queue", icon=":material/clear_all:", disabled=not waiting, key="room-queue",
+                     help="Measurements that have not begun are dropped; runs go on."):  # fmt: skip
+            for job in waiting:
+                jobs.cancel(job.key)
+            st.rerun()
+        with st.popover("Clear the room…", icon=":material/restart_alt:"):
+            st.markdown("All nicknames, ticks and results go.")
+            if st.button("Clear the room", type="primary", key="room-clear"):
+                room.clear()
+                st.rerun()

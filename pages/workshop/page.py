@@ -1,0 +1,215 @@
+"""Workshop: eight exercises on the demo, answered by measuring; a list for the room, and the host's view."""
+
+import secrets
+from html import escape
+
+import pandas as pd
+import streamlit as st
+
+from pages.services import folders, jobs, open_model
+from pages.widgets import frame, progress
+from pages.workshop import host
+from pages.workshop.exercises import EXERCISES, REFERENCE, Answer, Demo, Exercise, Verdict, what_if_of
+from pages.workshop.room import LONGEST_NAME, Person, Room, RoomError
+from upvit_core import units
+from upvit_core.errors import CheckpointError
+from upvit_core.planning.what_if import MOST, head_options
+from upvit_core.profiling.macs import count_parameters
+
+COOKIE = "upvit_workshop"
+TOKEN = "workshop-token"
+
+
+def token() -> str:
+    """Names this browser; kept by it for a month, in a cookie that tells nothing else."""
+    if TOKEN not in st.session_state:
+        kept = st.context.cookies.get(COOKIE, "")
+        st.session_state[TOKEN] = kept if len(kept) == 32 and kept.isalnum() else secrets.token_hex(16)
+    name = str(st.session_state[TOKEN])
+    if st.context.cookies.get(COOKIE) != name:
+        st.html(
+            f"<script>document.cookie = '{COOKIE}={name}; path=/; max-age=2592000; samesite=strict';</script>",
+            unsafe_allow_javascript=True,
+        )
+    return name
+
+
+def the_demo() -> Demo:
+    model = open_model.peek("demo")
+    if model is None or model.bundled is None:
+        raise CheckpointError("The demo's scores are missing from assets/demo; restore that folder.")
+    return Demo(model, model.bundled)
+
+
+def choose_exercise(titles: list[str]) -> int:
+    """Which exercise; the link says it by its number from 1, whatever is ticked off."""
+    told = st.query_params.get("exercise", "1")
+    if "exercise-chosen" not in st.session_state:
+        st.session_state["exercise-chosen"] = min(max(int(told[:9]), 1), len(titles)) - 1 if told.isdecimal() else 0
+    number = st.segmented_control(
+        "Exercise", range(len(titles)), required=True, wrap=True, format_func=titles.__getitem__, key="exercise-chosen"
+    )
+    st.query_params["exercise"] = str(number + 1)
+    return int(number)
+
+
+def ask(exercise: Exercise, demo: Demo, person: Person) -> Answer:
+    """The fields of one exercise; starts from the last answer that this browser gave."""
+    before = person.answers.get(exercise.key, [])
+    key = f"ws-{exercise.key}"
+    if exercise.key == "beat":
+        return _ask_plan(demo, before)
+    if exercise.options and isinstance(exercise.options[0], str):
+        chosen = before[0] if before and before[0] in exercise.options else None
+        picked = st.radio(
+            "Your answer", exercise.options, index=exercise.options.index(chosen) if chosen else None, key=key
+        )
+        return [] if picked is None else [picked]
+    if exercise.options:
+        start = before[0] if before and before[0] in exercise.options else exercise.options[0]
+        unit = " %" if exercise.key == "limit" else ""
+        return [
+            st.select_slider("Your answer", exercise.options, value=start, format_func=lambda v: f"{v}{unit}", key=key)
+        ]
+    score_key = "residual" if exercise.key == "missed" else "ffn.0"
+    width = len(demo.scores.values[score_key])
+    start = int(before[0]) if before and 0 <= int(before[0]) < width else 0
+    return [int(st.number_input(f"Channel (0 to {width - 1})", 0, width - 1, start, key=key))]
+
+
+def _ask_plan(demo: Demo, before: Answer) -> Answer:
+    shape = demo.model.shape
+    start = what_if_of(before) if len(before) == 4 else REFERENCE
+    answer: Answer = []
+    cells = st.columns(2) + st.columns(2)
+    for cell, (name, label) in zip(
+        cells,
+        (
+            ("residual", "Residual removed"),
+            ("attention", "Attention removed"),
+            ("heads", "Heads"),
+            ("ffn", "FFN removed"),
+        ),
+        strict=True,
+    ):
+        value = getattr(start, name)
+        with cell:
+            if name == "heads":
+                answer.append(int(st.select_slider(label, head_options(shape), value=value, key="ws-beat-heads")))
+            else:
+                answer.append(int(st.slider(label, 0, MOST, value, format="%d%%", key=f"ws-beat-{name}")))
+    mine, limit = demo.macs(what_if_of(answer)), demo.macs(REFERENCE)
+    size = units.short(count_parameters(demo.plan(what_if_of(answer)).shape_after))
+    fits = "fits" if mine <= limit else "too many"
+    st.markdown(f"{mine / 1e6:.2f} M of {limit / 1e6:.2f} M MACs: **{fits}** · {size} parameters")
+    return answer
+
+
+def check(exercise: Exercise, demo: Demo, answer: Answer) -> Verdict | None:
+    """Measure what the answer needs; None while that goes on."""
+    needed = exercise.measure(demo, answer)
+    waiting = [job for job in needed if job.active]
+    if waiting:
+        progress.progress(waiting[0], cancellable=False)
+        st.caption(f"{len(needed) - len(waiting)} of {len(needed)} measurements are done.")
+        return None
+    failed = [job for job in needed if job.state != "done"]
+    if failed:
+        st.error(failed[0].error or "The measurement was cancelled; check again.")
+        for job in failed:
+            jobs.discard(job.key)
+        return None
+    return exercise.task(demo, answer, [job.result for job in needed])
+
+
+def tell(exercise: Exercise, verdict: Verdict) -> None:
+    (st.success if verdict.right else st.warning)(
+        f"{'That is so.' if verdict.right else 'Not yet.'} {verdict.why}",
+        icon=":material/check_circle:" if verdict.right else ":material/replay:",
+    )
+    rows = "".join(f"<tr><th scope='row'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in verdict.rows)
+    st.html(f'<table class="plain"><caption>Measured on this machine, on test images</caption>{rows}</table>')
+    if verdict.right:
+        st.html(f'<div class="lesson"><p>{escape(exercise.lesson)}</p></div>')
+    elif exercise.hint:
+        st.caption(f"Hint: {exercise.hint}")
+
+
+def one(exercise: Exercise, number: int, demo: Demo, room: Room, person: Person) -> None:
+    st.header(f"{number} · {exercise.title}", anchor=False)
+    st.html(f'<div class="lesson"><p>{escape(exercise.question)}</p></div>')
+    answer = ask(exercise, demo, person)
+    asked: dict[str, Answer] = st.session_state.setdefault("workshop-asked", {})
+    if st.button(
+        "Check by measuring", type="primary", icon=":material/fact_check:", disabled=not answer, key="ws-check"
+    ):
+        asked[exercise.key] = answer
+        room.answered(token(), exercise.key, answer)
+    with st.container(key="ws-verdict"):
+        if asked.get(exercise.key) != answer or not answer:
+            return
+        verdict = check(exercise, demo, answer)
+        if verdict is None:
+            return
+        tell(exercise, verdict)
+        if verdict.right and (exercise.key not in person.solved or better(person, verdict)):
+            room.solved(token(), exercise.key, verdict.best)
+            st.rerun()
+
+
+def better(person: Person, verdict: Verdict) -> bool:
+    return verdict.best is not None and (person.best is None or verdict.best.top1 > person.best.top1)
+
+
+def the_room(room: Room, person: Person) -> None:
+    st.header("The room", anchor=False)
+    with st.form("nickname", border=False):
+        name = st.text_input(
+            "Nickname",
+            value=person.name,
+            max_chars=LONGEST_NAME,
+            help="Shown to the room. Leave it out to stay unseen.",
+        )
+        if st.form_submit_button("Join the list" if not person.name else "Change"):
+            try:
+                room.rename(token(), name)
+                st.rerun()
+            except RoomError as error:
+                st.error(str(error))
+
+    def board() -> None:
+        rows = [
+            {
+                "Nickname": p.name,
+                f"Solved of {len(EXERCISES)}": len(p.solved),
+                "Best top-1, %": p.best.top1 if p.best else None,
+                "Plan": p.best.words if p.best else "",
+            }
+            for p in room.leaderboard()
+        ]
+        if not rows:
+            st.caption("Those who give a nickname will be listed here, with what they have solved.")
+            return
+        st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch", placeholder="—")
+
+    st.fragment(board, run_every=5.0)()
+
+
+with frame.page(
+    "Workshop",
+    "Eight exercises on the demo. Say what you think; the studio measures whether it is so.",
+    "Every answer is checked by cutting the demo and running it on test images, not by looking it up.",
+):
+    frame.current()
+    demo, room = the_demo(), Room(folders.workshop())
+    person = room.person(token())
+    if host.is_host():
+        host.panel(room)
+    left, right = st.columns([0.64, 0.36], gap="large")
+    with left:
+        titles = [f"{'✓ ' if e.key in person.solved else ''}{i}" for i, e in enumerate(EXERCISES, 1)]
+        number = choose_exercise(titles)
+        one(EXERCISES[number], number + 1, demo, room, person)
+        st.caption(f"{len(person.solved)} of {len(EXERCISES)} solved in this browser.")
+    with right:
+        the_room(room, person)

@@ -1,0 +1,114 @@
+"""The command line end to end on the demo; errors are one sentence."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from typer.testing import CliRunner
+
+from tests.support import ROOT
+from upvit_core.cli import app
+from upvit_core.data import open_images
+from upvit_core.errors import UPViTError
+from upvit_core.importance.score import score
+from upvit_core.models.checkpoint import load_model
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+
+
+def call(*arguments: object) -> dict:
+    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "scores.safetensors"
+    said = call("score", "demo", "--data", "demo", "--criterion", "fisher", "--images", 40, "--seed", 3, "--out", out)
+    assert said["images"] == 40
+    return out
+
+
+def test_score_equals_the_library(scored: Path) -> None:
+    loaded = load_model("demo")
+    images = open_images("demo", "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=10)
+    assert ImportanceScores.load(scored).digest == score(loaded, images, "fisher", n=40, seed=3).digest
+    assert list(scored.parent.glob("*.jsonl")) == []
+
+
+def test_plan_prune_evaluate_profile_export(scored: Path, tmp_path: Path) -> None:
+    plan, folder = tmp_path / "plan.json", tmp_path / "thin"
+    said = call("plan", scored, "--residual", 0.5, "--attention", 0.5, "--ffn", 0.5, "--heads", 3, "--out", plan)
+    assert PruningPlan.load(plan).shape_after.num_heads == 3
+    pruned = call("prune", "demo", plan, "--out", folder)
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    assert pruned["params"] == said["params"] == sum(p.numel() for p in model.parameters())
+    assert (folder / "plan.json").read_text() == plan.read_text()
+    measured = call("evaluate", folder, "--data", "demo", "--images", 200, "--teacher", "demo")
+    assert measured["images"] == 200
+    assert measured["kl"] > 0
+    assert measured["top1_low"] < measured["top1"] + 1e-9 < measured["top1_high"] + 1e-6
+    profile = call("profile", "demo", "--plan", plan, "--measure", "--batch-size", 8)
+    assert profile["params_pruned"] == said["params"]
+    assert profile["macs_pruned"] == said["macs"] < profile["macs"]
+    assert profile["images_per_s_pruned"] > 0
+    exported = call("export", folder, "--format", "onnx", "--out", tmp_path / "thin.onnx")
+    assert Path(exported["out"]).stat().st_size > 100_000
+
+
+def test_evaluate_equals_a_loop_of_our_own() -> None:
+    loaded = load_model("demo")
+    images = open_images("demo", "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=10)
+    right = 0
+    with torch.no_grad():
+        for x, y in images.batches(7, indices=range(70)):
+            right += sum(int(loaded.model(one[None]).argmax() == label) for one, label in zip(x, y, strict=True))
+    assert right > 40
+    whole = call("evaluate", "demo", "--data", "demo")
+    assert whole["images"] == len(images)
+    assert whole["top1"] >= 89.0
+
+
+def test_preset_without_weights(tmp_path: Path) -> None:
+    scores, plan = tmp_path / "s.safetensors", tmp_path / "p.json"
+    data = ("--data", "demo", "--images", 2, "--criterion", "variance")
+    assert call("profile", "deit_base_patch16_224", "--no-pretrained")["params"] == 86_567_656
+    result = CliRunner().invoke(
+        app, ["score", "deit_base_patch16_224", "--no-pretrained", *map(str, data), "--out", str(scores)]
+    )
+    assert isinstance(result.exception, UPViTError), "ten classes do not fit a head of 1,000"
+    assert "1,000" in str(result.exception) or "1000" in str(result.exception)
+    assert not plan.exists()
+
+
+def test_import_scores(shared_data: Path, tmp_path: Path) -> None:
+    out, plan = tmp_path / "b.safetensors", tmp_path / "p.json"
+    said = call("import-scores", shared_data / "up-vit-scores-2k", "--out", out)
+    assert said["listed_but_not_chosen"]["ffn.0"] == 670
+    small = call("plan", out, "--preset", "deit_small", "--out", plan)
+    assert (small["params"], small["stock_timm"]) == (22_050_664, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "no/such/file.pth", "--data", "demo"], "no/such/file.pth"),
+        (["plan", "no.safetensors", "--out", "p.json"], "no scores file at no.safetensors"),
+        (["prune", "demo", "none.json", "--out", "d"], "no readable plan at none.json"),
+        (["evaluate", "demo", "--data", "no/such/folder"], "no/such/folder"),
+        (["score", "demo", "--data", "demo", "--images", "999999", "--out", "s"], "999999 proxy images"),
+    ],
+)
+def test_errors_are_one_sentence_without_traceback(arguments: list[str], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "upvit_core", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

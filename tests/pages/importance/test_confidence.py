@@ -1,0 +1,98 @@
+"""Importance: refine fills in, other scores agree or not, criteria side by side, errors at the cut."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.importance import criteria
+from pages.services import folders
+from tests.support import ROOT
+from tests.support.reading import html_of
+from upvit_core.importance.agreement import uncertain
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.scores import ImportanceScores
+
+PAGE = "pages/importance/page.py"
+DEMO = ROOT / "assets" / "demo" / "scores.safetensors"
+Run = Callable[..., AppTest]
+
+
+def score(test: AppTest, criterion: str, images: int) -> None:
+    form = {box.label: box for box in test.selectbox}
+    form["Criterion"].select(next(o for o in form["Criterion"].options if o.startswith(criterion)))
+    next(n for n in test.number_input if n.label == "Number of images").set_value(images)
+    next(b for b in test.button if b.label == "Score").click().run()
+
+
+def test_undecided_channels_are_told(page: Run) -> None:
+    record = ImportanceScores.load(DEMO)
+    found = uncertain(record, plan_uniform(record, residual=0.5, attention=0.5, ffn=0.5, heads=3))
+    count, of = (sum(pair[i] for pair in found.values()) for i in (0, 1))
+    assert f"{count:,} of {of:,}" in html_of(page(PAGE))
+
+
+def test_published_scores_have_no_errors_and_say_so(page: Run, published: Path) -> None:
+    assert "without standard errors" in html_of(page(PAGE, open=f"published:{published}"))
+
+
+def test_refine_is_shown_at_once_and_fills_in(page: Run, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[tuple[str, float]] = []
+    save = ImportanceScores.save
+
+    def noted(self: ImportanceScores, path: Path) -> None:
+        saved.append((Path(path).name, self.notes.get("exact_share", -1.0)))
+        save(self, path)
+
+    monkeypatch.setattr(ImportanceScores, "save", noted)
+    test = page(PAGE)
+    score(test, "refine", 8)
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    shares = [share for name, share in saved if name.startswith("refine")]
+    assert shares[0] == 0
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(0.25, abs=0.01)
+    assert [name.split("-")[0] for name, share in saved if share < 0] == ["fisher"], "the estimate alone is kept too"
+    chosen = next(box for box in test.selectbox if box.label == "Scores")
+    assert chosen.value.startswith("refine-8-0-")
+    text = html_of(test)
+    assert "25 %" in text
+    assert "Fisher trace" in text
+    test.session_state["agreement"] = True
+    test.run()
+    assert not test.exception
+    assert html_of(test).count("Spearman") == 3
+    folder = next(folders.scores().iterdir())
+    records = [ImportanceScores.load(path) for path in folder.glob("*.safetensors")]
+    assert {record.criterion for record in records} == {"refine", "fisher"}
+
+
+def test_stopping_rule_is_told(page: Run, jobs_at_once: None) -> None:
+    test = page(PAGE)
+    score(test, "fisher", 64)
+    assert re.search(r"half as many keep 9\d\.\d % the same channels", html_of(test))
+
+
+def test_criteria_side_by_side(page: Run, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(criteria, "SCORE_IMAGES", 16)
+    monkeypatch.setattr(criteria, "TEST_IMAGES", 100)
+    test = page(PAGE)
+    test.session_state["criteria"] = True
+    test.run()
+    next(m for m in test.multiselect if m.label == "Criteria").set_value(["l1", "random"]).run()
+    next(b for b in test.button if b.label == "Compare").click().run()
+    assert not test.exception
+    text = html_of(test)
+    table = next(t for t in re.findall(r"<table.*?</table>", text, re.DOTALL) if "l1" in t)
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", table)
+    names = [re.sub("<.*?>", "", row.split("</td>")[0]) for row in rows]
+    assert sorted(names) == ["kl", "l1", "random"]
+    losses = [float(re.sub("<.*?>", "", row.split("</td>")[1])) for row in rows]
+    assert losses == sorted(losses)
+    assert np.isfinite(losses).all()

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.services import run_data
+from pages.widgets import run_actions
+from tests.support.made_runs import made_run, made_store
+from tests.support.reading import html_of
+from upvit_core.runs import RunState, RunStore
+from upvit_core.runs.commands import commands
+from upvit_core.training.settings import PRESETS
+
+PAGE = "pages/runs/page.py"
+Run = Callable[..., AppTest]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+def test_without_runs_it_says_what_will_be_here(page: Run) -> None:
+    test = page(PAGE)
+    assert not test.exception
+    assert "will be a point here" in test.info[0].value
+    assert [b.label for b in test.button if b.key == "first-run"] == ["Distil Demo ViT at 50/50/50 %, 3 heads"]
+
+
+def test_every_kind_of_run_is_listed_with_its_state(page: Run, store: RunStore) -> None:
+    made_store(store.root)
+    test = page(PAGE)
+    assert not test.exception
+    assert not test.error
+    text = html_of(test)
+    for state in ("queued 1st", "running 43 %, 46 s left", "interrupted at 50 %", "cancelled at 30 %", "done 88.1 %"):
+        assert state in text
+    assert [c.label for c in test.checkbox][:2] == ["demo 70/70/70 %", "demo 65/65/65 %"]
+    assert "demo 50/50/50 % from scratch" in [c.label for c in test.checkbox]
+    labels = [b.label for b in test.button]
+    assert labels.count("Cancel") == 2
+    assert labels.count("Resume") == 2
+    table = test.dataframe[0].value.set_index("Run")
+    assert table.loc["demo 50/50/50 %", "to scratch"] == 0  # the made-up baseline is as good
+    assert table.loc["demo 25/25/25 %", "× teacher"] == pytest.approx(1 / 0.75**1.3)
+    assert table.loc["demo 75/75/75 %", "Parameters"] == "45.27 k"
+
+
+def test_a_broken_folder_is_named_and_hides_nothing(page: Run, store: RunStore) -> None:
+    made_run(store, 0.5)
+    broken = made_run(store, 0.25)
+    (broken.folder / "spec.json").write_text("{")
+    test = page(PAGE)
+    assert not test.exception
+    assert broken.id in [c.label for c in test.checkbox]
+    assert any("not a valid run" in c.value for c in test.caption)
+    assert len(test.dataframe[0].value) == 1
+
+
+def test_hidden_runs_leave_the_table_but_not_the_list(page: Run, store: RunStore) -> None:
+    made_store(store.root)
+    test = page(PAGE)
+    test.checkbox[0].uncheck().run()
+    assert len(test.dataframe[0].value) == 7
+    assert len(test.checkbox) == 8
+
+
+def test_cancel_asks_first(page: Run, store: RunStore) -> None:
+    made_run(store, 0.5, "running", share=0.5)
+    test = page(PAGE)
+    next(b for b in test.button if b.label == "Cancel").click().run()
+    assert not test.exception
+    assert {b.label for b in test.button} >= {"Cancel the run", "Let it go on"}
+    assert store.list()[0].state.state == "running"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"state": "queued", "position": 2}, "queued 2nd"),
+        ({"state": "queued", "position": 11}, "queued 11th"),
+        ({"state": "queued", "position": 23}, "queued 23rd"),
+        ({"state": "running", "stage": "loading the teacher"}, "running: loading the teacher"),
+        ({"state": "running", "stage": "training", "step": 43, "total_steps": 100, "seconds_left": 720},
+         "running 43 %, 12 min left"),
+        ({"state": "done", "top1": 90.14}, "done 90.1 %"),
+        ({"state": "interrupted", "step": 5, "total_steps": 10}, "interrupted at 50 %"),
+        ({"state": "failed"}, "failed"),
+    ],
+)  # fmt: skip
+def test_state_words(values: dict[str, Any], words: str) -> None:
+    assert run_data.state_words(RunState(**values)) == words
+
+
+def test_rows_are_read_once_and_then_only_what_is_new(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made_run(store, 0.5)
+    cache = run_data._Rows()
+    whole = cache(store, run.id)
+    offsets = []
+    read = RunStore.read_metrics
+
+    def watched(self: RunStore, run_id: str, offset: int = 0) -> Any:
+        offsets.append(offset)
+        return read(self, run_id, offset)
+
+    monkeypatch.setattr(RunStore, "read_metrics", watched)
+    run.append_metrics({"step": 401, "phase": "train", "loss": 1.0})
+    again = cache(store, run.id)
+    assert again[: len(whole)] == whole
+    assert again[-1]["step"] == 401
+    assert offsets == [os.path.getsize(run.metrics) - len(json.dumps({"step": 401, "phase": "train", "loss": 1.0})) - 1]
+
+
+def test_commands_name_the_preset_and_what_differs(store: RunStore) -> None:
+    run = made_run(store, 0.5, **(PRESETS["demo"].model_dump() | {"lr": 5e-4, "seed": 3}))
+    text = commands(run)
+    assert "--preset demo --lr 0.0005 --seed 3" in text
+    assert f"resume {run.id} --out" in text
+    fresh = made_run(store, 0.5, from_scratch=True)
+    assert "--preset letter" in commands(fresh)
+    assert "--from-scratch" in commands(fresh)
+
+
+def test_the_folder_is_packed_under_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    (folder / "link").symlink_to("/etc/hostname")
+    with zipfile.ZipFile(io.BytesIO(run_actions.zipped(folder, "mine"))) as archive:
+        assert archive.namelist() == ["mine/config.json"]
+
+
+def test_pause_and_priority(page: Run, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    paused = []
+    monkeypatch.setattr(run_actions.jobs, "start", lambda key, work, title, **more: paused.append((key, work)))
+    monkeypatch.setattr(RunStore, "pause", lambda self, run_id: paused.append(run_id))
+    running, queued = made_run(store, 0.5, "running", share=0.5), made_run(store, 0.25, "queued", share=0)
+    test = page(PAGE)
+    next(b for b in test.button if b.key == f"pause-{running.id}").click().run()
+    assert not test.exception
+    assert paused[0][0] == f"pause run {running.id}"
+    paused[0][1](None)
+    assert paused[1] == running.id
+    test.selectbox(key="one-run").set_value(queued.id).run()
+    test.selectbox(key=f"priority-{queued.id}").set_value(2).run()
+    assert not test.exception
+    assert {s.id: s.priority for s in store.list()} == {running.id: 0, queued.id: 2}
+
+
+def test_a_paused_run_can_be_resumed_and_a_note_is_shown(page: Run, store: RunStore) -> None:
+    note = "Out of memory: the batch of 8 is trained 4 images at a time, gradients added up."
+    run = made_run(store, 0.5, "paused", share=0.5)
+    run.write_state(store.state(run.id).model_copy(update={"note": note}))
+    test = page(PAGE)
+    assert "paused at 50 %" in html_of(test)
+    assert [b.label for b in test.button if b.key == f"resume-{run.id}"] == ["Resume"]
+    assert note in [element.value for element in test.info]
+
+
+def test_devices_are_listed_with_memory_in_use(page: Run, store: RunStore) -> None:
+    run = made_run(store, 0.5, "running", share=0.5)
+    made_run(store, 0.5)
+    test = page(PAGE)
+    (line,) = [c.value for c in test.caption if "memory in use" in c.value]
+    assert line.startswith("CPU")
+    assert line.endswith(run.spec.name)

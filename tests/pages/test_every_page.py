@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.support.reading import html_of
+
+PAGES = ("pages/model/page.py", "pages/importance/page.py", "pages/tradeoff/page.py", "pages/method/page.py")
+Run = Callable[..., AppTest]
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("source", ["demo", "published"])
+def test_page_shows_no_error(path: str, source: str, page: Run, published: Path) -> None:
+    test = page(path, open="demo" if source == "demo" else f"published:{published}")
+    assert not test.exception
+    assert not test.error, [e.value for e in test.error]
+    assert "DeiT-B" in html_of(test) if source == "published" else "of" in html_of(test)
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_what_cannot_be_opened_is_told_in_one_sentence(path: str, page: Run) -> None:
+    test = page(path, open="published:/no/such/folder")
+    assert not test.exception
+    assert [e.value for e in test.error] == [
+        "There is no folder /no/such/folder; give the folder that holds the published score files."
+    ]
+
+
+def test_link_carries_the_what_if(page: Run, published: Path) -> None:
+    test = page(PAGES[2], open=f"published:{published}", residual="75", attention="75", heads="3", ffn="75")
+    assert "5.72 M" in html_of(test)
+    assert [s.value for s in test.slider if s.label == "Residual removed"] == [75]
+    assert test.button(key="preset-DeiT-T").proto.type == "primary"
+
+
+def test_sliders_change_the_numbers_at_once(page: Run, published: Path) -> None:
+    test = page(PAGES[2], open=f"published:{published}")
+    assert "22.05 M" in html_of(test)
+    test.slider(key="residual").set_value(0).run()
+    text = html_of(test)
+    assert "22.05 M" not in text
+    assert "6 heads" in text
+
+
+def test_preset_moves_the_sliders(page: Run, published: Path) -> None:
+    test = page(PAGES[2], open=f"published:{published}")
+    test.button(key="preset-DeiT-T").click().run()
+    values = [test.session_state[key] for key in ("residual", "attention", "heads", "ffn")]
+    assert values == [75, 75, 3, 75]
+    assert "5.72 M" in html_of(test)
+
+
+def test_nonsense_in_a_link_is_ignored(page: Run, published: Path) -> None:
+    test = page(PAGES[2], open=f"published:{published}", residual="abc", attention="400", heads="5", ffn="-3")
+    assert not test.exception
+    assert not test.error
+    assert "22.05 M" in html_of(test)
+
+
+def test_commands_give_the_widths_of_the_sliders(page: Run, published: Path) -> None:
+    test = page(PAGES[2], open=f"published:{published}", residual="75", attention="75", heads="3", ffn="75")
+    told = test.code[0].value
+    assert f"import-scores {published} --out scores.safetensors" in told
+    assert "plan scores.safetensors --residual 0.75 --attention 0.75 --ffn 0.75 --heads 3 --out plan.json" in told

@@ -1,0 +1,165 @@
+"""Estimates with and without a calibration, and the solver behind "Best under…"."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from pages.services import imports, slider_state
+from pages.tradeoff import estimates
+from tests.support.latency import device
+from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.budget import Budget, best_plan
+from upvit_core.planning.budget_depth import best_over_depth
+from upvit_core.planning.what_if import WhatIf
+from upvit_core.planning.widths import widths_of
+from upvit_core.profiling.calibration import HeldOutError, default_path
+from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
+from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.profiling.memory import estimate_memory
+from upvit_core.records.block_removals import BlockRemovals
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+
+PAGE = "pages/tradeoff/page.py"
+NAMES = ("Speed-up", "Time, batch", "Memory", "Stock timm", "KL after", "Parameters")
+Run = Callable[..., AppTest]
+
+
+@pytest.fixture
+def calibrated(monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(imports, "loaded", lambda: False)
+    path = default_path("made up", "float32", 1)
+    device().with_error(HeldOutError(0.057, 0.35, 0.99, 24, ("demo",), (8, 32), "2026-11-25")).save(path)
+    return path
+
+
+def demo() -> ImportanceScores:
+    return ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
+
+
+def plan_of(test: AppTest) -> PruningPlan:
+    return test.session_state[slider_state.SAVED].plan(demo())
+
+
+def cards(test: AppTest) -> dict[str, str]:
+    """Card's text by its name."""
+    html = "\n".join(str(element.proto.body) for element in test.get("html"))
+    found = {}
+    for card in re.findall(r'<div class="card.*?</div></div>', html, re.S):
+        text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", card)).strip()
+        name = next((name for name in NAMES if name in text), text)
+        found[name] = text
+    return found
+
+
+def test_without_calibration_nothing_is_said_of_time(page: Run) -> None:
+    test = page(PAGE)
+    assert not test.exception
+    found = cards(test)
+    assert "not calibrated" in found["Speed-up"]
+    assert "×" not in found["Speed-up"]
+    assert "not calibrated" in found["Time, batch"]
+    assert "ms" not in found["Time, batch"]
+    assert any(b.label == "Calibrate this device" for b in test.button)
+
+
+def test_with_calibration_estimates_come_with_their_error(page: Run, calibrated: Path) -> None:
+    test = page(PAGE)
+    found, plan = cards(test), plan_of(test)
+    ratio = estimate_speed_up(plan.shape_before, plan.shape_after, 32, device())
+    assert f"{ratio:.2f}×" in found["Speed-up"]
+    assert "± 5.7 %" in found["Speed-up"]
+    assert "estimated" in found["Speed-up"]
+    assert f"{estimate_latency(plan.shape_after, 32, device()):.3g} ms" in found["Time, batch"]
+    memory = estimate_memory(plan.shape_after, 32)
+    assert estimates.size(memory.total) in found["Memory"]
+    assert estimates.size(memory.weights) in found["Memory"]
+
+
+def test_the_batch_size_is_part_of_the_link(page: Run, calibrated: Path) -> None:
+    test = page(PAGE, batch="8")
+    assert f"{estimate_latency(plan_of(test).shape_after, 8, device()):.3g} ms" in cards(test)["Time, batch"]
+    assert "batch 8" in cards(page(PAGE, batch="8"))["Memory"]
+
+
+def test_what_stock_shapes_cost(page: Run) -> None:
+    test = page(PAGE)
+    budget = Budget(macs=count_macs(plan_of(test).shape_after))
+    stock, best = (best_plan(demo(), budget, family=f, heads=3).predicted for f in ("stock", "best"))  # type: ignore[arg-type]
+    assert f"opens it at these MACs its best shape costs {stock - best:.2g} nats more" in cards(test)["Stock timm"]
+
+
+def test_the_solver_sets_the_plan_and_says_how_good_it_is(page: Run, calibrated: Path) -> None:
+    test = page(PAGE)
+    limit = count_parameters(plan_of(test).shape_after)
+    test.button(key="find-best").click().run()
+    assert not test.exception
+    plan = plan_of(test)
+    expected = best_plan(demo(), Budget(params=limit + 50), heads=3)
+    assert widths_of(plan.shape_after) == widths_of(expected.plan.shape_after)
+    assert count_parameters(plan.shape_after) <= limit + 100
+    assert f"predicted KL {expected.predicted:.3g} nats, the least possible" in test.success[0].value
+    table = test.dataframe[0].value.set_index("Among")
+    assert table["Predicted KL, nats"].idxmin() == "every block its own widths"
+    assert table.loc["a shape of stock timm", "Stock timm"]
+    test.slider(key="ffn").set_value(10).run()
+    assert not test.success
+
+
+def test_two_limits_at_once(page: Run, calibrated: Path) -> None:
+    test = page(PAGE)
+    next(c for c in test.checkbox if "Time of a batch" in c.label).check().run()
+    box = next(n for n in test.number_input if "Time of a batch" in n.label)
+    box.set_value(box.value * 0.8).run()
+    test.button(key="find-best").click().run()
+    assert not test.exception
+    assert estimate_latency(plan_of(test).shape_after, 32, device()) <= box.value + 1e-3
+    assert "and" in test.success[0].value
+
+
+def test_rounding_shows_what_it_changes(page: Run) -> None:
+    test = page(PAGE, residual="47", ffn="47", **{"round-to": "16"})
+    html = "\n".join(str(element.proto.body) for element in test.get("html"))
+    free = WhatIf(47, 50, 3, 47).plan(demo())
+    assert f"What multiples of 16 change: parameters {count_parameters(free.shape_after) / 1e3:.2f} k →" in html
+
+
+def test_sizes_in_words() -> None:
+    assert [estimates.size(n) for n in (5, 2048, 3 * 2**20 + 2**19, 5 * 2**30)] == ["5 B", "2 KiB", "3.5 MiB", "5 GiB"]
+
+
+def test_a_budget_may_take_blocks_too(page: Run) -> None:
+    test = page(PAGE)
+    test.toggle(key="budget-depth").set_value(True)
+    test.radio(key="budget-family").set_value("stock").run()
+    limit = count_parameters(plan_of(test).shape_after)
+    test.button(key="find-best").click().run()
+    assert not test.exception
+    removals = BlockRemovals.load(DEMO_FOLDER / "blocks.json")
+    expected, every = best_over_depth(demo(), removals, Budget(params=limit + 50), family="stock", heads=3)
+    plan = plan_of(test)
+    assert (plan.residual, plan.blocks) == (expected.best.plan.residual, expected.best.plan.blocks)
+    told = test.success[0].value
+    assert f"predicted KL {expected.predicted:.3g} nats" in told
+    assert expected.predicted == min(choice.predicted for choice in every)
+    table = test.dataframe[0].value.set_index("Among")
+    assert table.loc["a shape of stock timm", "Blocks"] == expected.depth == 5
+    assert table["Against the best"].min() == 1
+    test.toggle(key="budget-depth").set_value(False).run()
+    test.button(key="find-best").click().run()
+    assert plan_of(test).shape_after.depth == 6
+
+
+def test_a_measured_plan_says_how_far_off_the_sum_is(page: Run, jobs_at_once: None) -> None:
+    test = page(PAGE)
+    test.run()
+    found = cards(test)["KL after"]
+    predicted, measured, times = (
+        float(n) for n in re.search(r"([\d.]+) nats an image.*measured ([\d.]+), ([\d.]+)×", found).groups()
+    )
+    assert times == pytest.approx(measured / predicted, rel=0.05)

@@ -1,0 +1,80 @@
+"""Least-squares repair of a PVTv2: nearer answers on fresh images, a spoilt layer found again, fewer blocks too."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from tests.support.tiny_pvt import images, tiny_pvt
+from upvit_core.errors import PlanError
+from upvit_core.importance.magnitude import Magnitude
+from upvit_core.models.build import adapt
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.pruning.repair.pyramid import repair_pyramid
+from upvit_core.pruning.surgery import prune
+
+
+class Images:
+    """A proxy of noise."""
+
+    name, digest, seed = "noise", "0", 0
+
+    def __init__(self, pixels: torch.Tensor):
+        self.pixels = pixels
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batches(self, batch_size, device="cpu"):
+        for part in self.pixels.split(batch_size):
+            yield part.to(device), torch.zeros(len(part), dtype=torch.long)
+
+
+def plan_of(**wish):
+    model, shape = tiny_pvt()
+    return plan_uniform(Magnitude(2).attribute(adapt(model, shape)), snap=True, **wish)
+
+
+def kl(model: torch.nn.Module, pixels: torch.Tensor) -> float:
+    q, p = tiny_pvt()[0](pixels).log_softmax(-1), model(pixels).log_softmax(-1)
+    return float((q.exp() * (q - p)).sum(-1).mean())
+
+
+@torch.no_grad()
+def test_the_answer_comes_nearer_on_images_never_seen() -> None:
+    model, shape = tiny_pvt()
+    plan = plan_of(residual=0.3, attention=0.3, ffn=0.5, reduction=0.3)
+    thin = prune(model, shape, plan)
+    before = {name: tensor.clone() for name, tensor in thin.state_dict().items()}
+    mended, told = repair_pyramid(thin, model, plan, Images(images(150)))
+    fresh = images(40, seed=9)
+    assert kl(mended, fresh) < 0.5 * kl(thin, fresh)
+    assert all(torch.equal(before[name], tensor) for name, tensor in thin.state_dict().items())
+    names = {layer.layer for layer in told.layers}
+    assert {"blocks.0.attn.sr", "blocks.4.attn.kv", "stages.2.downsample.proj", "head"} <= names
+    assert "blocks.4.attn.sr" not in names  # the last stage reduces nothing
+    assert all(layer.after < layer.before for layer in told.layers if layer.kept)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "where", ["stages.1.blocks.0.attn.sr", "stages.2.downsample.proj", "stages.1.blocks.1.mlp.fc2"]
+)
+def test_a_spoilt_layer_is_found_again(where: str) -> None:
+    """Nothing is cut; one layer's weights are replaced: least squares gives its outputs back."""
+    model, _ = tiny_pvt()
+    spoilt = copy.deepcopy(model)
+    spoilt.get_submodule(where).weight.mul_(0.1)
+    mended, _ = repair_pyramid(spoilt, model, plan_of(), Images(images(150)))
+    fresh = images(20, seed=4)
+    assert kl(spoilt, fresh) > 1e-4
+    assert kl(mended, fresh) < 1e-3 * kl(spoilt, fresh)
+
+
+def test_too_few_images_are_refused() -> None:
+    model, shape = tiny_pvt()
+    plan = plan_of(ffn=0.5)
+    with pytest.raises(PlanError, match="at least 5 images"):
+        repair_pyramid(prune(model, shape, plan), model, plan, Images(images(3)))

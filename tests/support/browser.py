@@ -1,0 +1,177 @@
+"""Screenshots of every page, light and dark, at 1440 and 1024 pixels, from the real app on a free port.
+
+    python tests/support/shots.py OUT [--open SOURCE] [--page tradeoff] [--width 1440] [--theme light]
+                                  [--query "residual=75"] [--full]
+
+Writes OUT/<page>-<theme>-<width>.png; whole pages with --full. The README's pictures are made by
+
+    python tests/support/shots.py assets/readme --readme [--runs FOLDER]
+
+one a page, light, in few colours to stay small; --runs shows the runs of a folder (default: none).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.support import ROOT
+
+PAGES = ("model", "importance", "tradeoff", "runs", "transfer", "method", "workshop", "glossary")
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@contextmanager
+def server(environment: dict[str, str] | None = None, log: Path | None = None) -> Iterator[str]:
+    """The real app on a free port of the loopback; yields its address."""
+    port = free_port()
+    with (log or Path(os.devnull)).open("wb") as out:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "streamlit",
+                "run",
+                "app.py",
+                "--server.port",
+                str(port),
+                "--server.headless",
+                "true",
+            ],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            address = f"http://localhost:{port}"
+            for _ in range(300):
+                try:
+                    urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
+                    break
+                except OSError:
+                    if process.poll() is not None:
+                        raise RuntimeError(f"the app ended with code {process.returncode}") from None
+                    time.sleep(0.1)
+            yield address
+        finally:
+            process.terminate()
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+def settle(page: Page, timeout: float = 60.0) -> None:
+    """Wait until the script has run, every chart is drawn, and nothing has changed for a moment."""
+    page.wait_for_selector('[data-testid="stApp"]', timeout=timeout * 1000)
+    page.wait_for_selector("h1", timeout=timeout * 1000)
+    end, last, since = time.monotonic() + timeout, "", time.monotonic()
+    while time.monotonic() < end:
+        busy = page.locator('[data-testid="stApp"][data-test-script-state="running"]').count()
+        progress = page.locator('[data-testid="stProgress"], [data-testid="stSkeleton"]').count()
+        now = str(page.evaluate("document.body.innerText.length + ':' + document.querySelectorAll('.main-svg').length"))
+        if busy or progress or now != last:
+            last, since = now, time.monotonic()
+        elif time.monotonic() - since > 0.8:
+            return
+        page.wait_for_timeout(100)
+
+
+def readme(out: Path, runs: Path | None) -> None:
+    """One picture a page from a fresh server, OUT/<page>.png."""
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as home:
+        environment = {"UPVIT_HOME": f"{home}/home", "UPVIT_RUNS": str((runs or Path(home) / "runs").resolve())}
+        with server(environment) as address, chromium() as browser:
+            context = browser.new_context(
+                reduced_motion="reduce", viewport={"width": 1360, "height": 850}, color_scheme="light"
+            )
+            page = context.new_page()
+            for name in PAGES:
+                page.goto(f"{address}/{name if name != PAGES[0] else ''}", timeout=180_000)
+                settle(page, 180)
+                path = out / f"{name}.png"
+                page.screenshot(path=path)
+                with Image.open(path) as picture:
+                    small = picture.convert("RGB").resize((1020, 638), Image.Resampling.LANCZOS)
+                    small.quantize(256, kmeans=3).save(path, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--open", default="")
+    parser.add_argument("--page", action="append")
+    parser.add_argument("--width", action="append", type=int)
+    parser.add_argument("--theme", action="append", choices=["light", "dark"])
+    parser.add_argument("--query", default="")
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--runs", type=Path)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.readme:
+        readme(arguments.out, arguments.runs)
+        return
+    query = dict(urllib.parse.parse_qsl(arguments.query))
+    if arguments.open:
+        query["open"] = arguments.open
+    with server(log=arguments.out / "server.log") as address, chromium() as browser:
+        for theme in arguments.theme or ["light", "dark"]:
+            for width in arguments.width or [1440, 1024]:
+                context = browser.new_context(
+                    reduced_motion="reduce", viewport={"width": width, "height": 900}, color_scheme=theme
+                )
+                page = context.new_page()
+                for name in arguments.page or PAGES:
+                    page.goto(f"{address}/{name}?{urllib.parse.urlencode(query)}", timeout=120_000)
+                    settle(page, 120)
+                    if arguments.full:
+                        height = page.evaluate(
+                            "Math.max(...[...document.querySelectorAll('[data-testid=stMain], section')].map(e => "
+                            "e.scrollHeight))"
+                        )
+                        page.set_viewport_size({"width": width, "height": int(height) + 20})
+                        settle(page)
+                    page.screenshot(path=arguments.out / f"{name}-{theme}-{width}.png")
+                    page.set_viewport_size({"width": width, "height": 900})
+                context.close()
+
+
+if __name__ == "__main__":
+    main()
+
+
+ARTEFACTS = ROOT / "tests" / "artifacts"
+
+
+Visit = Callable[..., Page]

@@ -1,0 +1,133 @@
+"""Many plans side by side: what each costs, the KL that scores predict for it, and which of them another one beats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import numpy as np
+
+from upvit_core.errors import PlanError
+from upvit_core.planning.allocate import plan_allocated
+from upvit_core.planning.budget import Budget, Family, best_plan
+from upvit_core.planning.budget_stages import Tables, best_shares
+from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape
+
+Quantity = Literal["params", "macs", "latency_ms", "predicted"]
+FAMILIES: tuple[Family, ...] = ("best", "uniform", "stock")
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15)
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """One plan. predicted: nats an image; latency_ms: None without calibration; stock: stock timm builds the shape."""
+
+    name: str
+    plan: PruningPlan
+    params: int
+    macs: int
+    latency_ms: float | None
+    predicted: float
+    stock: bool
+    dominated: bool = False
+
+
+class Timed(Protocol):
+    """Whatever tells the milliseconds of a shape."""
+
+    def of(self, shape: ModelShape) -> float: ...
+
+
+def pareto_rows(
+    scores: ImportanceScores,
+    plans: Iterable[tuple[str, PruningPlan]],
+    *,
+    latency: Timed | None = None,
+    axes: Sequence[Quantity] = ("macs", "predicted"),
+) -> list[FrontRow]:
+    """Rows in order of MACs; one is dominated where another is no worse on every axis and better on one.
+
+    Raises PlanError where latency is an axis and no estimate was given.
+    """
+    if "latency_ms" in axes and latency is None:
+        raise PlanError("A front over latency needs this device's calibration; run `calibrate` first.")
+    rows = []
+    for name, plan in plans:
+        shape = plan.shape_after
+        ms = None if latency is None else latency.of(shape)
+        predicted = predicted_loss(scores, plan)
+        rows.append(FrontRow(name, plan, count_parameters(shape), count_macs(shape), ms, predicted, shape.is_uniform))
+    marks = dominated(np.array([[getattr(row, axis) for axis in axes] for row in rows], float))
+    marked = [replace(row, dominated=bool(mark)) for row, mark in zip(rows, marks, strict=True)]
+    return sorted(marked, key=lambda row: (row.macs, row.predicted))
+
+
+def dominated(values: np.ndarray) -> np.ndarray:
+    """Which rows of values (n, quantities), all of them better when smaller, another row beats; (n,) bool."""
+    if not len(values):
+        return np.zeros(0, bool)
+    no_worse = np.all(values[None, :, :] <= values[:, None, :], axis=-1)  # (row, other)
+    better = np.any(values[None, :, :] < values[:, None, :], axis=-1)
+    return np.asarray(np.any(no_worse & better, axis=1))
+
+
+def candidate_plans(
+    scores: ImportanceScores,
+    *,
+    shares: Sequence[float] = SHARES,
+    heads: int | None = None,
+    round_to: int = 1,
+    basis: str = "channels",
+) -> list[tuple[str, PruningPlan]]:
+    """Plans worth a look: at shares of the model's MACs the best of all, of uniform and of stock shapes; equal ratios.
+
+    Shares that a family cannot reach are left out. In a model of stages every plan has one ratio a component.
+
+    Raises PlanError where heads, rounding or directions are asked of a model of stages.
+    """
+    full = count_macs(scores.shape)
+    if scores.shape.stages:
+        if heads is not None or round_to != 1 or basis != "channels":
+            raise PlanError(
+                f"heads, round_to and directions are defined for models without stages; leave them out for "
+                f"{scores.shape.name}."
+            )
+        return _of_stages(scores, [share * full for share in shares])
+    found: list[tuple[str, PruningPlan]] = []
+    for share in shares:
+        for family in FAMILIES:
+            try:
+                budget = Budget(macs=share * full)
+                best = best_plan(scores, budget, family=family, heads=heads, round_to=round_to, basis=basis)
+            except PlanError:
+                continue
+            found.append((f"{family}, {share:.0%} of MACs", best.plan))
+    for ratio in (0.25, 0.5, 0.75):
+        plan = plan_allocated(
+            scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, round_to=round_to, basis=basis
+        )
+        found.append((f"{ratio:.0%} of everything", plan))
+    return found
+
+
+def _of_stages(scores: ImportanceScores, limits: Sequence[float]) -> list[tuple[str, PruningPlan]]:
+    """The best equal shares at every limit of MACs, of all and of those that stock timm builds; equal ratios."""
+    tables, full = Tables(scores), count_macs(scores.shape)
+    found: list[tuple[str, PruningPlan]] = []
+    for limit in limits:
+        for stock in (False, True):
+            try:
+                best = best_shares(scores, {"macs": limit}, stock=stock, tables=tables)
+            except PlanError:
+                continue
+            found.append((f"{'stock' if stock else 'uniform'}, {limit / full:.0%} of MACs", best.plan))
+    for ratio in (0.25, 0.5, 0.75):
+        plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True)
+        found.append((f"{ratio:.0%} of everything", plan))
+    return found

@@ -1,0 +1,204 @@
+"""From scores and ratios to a plan: rank each component, drop the lowest (the letter: the same ratio everywhere)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from upvit_core.errors import PlanError
+from upvit_core.importance.ranking import keep_best, keep_in_merged_heads
+from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import PVT_VARIANTS, ModelShape, common_head_counts, deit_shape, pvt_shape
+
+PRESETS = {
+    "deit_small": deit_shape("small"),
+    "deit_tiny": deit_shape("tiny"),
+    **{f"pvt_v2_{variant}": pvt_shape(variant) for variant in PVT_VARIANTS},
+}
+
+
+def kept_channels(width: int, pruning_ratio: float, multiple_of: int = 1, *, snap: bool = False) -> int:
+    """How many of `width` channels stay when `pruning_ratio` of them are removed.
+
+    With `snap` the nearest legal multiple is taken; without it, a count that is no multiple is an error.
+    """
+    if not 0 <= pruning_ratio < 1:
+        raise PlanError(f"A pruning ratio is the share removed, in [0, 1), not {pruning_ratio}; 0.5 removes half.")
+    exact = width * (1 - pruning_ratio)
+    if snap:
+        return min(max(round(exact / multiple_of), 1) * multiple_of, width - width % multiple_of)
+    count = round(exact)
+    if count < 1:
+        raise PlanError(f"A pruning ratio of {pruning_ratio} leaves none of {width} channels; lower it.")
+    if count % multiple_of:
+        near = kept_channels(width, pruning_ratio, multiple_of, snap=True)
+        raise PlanError(
+            f"Removing {pruning_ratio:g} of {width} channels leaves {count}, which {multiple_of} heads do not divide; "
+            f"a ratio of {1 - near / width:g} leaves {near}."
+        )
+    return count
+
+
+def plan_uniform(
+    scores: ImportanceScores,
+    *,
+    residual: float = 0.0,
+    attention: float = 0.0,
+    ffn: float = 0.0,
+    reduction: float | None = None,
+    heads: int | None = None,
+    snap: bool = False,
+    basis: str = "channels",
+) -> PruningPlan:
+    """The same pruning ratio in every block and stage; `heads` merges every block's heads (None: as they are).
+
+    `reduction` is the ratio of spatial reductions, where the model has them (None: the residual's, as stock timm
+    builds). Raises PlanError for a ratio outside [0, 1), heads that do not divide, or widths that heads do not divide.
+    """
+    shape = scores.shape
+    widths, counts = uniform_widths(
+        shape, residual=residual, attention=attention, ffn=ffn, reduction=reduction, heads=heads, snap=snap
+    )  # fmt: skip
+    requested: dict[str, Any] = {"residual": residual, "attention": attention, "ffn": ffn, "heads": heads,
+                                 "allocation": "uniform"}  # fmt: skip
+    if reduction is not None:
+        requested["reduction"] = reduction
+    return plan_groups(scores, widths, counts, requested=requested, basis=basis)
+
+
+def uniform_widths(
+    shape: ModelShape,
+    *,
+    residual: float = 0.0,
+    attention: float = 0.0,
+    ffn: float = 0.0,
+    reduction: float | None = None,
+    heads: int | None = None,
+    snap: bool = False,
+) -> tuple[dict[str, int], dict[int, int]]:
+    """Widths by key and heads by block of `plan_uniform`; raises as it does."""
+    target = heads if heads is not None else shape.num_heads
+    if target is not None and target not in common_head_counts(shape.blocks):
+        options = ", ".join(str(n) for n in common_head_counts(shape.blocks))
+        raise PlanError(f"The heads of {shape.name} cannot be merged into {target}; choose one of {options}.")
+    if reduction is not None and "reduction" not in shape.components:
+        raise PlanError(f"{shape.name} has no spatial reduction to cut; leave its ratio out.")
+    counts = {b: target or block.num_heads for b, block in enumerate(shape.blocks)}
+    ratios: dict[str, float] = {"residual": residual, "attention": attention, "ffn": ffn,
+                                "reduction": residual if reduction is None else reduction}  # fmt: skip
+    widths = {}
+    for group in shape.groups:
+        # As stock timm builds, a residual is as wide as the attention of its blocks, whose heads divide it.
+        first = shape.first_block(group.place) if group.component == "residual" else group.place
+        shared = group.component == "reduction" and reduction is None
+        multiple = 1 if group.component == "ffn" or (group.component == "reduction" and not shared) else counts[first]
+        if group.component == "residual" and not shape.stages:
+            multiple = target or 1
+        widths[group.key] = kept_channels(group.width, ratios[group.component], multiple, snap=snap)
+    return widths, counts
+
+
+def plan_preset(scores: ImportanceScores, preset: str, *, basis: str = "channels") -> PruningPlan:
+    """Widths of a stock model, such as `deit_small` or `pvt_v2_b0`, of a model with the same depth.
+
+    Raises PlanError for an unknown preset, or one that is wider or deeper than the model.
+    """
+    if preset not in PRESETS:
+        raise PlanError(f"There is no preset {preset!r}; choose one of {', '.join(PRESETS)}.")
+    if preset not in presets_for(scores.shape):
+        raise PlanError(f"{scores.shape.name} cannot be cut to {preset}: its widths, heads or depth do not allow it.")
+    target = PRESETS[preset]
+    widths = {group.key: group.width for group in target.groups}
+    heads = {b: block.num_heads for b, block in enumerate(target.blocks)}
+    return plan_groups(scores, widths, heads, requested={"preset": preset}, basis=basis)
+
+
+def presets_for(shape: ModelShape) -> tuple[str, ...]:
+    """Presets whose widths, heads and depth the model can be cut to."""
+    return tuple(
+        name
+        for name, target in PRESETS.items()
+        if (target.family, target.depths) == (shape.family, shape.depths)
+        and target.embed_dim < shape.embed_dim
+        and [group.key for group in target.groups] == [group.key for group in shape.groups]
+        and all(
+            own.heads % new.heads == 0 and new.width <= own.width
+            for own, new in zip(shape.groups, target.groups, strict=True)
+        )
+    )
+
+
+def plan_widths(
+    scores: ImportanceScores,
+    embed_dim: int,
+    blocks: list[tuple[int, int, int]],
+    *,
+    requested: dict[str, Any],
+    basis: str = "channels",
+) -> PruningPlan:
+    """The best channels for given widths of a model without stages, as `plan_groups` chooses them.
+
+    `blocks` holds (heads, attention channels, ffn channels) of every block.
+    """
+    widths = {"residual": embed_dim}
+    for b, (_, attention, ffn) in enumerate(blocks):
+        widths |= {f"attention.{b}": attention, f"ffn.{b}": ffn}
+    heads = {b: count for b, (count, _, _) in enumerate(blocks)}
+    return plan_groups(scores, widths, heads, requested=requested, basis=basis)
+
+
+def plan_groups(
+    scores: ImportanceScores,
+    widths: Mapping[str, int],
+    heads: Mapping[int, int],
+    *,
+    requested: dict[str, Any],
+    basis: str = "channels",
+) -> PruningPlan:
+    """The best channels for given widths by key and heads by block.
+
+    With basis "directions" and scores of channels, the leading directions stay: they come ordered by importance.
+
+    Raises PlanError where scores of directions are to give a plan of channels, or the model has no directions.
+    """
+    shape = scores.shape
+    if scores.basis == "directions" != basis:
+        raise PlanError("These are scores of directions; plan with basis=directions, or score channels.")
+    if basis == "directions" and not shape.has_directions:
+        raise PlanError(f"Directions are defined for plain ViTs; {shape.name} is cut by channels.")
+    leading = basis == "directions" and scores.basis == "channels"
+
+    def best(key: str) -> tuple[int, ...]:
+        component, _, place = key.partition(".")
+        values = scores.values[key]
+        if leading and component in ("residual", "attention"):
+            values = -np.arange(len(values), dtype=float)
+        if component == "attention":
+            own = shape.blocks[int(place)].num_heads
+            return tuple(keep_in_merged_heads(values, own, heads[int(place)], widths[key]).tolist())
+        return tuple(keep_best(values, widths[key]).tolist())
+
+    residuals = [Kept(keep=best(group.key)) for group in shape.groups_of("residual")]
+    return PruningPlan(
+        model=scores.model,
+        model_digest=scores.model_digest,
+        scores_digest=scores.digest,
+        criterion=scores.criterion,
+        basis="directions" if basis == "directions" else "channels",
+        source_shape=shape.to_dict(),
+        residual=residuals[0],
+        later_residuals=tuple(residuals[1:]),
+        blocks=tuple(
+            BlockPlan(
+                source=b,
+                attention=KeptAttention(heads=heads[b], keep=best(f"attention.{b}")),
+                ffn=Kept(keep=best(f"ffn.{b}")),
+                reduction=Kept(keep=best(f"reduction.{b}")) if block.reduction else None,
+            )
+            for b, block in enumerate(shape.blocks)
+        ),
+        requested=requested,
+    )

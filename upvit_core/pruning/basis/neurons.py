@@ -1,0 +1,52 @@
+"""FFN channels in the order in which the others can make up for them.
+
+GELU allows no rotation, so FFN channels stay channels. But fc2 is refitted after the cut, so what a channel is worth is
+not what it carries, but what the rest cannot reconstruct of it. Backward elimination on second moments (kin: Optimal
+Brain Surgeon, Hassibi & Stork 1993): with K the second moment of [activation; 1] and W fc2, removing channel c with the
+best refit of the rest costs |w_c|²_M / (K⁻¹)_cc; the cheapest goes, W and K⁻¹ are updated, and so on. M is the metric
+of what fc2 writes: half gradients, half plain distance.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from upvit_core.pruning.basis.reading import unit_trace
+from upvit_core.pruning.basis.statistics import ProxyStatistics
+
+
+def elimination_scores(stats: ProxyStatistics, block: int, at_once: int | None = None) -> Tensor:
+    """What each FFN channel of `block` cost when it was removed (H,), in nats; the last one removed scores highest.
+
+    at_once: how many cheapest channels leave together, with one update; by default 1 in 256 of all.
+    """
+    hidden = stats.mean(f"hidden.{block}")
+    H = len(hidden) - 1
+    at_once = at_once or max(1, H // 256)
+    gradient = stats.grams[f"written_gradient.{block}"]
+    metric = unit_trace(gradient) + torch.eye(len(gradient)).to(gradient) / len(gradient)
+    weight = stats.state[f"blocks.{block}.mlp.fc2.weight"]
+    left = _root(metric * gradient.trace() / 2) @ torch.cat([weight, torch.zeros_like(weight[:, :1])], 1)  # (D, H + 1)
+    inverse = torch.linalg.inv(hidden + 1e-6 * torch.diag(hidden.diagonal() + 1e-12))
+    alive = torch.arange(H + 1, device=hidden.device)  # entry H is the bias, which stays
+    scores = torch.zeros(H, dtype=torch.float64, device=hidden.device)
+    reached = 0.0
+    while len(alive) > 1:
+        cost = left.square().sum(0) / inverse.diagonal() / 2
+        cheapest = cost[:-1].argsort(stable=True)[:at_once]
+        # A channel costs at least what those before it did, so that scores keep the order of removal.
+        ordered = torch.cummax(cost[cheapest].clamp_min(reached * (1 + 1e-9)), 0).values
+        scores[alive[cheapest]], reached = ordered, float(ordered[-1])
+        stays = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
+        stays[cheapest] = False
+        bridge = torch.linalg.solve(inverse[cheapest][:, cheapest], inverse[cheapest][:, stays])  # (gone, alive)
+        left = left[:, stays] - left[:, cheapest] @ bridge
+        inverse = inverse[stays][:, stays] - inverse[stays][:, cheapest] @ bridge
+        alive = alive[stays]
+    return scores
+
+
+def _root(matrix: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T

@@ -1,0 +1,142 @@
+"""Scores of directions, in the same record as scores of channels, so that plans and pictures work in either basis.
+
+Residual: entry 0 is the constant, which LayerNorm spends and every plan keeps; the others are directions, the most
+important first. Attention: entry i of a head is its i-th strongest factor of q·k together with its i-th of v·proj;
+neighbours of a head out of order share their mean, so that a cut keeps the leading factors.
+FFN: channels, by what the rest cannot make up for (`fisher`) or by removal (`kl`). All in nats, summed over images.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from upvit_core.data import ImageSet, draw_proxy
+from upvit_core.errors import ScoresError
+from upvit_core.importance.criterion import (
+    Clock,
+    Criterion,
+    Proxy,
+    Report,
+    frozen,
+    kl_divergence,
+    log_softmax,
+    silent,
+)
+from upvit_core.importance.fisher import Fisher
+from upvit_core.importance.kl import KL
+from upvit_core.models.adapter import Adapter
+from upvit_core.models.build import adapt
+from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.pruning.basis.neurons import elimination_scores
+from upvit_core.pruning.basis.residual import pool_blocks
+from upvit_core.pruning.basis.slice import prune_directions
+from upvit_core.pruning.basis.statistics import ProxyStatistics, collect_statistics
+from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
+from upvit_core.records.scores import ImportanceScores, expected_widths
+from upvit_core.records.shape import ModelShape
+
+
+def whole_plan(shape: ModelShape, residual: tuple[int, ...] | None = None) -> PruningPlan:
+    """A plan of directions that keeps everything, or only the given entries of the residual."""
+    return PruningPlan(
+        basis="directions",
+        source_shape=shape.to_dict(),
+        residual=Kept(keep=residual or tuple(range(shape.embed_dim))),
+        blocks=tuple(
+            BlockPlan(
+                source=b,
+                attention=KeptAttention(heads=block.num_heads, keep=tuple(range(block.attention))),
+                ffn=Kept(keep=tuple(range(block.ffn))),
+            )
+            for b, block in enumerate(shape.blocks)
+        ),
+    )
+
+
+def directions_scores(
+    adapter: Adapter,
+    proxy: Proxy,
+    stats: ProxyStatistics,
+    criterion: Literal["fisher", "kl"] = "fisher",
+    *,
+    batch_size: int = 50,
+    report: Report = silent,
+) -> ImportanceScores:
+    """Scores of directions, with the keys and widths of channel scores.
+
+    `fisher` takes the residual's scores from `stats` (what each direction adds to those before it, to second order)
+    and one pass over `proxy` for the rest; `kl` removes each direction in turn (Eq. 1 exactly): D cuts and passes for
+    the residual, and the exact channel score of the rotated model for the rest.
+    """
+    if criterion not in ("fisher", "kl"):
+        raise ScoresError(f"Directions can be scored by fisher or kl, not {criterion!r}.")
+    start = time.perf_counter()
+    shape, model = adapter.shape, adapter.model
+    rotated = prune_directions(model, shape, whole_plan(shape), stats)
+    inner: Criterion
+    if criterion == "kl":
+        exact = {key: tuple(range(n)) for key, n in expected_widths(shape).items() if key != "residual"}
+        inner, residual = KL(channels=exact), _removal_kl(model, shape, proxy, stats, batch_size, report)
+    else:
+        inner, residual = Fisher(batch_size=batch_size), stats.direction_scores.numpy()
+    scores = inner.attribute(adapt(rotated, shape), proxy, report)
+    values = {"residual": np.concatenate([[residual.max()], residual])}
+    for b, block in enumerate(shape.blocks):
+        inside = torch.tensor(scores.attention(b)).unflatten(0, (block.num_heads, -1))  # (h, d)
+        values[f"attention.{b}"] = torch.cat([pool_blocks(head) for head in inside]).numpy()
+    if criterion == "fisher":
+        values |= {f"ffn.{b}": elimination_scores(stats, b).cpu().numpy() for b in range(shape.depth)}
+    return scores.with_values(
+        values,
+        stderr={key: value for key, value in scores.stderr.items() if criterion == "kl" or key not in values},
+        basis="directions",
+        seconds=time.perf_counter() - start,
+        notes={
+            **scores.notes, "metric": stats.metric, "constant": 0, "statistics_images": stats.images,
+            "statistics_digest": stats.data_digest, "statistics_seed": stats.seed,
+        },
+    )  # fmt: skip
+
+
+def score_directions(
+    loaded: LoadedModel,
+    images: ImageSet,
+    criterion: Literal["fisher", "kl"] = "fisher",
+    *,
+    n: int = 2000,
+    seed: int = 0,
+    balanced: bool = False,
+    report: Report = silent,
+) -> ImportanceScores:
+    """Find the directions of a loaded model on `n` proxy images by `seed`, and score them; see `directions_scores`."""
+    proxy = draw_proxy(images, min(n, len(images)), seed, balanced=balanced)
+    adapter = adapt(loaded.model, loaded.shape)
+    stats = collect_statistics(adapter, proxy, report=report)
+    found = directions_scores(adapter, proxy, stats, criterion, report=report)
+    return replace(found, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest)
+
+
+@torch.no_grad()
+def _removal_kl(
+    model: nn.Module, shape: ModelShape, proxy: Proxy, stats: ProxyStatistics, batch_size: int, report: Report
+) -> np.ndarray:
+    """Σ_i KL(q_i || p_i) of the model cut along all directions but one, for each of the D - 1 directions."""
+    device = next(model.parameters()).device
+    everything = range(shape.embed_dim)
+    clock = Clock(shape.embed_dim - 1, "directions", report)
+    with frozen(model):
+        log_q: list[Tensor] = [log_softmax(model(images)) for images, _ in proxy.batches(batch_size, device)]
+    result = np.zeros(shape.embed_dim - 1)
+    for direction in everything[1:]:
+        plan = whole_plan(shape, tuple(i for i in everything if i != direction))
+        cut = prune_directions(model, shape, plan, stats)
+        batches = zip(log_q, proxy.batches(batch_size, device), strict=True)
+        result[direction - 1] = sum(float(kl_divergence(q, cut(images)).sum()) for q, (images, _) in batches)
+        clock.advance(1, "residual")
+    return result

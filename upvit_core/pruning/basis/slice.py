@@ -1,0 +1,121 @@
+"""A plan in the basis of directions, made into weights: a physically thinner model of the same structure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from upvit_core.errors import PlanError
+from upvit_core.pruning.basis.fold import State, load, output_heads, token_params
+from upvit_core.pruning.basis.heads import HeadFactors, head_factors
+from upvit_core.pruning.basis.residual import best_directions, embedding
+from upvit_core.pruning.basis.statistics import ProxyStatistics
+from upvit_core.pruning.surgery import check_fits
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Basis:
+    """How a thinner model's quantities follow from the source's: stream' = Eᵀ·stream, E (D, k), and by block its heads.
+
+    For a plan of directions the source is the folded model; for one of channels E and the maps merely select.
+    """
+
+    embedding: Tensor
+    heads: tuple[HeadFactors, ...]
+
+    def to(self, like: Tensor) -> Basis:
+        """On the device and in the dtype of `like`."""
+        return Basis(self.embedding.to(like), tuple(h.to(like) for h in self.heads))
+
+
+def basis_for(plan: PruningPlan, stats: ProxyStatistics) -> Basis:
+    """The basis that a plan of directions keeps.
+
+    Where it keeps the leading directions by `reading`, which are nested, the best ones for just that width are sought
+    from them.
+
+    Raises PlanError where it does not keep the constant (entry 0 of the residual), which LayerNorm needs.
+    """
+    constant, *others = plan.residual.keep
+    if constant != 0 or not others:
+        raise PlanError(
+            f"A plan of directions keeps entry 0 of the residual, the constant, and at least one more; this one keeps "
+            f"{list(plan.residual.keep[:4])}…; score and plan with basis=directions."
+        )
+    directions = stats.directions[:, torch.tensor(others) - 1]
+    if stats.metric == "reading" and len(others) == others[-1] < stats.shape.embed_dim - 1:
+        directions = best_directions(*stats.readers(), directions)
+    factors = (head_factors(stats, block.source, block.attention) for block in plan.blocks)
+    return Basis(embedding(directions), tuple(factors))
+
+
+def channel_basis(plan: PruningPlan) -> Basis:
+    """The basis of the letter's channels, as surgery cuts them."""
+    shape = plan.shape_before
+    select = torch.eye(shape.embed_dim, dtype=torch.float64)[:, list(plan.residual.keep)]
+    blocks = []
+    for block in plan.blocks:
+        own = shape.blocks[block.source]
+        rows = torch.eye(own.attention, dtype=torch.float64)[list(block.attention.keep)]  # (A', A)
+        scale = (len(block.attention.keep) / block.attention.heads / own.head_dim) ** 0.5
+        blocks.append(HeadFactors(rows * scale, rows, rows, rows.T))
+    return Basis(select, tuple(blocks))
+
+
+def prune_directions(
+    model: nn.Module, shape: ModelShape, plan: PruningPlan, stats: ProxyStatistics, basis: Basis | None = None
+) -> nn.Module:
+    """A thinner model in eval mode, of the structure of `model`, which is not touched; `stats` are of the same model.
+
+    Raises PlanError where the plan keeps channels, or was made for another shape.
+    """
+    if plan.basis != "directions":
+        raise PlanError("This plan keeps channels, not directions; prune it with `surgery.prune`.")
+    check_fits(shape, plan)
+    state = sliced_state(stats, plan, basis or basis_for(plan, stats))
+    return load(state, plan.shape_after, like=next(model.parameters()))
+
+
+def sliced_state(stats: ProxyStatistics, plan: PruningPlan, basis: Basis) -> State:
+    """Tensors of the thinner model: writers EᵀW, readers W·E, attention through its factors, FFN channels chosen."""
+    source, shape, E = stats.state, plan.shape_after, basis.embedding
+    k = E.shape[1]
+    result: State = {name: source[name] @ E for name in token_params(source)}
+    result["patch_embed.proj.weight"] = torch.einsum("dk,dchw->kchw", E, source["patch_embed.proj.weight"])
+    result["patch_embed.proj.bias"] = E.T @ source["patch_embed.proj.bias"]
+    for number, (block, factors) in enumerate(zip(plan.blocks, basis.heads, strict=True)):
+        a, f, to = f"blocks.{block.source}", f"blocks.{block.ffn_block}", f"blocks.{number}"
+        three = torch.block_diag(factors.query, factors.key, factors.value)  # (3A', 3A)
+        result[f"{to}.attn.qkv.weight"] = three @ source[f"{a}.attn.qkv.weight"] @ E
+        if shape.qkv_bias:
+            result[f"{to}.attn.qkv.bias"] = three @ source[f"{a}.attn.qkv.bias"]
+        result[f"{to}.attn.proj.weight"] = E.T @ source[f"{a}.attn.proj.weight"] @ factors.output
+        result[f"{to}.attn.proj.bias"] = E.T @ source[f"{a}.attn.proj.bias"]
+        hidden = torch.tensor(block.ffn.keep)
+        result[f"{to}.mlp.fc1.weight"] = source[f"{f}.mlp.fc1.weight"][hidden] @ E
+        result[f"{to}.mlp.fc1.bias"] = source[f"{f}.mlp.fc1.bias"][hidden]
+        result[f"{to}.mlp.fc2.weight"] = E.T @ source[f"{f}.mlp.fc2.weight"][:, hidden]
+        result[f"{to}.mlp.fc2.bias"] = E.T @ source[f"{f}.mlp.fc2.bias"]
+        for norm, site, origin in (("norm1", 2 * block.source, a), ("norm2", 2 * block.ffn_block + 1, f)):
+            result[f"{to}.{norm}.weight"] = _norm_weight(stats, E, site)
+            result[f"{to}.{norm}.bias"] = E.T @ source[f"{origin}.{norm}.bias"]
+        for scale in ("ls1", "ls2") if shape.layer_scale else ():
+            result[f"{to}.{scale}.gamma"] = E.new_ones(k)
+    norm = "fc_norm" if shape.fc_norm else "norm"
+    result[f"{norm}.weight"] = _norm_weight(stats, E, 2 * stats.shape.depth)
+    result[f"{norm}.bias"] = E.T @ source[f"{norm}.bias"]
+    for head in output_heads(shape):
+        result[f"{head}.weight"], result[f"{head}.bias"] = source[f"{head}.weight"] @ E, source[f"{head}.bias"]
+    return result
+
+
+def _norm_weight(stats: ProxyStatistics, E: Tensor, site: int) -> Tensor:
+    """RMS of the stream that is kept, in its k channels, over the RMS of all of it, in D channels: (k,)."""
+    C = stats.grams[f"reader.{site}"]
+    D, k = E.shape
+    kept = (E * (C @ E)).sum() / k
+    return ((kept / (C.trace() / D)).sqrt()).expand(k).clone()

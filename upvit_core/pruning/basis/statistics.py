@@ -1,0 +1,180 @@
+"""Second moments of activations and of gradients, gathered in one stream over the proxy images.
+
+All are of the FOLDED model. Gradients are those of the model's own output: with F = diag(q) - q qᵀ = Σ_r λ_r u_r u_rᵀ,
+each √λ_r·u_r is sent back from the logits and the squares are added, so that to second order
+KL(q || p) ≈ ½ Σ_r (change along r)². Products are taken in the model's dtype for one batch and added up in float64;
+those of the streams that are read are taken in float64 too, since a few directions may hold a hundred times the energy
+of the rest, whose moments float32 would leave indefinite. Memory does not depend on the number of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, silent
+from upvit_core.models.adapter import Adapter
+from upvit_core.pruning.basis.fold import State, fold, state_of
+from upvit_core.pruning.basis.residual import Metric, residual_directions
+from upvit_core.pruning.basis.stream import AttentionTrace, FeedForwardTrace, Stream
+from upvit_core.records.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class ProxyStatistics:
+    """Second moments by name, float64, summed over images and tokens, of the folded model.
+
+    state: the folded weights. grams, each (n, n): `reader.{s}` the normalised stream at reader s and
+    `reader_gradient.{s}` the gradient there, where s counts norm1 and norm2 of every block and then the final norm; of
+    block b `query.{b}` q, `key.{b}` k less its mean over the image, `mixed.{b}` the input of proj and
+    `mixed_gradient.{b}` its gradient, `hidden.{b}` [activation; 1] before fc2, `written_gradient.{b}` the gradient of
+    what fc2 writes. rows: over how many tokens each of these sums runs. token_gradients: of what a linear layer writes
+    (`q`, `k`, `v`, `proj`, `fc1`, `fc2` of every block, as `{part}.{b}`) the squared gradient, summed over images and
+    channels, token by token (T,): which positions the answer hangs on. directions: the residual's D - 1 directions
+    (D, D-1) by `metric`, the most important first, and what each adds to those before it, in nats.
+    """
+
+    shape: ModelShape
+    state: State
+    grams: dict[str, Tensor]
+    rows: dict[str, int]
+    token_gradients: dict[str, Tensor]
+    directions: Tensor
+    direction_scores: Tensor
+    metric: str
+    images: int
+    data: str = ""
+    data_digest: str = ""
+    seed: int = 0
+    seconds: float = 0.0
+
+    def mean(self, name: str) -> Tensor:
+        """A second moment per token rather than its sum."""
+        return self.grams[name] / self.rows[name]
+
+    def readers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """At every reader the mean second moment of the normalised stream, and the summed one of the gradient."""
+        return reader_moments(self.grams, self.rows, self.shape)
+
+    def with_metric(self, metric: Metric) -> ProxyStatistics:
+        """The same moments with the residual's directions chosen by another metric."""
+        directions, scores = residual_directions(*self.readers(), metric)
+        return replace(self, directions=directions, direction_scores=scores, metric=metric)
+
+
+def reader_moments(
+    grams: dict[str, Tensor], rows: dict[str, int], shape: ModelShape
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of all readers, in order: mean second moments of the normalised stream, summed ones of the gradient."""
+    sites = range(2 * shape.depth + 1)
+    return [grams[f"reader.{s}"] / rows[f"reader.{s}"] for s in sites], [grams[f"reader_gradient.{s}"] for s in sites]
+
+
+def collect_statistics(
+    adapter: Adapter,
+    proxy: Proxy,
+    *,
+    metric: Metric = "reading",
+    num_directions: int = 2,
+    batch_size: int = 32,
+    report: Report = silent,
+) -> ProxyStatistics:
+    """Fold the adapter's model and gather everything that choosing a basis needs; the model is not touched.
+
+    num_directions: eigenvectors of each image's output Fisher that are sent back, one backward pass each.
+    """
+    parameter = next(adapter.model.parameters())
+    folded = fold(adapter.model, adapter.shape)
+    stream = Stream(folded, adapter.shape)
+    sums, clock = _Sums(), Clock(len(proxy), "images", report)
+    with frozen(folded), torch.enable_grad():
+        for images, _ in proxy.batches(batch_size, parameter.device):
+            _add_batch(sums, stream, images.to(parameter.dtype), num_directions)
+            clock.advance(len(images), "statistics")
+    directions, scores = residual_directions(*reader_moments(sums.grams, sums.rows, adapter.shape), metric)
+    return ProxyStatistics(
+        shape=adapter.shape,
+        state=state_of(folded),
+        grams=sums.grams,
+        rows=sums.rows,
+        token_gradients=sums.tokens,
+        directions=directions,
+        direction_scores=scores,
+        metric=metric,
+        images=len(proxy),
+        data=proxy.name,
+        data_digest=proxy.digest,
+        seed=proxy.seed,
+        seconds=clock.seconds,
+    )
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.grams: dict[str, Tensor] = {}
+        self.rows: dict[str, int] = {}
+        self.tokens: dict[str, Tensor] = {}
+
+    def add(self, name: str, x: Tensor, *, count: bool = True) -> None:
+        """x: (..., n); adds xᵀx over all leading dimensions."""
+        flat = x.detach().flatten(0, -2)
+        gram = (flat.T @ flat).double()
+        self.grams[name] = self.grams[name] + gram if name in self.grams else gram
+        self.rows[name] = self.rows.get(name, 0) + (len(flat) if count else 0)
+
+    def add_tokens(self, name: str, gradient: Tensor) -> None:
+        """gradient: (B, T, n); adds its squares over images and channels."""
+        squares = gradient.double().square().sum((0, 2))
+        self.tokens[name] = self.tokens[name] + squares if name in self.tokens else squares
+
+
+def _add_batch(sums: _Sums, stream: Stream, images: Tensor, num_directions: int) -> None:
+    x = stream.embed(images).detach().requires_grad_()
+    attention: list[AttentionTrace] = []
+    feed_forward: list[FeedForwardTrace] = []
+    for b in range(stream.shape.depth):
+        attention.append(stream.attention(b, x))
+        feed_forward.append(stream.feed_forward(b, attention[-1].stream))
+        x = feed_forward[-1].stream
+    features = stream.features(x)
+    logits = stream.head(features)
+
+    wanted: dict[str, Tensor] = {f"reader_gradient.{2 * stream.shape.depth}": features}
+    tokens: dict[str, Tensor] = {}
+    for b, (a, f) in enumerate(zip(attention, feed_forward, strict=True)):
+        tokens |= {f"q.{b}": a.q, f"k.{b}": a.k, f"v.{b}": a.v, f"proj.{b}": a.written}
+        tokens |= {f"fc1.{b}": f.before, f"fc2.{b}": f.written}
+        wanted |= {f"reader_gradient.{2 * b}": a.normed, f"reader_gradient.{2 * b + 1}": f.normed}
+        wanted |= {f"mixed_gradient.{b}": a.mixed, f"written_gradient.{b}": f.written}
+        centred = a.k - a.k.mean(1, keepdim=True)
+        sums.add(f"query.{b}", a.q)
+        sums.add(f"key.{b}", centred)
+        sums.add(f"mixed.{b}", a.mixed)
+        sums.add(f"hidden.{b}", torch.nn.functional.pad(f.hidden, (0, 1), value=1))
+        blk = stream.model.blocks[b]
+        sums.add(f"reader.{2 * b}", (a.normed - blk.norm1.bias).double())
+        sums.add(f"reader.{2 * b + 1}", (f.normed - blk.norm2.bias).double())
+    sums.add(f"reader.{2 * stream.shape.depth}", features.double())
+
+    outputs = output_directions(logits.detach(), num_directions)
+    for r, output in enumerate(outputs):
+        asked = [*wanted.values(), *tokens.values()]
+        gradients = torch.autograd.grad(logits, asked, output, retain_graph=r + 1 < len(outputs))
+        for name, gradient in zip(wanted, gradients, strict=False):
+            sums.add(name, gradient, count=r == 0)
+        for name, gradient in zip(tokens, gradients[len(wanted) :], strict=True):
+            sums.add_tokens(name, gradient)
+
+
+def output_directions(logits: Tensor, count: int, num_classes: int = 64) -> Sequence[Tensor]:
+    """Leading √λ_r·u_r, each (B, classes), of diag(q) - q qᵀ; for many classes, of the `num_classes` likeliest."""
+    q = logits.double().softmax(-1)
+    top, index = q.topk(min(num_classes, q.shape[-1]), dim=-1)
+    values, vectors = torch.linalg.eigh(torch.diag_embed(top) - top.unsqueeze(-1) * top.unsqueeze(-2))
+    count = min(count, top.shape[-1])
+    scaled = vectors[..., -count:] * values[:, None, -count:].clamp_min(0).sqrt()  # (B, width, count)
+    full = q.new_zeros(*q.shape, count).scatter(1, index.unsqueeze(-1).expand_as(scaled), scaled)
+    return [direction.to(logits.dtype) for direction in full.flip(-1).unbind(-1)]

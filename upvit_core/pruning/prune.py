@@ -1,0 +1,94 @@
+"""Plan to student: the one way in which pages, runs and the command line make a thinner model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from upvit_core.data import ImageSet, ProxySet, draw_proxy, open_images
+from upvit_core.errors import PlanError
+from upvit_core.importance.criterion import Report, silent
+from upvit_core.models.build import adapt
+from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, prune_directions
+from upvit_core.pruning.repair.language import repair_language
+from upvit_core.pruning.repair.pyramid import repair_pyramid
+from upvit_core.pruning.repair.repair import repair as mend
+from upvit_core.pruning.surgery import prune
+from upvit_core.records.plan import Fitted, PruningPlan
+
+IMAGES, SEED = 2000, 0
+
+
+def cut(loaded: LoadedModel, plan: PruningPlan, **settings: Any) -> nn.Module:
+    """The thinner model of `cut_and_record`, without the record."""
+    return cut_and_record(loaded, plan, **settings)[0]
+
+
+def cut_and_record(
+    loaded: LoadedModel,
+    plan: PruningPlan,
+    *,
+    repair: bool | None = None,
+    data: str | ImageSet | None = None,
+    root: str | None = None,
+    images: int | None = None,
+    seed: int | None = None,
+    stats: ProxyStatistics | None = None,
+    report: Report = silent,
+) -> tuple[nn.Module, PruningPlan]:
+    """The thinner model in eval mode, and the plan with `fitted`: what it takes to make the same weights again.
+
+    `data` (its training split) is read for `repair`, and for plans of directions. What is None comes from the plan's
+    own `fitted` where it has one, else 2,000 images by seed 0 without repair. `stats`: what `gather` found on the same
+    proxy images, where that is known already.
+
+    Raises PlanError where images are needed and `data` is not given, and where the images of a plan that was fitted
+    before are not the ones that it was fitted to.
+    """
+    known = plan.fitted
+    repair = (known.repair if known else False) if repair is None else repair
+    plan = plan.at_size(loaded.shape.img_size)
+    if plan.basis == "channels" and not repair:
+        return prune(loaded.model, loaded.shape, plan), plan.model_copy(update={"fitted": None})
+    if data is None:
+        what = "Repair" if repair else "A plan that keeps directions"
+        raise PlanError(f"{what} needs images; give --data.")
+    if isinstance(data, str):
+        data = open_images(
+            data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
+        )
+    again = known is not None and images is None and seed is None
+    images = (known.images if known else IMAGES) if images is None else images
+    seed = (known.seed if known else SEED) if seed is None else seed
+    proxy = draw_proxy(data, min(images, len(data)), seed)
+    if again and known is not None:
+        _check_same(known, proxy)
+    adapter = adapt(loaded.model, loaded.shape)
+    if plan.basis == "directions" and stats is None:
+        metric: Any = known.metric if again and known is not None and known.metric else "reading"
+        stats = collect_statistics(adapter, proxy, metric=metric, report=report)
+    if plan.basis == "channels" or stats is None:
+        stats, student = None, prune(loaded.model, loaded.shape, plan)
+    else:
+        student = prune_directions(loaded.model, loaded.shape, plan, stats)
+    in_channels = {"gpt2": repair_language, "pvt_v2": repair_pyramid}.get(loaded.shape.family)
+    if repair and in_channels is not None:
+        student, _ = in_channels(student, loaded.model, plan, proxy, report=report)
+    elif repair:
+        student, _ = mend(student, loaded.model, plan, proxy, stats=stats, report=report)
+    fitted = Fitted(
+        repair=repair, metric=stats.metric if stats else "", data=proxy.name, digest=proxy.digest, images=len(proxy),
+        seed=seed,
+    )  # fmt: skip
+    return student, plan.model_copy(update={"fitted": fitted})
+
+
+def _check_same(known: Fitted, proxy: ProxySet) -> None:
+    if proxy.digest != known.digest:
+        raise PlanError(
+            f"The plan was fitted to {known.images} images of {known.data} with digest {known.digest}, and seed "
+            f"{known.seed} draws others (digest {proxy.digest}) from {proxy.name}; give the same data, or --images and "
+            "--seed to fit anew."
+        )

@@ -1,0 +1,125 @@
+"""The scores record: one number per channel of every component, with its standard error and where it came from.
+
+Holds NumPy arrays, so that reading and drawing scores needs no torch. Keys: `residual` (D,), `attention.{b}` (A_b,),
+`ffn.{b}` (H_b,); with stages `residual.{stage}` and `reduction.{b}` (`ModelShape.groups`). Standard errors are stored
+beside them as `stderr/<key>`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from upvit_core.atomic import replaced
+from upvit_core.errors import ScoresError
+from upvit_core.records.shape import ModelShape
+
+VERSION = 1
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class ImportanceScores:
+    """Scores by key, in `unit` summed over `images` images; bigger is more important.
+
+    `basis` says what one score belongs to: `channels`, or `directions` of a rotated residual and of rotated heads.
+    """
+
+    values: Mapping[str, Array]
+    criterion: str
+    unit: str
+    shape: ModelShape
+    stderr: Mapping[str, Array] = field(default_factory=dict)
+    model: str = ""
+    model_digest: str = ""
+    data: str = ""
+    data_digest: str = ""
+    images: int = 0
+    seed: int = 0
+    seconds: float = 0.0
+    basis: str = "channels"
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, width in expected_widths(self.shape).items():
+            if key not in self.values:
+                raise ScoresError(f"The scores lack {key!r}; a record for {self.shape.name} needs {width} there.")
+            if self.values[key].shape != (width,):
+                raise ScoresError(f"The scores hold {self.values[key].shape} values for {key!r}, not {width}.")
+            if not np.isfinite(self.values[key]).all():
+                raise ScoresError(f"The scores of {key!r} contain NaN or infinity; score the model again.")
+
+    @property
+    def samples(self) -> int:
+        """What the sums are divided by for a mean: images, or tokens of a text; at least 1."""
+        return max(self.images, 1) * self.shape.answers
+
+    @property
+    def residual(self) -> Array:
+        return self.values["residual"]
+
+    def attention(self, block: int) -> Array:
+        return self.values[f"attention.{block}"]
+
+    def ffn(self, block: int) -> Array:
+        return self.values[f"ffn.{block}"]
+
+    @cached_property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 over keys and values."""
+        sha = hashlib.sha256(self.criterion.encode())
+        for key in sorted(self.values):
+            sha.update(key.encode() + np.ascontiguousarray(self.values[key], np.float64).tobytes())
+        return sha.hexdigest()[:16]
+
+    def with_values(self, values: Mapping[str, Array], **changes: Any) -> ImportanceScores:
+        """The same record with some scores replaced."""
+        return replace(self, values={**self.values, **values}, **changes)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file, atomically."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {key: np.ascontiguousarray(value, np.float64) for key, value in self.values.items()}
+        tensors |= {f"stderr/{key}": np.ascontiguousarray(value, np.float64) for key, value in self.stderr.items()}
+        fields = ("criterion", "unit", "model", "model_digest", "data", "data_digest", "images", "seed", "seconds",
+                  "basis")  # fmt: skip
+        record = {name: getattr(self, name) for name in fields}
+        record |= {"version": VERSION, "shape": self.shape.to_dict(), "notes": dict(self.notes)}
+        with replaced(path) as temporary:
+            save_file(tensors, temporary, metadata={"upvit_scores": json.dumps(record)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> ImportanceScores:
+        """Read a record written by `save`.
+
+        Raises ScoresError where the file is missing, torn, of a newer version, or not a scores record.
+        """
+        try:
+            with safe_open(str(path), "numpy") as file:
+                record = json.loads((file.metadata() or {})["upvit_scores"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if record.pop("version") > VERSION:
+                raise ScoresError(f"{path} was written by a newer version; update this program to read it.")
+            shape = ModelShape.from_dict(record.pop("shape"))
+        except FileNotFoundError as error:
+            raise ScoresError(f"There is no scores file at {path}; run `score` first.") from error
+        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+            raise ScoresError(f"{path} is not a readable scores record ({error}); score the model again.") from error
+        values = {key: value for key, value in tensors.items() if not key.startswith("stderr/")}
+        stderr = {key.removeprefix("stderr/"): value for key, value in tensors.items() if key.startswith("stderr/")}
+        return cls(values=values, stderr=stderr, shape=shape, **record)
+
+
+def expected_widths(shape: ModelShape) -> dict[str, int]:
+    """Score keys of a model and how many channels each has."""
+    return {group.key: group.width for group in shape.groups}

@@ -1,0 +1,363 @@
+"""Widths of a model, block by block: all that planning and counting need. Imports no torch, so pages open fast.
+
+`groups` lists the channels that are scored and cut together, whatever the architecture: a plain transformer has one
+`residual`, a staged one (PVTv2) `residual.0` … and, where a block reduces its keys and values in space, `reduction.b`.
+Code that goes by `groups` and `with_widths` works for every family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
+
+Component = Literal["residual", "attention", "ffn", "reduction"]
+COMPONENTS: tuple[Component, ...] = ("residual", "attention", "ffn")
+"""The components of a plain transformer; `ModelShape.components` has those of any."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that are ranked together; `key` names them in scores and plans.
+
+    `place` is the stage of a residual (0 where there is only one) and the block of anything else; `heads` into how many
+    equal parts the channels fall.
+    """
+
+    key: str
+    component: Component
+    place: int
+    width: int
+    heads: int = 1
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """Widths of one block: attention heads, attention channels over all heads, hidden FFN channels.
+
+    `reduction` counts the channels of a spatial reduction of keys and values (0: there is none).
+    """
+
+    num_heads: int
+    attention: int
+    ffn: int
+    reduction: int = 0
+
+    @property
+    def head_dim(self) -> int:
+        return self.attention // self.num_heads
+
+
+@dataclass(frozen=True)
+class StageShape:
+    """A stage of a pyramid: residual width, number of blocks, and how its patch embedding and attention go by space.
+
+    `kernel` and `stride` are of the convolution that opens the stage; keys and values come from a map smaller by
+    `reduction_ratio` each way.
+    """
+
+    embed_dim: int
+    depth: int
+    kernel: int
+    stride: int
+    reduction_ratio: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Shape of a transformer as its library builds it; `family` says by which classes.
+
+    `num_prefix_tokens` counts class, distillation and register tokens; `head_tokens` is how many of them the
+    classifier reads (0: it reads the average over patches). `fc_norm` says that the final norm comes after pooling.
+    With `stages`, `embed_dim` is the width of the last one, which the head reads.
+    """
+
+    name: str
+    embed_dim: int
+    blocks: tuple[BlockShape, ...]
+    img_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    in_chans: int
+    num_classes: int
+    num_prefix_tokens: int = 1
+    head_tokens: int = 1
+    distilled: bool = False
+    qkv_bias: bool = True
+    layer_scale: bool = False
+    no_embed_class: bool = False
+    final_norm: bool = True
+    class_token: bool = True
+    fc_norm: bool = False
+    norm_eps: float = 1e-6
+    family: str = "vit"
+    stages: tuple[StageShape, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.stages and (
+            sum(stage.depth for stage in self.stages) != len(self.blocks) or self.embed_dim != self.stages[-1].embed_dim
+        ):
+            raise ValueError("the stages do not add up to the blocks, or embed_dim is not the last stage's width")
+
+    @property
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    @property
+    def has_directions(self) -> bool:
+        """True where the stream can be rotated, and directions cut in place of channels (`basis/`)."""
+        return self.family == "vit"
+
+    @property
+    def one_share(self) -> bool:
+        """True where a plan takes one share of a component from all blocks, as over stages; elsewhere each block may
+        have widths of its own."""
+        return bool(self.stages)
+
+    @property
+    def is_language(self) -> bool:
+        """True for a model that reads tokens of a text and tells the next one."""
+        return self.family == "gpt2"
+
+    @property
+    def library(self) -> str:
+        """The library whose own classes build it where the widths allow."""
+        return "transformers" if self.is_language else "timm"
+
+    @property
+    def answers(self) -> int:
+        """Answers to one input: one to an image, one for every token of a block of text."""
+        return self.num_tokens if self.is_language else 1
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Blocks of each stage; of one, where there are no stages."""
+        return tuple(stage.depth for stage in self.stages) or (self.depth,)
+
+    @property
+    def embed_dims(self) -> tuple[int, ...]:
+        """Residual width of each stage; of one, where there are no stages."""
+        return tuple(stage.embed_dim for stage in self.stages) or (self.embed_dim,)
+
+    def stage_of(self, block: int) -> int:
+        """The stage that a block belongs to; 0 where there are no stages."""
+        stage, first = 0, self.depths[0]
+        while block >= first and stage + 1 < len(self.depths):
+            stage += 1
+            first += self.depths[stage]
+        return stage
+
+    def first_block(self, stage: int) -> int:
+        """Number of a stage's first block."""
+        return sum(self.depths[:stage])
+
+    def residual_key(self, block: int) -> str:
+        """Key of the residual that a block reads and writes."""
+        return f"residual.{self.stage_of(block)}" if self.stages else "residual"
+
+    def map_size(self, stage: int) -> tuple[int, int]:
+        """Height and width of a stage's map of tokens."""
+        height, width = self.img_size
+        for own in self.stages[: stage + 1]:
+            height, width = ((side + 2 * (own.kernel // 2) - own.kernel) // own.stride + 1 for side in (height, width))
+        return height, width
+
+    def tokens_at(self, block: int) -> int:
+        """Tokens that a block works on."""
+        if not self.stages:
+            return self.num_tokens
+        height, width = self.map_size(self.stage_of(block))
+        return height * width
+
+    def keys_at(self, block: int) -> int:
+        """Tokens that a block's queries look at: fewer than its tokens where there is a spatial reduction."""
+        if not self.stages:
+            return self.num_tokens
+        stage = self.stage_of(block)
+        height, width = self.map_size(stage)
+        ratio = self.stages[stage].reduction_ratio
+        return (height // ratio) * (width // ratio)
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Everything that can be cut: residuals first, then block by block."""
+        residual = [
+            Group(f"residual.{number}" if self.stages else "residual", "residual", number, width)
+            for number, width in enumerate(self.embed_dims)
+        ]
+        inner = []
+        for b, block in enumerate(self.blocks):
+            inner.append(Group(f"attention.{b}", "attention", b, block.attention, block.num_heads))
+            inner.append(Group(f"ffn.{b}", "ffn", b, block.ffn))
+            if block.reduction:
+                inner.append(Group(f"reduction.{b}", "reduction", b, block.reduction))
+        return (*residual, *inner)
+
+    def key_of(self, component: Component, place: int) -> str:
+        """Key of a component's channels at a stage (residual) or in a block."""
+        return "residual" if component == "residual" and not self.stages else f"{component}.{place}"
+
+    def groups_of(self, component: Component) -> tuple[Group, ...]:
+        """The groups of one component, in the order of the model."""
+        return tuple(group for group in self.groups if group.component == component)
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """The components that this model has."""
+        return (*COMPONENTS, "reduction") if any(block.reduction for block in self.blocks) else COMPONENTS
+
+    def with_widths(self, widths: Mapping[str, int], heads: Mapping[int, int] | None = None) -> ModelShape:
+        """The same model with other widths by key, and heads by block; what is not named stays."""
+        blocks = tuple(
+            replace(
+                block,
+                num_heads=(heads or {}).get(b, block.num_heads),
+                attention=widths.get(f"attention.{b}", block.attention),
+                ffn=widths.get(f"ffn.{b}", block.ffn),
+                reduction=widths.get(f"reduction.{b}", block.reduction),
+            )
+            for b, block in enumerate(self.blocks)
+        )
+        stages = tuple(
+            replace(stage, embed_dim=widths.get(f"residual.{number}", stage.embed_dim))
+            for number, stage in enumerate(self.stages)
+        )
+        embed_dim = stages[-1].embed_dim if stages else widths.get("residual", self.embed_dim)
+        return replace(self, embed_dim=embed_dim, blocks=blocks, stages=stages)
+
+    @property
+    def num_patches(self) -> int:
+        return (self.img_size[0] // self.patch_size[0]) * (self.img_size[1] // self.patch_size[1])
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a block; the most of any, where stages differ."""
+        return self.tokens_at(0) if self.stages else self.num_patches + self.num_prefix_tokens
+
+    @property
+    def num_reg_tokens(self) -> int:
+        return self.num_prefix_tokens - self.class_token - self.distilled
+
+    @property
+    def num_heads(self) -> int | None:
+        """The heads of every block where all blocks have the same number, else None."""
+        heads = {block.num_heads for block in self.blocks}
+        return heads.pop() if len(heads) == 1 else None
+
+    @property
+    def is_uniform(self) -> bool:
+        """True where the library's own classes build such widths: equal blocks, attention as wide as the residual.
+
+        In a staged model that holds for each stage, and a spatial reduction is as wide as the residual too.
+        """
+        for stage, width in enumerate(self.embed_dims):
+            first = self.first_block(stage)
+            blocks = self.blocks[first : first + self.depths[stage]]
+            reduces = bool(self.stages) and self.stages[stage].reduction_ratio > 1
+            if len(set(blocks)) != 1 or blocks[0].attention != width or blocks[0].reduction != width * reduces:
+                return False
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Lists and plain values only, equal to what JSON gives back; what only other families have is left out."""
+        values = asdict(self)
+        values |= {name: list(values[name]) for name in ("blocks", "img_size", "patch_size", "stages")}
+        for block in values["blocks"]:
+            if not block["reduction"]:
+                del block["reduction"]
+        if not self.stages:
+            del values["stages"]
+        if self.family == "vit":
+            del values["family"]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelShape:
+        values = dict(values)
+        values["blocks"] = tuple(BlockShape(**block) for block in values["blocks"])
+        values["img_size"], values["patch_size"] = tuple(values["img_size"]), tuple(values["patch_size"])
+        values["stages"] = tuple(StageShape(**stage) for stage in values.get("stages", ()))
+        for record in (*values["blocks"], *values["stages"]):
+            _check_numbers(type(record), vars(record))
+        _check_numbers(cls, values)
+        return cls(**values)
+
+
+def _check_numbers(record: Any, values: Mapping[str, Any]) -> None:
+    """Raises ValueError where a file gives something else for a whole number, or one that no model has."""
+    for field in fields(record):
+        value, many = values.get(field.name), field.type == "tuple[int, int]"
+        if field.name in values and field.type == "bool" and type(value) is not bool:
+            raise ValueError(f"{field.name} is {str(value)[:40]}, expected true or false")
+        if field.name not in values or not (many or field.type == "int" or (field.type == "int | None" and value)):
+            continue
+        numbers = tuple(value or ()) if many else (value,)
+        if len(numbers) != 1 + many or any(type(n) is not int or not 0 <= n < 2**31 for n in numbers):
+            wanted = "two whole numbers" if many else "a whole number"
+            raise ValueError(f"{field.name} is {str(value)[:40]}, expected {wanted}")
+        if many and not all(numbers):
+            raise ValueError(f"{field.name} is {value}, expected numbers above 0")
+
+
+def deit_shape(variant: Literal["base", "small", "tiny"], *, distilled: bool = False) -> ModelShape:
+    """Shape of DeiT-B, -S or -T at 224 pixels with 1,000 classes."""
+    width, heads = {"base": (768, 12), "small": (384, 6), "tiny": (192, 3)}[variant]
+    return ModelShape(
+        name=f"deit_{variant}_{'distilled_' if distilled else ''}patch16_224",
+        embed_dim=width,
+        blocks=(BlockShape(heads, width, 4 * width),) * 12,
+        img_size=(224, 224),
+        patch_size=(16, 16),
+        in_chans=3,
+        num_classes=1000,
+        num_prefix_tokens=1 + distilled,
+        head_tokens=1 + distilled,
+        distilled=distilled,
+    )
+
+
+PvtVariant = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
+PVT_VARIANTS: dict[PvtVariant, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "b0": ((2, 2, 2, 2), (32, 64, 160, 256), (8, 8, 4, 4)),
+    "b1": ((2, 2, 2, 2), (64, 128, 320, 512), (8, 8, 4, 4)),
+    "b2": ((3, 4, 6, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
+    "b3": ((3, 4, 18, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
+    "b4": ((3, 8, 27, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
+    "b5": ((3, 6, 40, 3), (64, 128, 320, 512), (4, 4, 4, 4)),
+}
+"""Depths, residual widths and FFN ratios of the stages of PVTv2."""
+
+
+def pvt_shape(
+    variant: PvtVariant, *, img_size: tuple[int, int] = (224, 224), in_chans: int = 3, num_classes: int = 1000
+) -> ModelShape:
+    """Shape of timm's pvt_v2_b0 … b5."""
+    depths, dims, ratios = PVT_VARIANTS[variant]
+    stages, blocks = [], []
+    for stage, (depth, dim, ratio) in enumerate(zip(depths, dims, ratios, strict=True)):
+        reduction = (8, 4, 2, 1)[stage]
+        stages.append(StageShape(dim, depth, 3 if stage else 7, 2 if stage else 4, reduction))
+        blocks += [BlockShape((1, 2, 5, 8)[stage], dim, ratio * dim, dim if reduction > 1 else 0)] * depth
+    return ModelShape(
+        name=f"pvt_v2_{variant}",
+        embed_dim=dims[-1],
+        blocks=tuple(blocks),
+        img_size=img_size,
+        patch_size=(4, 4),
+        in_chans=in_chans,
+        num_classes=num_classes,
+        num_prefix_tokens=0,
+        head_tokens=0,
+        class_token=False,
+        family="pvt_v2",
+        stages=tuple(stages),
+    )
+
+
+def legal_head_counts(num_heads: int) -> tuple[int, ...]:
+    """Head counts into which `num_heads` heads can be merged, descending."""
+    return tuple(n for n in range(num_heads, 0, -1) if num_heads % n == 0)
+
+
+def common_head_counts(blocks: tuple[BlockShape, ...]) -> tuple[int, ...]:
+    """Head counts that are legal in every block, descending."""
+    return tuple(n for n in legal_head_counts(blocks[0].num_heads) if all(block.num_heads % n == 0 for block in blocks))

@@ -1,0 +1,156 @@
+"""What a model reads, what it answers, and what it is judged by: images, classes and top-1; or a text, next tokens and
+perplexity.
+
+Every view takes words, units and what there is to show from here, so that none asks which architecture it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from upvit_core.errors import UnsupportedModelError
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
+
+
+@dataclass(frozen=True)
+class Task:
+    """`key` is the number's name in records. Means are over `sample`s (images; tokens), a pass reads `item`s (images;
+    blocks of text), each a row of `pieces`, and says one of `answers`. `data` is what must be given, `source` where it
+    may lie. `result` is an `Evaluation`, or has the same fields.
+
+    has_pictures: inputs can be shown as pictures. has_classes: the head can be another, or left out, so that the model
+    is taken to other images or exported as a backbone, and as ONNX.
+    """
+
+    key: Literal["top1", "perplexity"]
+    name: str
+    axis: str
+    sign: str
+    digits: int
+    sample: str
+    batch_item: str
+    batch_items: str
+    unit: str
+    units: str
+    output: str
+    outputs: str
+    data: str
+    them: str
+    source: str
+    verb: str
+    more_is_better: bool
+    has_pictures: bool
+    has_classes: bool
+
+    @property
+    def samples(self) -> str:
+        return f"{self.sample}s"
+
+    @property
+    def inputs(self) -> str:
+        """Name of the field that asks what to measure on."""
+        return self.data.removeprefix("a ").capitalize()
+
+    @property
+    def wanted(self) -> str:
+        """What is missing, and where to give it."""
+        return f"{self.data}; give {self.them} on Model"
+
+    @property
+    def in_percent(self) -> bool:
+        return self.sign == " %"
+
+    @property
+    def nats(self) -> str:
+        """`nats an image` or `nats a token`."""
+        return f"nats a{'n' * (self.sample[0] in 'aeiou')} {self.sample}"
+
+    def value(self, result: Any) -> float:
+        return float(getattr(result, self.key))
+
+    def interval(self, result: Any) -> tuple[float, float]:
+        """95 % interval of the value."""
+        low, high = getattr(result, f"{self.key}_interval")
+        return low, high
+
+    def format(self, value: float, digits: int | None = None) -> str:
+        """`91.7 %` or `16.74`."""
+        return f"{value:,.{self.digits if digits is None else digits}f}{self.sign}"
+
+    def format_interval(self, result: Any) -> str:
+        """`91.2 – 92.3`."""
+        low, high = self.interval(result)
+        return f"{low:,.{self.digits}f} – {high:,.{self.digits}f}"
+
+    def gap(self, change: float) -> str:
+        """`+1.3 points` or `-2.41`."""
+        return f"{change:+,.{self.digits}f}{' points' if self.in_percent else ''}"
+
+
+IMAGES = Task(
+    "top1", "Top-1", "top-1, %", " %", 1, sample="image", batch_item="image", batch_items="images",
+    unit="patch", units="patches", output="class", outputs="classes", data="images", them="them",
+    source="A folder of class folders, an archive of one, or a timm data set.", verb="classify it",
+    more_is_better=True, has_pictures=True, has_classes=True,
+)  # fmt: skip
+TEXT = Task(
+    "perplexity", "Perplexity", "perplexity (less is better)", "", 2, sample="token", batch_item="block of text",
+    batch_items="blocks of text", unit="token", units="tokens", output="next token", outputs="next tokens",
+    data="a text", them="it", source="A UTF-8 file, or a folder of .txt files.", verb="continue each of its tokens",
+    more_is_better=False, has_pictures=False, has_classes=False,
+)  # fmt: skip
+
+
+def task_of(shape: ModelShape) -> Task:
+    return TEXT if shape.is_language else IMAGES
+
+
+def task_of_rows(rows: Iterable[Mapping[str, Any]]) -> Task:
+    """Of a run, by what its metrics.jsonl holds."""
+    return TEXT if any("perplexity" in row for row in rows) else IMAGES
+
+
+def refuse_language(shape: ModelShape, what: str, instead: str) -> None:
+    """Raises UnsupportedModelError where a model reads text, and `what` is defined for images alone."""
+    if not task_of(shape).has_classes:
+        raise UnsupportedModelError(f"{what}, and {shape.name} reads text; {instead}.")
+
+
+def model_name(shape: ModelShape) -> str:
+    """`DeiT-B` for the well-known shapes, else the shape's own name."""
+    for pyramid in PVT_VARIANTS if shape.stages else ():
+        if replace(shape, name="") == replace(pvt_shape(pyramid), name=""):
+            return f"PVTv2-{pyramid.upper()}"
+    for variant, letter in (("base", "B"), ("small", "S"), ("tiny", "T")):
+        known = deit_shape(variant)
+        if (shape.embed_dim, shape.blocks, shape.img_size) == (known.embed_dim, known.blocks, known.img_size):
+            return f"DeiT-{letter}{' distilled' if shape.distilled else ''}"
+    return shape.name
+
+
+def criterion_name(scores: ImportanceScores) -> str:
+    """How the scores were made, in a few words."""
+    names = {
+        "kl": "exact scores",
+        "kl (published)": "published scores",
+        "fisher": "fast scores",
+        "l1": "L1 magnitude",
+        "l2": "L2 magnitude",
+    }
+    return names.get(scores.criterion, f"{scores.criterion} scores")
+
+
+def scores_words(scores: ImportanceScores | None) -> str:
+    """`published scores, 2,000 images`."""
+    if scores is None:
+        return "not scored yet"
+    named = criterion_name(scores)
+    return f"{named}, {scores.images:,} {task_of(scores.shape).batch_items}" if scores.images else named
+
+
+def data_name(name: str) -> str:
+    """The demo's images by their own name."""
+    return "Fashion-MNIST" if name == "demo" else name

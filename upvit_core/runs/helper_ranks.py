@@ -1,0 +1,138 @@
+"""The processes of a run beside the first: they train with it, write nothing, and end with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+from upvit_core.atomic import write_atomically
+from upvit_core.errors import Cancelled
+from upvit_core.ranks import die_with_parent, process_count, rank
+from upvit_core.runs.folder import Run, read_state
+from upvit_core.runs.reporter import Control, Paused, Terminated, error_message
+
+FAULT_FILE = "fault.txt"
+POLL_SECONDS = 0.3
+END_SECONDS = 10.0
+LEADER = "UPVIT_LEADER"  # environment: pid of the worker that started this process
+
+
+class Following(Control):
+    """Tells nobody anything: what there is to tell, the first process tells."""
+
+    @property
+    def stopping(self) -> bool:
+        return self.terminated
+
+    def check(self) -> None:
+        if self.terminated:
+            raise Terminated
+
+    def log(self, message: str) -> None:
+        pass
+
+    def update(self, *, now: bool = False, **changes: Any) -> None:
+        pass
+
+    def stage(self, name: str) -> None:
+        pass
+
+    def note(self, sentence: str) -> None:
+        pass
+
+    def row(self, row: dict[str, Any]) -> None:
+        pass
+
+
+def follow(run: Run) -> int:
+    """Wait until the first process has the device, then train with it. Returns the exit status."""
+    if leader := os.environ.get(LEADER):
+        die_with_parent(int(leader))
+    control = Following(run, read_state(run.folder))
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        control.terminated = True
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
+        signal.signal(number, on_signal)
+    while (state := read_state(run.folder).state) == "queued" and not control.terminated:
+        time.sleep(POLL_SECONDS)
+    if state not in ("queued", "running") or control.terminated:
+        return 0
+    try:
+        from upvit_core.runs.train import do_run
+
+        do_run(run, control)
+    except (Terminated, Cancelled):
+        return 0 if control.agreed else 1
+    except Exception as error:
+        with suppress(OSError):
+            traceback.print_exc()
+            fault = run.folder / FAULT_FILE
+            if not fault.exists():
+                sentence = f"Process {rank() + 1} of {process_count()}: {error_message(error, run.folder)}"
+                write_atomically(fault, sentence.encode())
+        return 1
+    return 0
+
+
+def fault_of(run: Run) -> str:
+    """What another process of the run had to say before it ended; empty where none had."""
+    try:
+        return (run.folder / FAULT_FILE).read_text()
+    except (OSError, ValueError):
+        return ""
+
+
+@contextmanager
+def followers(control: Control) -> Iterator[None]:
+    """The other processes that the spec asks for on this machine, unless a launcher has started them already.
+
+    They are of this process's group and end when it does, however it does.
+    """
+    run, count = control.run, control.run.spec.processes
+    if count == 1 or "WORLD_SIZE" in os.environ:
+        yield
+        return
+    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
+              LEADER: os.getpid(), "RANK": 0, "LOCAL_RANK": 0}  # fmt: skip
+    os.environ.update({key: str(value) for key, value in common.items()})
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    started: list[subprocess.Popen[bytes]] = []
+    patience = 0.0
+    try:
+        for number in range(1, count):
+            environment = {**os.environ, "RANK": str(number), "LOCAL_RANK": str(number)}
+            command = [sys.executable, "-m", "upvit_core.runs.worker", str(run.folder)]
+            started.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+        yield
+        patience = END_SECONDS
+    except (Cancelled, Paused, Terminated):
+        patience = END_SECONDS if control.agreed else 0.0
+        raise
+    finally:
+        deadline = time.monotonic() + patience
+        for process in started:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(deadline - time.monotonic(), 0))
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for key in common:
+            os.environ.pop(key)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

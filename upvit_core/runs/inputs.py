@@ -1,0 +1,125 @@
+"""What a run works with: a student, its teacher where it has one, and the images of both splits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from upvit_core.data import ImageSet, open_images
+from upvit_core.errors import RunError
+from upvit_core.importance.criterion import Report, silent
+from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
+from upvit_core.models.retarget import DISTIL, FINE_TUNING, retarget
+from upvit_core.pruning.prune import cut_and_record
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.shape import ModelShape
+from upvit_core.records.task import refuse_language
+from upvit_core.runs.reporter import Control
+from upvit_core.runs.spec import RunSpec
+
+SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+
+
+@dataclass(frozen=True)
+class Student:
+    """The model to be trained with what is saved beside it."""
+
+    model: nn.Module
+    shape: ModelShape
+    plan_json: str | None
+    pretrained_cfg: dict[str, Any]
+    class_names: tuple[str, ...] | None
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run trains, under whose eyes (None: nobody's), on which images."""
+
+    student: Student
+    teacher: nn.Module | None
+    train: ImageSet
+    test: ImageSet
+
+
+def load_inputs(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device: torch.device) -> RunInputs:
+    """Everything that the spec names; of a run that goes on (`saved`), the student has its shape alone."""
+    return (_finetuning if spec.kind == "finetune" else _distilling)(spec, saved, control, device)
+
+
+def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: Report = silent) -> Student:
+    """Open the student's folder, or cut the teacher by the plan; one that was fitted before, to as many images by the
+    same seed."""
+    beside = teacher.pretrained_cfg, teacher.class_names
+    if spec.student is not None:
+        opened = load_model(spec.student)
+        if opened.shape.num_classes != teacher.shape.num_classes:
+            raise RunError(
+                f"The student has {opened.shape.num_classes} classes and the teacher {teacher.shape.num_classes}; "
+                "choose a student cut from this teacher."
+            )
+        return Student(opened.model, opened.shape, _plan_beside(spec.student), *beside)
+    plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run").at_size(teacher.shape.img_size)
+    fitted = plan.fitted
+    images, seed = (fitted.images, fitted.seed) if fitted else (spec.calibration_images, spec.settings.seed)
+    model, made = cut_and_record(
+        teacher, plan, repair=spec.repair, data=train, images=min(images, len(train)), seed=seed, report=report,
+    )  # fmt: skip
+    return Student(model, plan.shape_after, made.to_json(), *beside)
+
+
+def _opened(name: str, device: torch.device | str, img_size: tuple[int, int] | None = None) -> LoadedModel:
+    """A model with weights, under the name that a spec gives it; `img_size` where it is to see images of that size."""
+    weights, _, heads = name.partition("#heads=")  # as the pages write a head count that a person corrected
+    opened = load_model(weights, num_heads=int(heads) if heads.isdigit() else None, device=device, img_size=img_size)
+    if not opened.has_weights:
+        raise RunError(f"{name} has no trained weights to learn from; choose a trained model.")
+    return opened
+
+
+def _distilling(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device: torch.device) -> RunInputs:
+    control.stage("loading the teacher")
+    size = None if spec.student is None else load_model(spec.student).shape.img_size
+    teacher = _opened(spec.teacher, device, size)
+    control.stage("opening the data")
+    train, test = (
+        open_images(
+            spec.data, split, pretrained_cfg=teacher.pretrained_cfg, num_classes=teacher.shape.num_classes,
+            root=spec.data_root,
+        )
+        for split in SPLITS
+    )  # fmt: skip
+    if saved is None:
+        control.stage("cutting the student")
+        student = build_student(spec, teacher, train, lambda progress: control.check())
+    else:
+        shape = ModelShape.from_dict(saved["shape"])
+        student = Student(build_model(shape), shape, saved["plan_json"], teacher.pretrained_cfg, teacher.class_names)
+    return RunInputs(student, teacher.model, train, test)
+
+
+def _finetuning(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device: torch.device) -> RunInputs:
+    """The student with a head for the images' classes; on going on, its weights are replaced by the checkpoint's."""
+    assert spec.student is not None
+    control.stage("loading the model")
+    model = _opened(spec.student, device)
+    refuse_language(model.shape, FINE_TUNING, DISTIL)
+    control.stage("opening the data")
+    opening = partial(open_images, spec.data, root=spec.data_root)
+    classes = opening("train", pretrained_cfg=model.pretrained_cfg).class_names
+    fitted = retarget(
+        model, classes, head=spec.head, in_chans=spec.in_chans, img_size=spec.img_size, seed=spec.settings.seed
+    )
+    train, test = (opening(split, pretrained_cfg=fitted.pretrained_cfg, num_classes=len(classes)) for split in SPLITS)
+    student = Student(fitted.model, fitted.shape, _plan_beside(spec.student), fitted.pretrained_cfg, classes)
+    return RunInputs(student, None, train, test)
+
+
+def _plan_beside(folder: str) -> str | None:
+    plan = Path(folder) / "plan.json"
+    return PruningPlan.load(plan).to_json() if plan.is_file() else None

@@ -1,0 +1,79 @@
+"""Where runs of one folder keep the teacher's answers for each other, and when they are no longer wanted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from shutil import disk_usage
+from typing import Any
+
+import torch
+from torch import nn
+
+from upvit_core.data import ImageSet
+from upvit_core.errors import RunError
+from upvit_core.runs.folder import Run
+from upvit_core.runs.spec import ACTIVE, RESUMABLE, RunSpec
+from upvit_core.runs.store import RunStore
+from upvit_core.training.distillation import Distillation
+from upvit_core.training.teacher_cache import TeacherStore
+
+FOLDER = ".teacher"
+ASKED = ("seed", "augmentation", "cutmix", "mixup", "mix_probability", "teacher_top_k")
+SEEN = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+
+
+def open_teacher_cache(run: Run, job: Distillation, images: ImageSet, cfg: dict[str, Any]) -> TeacherStore | None:
+    """The store of the runs that ask the teacher what this one asks; None where it is not wanted.
+
+    `images` are the training set, `cfg` says how they are prepared.
+    Raises RunError where features are wanted, which are not stored, or the disk has no room.
+    """
+    settings, accelerator, batches = run.spec.settings, job.accelerator, job.batches
+    if settings.teacher_top_k is None or job.teacher is None:
+        return None
+    if settings.feature_weight:
+        raise RunError("feature_weight needs the teacher itself; leave teacher_top_k out, or feature_weight.")
+    questions = [
+        _weights(job.teacher), images.digest, {key: getattr(settings, key) for key in ASKED},
+        {key: cfg.get(key) for key in SEEN}, batches.batch_size, accelerator.mixed_precision,
+        accelerator.process_index, accelerator.num_processes,
+    ]  # fmt: skip
+    key = hashlib.sha256(json.dumps(questions, default=str).encode()).hexdigest()[:16]
+    path = run.folder.parent / FOLDER / f"{cache_key(run.spec)}-{key}.bin"
+    store = TeacherStore(path, images=len(batches.positions), classes=job.num_classes, k=settings.teacher_top_k)
+    missing = job.total_steps * store.step_bytes - path.stat().st_blocks * 512
+    if missing > disk_usage(path.parent).free:
+        store.close()
+        raise RunError(
+            f"The teacher's answers need {missing / 1e9:.1f} GB more than the disk has; choose a smaller teacher_top_k "
+            "or leave it out."
+        )
+    return store
+
+
+def drop_unwanted(run: Run) -> None:
+    """Remove the answers that this run used, unless another run that may still go on asks for the same."""
+    store = RunStore(run.folder.parent)
+    name = cache_key(run.spec)
+    for summary in store.list():
+        waits = summary.state.state in (*ACTIVE, *RESUMABLE)
+        if waits and summary.id != run.id and summary.spec is not None and cache_key(summary.spec) == name:
+            return
+    for path in (store.root / FOLDER).glob(f"{name}-*.bin"):
+        path.unlink(missing_ok=True)
+
+
+def cache_key(spec: RunSpec) -> str:
+    """What runs that can share answers have in common, as far as the spec tells."""
+    told: list[Any] = [spec.teacher, spec.data, spec.data_root, *(getattr(spec.settings, key) for key in ASKED)]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+
+
+def _weights(model: nn.Module) -> str:
+    """Digest of all tensors of a model."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
