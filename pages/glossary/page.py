@@ -7,8 +7,7 @@ import streamlit as st
 from pages.widgets import frame
 from pages.widgets.terms import TERMS
 
-PLACES = {"explore/model": "Model", "explore/importance": "Importance", "explore/tradeoff": "Trade-off",
-          "run/runs": "Runs", "learn/method": "Method"}  # fmt: skip
+TITLES = {"model": "Model", "importance": "Importance", "tradeoff": "Trade-off", "runs": "Runs", "method": "Method"}
 TO_TERM = """<script>
 const place = document.getElementById(decodeURIComponent(window.location.hash.slice(1)));
 if (place) { place.scrollIntoView({block: "center"}); place.focus(); }
@@ -18,8 +17,8 @@ with frame.page("Glossary", "Every exact term of these pages: in plain words, ex
     frame.current()
     rows = []
     for term in sorted(TERMS, key=lambda term: term.name.casefold()):
-        page = term.page.removeprefix("pages/").removesuffix(".py")
-        where = f'<a href="{page.rsplit("/", 1)[1]}">{PLACES[page]}</a>'
+        page = term.page.removeprefix("pages/").removesuffix("/page.py")
+        where = f'<a href="{page}">{TITLES[page]}</a>'
         rows.append(
             f'<dt id="term-{term.key}" tabindex="-1">{escape(term.name)}</dt><dd>{escape(term.plain)}'
             f'<span class="exact">{escape(term.exact)}</span><span class="exact">Seen on {where}.</span></dd>'

@@ -10,6 +10,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.support import ROOT
 from tests.support.reading import html_of
+from upvit_core.planning.depth_records import DepthRecords
 from upvit_core.records.block_removals import BlockRemovals
 
 Run = Callable[..., AppTest]
@@ -67,10 +68,8 @@ def test_the_order_of_the_cuts_is_a_setting(
     page: Run, order: str, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Scored on request, then used by the plan, its command and its file alike."""
-    from pages.services import block_removals
-
     few = BlockRemovals.load(BUNDLED).model_copy(update={"images": 8})
-    monkeypatch.setattr(block_removals, "record", lambda digest: few)
+    monkeypatch.setattr(DepthRecords, "of_model", lambda self, digest: few)
     test = page(TRADEOFF, depth="4", **{"order-of-cuts": order})
     assert not test.error
     assert any("not scored yet" in caption.value for caption in test.caption)

@@ -70,7 +70,7 @@ def test_model_shows_what_it_says_comes_next(page: Page, folder: Path) -> None:
 
 @pytest.mark.parametrize("path", ["importance", "tradeoff"])
 def test_the_other_pages_open_it(path: str, page: Page, folder: Path) -> None:
-    test = page(f"pages/explore/{path}.py", open=str(folder))
+    test = page(f"pages/{path}/page.py", open=str(folder))
     assert not test.exception
     assert not test.error, [e.value for e in test.error]
     if path == "tradeoff":

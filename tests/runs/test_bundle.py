@@ -57,7 +57,7 @@ def test_a_plan_goes_out_as_a_folder_and_comes_back_as_a_run(
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("UPVIT_RUNS", str(store.root))
     monkeypatch.setenv("UPVIT_HOME", str(tmp_path / "studio"))
-    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60)
+    page = AppTest.from_file(str(ROOT / "app.py"), default_timeout=60).run()
     page.switch_page("pages/runs/page.py").run()
     assert not page.exception
     assert page.selectbox(key="one-run").options

@@ -125,8 +125,7 @@ def test_both_ways_start_from_the_same_widths() -> None:
 def test_the_form_the_run_and_the_command_line_take_one_recipe(
     jobs_at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pages.services import evaluation, jobs
-    from pages.tradeoff import distill
+    from pages.services import evaluation, jobs, launch
     from upvit_core.planning.ratios import plan_uniform
     from upvit_core.records.plan import PruningPlan
     from upvit_core.records.scores import ImportanceScores
@@ -145,8 +144,8 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
         def submit(self, run: object) -> None:
             pass
 
-    monkeypatch.setattr(distill, "executor_for", Kept)
-    monkeypatch.setattr(distill.st, "switch_page", lambda page: None)
+    monkeypatch.setattr(launch, "executor_for", Kept)
+    monkeypatch.setattr(launch.st, "switch_page", lambda page: None)
 
     def started(**query: str) -> tuple[list[RunSpec], str]:
         test = AppTest.from_file(str(ROOT / "pages/tradeoff/page.py"), default_timeout=300)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import imports, slider_state
+from pages.services import block_removals, imports, slider_state
 from pages.tradeoff import estimates
 from tests.support.latency import device
 from upvit_core.paths import DEMO_FOLDER
@@ -43,7 +43,7 @@ def demo() -> ImportanceScores:
 
 
 def plan_of(test: AppTest) -> PruningPlan:
-    return test.session_state[slider_state.SAVED].plan(demo())
+    return test.session_state[slider_state.SAVED].plan(demo(), block_removals.records())
 
 
 def cards(test: AppTest) -> dict[str, str]:
