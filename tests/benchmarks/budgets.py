@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from upvit_core.preview import Previewer
 
 from tests.benchmarks.report import publish
 from upvit_core.data import open_images
 from upvit_core.models.checkpoint import load_model
 from upvit_core.planning.budget import Budget, best_plan
 from upvit_core.planning.ratios import plan_uniform
-from upvit_core.preview import Previewer
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.scores import ImportanceScores
 

@@ -1,0 +1,241 @@
+"""The method in six verbs for scripts and notebooks: load, score, plan, prune, evaluate, distil.
+
+Models go in and come out as `LoadedModel`; arguments are never changed. Data is `demo`, a folder of classes, an archive
+of one, a timm name, or an `ImageSet`. `import upvit_core` offers everything here, and imports it when it is first used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from upvit_core.data import ImageSet, open_images, proxy_indices
+from upvit_core.errors import PlanError, RunError, ScoresError
+from upvit_core.evaluation import Evaluation, predict
+from upvit_core.evaluation import evaluate as evaluate_batches
+from upvit_core.importance.criterion import Report, frozen, silent
+from upvit_core.importance.score import DEFAULT_IMAGES
+from upvit_core.importance.score import score as score_channels
+from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
+from upvit_core.models.checkpoint import save_model as write_folder
+from upvit_core.models.tensors import digest_of
+from upvit_core.planning.budget import Budget, best_plan
+from upvit_core.planning.budget_stages import best_shares
+from upvit_core.planning.ratios import plan_uniform
+from upvit_core.pruning.basis.scores import score_directions
+from upvit_core.pruning.prune import cut_and_record
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.training.batches import TrainingBatches, batch_source
+from upvit_core.training.distillation import Distillation, make_accelerator
+from upvit_core.training.distillation import distill as train
+from upvit_core.training.settings import PRESETS, DistillSettings, usual_preset
+
+__all__ = ["PrunedModel", "distill", "evaluate", "load_model", "plan", "prune", "save_model", "score"]
+
+Data = str | Path | ImageSet
+Model = TypeVar("Model", bound=LoadedModel)
+
+
+@dataclass(frozen=True)
+class PrunedModel(LoadedModel):
+    """A thinner model with the plan that makes it again from its source."""
+
+    plan: PruningPlan
+
+
+def score(
+    model: LoadedModel,
+    data: Data | None = None,
+    criterion: str = "fisher",
+    *,
+    basis: Literal["channels", "directions"] = "channels",
+    images: int | None = None,
+    seed: int = 0,
+    root: str | None = None,
+    report: Report = silent,
+) -> ImportanceScores:
+    """One score a channel (Eq. 1): KL(original || without it) in nats, summed over `images` training images.
+
+    `criterion`: `kl` is exact; `refine` comes near it with a quarter of the passes; `fisher` is the second-order
+    estimate, hundreds of times faster; `taylor`, `variance`, `l1`, `l2` and `random` are peers, of which the last three
+    need no data. Without `images`, `fisher` of channels takes as many as a stable choice needs, the others 2,000.
+    `basis="directions"` scores directions of a rotated residual and of rotated heads, by `fisher` or `kl`.
+    Raises ScoresError where the criterion is unknown or lacks data, DataError where the data cannot be opened.
+    """
+    train_images = None if data is None else _images(model, data, "train", root)
+    if basis == "channels":
+        return score_channels(model, train_images, criterion, n=images, seed=seed, report=report)
+    if train_images is None or criterion not in ("fisher", "kl"):
+        raise ScoresError(f"Directions are scored on data by fisher or kl, not by {criterion!r}; give data and one.")
+    count = min(DEFAULT_IMAGES, len(train_images)) if images is None else images
+    return score_directions(model, train_images, criterion, n=count, seed=seed, report=report)  # type: ignore[arg-type]
+
+
+def plan(
+    scores: ImportanceScores,
+    *,
+    residual: float = 0.0,
+    attention: float = 0.0,
+    ffn: float = 0.0,
+    heads: int | None = None,
+    budget: str | None = None,
+) -> PruningPlan:
+    """The channels, or directions, that stay: those with the highest scores.
+
+    `residual`, `attention` and `ffn` are shares removed, in [0, 1), the same in every block; widths become the nearest
+    that the heads divide. `heads` merges each block's heads into that many (None: as they are). `budget` replaces the
+    shares: `macs=1.2G`, `params=6M`, or both with a comma; the plan then loses the least score within it.
+    `WhatIf` spreads shares over blocks in other ways. Raises PlanError for an illegal share, head count or budget.
+    """
+    if budget is None:
+        return plan_uniform(
+            scores, residual=residual, attention=attention, ffn=ffn, heads=heads, snap=True, basis=scores.basis
+        )
+    if residual or attention or ffn:
+        raise PlanError("A budget chooses the shares itself; give a budget or shares, not both.")
+    limit = Budget.parse(budget.split(","))
+    if not scores.shape.stages:
+        return best_plan(scores, limit, heads=heads, basis=scores.basis).plan
+    if heads is not None:
+        raise PlanError(f"A budget for {scores.shape.name}, a model of stages, keeps its heads; leave `heads` out.")
+    return best_shares(scores, limit.limits()).plan
+
+
+def prune(
+    model: LoadedModel,
+    plan: PruningPlan,
+    *,
+    data: Data | None = None,
+    repair: bool | None = None,
+    images: int | None = None,
+    seed: int | None = None,
+    root: str | None = None,
+    report: Report = silent,
+) -> PrunedModel:
+    """A physically thinner model of the same structure, on the same device.
+
+    `repair` fits its layers to the original's activations by least squares on `images` training images of `data`, in
+    seconds and without training; plans of directions need data too. None takes what the plan records, else no repair
+    and 2,000 images by seed 0. Raises PlanError where the plan belongs to another shape, or data is missing.
+    """
+    opened = None if data is None else _images(model, data, "train", root)
+    if opened is not None and images is not None:
+        images = min(images, len(opened))
+    module, made = cut_and_record(model, plan, repair=repair, data=opened, images=images, seed=seed, report=report)
+    shape = replace(plan.at_size(model.shape.img_size).shape_after, name=f"{model.name} pruned")
+    known: dict[str, Any] = {field.name: getattr(model, field.name) for field in fields(LoadedModel)}
+    known |= {"model": module, "shape": shape, "name": shape.name, "digest": digest_of(module.state_dict(), shape)}
+    return PrunedModel(**known, plan=made)
+
+
+def evaluate(
+    model: LoadedModel,
+    data: Data,
+    *,
+    teacher: LoadedModel | None = None,
+    images: int | None = None,
+    seed: int = 0,
+    batch_size: int = 100,
+    root: str | None = None,
+) -> Evaluation:
+    """Top-1 and top-5 in percent and the mean cross-entropy in nats, on the evaluation images of `data`.
+
+    With a `teacher` also the mean KL(teacher || model) in nats an image; of a language model everything is by token.
+    `images` of them are drawn by `seed`; None takes all. Raises DataError where the data cannot be opened.
+    """
+    test = _images(model, data, "val", root)
+    chosen = None if images is None else proxy_indices(test, images, seed)
+    device = next(model.model.parameters()).device
+    reference = None
+    if teacher is not None:
+        reference, _ = predict(teacher.model, test.batches(batch_size, indices=chosen, device=device))
+    batches = test.batches(batch_size, indices=chosen, device=device)
+    return evaluate_batches(model.model, batches, teacher_logits=reference)
+
+
+def distill(
+    student: Model,
+    teacher: LoadedModel,
+    data: Data,
+    *,
+    epochs: int,
+    settings: DistillSettings | str | None = None,
+    root: str | None = None,
+    report: Callable[[dict[str, Any]], None] = lambda row: None,
+) -> Model:
+    """The student after training on the training images of `data` with CE + alpha · KL(teacher || student) (Eq. 2).
+
+    `settings` are a preset's name or values; None takes `repaired` for a repaired student, `language` for a GPT-2, else
+    `letter`. Trains in this process on the student's device, without evaluations or checkpoints along the way;
+    `python -m upvit_core distill` makes a run that has both and survives a kill. `report` receives rows of means: a
+    dict with `step`, `epoch`, `loss`, `ce`, `kl`, `lr`, at most 400 of them.
+    Raises RunError where the settings are unknown or the two models differ in classes or image size.
+    """
+    ours, theirs = student.shape, teacher.shape
+    if (ours.num_classes, ours.img_size) != (theirs.num_classes, theirs.img_size):
+        raise RunError(
+            f"The student has {ours.num_classes} classes and images of {ours.img_size}, the teacher "
+            f"{theirs.num_classes} and {theirs.img_size}; choose a student that was cut from this teacher."
+        )
+    if settings is None:
+        fitted = made.fitted if (made := _plan_of(student)) else None
+        settings = usual_preset(ours.family, repaired=fitted is not None and fitted.repair)
+    if isinstance(settings, str):
+        if settings not in PRESETS:
+            raise RunError(f"There is no preset {settings!r}; choose one of {', '.join(PRESETS)}.")
+        settings = PRESETS[settings]
+    images, cfg = _images(student, data, "train", root), student.pretrained_cfg
+    source = batch_source(
+        images, cfg, seed=settings.seed, augment=settings.augmentation != "none", workers=settings.workers
+    )
+    module, device = deepcopy(student.model), next(student.model.parameters()).device.type
+    if settings.from_scratch:
+        module = build_model(ours, seed=settings.seed, weight_init="jax")
+    with frozen(teacher.model):
+        run = Distillation(
+            module,
+            teacher.model,
+            TrainingBatches(source, batch_size=settings.batch_size, seed=settings.seed),
+            settings,
+            epochs=epochs,
+            num_classes=ours.num_classes,
+            accelerator=make_accelerator(device, settings.amp),
+        )
+        trained = train(run, report=report, after_step=lambda run: None)
+    return replace(student, model=trained, digest=digest_of(trained.state_dict(), ours))
+
+
+def save_model(model: LoadedModel, folder: str | Path) -> None:
+    """Write a folder that `load_model` opens, and stock timm too where all blocks are of one width.
+
+    It holds `config.json`, `model.safetensors` and, of a pruned model, `plan.json`. Each file is replaced as a whole.
+    """
+    made = _plan_of(model)
+    write_folder(
+        model.model,
+        folder,
+        shape=model.shape,
+        pretrained_cfg=model.pretrained_cfg,
+        plan_json=None if made is None else made.to_json(),
+        name=model.name,
+        class_names=model.class_names,
+    )
+
+
+def _images(model: LoadedModel, data: Data, split: Literal["train", "val"], root: str | None) -> ImageSet:
+    if isinstance(data, ImageSet):
+        return data
+    cfg, classes = model.pretrained_cfg, model.shape.num_classes
+    return open_images(str(data), split, pretrained_cfg=cfg, num_classes=classes, root=root)
+
+
+def _plan_of(model: LoadedModel) -> PruningPlan | None:
+    """The plan that a model was cut by: its own, or the one in the folder that it was opened from."""
+    if isinstance(model, PrunedModel):
+        return model.plan
+    beside = Path(model.source).expanduser() / "plan.json"
+    return PruningPlan.load(beside) if beside.is_file() else None
