@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from tests.benchmarks.report import publish
@@ -18,10 +17,10 @@ from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate, predict
 from upvit_core.importance.score import score
 from upvit_core.models.checkpoint import LoadedModel, load_model
-from upvit_core.planning.depth import plan_depth_only
+from upvit_core.planning.depth import plan_depth, plan_depth_only
 from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.pruning.depth import ORDERS, Order, plan_in_order, score_blocks
+from upvit_core.pruning.depth import ORDERS, Order, at_depth, score_blocks
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import PruningPlan
@@ -80,10 +79,12 @@ def run(
         rows.append(row("width only", ratio, width(ratio, channels_once(loaded))))
         for depth in depths:
             for order in orders:
-                plan = plan_in_order(
-                    loaded, order, depth,
-                    score_channels=channels_once, score_half_blocks=half_blocks, width=partial(width, ratio),
-                )  # fmt: skip
+                if order == "depth first":
+                    whole = half_blocks(None)
+                    plan = plan_depth(width(ratio, channels_once(at_depth(loaded, whole, depth))), whole, depth)
+                else:
+                    plan = width(ratio, channels_once(loaded))
+                    plan = plan_depth(plan, half_blocks(plan if order == "width first" else None), depth)
                 rows.append(row(order, ratio, plan))
     publish(
         "depth and width on the demo, without training", rows, out,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.oracle import reference
@@ -20,7 +20,7 @@ from upvit_core.models.checkpoint import LoadedModel, load_model, save_model
 from upvit_core.planning.depth import block_pairs, digest_at, is_hybrid, pairs_at, plan_depth, plan_depth_only, shape_at
 from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_parameters
-from upvit_core.pruning.depth import ORDERS, at_depth, plan_in_order, score_blocks
+from upvit_core.pruning.depth import ORDERS, at_depth, score_blocks
 from upvit_core.pruning.prune import cut
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.block_removals import BlockRemovals, Candidate, Step, neighbours, without
@@ -63,6 +63,7 @@ def test_neighbours_pair_up() -> None:
             block_pairs(wrong)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.integers(1, 9), st.data())
 def test_any_removals_leave_ordinary_blocks_in_order(depth: int, data) -> None:
     shape = replace(UNEVEN, blocks=(UNEVEN.blocks[0],) * depth)
@@ -166,12 +167,16 @@ def test_each_order_gives_a_plan_of_the_original(variant: str, order) -> None:
         record = Fisher().attribute(adapt(which.model, which.shape), TensorProxy(images()))
         return replace(record, model_digest=which.digest)
 
-    plan = plan_in_order(
-        opened, order, depth,
-        score_channels=score_channels,
-        score_half_blocks=lambda after: score_blocks(opened, Images(), depth, after=after),
-        width=lambda record: plan_uniform(record, residual=0.5, attention=0.5, ffn=0.5, snap=True),
-    )  # fmt: skip
+    def half_of(which: LoadedModel) -> PruningPlan:
+        return plan_uniform(score_channels(which), residual=0.5, attention=0.5, ffn=0.5, snap=True)
+
+    if order == "depth first":
+        removals = score_blocks(opened, Images(), depth)
+        plan = plan_depth(half_of(at_depth(opened, removals, depth)), removals, depth)
+    else:
+        width = half_of(opened)
+        removals = score_blocks(opened, Images(), depth, after=width if order == "width first" else None)
+        plan = plan_depth(width, removals, depth)
     assert plan.requested["order"] == order
     assert plan.shape_after.depth == depth
     thin = prune(opened.model, opened.shape, plan)

@@ -18,11 +18,10 @@ from upvit_core.importance.blocks import remove_blocks
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel
-from upvit_core.planning.depth import digest_at, pairs_at, plan_depth, plan_depth_only, shape_at
+from upvit_core.planning.depth import digest_at, pairs_at, plan_depth_only, shape_at
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import PruningPlan
-from upvit_core.records.scores import ImportanceScores
 
 Order = Literal["together", "depth first", "width first"]
 ORDERS: tuple[Order, ...] = ("together", "depth first", "width first")
@@ -76,24 +75,3 @@ def at_depth(loaded: LoadedModel, removals: BlockRemovals, depth: int) -> Loaded
     return replace(
         loaded, model=model, shape=shape, name=f"{loaded.name}, {depth} blocks", digest=digest_at(removals, depth)
     )
-
-
-def plan_in_order(
-    loaded: LoadedModel,
-    order: Order,
-    depth: int,
-    *,
-    score_channels: Callable[[LoadedModel], ImportanceScores],
-    score_half_blocks: Callable[[PruningPlan | None], BlockRemovals],
-    width: Callable[[ImportanceScores], PruningPlan],
-) -> PruningPlan:
-    """One plan of the original model with `depth` blocks and the widths that `width` chooses from scores.
-
-    `score_channels` scores a model's channels, `score_half_blocks` its half-blocks after a width plan (None: the whole
-    model), such as partial applications of `score` and `score_blocks`.
-    """
-    if order == "depth first":
-        removals = score_half_blocks(None)
-        return plan_depth(width(score_channels(at_depth(loaded, removals, depth))), removals, depth)
-    plan = width(score_channels(loaded))
-    return plan_depth(plan, score_half_blocks(plan if order == "width first" else None), depth)
