@@ -164,8 +164,7 @@ def _solve(
 ) -> BestPlan:  # fmt: skip
     """The best of this family; where blocks may go, of every depth, what their removal costs included."""
     if model.shape.one_share:
-        found = best_shares(scores, limits, stock=family == "stock", latency=device.latency(model))
-        return BestPlan(found.plan, found.predicted, found.predicted, found.params, found.macs, found.latency_ms)
+        return best_shares(scores, limits, stock=family == "stock", latency=device.latency(model))
     basis = "directions" if scores.basis == "directions" else now.basis
     choices = {"family": family, "latency": device.latency(model), "heads": now.heads, "round_to": now.round_to,
                "basis": basis}  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.planning import SHAPE, scores
 from upvit_core.errors import PlanError
-from upvit_core.planning.allocate import global_ranking, plan_allocated, plan_by_block
+from upvit_core.planning.allocate import GlobalRanking, plan_allocated
 from upvit_core.planning.curves import predicted_loss, removal_curves
 from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -64,7 +64,7 @@ def test_global_is_one_threshold() -> None:
 def test_global_per_cost_divides_by_what_the_channel_saves(per: str) -> None:
     record = scores()
     count = {"params": count_parameters, "macs": count_macs}[per]
-    ranking = global_ranking(removal_curves(record, heads=1), per)
+    ranking = GlobalRanking(removal_curves(record, heads=1), per)
     full = count(SHAPE)
     blocks = SHAPE.blocks
     saved = {
@@ -83,14 +83,6 @@ def test_global_per_cost_divides_by_what_the_channel_saves(per: str) -> None:
         assert widths.embed_dim == 24 - gone.count("residual")
         assert [a for _, a, _ in widths.blocks] == [24 - gone.count(f"attention.{b}") for b in range(3)]
         assert [h for _, _, h in widths.blocks] == [96 - gone.count(f"ffn.{b}") for b in range(3)]
-
-
-def test_per_block_ratios_and_heads() -> None:
-    record = scores()
-    plan = plan_by_block(record, residual=0.5, attention=[0, 0.5, 0.25], ffn=[0.9, 0, 0.5], heads=[6, 3, 1])
-    after = plan.shape_after
-    assert after.embed_dim == 12
-    assert [(b.num_heads, b.attention, b.ffn) for b in after.blocks] == [(6, 24, 10), (3, 12, 96), (1, 18, 48)]
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "isomorphic"])
@@ -129,8 +121,3 @@ def test_predicted_loss_adds_what_goes() -> None:
 def test_illegal_wishes(wish, message: str) -> None:
     with pytest.raises(PlanError, match=message):
         plan_allocated(scores(), **wish)
-
-
-def test_lists_must_be_as_long_as_the_model_is_deep() -> None:
-    with pytest.raises(PlanError, match="2 ffn ratios were given for the 3 blocks"):
-        plan_by_block(scores(), ffn=[0.5, 0.5])

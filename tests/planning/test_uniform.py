@@ -49,20 +49,6 @@ def test_every_entry_is_what_the_plan_itself_costs(scores: ImportanceScores, tab
         assert choice.removed == pytest.approx(predicted_loss(scores, plan), abs=1e-12)
 
 
-@pytest.mark.parametrize(("name", "share"), [("params", 0.2), ("params", 0.5), ("macs", 0.3), ("macs", 0.8)])
-def test_best_is_the_best_of_all(name: str, share: float, table: UniformTable) -> None:
-    costs = getattr(table, name)
-    limit = share * costs.max()
-    best = table.best(**{name: limit})
-    assert best is not None
-    assert getattr(best, name) <= limit
-    assert best.removed == pytest.approx(table.removed[costs <= limit].min())
-
-
-def test_nothing_fits_a_budget_below_the_smallest(table: UniformTable) -> None:
-    assert table.best(params=int(table.params.min()) - 1) is None
-
-
 def test_front_is_not_dominated(table: UniformTable) -> None:
     front = table.front("macs", every=5)
     costs, lost = [c.macs for c in front], [c.removed for c in front]

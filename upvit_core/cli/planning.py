@@ -196,7 +196,7 @@ def _within_stages(
 ) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
     """The best equal shares: in a model of stages, no width of a block is independent of the others' in cost."""
     from upvit_core.errors import PlanError
-    from upvit_core.planning.budget_stages import best_shares
+    from upvit_core.planning.budget_stages import best_shares, percents_of
 
     asked = {"--heads": heads is not None, "--round-to": round_to > 1, "--depth-scores": depth_scores is not None,
              f"--allocation {allocation}": allocation not in ("best", "uniform", "stock")}  # fmt: skip
@@ -207,7 +207,7 @@ def _within_stages(
         )
     found = best_shares(record, limits, stock=allocation == "stock", latency=latency)
     predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
-    values = {predicted: found.predicted, **{f"{k}_removed": v / 100 for k, v in found.percents.items()}}
+    values = {predicted: found.predicted, **{f"{k}_removed": v / 100 for k, v in percents_of(found.plan).items()}}
     return found.plan, values | ({} if found.latency_ms is None else {"latency_ms_estimated": found.latency_ms})
 
 

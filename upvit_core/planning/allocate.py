@@ -14,20 +14,19 @@ keeps at least its narrowest legal width. Widths are rounded to the nearest lega
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from upvit_core.errors import PlanError
+from upvit_core.planning.cost_model import COUNTS, CostModel
 from upvit_core.planning.curves import Curve, Curves, Widths, removal_curves
 from upvit_core.planning.pool import pool_per_block
 from upvit_core.planning.ratios import plan_widths
-from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import ModelShape
+from upvit_core.records.shape import COMPONENTS, ModelShape
 
 Allocation = Literal["uniform", "global", "isomorphic"]
 Per = Literal["channel", "params", "macs"]
@@ -62,7 +61,7 @@ def plan_allocated(
     elif allocation == "isomorphic":
         widths = isomorphic_widths(curves, residual, attention, ffn)
     elif allocation == "global":
-        ranking = global_ranking(curves, per)
+        ranking = GlobalRanking(curves, per)
         full = (curves.shape.embed_dim, _full(curves.attention), _full(curves.ffn))
         total = sum(ratio * width for ratio, width in zip(ratios.values(), full, strict=True))
         widths = ranking.widths(int(np.searchsorted(ranking.removed, total - 1e-9)))
@@ -71,34 +70,6 @@ def plan_allocated(
     requested: dict[str, Any] = {**ratios, "heads": list(curves.heads), "allocation": allocation, "round_to": round_to}
     if allocation == "global":
         requested["per"] = per
-    return plan_widths(scores, widths.embed_dim, list(widths.blocks), requested=requested, basis=basis)
-
-
-def plan_by_block(
-    scores: ImportanceScores,
-    *,
-    residual: float = 0.0,
-    attention: float | Sequence[float] = 0.0,
-    ffn: float | Sequence[float] = 0.0,
-    heads: int | Sequence[int] | None = None,
-    round_to: int = 1,
-    basis: str = "channels",
-) -> PruningPlan:
-    """A plan from ratios and heads by block (a single number holds for all), each at its nearest legal width.
-
-    Raises PlanError for ratios outside [0, 1), lists that are not as long as the model is deep, and illegal heads.
-    """
-    curves = removal_curves(scores, heads=heads, round_to=round_to)
-    shares = {name: _by_block(name, given, scores.shape) for name, given in (("attention", attention), ("ffn", ffn))}
-    _check_ratio("residual", residual)
-    widths = Widths(
-        curves.residual.nearest(scores.shape.embed_dim * (1 - residual)),
-        _blocks(curves, _nearest(curves.attention, shares["attention"]), _nearest(curves.ffn, shares["ffn"])),
-    )
-    requested: dict[str, Any] = {
-        "residual": residual, "attention": list(shares["attention"]), "ffn": list(shares["ffn"]),
-        "heads": list(curves.heads), "allocation": "by block", "round_to": round_to,
-    }  # fmt: skip
     return plan_widths(scores, widths.embed_dim, list(widths.blocks), requested=requested, basis=basis)
 
 
@@ -153,24 +124,13 @@ class GlobalRanking:
         return Widths(kept[0], _blocks(self._curves, kept[1 : 1 + depth], kept[1 + depth :]))
 
 
-def global_ranking(curves: Curves, per: Per = "channel") -> GlobalRanking:
-    """The ranking of `global`."""
-    return GlobalRanking(curves, per)
-
-
 def _prices(shape: ModelShape, per: Per) -> list[float]:
-    """What one channel of each layer saves at full width: 1, parameters or MACs."""
+    """Savings of one channel of each layer at full width: 1, parameters or MACs."""
     if per == "channel":
         return [1.0] * (1 + 2 * shape.depth)
-    count: Callable[[ModelShape], int] = count_parameters if per == "params" else count_macs
-    full = count(shape)
-    prices = [full - count(replace(shape, embed_dim=shape.embed_dim - 1))]
-    for field in ("attention", "ffn"):
-        for b, block in enumerate(shape.blocks):
-            blocks = list(shape.blocks)
-            blocks[b] = replace(block, **{field: getattr(block, field) - 1})
-            prices.append(full - count(replace(shape, blocks=tuple(blocks))))
-    return [float(price) for price in prices]
+    model, widths = CostModel(COUNTS[per], shape), {group.key: group.width for group in shape.groups}
+    layers = [group.key for component in COMPONENTS for group in shape.groups_of(component)]
+    return [float(model.slope(key, widths)) for key in layers]
 
 
 def _full(kind: Sequence[Curve]) -> int:
@@ -188,12 +148,3 @@ def _blocks(curves: Curves, attention: Sequence[int], ffn: Sequence[int]) -> tup
 def _check_ratio(name: str, ratio: float) -> None:
     if not 0 <= ratio < 1:
         raise PlanError(f"The {name} ratio is the share removed, in [0, 1), not {ratio}; 0.5 removes half.")
-
-
-def _by_block(name: str, given: float | Sequence[float], shape: ModelShape) -> tuple[float, ...]:
-    ratios = (float(given),) * shape.depth if isinstance(given, int | float) else tuple(float(r) for r in given)
-    if len(ratios) != shape.depth:
-        raise PlanError(f"{len(ratios)} {name} ratios were given for the {shape.depth} blocks of {shape.name}.")
-    for ratio in ratios:
-        _check_ratio(name, ratio)
-    return ratios

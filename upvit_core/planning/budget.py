@@ -21,12 +21,12 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 
 from upvit_core.errors import PlanError
-from upvit_core.planning.allocate import Per, global_ranking, isomorphic_widths
+from upvit_core.planning.allocate import GlobalRanking, Per, isomorphic_widths
+from upvit_core.planning.cost_model import COUNTS, CostModel, Timed, costs_of, out_of_reach
 from upvit_core.planning.curves import Curve, Curves, Widths, removal_curves
 from upvit_core.planning.lagrangian import CostVector, lagrangian
 from upvit_core.planning.pool import WidthPool, pool_per_block, pool_uniform
 from upvit_core.planning.ratios import plan_widths
-from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import BlockShape, ModelShape
@@ -37,7 +37,7 @@ SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9}
 LATENCY_WIDTHS = {"residual": 96, "attention": 64, "ffn": 128}
 
 
-class LatencyParts(Protocol):
+class LatencyParts(Timed, Protocol):
     """Milliseconds of a forward pass at one batch size, as a sum over its parts."""
 
     def fixed(self, embed_dim: np.ndarray) -> np.ndarray:
@@ -48,9 +48,6 @@ class LatencyParts(Protocol):
 
     def ffn(self, embed_dim: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """The FFN half of one block, (n, m)."""
-
-    def of(self, shape: ModelShape) -> float:
-        """A whole shape."""
 
 
 @dataclass(frozen=True)
@@ -138,85 +135,38 @@ def best_plan(
         "budget": limits, "allocation": family, "heads": list(curves.heads), "round_to": round_to,
     }  # fmt: skip
     plan = plan_widths(scores, widths.embed_dim, list(widths.blocks), requested=requested, basis=basis)
-    predicted, shape = loss(curves, widths), plan.shape_after
-    costs = problem.costs(widths)
-    return BestPlan(
-        plan, predicted, predicted if bound is None else min(bound, predicted), count_parameters(shape),
-        count_macs(shape), costs.get("latency_ms"),
-    )  # fmt: skip
-
-
-def compatibility_cost(scores: ImportanceScores, budget: Budget, **choices: Any) -> float:
-    """What a shape that stock timm can build costs: predicted KL of the best such plan less that of the best of all."""
-    stock = best_plan(scores, budget, family="stock", **choices)
-    return max(stock.predicted - best_plan(scores, budget, family="best", **choices).predicted, 0.0)
-
-
-def loss(curves: Curves, widths: Widths) -> float:
-    """Score lost at given legal widths, in nats an image."""
-    total = float(curves.residual.at(widths.embed_dim))
-    for attention, ffn, (_, a, h) in zip(curves.attention, curves.ffn, widths.blocks, strict=True):
-        total += float(attention.at(a) + ffn.at(h))
-    return total
+    predicted, costs = curves.predicted_loss(widths), costs_of(plan.shape_after, latency)
+    bound = predicted if bound is None else min(bound, predicted)
+    return BestPlan(plan, predicted, bound, int(costs["params"]), int(costs["macs"]), costs.get("latency_ms"))
 
 
 class BudgetProblem:
-    """Curves, limits, and what widths cost."""
+    """Curves, limits, and the costs of widths."""
 
     def __init__(self, curves: Curves, limits: dict[str, float], latency: LatencyParts | None):
-        self.curves = curves
-        self.limits = limits
-        self.latency = latency
-        counts = {"params": count_parameters, "macs": count_macs}
-        self.linear = {name: CostModel(count, curves.shape) for name, count in counts.items() if name in limits}
+        self.curves, self.limits, self.latency = curves, limits, latency
+        self.counts = {name: CostModel(COUNTS[name], curves.shape) for name in limits if name in COUNTS}
 
-    def costs(self, widths: Widths) -> dict[str, float]:
-        """Everything that can be counted of a shape; latency in ms where there is an estimate."""
+    def coefficients(self, name: str, embed_dim: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A count at residual widths (n,): without any channel in the blocks, of an attention and of an FFN channel."""
+        at, model = {"residual": embed_dim}, self.counts[name]
+        return model.at(at), model.slope("attention.0", at), model.slope("ffn.0", at)
+
+    def shape(self, widths: Widths) -> ModelShape:
         blocks = tuple(BlockShape(*block) for block in widths.blocks)
-        shape = replace(self.curves.shape, embed_dim=widths.embed_dim, blocks=blocks)
-        costs: dict[str, float] = {"params": count_parameters(shape), "macs": count_macs(shape)}
-        if self.latency is not None:
-            costs["latency_ms"] = self.latency.of(shape)
-        return costs
+        return replace(self.curves.shape, embed_dim=widths.embed_dim, blocks=blocks)
 
     def fits(self, widths: Widths) -> bool:
-        costs = self.costs(widths)
+        costs = costs_of(self.shape(widths), self.latency)
         return all(costs[name] <= limit for name, limit in self.limits.items())
 
     def refuse(self) -> PlanError:
         """The error for a budget below the smallest plan."""
         curves = self.curves
-        narrow = zip(curves.heads, curves.attention, curves.ffn, strict=True)
-        smallest = Widths(
-            int(curves.residual.widths[0]), tuple((h, int(a.widths[0]), int(f.widths[0])) for h, a, f in narrow)
-        )
-        costs = self.costs(smallest)
-        asked = " and ".join(f"{name} {format_budget(limit)}" for name, limit in self.limits.items())
-        least = ", ".join(f"{format_budget(costs[name])} {name}" for name in self.limits)
-        return PlanError(f"No plan of this kind of {curves.shape.name} is within {asked}; the narrowest has {least}.")
-
-
-class CostModel:
-    """A count as const(D) + attention(D) · ΣA + ffn(D) · ΣH, read off six small shapes."""
-
-    def __init__(self, count: Callable[[ModelShape], int], shape: ModelShape):
-        def at(D: int, A: int, H: int) -> int:
-            rest = (BlockShape(1, 0, 0),) * (shape.depth - 1)
-            return count(replace(shape, embed_dim=D, blocks=(BlockShape(1, A, H), *rest)))
-
-        self._base, self._slope = at(0, 0, 0), at(1, 0, 0) - at(0, 0, 0)
-        self._a, self._h = at(0, 1, 0) - self._base, at(0, 0, 1) - self._base
-        self._da = at(1, 1, 0) - at(1, 0, 0) - self._a
-        self._dh = at(1, 0, 1) - at(1, 0, 0) - self._h
-
-    def const(self, D: np.ndarray) -> np.ndarray:
-        return self._base + self._slope * D
-
-    def attention(self, D: np.ndarray) -> np.ndarray:
-        return self._a + self._da * D
-
-    def ffn(self, D: np.ndarray) -> np.ndarray:
-        return self._h + self._dh * D
+        blocks = zip(curves.heads, curves.attention, curves.ffn, strict=True)
+        narrowest = tuple((heads, int(a.widths[0]), int(f.widths[0])) for heads, a, f in blocks)
+        smallest = self.shape(Widths(int(curves.residual.widths[0]), narrowest))
+        return out_of_reach(smallest, self.limits, self.latency)
 
 
 def _solve(problem: BudgetProblem, family: Family) -> tuple[Widths, float | None]:
@@ -235,9 +185,9 @@ def _solve(problem: BudgetProblem, family: Family) -> tuple[Widths, float | None
         if len(set(curves.heads)) > 1:
             raise PlanError("Stock timm builds equal blocks only; give one number of heads.")
     widest = np.full(lost.shape, len(ffn.totals) - 1)
-    for name, linear in problem.linear.items():
-        room = problem.limits[name] - linear.const(D)[:, None] - linear.attention(D)[:, None] * attention.totals
-        most = np.floor(room / linear.ffn(D)[:, None])
+    for name in problem.counts:
+        const, per_attention, per_ffn = (values[:, None] for values in problem.coefficients(name, D))
+        most = np.floor((problem.limits[name] - const - per_attention * attention.totals) / per_ffn)
         widest = np.minimum(widest, np.searchsorted(ffn.totals, most, side="right") - 1)
     if "latency_ms" in problem.limits:
         widest = np.minimum(widest, _widest_in_time(problem, curves, attention, ffn))
@@ -304,10 +254,11 @@ def _by_multipliers(problem: BudgetProblem, curves: Curves) -> tuple[Widths, flo
     same: dict[int, np.ndarray] = {}
     in_ms += [same.setdefault(len(f.widths), latency.ffn(D, f.widths)) for f in curves.ffn]
     costs = [CostVector(latency.fixed(D), in_ms, problem.limits["latency_ms"])]
-    for name, linear in problem.linear.items():
-        slopes = [linear.attention(D)] * depth + [linear.ffn(D)] * depth
+    for name in problem.counts:
+        const, per_attention, per_ffn = problem.coefficients(name, D)
+        slopes = [per_attention] * depth + [per_ffn] * depth
         counts = [slope[:, None] * layer.widths for slope, layer in zip(slopes, layers, strict=True)]
-        costs.append(CostVector(linear.const(D), counts, problem.limits[name]))
+        costs.append(CostVector(const, counts, problem.limits[name]))
     found = lagrangian(curves.residual.lost, [layer.lost for layer in layers], costs)
     if found is None:
         raise problem.refuse()
@@ -319,7 +270,7 @@ def _by_multipliers(problem: BudgetProblem, curves: Curves) -> tuple[Widths, flo
 def _one_knob(problem: BudgetProblem, family: str, per: Per) -> Widths:
     """Turn one ratio, or one threshold, down until the budget is met."""
     if family == "global":
-        ranking = global_ranking(problem.curves, per)
+        ranking = GlobalRanking(problem.curves, per)
         turn: Callable[[int], Widths] = ranking.widths
         last = len(ranking)
     else:
@@ -336,11 +287,6 @@ def _one_knob(problem: BudgetProblem, family: str, per: Per) -> Widths:
         middle = (low + high) // 2
         low, high = (low, middle) if problem.fits(turn(middle)) else (middle, high)
     return turn(high)
-
-
-def format_budget(value: float) -> str:
-    """`4,590` or `0.123`: a limit as errors tell it."""
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _amount(text: str, whole: str) -> float:

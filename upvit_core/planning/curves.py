@@ -47,6 +47,13 @@ class Curves:
     heads: tuple[int, ...]
     shape: ModelShape
 
+    def predicted_loss(self, widths: Widths) -> float:
+        """Score lost at given legal widths, in nats an image."""
+        total = float(self.residual.at(widths.embed_dim))
+        for attention, ffn, (_, a, h) in zip(self.attention, self.ffn, widths.blocks, strict=True):
+            total += float(attention.at(a) + ffn.at(h))
+        return total
+
 
 @dataclass(frozen=True)
 class Widths:

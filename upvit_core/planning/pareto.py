@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 
@@ -12,12 +12,12 @@ from upvit_core.errors import PlanError
 from upvit_core.planning.allocate import plan_allocated
 from upvit_core.planning.budget import Budget, Family, best_plan
 from upvit_core.planning.budget_stages import Tables, best_shares
+from upvit_core.planning.cost_model import Timed, costs_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.ratios import plan_uniform
-from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.profiling.macs import count_macs
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import ModelShape
 
 Quantity = Literal["params", "macs", "latency_ms", "predicted"]
 FAMILIES: tuple[Family, ...] = ("best", "uniform", "stock")
@@ -38,12 +38,6 @@ class FrontRow:
     dominated: bool = False
 
 
-class Timed(Protocol):
-    """Whatever tells the milliseconds of a shape."""
-
-    def of(self, shape: ModelShape) -> float: ...
-
-
 def pareto_rows(
     scores: ImportanceScores,
     plans: Iterable[tuple[str, PruningPlan]],
@@ -59,10 +53,10 @@ def pareto_rows(
         raise PlanError("A front over latency needs this device's calibration; run `calibrate` first.")
     rows = []
     for name, plan in plans:
-        shape = plan.shape_after
-        ms = None if latency is None else latency.of(shape)
-        predicted = predicted_loss(scores, plan)
-        rows.append(FrontRow(name, plan, count_parameters(shape), count_macs(shape), ms, predicted, shape.is_uniform))
+        shape, predicted = plan.shape_after, predicted_loss(scores, plan)
+        costs = costs_of(shape, latency)
+        params, macs, ms = int(costs["params"]), int(costs["macs"]), costs.get("latency_ms")
+        rows.append(FrontRow(name, plan, params, macs, ms, predicted, shape.is_uniform))
     marks = dominated(np.array([[getattr(row, axis) for axis in axes] for row in rows], float))
     marked = [replace(row, dominated=bool(mark)) for row, mark in zip(rows, marks, strict=True)]
     return sorted(marked, key=lambda row: (row.macs, row.predicted))

@@ -6,17 +6,16 @@ percents: sliders, and the curves under the plans that were tried.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from upvit_core.errors import PlanError
+from upvit_core.planning.cost_model import COUNTS, CostModel
 from upvit_core.planning.curves import Curve, removal_curves
 from upvit_core.planning.ratios import kept_channels
-from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import BlockShape, ModelShape
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,6 @@ class UniformTable:
     def choice(self, residual: int, attention: int, ffn: int) -> UniformChoice:
         at = (residual, attention, ffn)
         return UniformChoice(*at, self.heads, int(self.params[at]), int(self.macs[at]), float(self.removed[at]))
-
-    def best(self, *, params: float | None = None, macs: float | None = None) -> UniformChoice | None:
-        """The plan that removes least score within the budgets; of equals, the one with fewer MACs. None: none fits."""
-        fits = np.ones(self.removed.shape, bool)
-        if params is not None:
-            fits &= self.params <= params
-        if macs is not None:
-            fits &= self.macs <= macs
-        if not fits.any():
-            return None
-        least = np.where(fits, self.removed, np.inf)
-        ties = np.flatnonzero(least.ravel() <= least.min() * (1 + 1e-12))
-        at = np.unravel_index(ties[np.argmin(self.macs.ravel()[ties])], least.shape)
-        return self.choice(*(int(i) for i in at))
 
     def front(self, cost: str = "params", every: int = 2) -> list[UniformChoice]:
         """Plans that no other beats in both cost (`params` or `macs`) and predicted KL, cheapest first.
@@ -96,26 +81,11 @@ def uniform_table(scores: ImportanceScores, heads: int, most: int = 95) -> Unifo
     residual = _lost([curves.residual], D)
     attention, ffn = _lost(curves.attention, A), _lost(curves.ffn, H)
     removed = residual[:, None, None] + attention[None, :, None] + ffn[None, None, :]
-    costs = [_multilinear(count, shape, heads, D, A, H) for count in (count_parameters, count_macs)]
-    return UniformTable(heads, removed, *costs)
+    every = {"residual": D[:, None, None], "attention": A[None, :, None], "ffn": H[None, None, :]}
+    widths = {group.key: every[group.component] for group in shape.groups}
+    return UniformTable(heads, removed, *(CostModel(count, shape).at(widths) for count in COUNTS.values()))
 
 
 def _lost(curves: Sequence[Curve], widths: np.ndarray) -> np.ndarray:
     """Score lost at each width, (n,), summed over blocks."""
     return np.sum([curve.lost[np.searchsorted(curve.widths, widths)] for curve in curves], axis=0)
-
-
-def _multilinear(
-    count: Callable[[ModelShape], int], shape: ModelShape, heads: int, D: np.ndarray, A: np.ndarray, H: np.ndarray
-) -> np.ndarray:
-    """A count at every (D, A, H); it is a sum of 1, D, A, H, DA and DH, whose factors six small shapes tell exactly."""
-
-    def at(d: int, a: int, h: int) -> int:
-        blocks = (BlockShape(heads, a * heads, h),) * shape.depth
-        return count(replace(shape, embed_dim=d * heads, blocks=blocks))
-
-    base, one_d, one_a, one_h = at(0, 0, 0), at(1, 0, 0), at(0, 1, 0), at(0, 0, 1)
-    d, a, h = one_d - base, one_a - base, one_h - base
-    da, dh = at(1, 1, 0) - base - d - a, at(1, 0, 1) - base - d - h
-    x, y, z = (D // heads)[:, None, None], (A // heads)[None, :, None], H[None, None, :]
-    return np.asarray(base + d * x + a * y + h * z + da * x * y + dh * x * z)
