@@ -272,8 +272,8 @@ def test_the_command_line_says_what_does_not_fit(
         (1, "choose another device"),
     ):
         monkeypatch.setattr("upvit_core.runs.memory_check.device_named", lambda name, free=free: a_device(free))
-        runs._say_whether_it_fits(asked)
+        runs._warn_of_memory(asked)
         told = capsys.readouterr().err
         assert (said in told) if said else not told
-    runs._say_whether_it_fits(asked.model_copy(update={"executor": "slurm"}))
+    runs._warn_of_memory(asked.model_copy(update={"executor": "slurm"}))
     assert not capsys.readouterr().err

@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """What a run would be asked for, and what is said on standard error."""
     orders: list[dict[str, Any]] = []
-    monkeypatch.setattr(running, "carry_out", lambda order, *_: orders.append(order))
+    monkeypatch.setattr(running, "launch_new", lambda order, *_: orders.append(order))
 
     def call(*arguments: object) -> tuple[dict[str, Any], str]:
         given = ["--teacher", home / "teacher", "--data", home / "images", "--epochs", 2, *arguments]

@@ -1,34 +1,20 @@
-"""What the verbs share: options, output, opening of models."""
+"""Output and small readers that verbs share."""
 
 from __future__ import annotations
 
 import json
 import sys
 import time
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
 if TYPE_CHECKING:
-    from upvit_core.data import ImageSet
     from upvit_core.importance.criterion import Progress
-    from upvit_core.models.checkpoint import LoadedModel
     from upvit_core.records.block_removals import BlockRemovals
-
-Model = Annotated[str, typer.Argument(help="demo, a folder, a file, hf-hub:…, or a timm model name")]
-Data = Annotated[
-    str, typer.Option(help="demo, a folder of classes, an archive of one, or a timm name like torch/cifar10")
-]
-Root = Annotated[str | None, typer.Option("--root", help="where a named data set lies")]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Heads = Annotated[int | None, typer.Option("--num-heads", help="head count, which no tensor holds")]
-Size = Annotated[int | None, typer.Option("--img-size", help="side of the images in pixels; default: the model's")]
-Calibrated = Annotated[Path | None, typer.Option("--calibration", help="default: what `calibrate` left on this device")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
-Depth = Annotated[int | None, typer.Option(min=1, help="blocks that stay; needs --depth-scores")]
-DepthScores = Annotated[Path | None, typer.Option(help="what score-blocks wrote")]
 
 
 class Basis(StrEnum):
@@ -36,8 +22,8 @@ class Basis(StrEnum):
     DIRECTIONS = "directions"
 
 
-def emit(result: dict[str, Any], as_json: bool) -> None:
-    """Print a result: one JSON object, or a line a value."""
+def emit(result: Mapping[str, object], as_json: bool) -> None:
+    """Print a result: one JSON object, or one line per value."""
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -72,29 +58,6 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def device_of(name: str) -> str:
-    from upvit_core.runs.devices import default_device
-
-    return default_device() if name == "auto" else name
-
-
-def open_model(
-    model: str, num_heads: int | None = None, *, pretrained: bool = True, device: str = "cpu",
-    img_size: int | None = None,
-) -> LoadedModel:  # fmt: skip
-    from upvit_core.models.checkpoint import load_model
-
-    return load_model(model, num_heads=num_heads, pretrained=pretrained, device=device, img_size=img_size)
-
-
-def images_for(loaded: LoadedModel, data: str, split: Literal["train", "val"], root: str | None = None) -> ImageSet:
-    """The images of a split as the model reads them."""
-    from upvit_core.data import open_images
-
-    cfg, classes = loaded.pretrained_cfg, loaded.shape.num_classes
-    return open_images(data, split, pretrained_cfg=cfg, num_classes=classes, root=root)
-
-
 def depths_of(text: str) -> int | tuple[int, ...]:
     """`8` or `2,2,2,2` as numbers."""
     from upvit_core.errors import PlanError
@@ -102,12 +65,14 @@ def depths_of(text: str) -> int | tuple[int, ...]:
     try:
         depths = tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise PlanError(f"{text!r} is no depth; give a number of blocks, or one for each stage, as 2,2,2,2.") from error
+        raise PlanError(
+            f"{text!r} is not a depth; give a number of blocks, or one for each stage, as 2,2,2,2."
+        ) from error
     return depths[0] if len(depths) == 1 else depths
 
 
 def removals_of(depth: int | None, path: Path | None) -> tuple[BlockRemovals, int] | None:
-    """The record and the depth, where both are given; None where neither is."""
+    """The record and the depth; None where neither is given. Raises PlanError where only one is."""
     from upvit_core.errors import PlanError
     from upvit_core.records.block_removals import BlockRemovals
 

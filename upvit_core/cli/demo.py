@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from upvit_core.cli.common import Bar, Json, emit
+from upvit_core.cli.common import Bar, emit
+from upvit_core.cli.options import Json
 
 app = typer.Typer()
 

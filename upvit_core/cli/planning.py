@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from upvit_core.cli.common import (
-    Bar,
-    Basis,
-    Calibrated,
-    Depth,
-    DepthScores,
-    Device,
-    Json,
-    device_of,
-    emit,
-    open_model,
-    removals_of,
-)
+from upvit_core.cli.common import Bar, Basis, emit, removals_of
+from upvit_core.cli.options import Calibrated, Depth, DepthScores, Json, ModelOptions, takes_options
 
 if TYPE_CHECKING:
     from upvit_core.profiling.latency import Latency, PyramidLatency
@@ -222,7 +212,7 @@ def _latency(shape: ModelShape, batch_size: int, path: Path | None) -> Latency |
         from upvit_core.profiling.calibration import default_path
         from upvit_core.profiling.throughput import device_name
 
-        path = default_path(device_name(device_of("auto")), "float32", torch.get_num_threads(), shape)
+        path = default_path(device_name(ModelOptions().torch_device), "float32", torch.get_num_threads(), shape)
     return latency_of(shape, batch_size, Calibration.load(path))
 
 
@@ -272,14 +262,15 @@ def front(
 
 
 @app.command()
+@takes_options
 def calibrate(
+    opening: ModelOptions,
     out: Annotated[Path | None, typer.Option(help="file to write; default: where plan and front look for it")] = None,
     seconds: Annotated[float, typer.Option(min=0, help="time for the measurements")] = 45.0,
     check: Annotated[bool, typer.Option(help="measure random plans too, and store how far estimates are off")] = True,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as torch chooses")] = None,
-    model: Annotated[str | None, typer.Option(help="time what it is made of; default: plain ViTs")] = None,
-    device: Device = "auto",
+    model: Annotated[str | None, typer.Option(help="time the parts of this model; default: plain ViTs")] = None,
     as_json: Json = False,
 ) -> None:
     """Time what blocks are made of on this device, so that a plan's latency can be estimated."""
@@ -292,10 +283,10 @@ def calibrate(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    bar, where = Bar(), device_of(device)
-    shape = None if model is None else open_model(model, pretrained=False).shape
+    bar = Bar()
+    shape = None if model is None else replace(opening, pretrained=False, device="cpu").open(model).shape
     known = (calibrate_and_check if check else run)(
-        device=where, dtype=dtype, seconds=seconds, shape=shape,
+        device=opening.torch_device, dtype=dtype, seconds=seconds, shape=shape,
         progress=lambda done, total: bar(Progress(done, max(total, 1e-9), "s", "timing", total - done)),
     )  # fmt: skip
     path = out or default_path(known.device, known.dtype, known.threads, shape)

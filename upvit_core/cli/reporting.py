@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upvit_core.cli.common import Device, Heads, Json, Root, device_of, emit, images_for, open_model
+from upvit_core.cli.common import emit
+from upvit_core.cli.options import DataOptions, Json, ModelOptions, OptionalData, takes_options
 
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
@@ -18,19 +19,18 @@ app = typer.Typer()
 
 
 @app.command()
+@takes_options
 def report(
     what: Annotated[Path, typer.Argument(help="a plan.json, or the folder of a run")],
+    opening: ModelOptions,
+    dataset: OptionalData,
     out: Annotated[Path, typer.Option(help="HTML file to write")],
     scores: Annotated[Path | None, typer.Option(help="scores of the model, for the pictures of what stays")] = None,
     model: Annotated[str | None, typer.Option(help="with --data: measure the plan, right after the cut")] = None,
-    data: Annotated[str | None, typer.Option(help="images to measure the plan on")] = None,
     images: Annotated[int, typer.Option(min=1, help="how many of them, drawn by seed 0")] = 1000,
-    num_heads: Heads = None,
-    root: Root = None,
-    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Tell a plan or a run in one HTML file: figures, numbers, where they come from, how to make them again."""
+    """Show a plan or a run in one HTML file: figures, numbers, where they come from, how to make them again."""
     from upvit_core.atomic import write_atomically
     from upvit_core.records.plan import PruningPlan
     from upvit_core.records.scores import ImportanceScores
@@ -43,16 +43,16 @@ def report(
     else:
         plan = PruningPlan.load(what)
         measured = []
-        if model and data:
-            measured = measure(plan, model, data, images, num_heads, root, device_of(device))
-        html = plan_report(plan, record, name=what.stem, measured=measured, model=model or "", data=data or "")
+        if model and dataset.given:
+            measured = measure(plan, model, opening, dataset.given, images)
+        html = plan_report(plan, record, name=what.stem, measured=measured, model=model or "", data=dataset.data or "")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, html.encode())
     emit({"out": str(out), "bytes": out.stat().st_size}, as_json)
 
 
 def measure(
-    plan: PruningPlan, model: str, data: str, images: int, num_heads: int | None, root: str | None, device: str
+    plan: PruningPlan, model: str, opening: ModelOptions, dataset: DataOptions, images: int
 ) -> list[Measurement]:
     """Top-1 (of a text, perplexity) and KL of the plan, right after the cut, and that of the whole model."""
     from upvit_core.data import proxy_indices
@@ -62,23 +62,23 @@ def measure(
     from upvit_core.records.task import task_of
     from upvit_core.report import Measurement
 
-    loaded = open_model(model, num_heads, device=device)
-    test = images_for(loaded, data, "val", root)
+    loaded, device = opening.open(model), opening.torch_device
+    test = dataset.open(loaded, "val")
     chosen = proxy_indices(test, min(images, len(test)), 0)
     logits, labels = predict(loaded.model, test.batches(100, indices=chosen, device=device))
     whole = score_logits(logits, labels)
-    student = cut(loaded, plan, data=data if plan.basis == "directions" else None, root=root)
-    found = evaluate(student, test.batches(100, indices=chosen, device=device), teacher_logits=logits)
+    student = cut(loaded, plan, data=dataset.data if plan.basis == "directions" else None, root=dataset.root)
+    pruned = evaluate(student, test.batches(100, indices=chosen, device=device), teacher_logits=logits)
     task = task_of(loaded.shape)
-    low, high = task.interval(found)
-    under, over = found.kl_interval or (0.0, 0.0)
-    how = f"{found.images:,} {task.samples} of {test.name}, seed 0, on {device_name(device)}"
+    low, high = task.interval(pruned)
+    under, over = pruned.kl_interval or (0.0, 0.0)
+    how = f"{pruned.images:,} {task.samples} of {test.name}, seed 0, on {device_name(device)}"
 
-    def told(result: Evaluation) -> str:
+    def formatted(result: Evaluation) -> str:
         return task.format(task.value(result), 2)
 
     return [
-        Measurement(f"{task.name} right after the cut", f"{told(found)} (95 %: {low:.2f} to {high:.2f})", how),
-        Measurement(f"{task.name} of the whole model", told(whole), how),
-        Measurement("KL to the whole model", f"{found.kl:.4g} {task.nats} (95 %: {under:.4g} to {over:.4g})", how),
+        Measurement(f"{task.name} right after the cut", f"{formatted(pruned)} (95 %: {low:.2f} to {high:.2f})", how),
+        Measurement(f"{task.name} of the whole model", formatted(whole), how),
+        Measurement("KL to the whole model", f"{pruned.kl:.4g} {task.nats} (95 %: {under:.4g} to {over:.4g})", how),
     ]

@@ -4,33 +4,97 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 import typer
 
-from upvit_core.cli.common import Data, Device, Heads, Json, Model, Root, open_model
-from upvit_core.cli.runs import carry_out
+from upvit_core.cli.options import (
+    DataOptions,
+    Detach,
+    Json,
+    Model,
+    ModelOptions,
+    OptionalData,
+    given_values,
+    takes_options,
+)
+from upvit_core.cli.runs import Runs, launch_new
+from upvit_core.errors import RunError
+from upvit_core.ranks import rank
 from upvit_core.records.plan import PruningPlan
-from upvit_core.training.settings import usual_preset
+from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings, usual_preset
 
 app = typer.Typer()
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Fields of `DistillSettings` that take the place of the preset's."""
+
+    lr: Annotated[float | None, typer.Option()] = None
+    batch_size: Annotated[int | None, typer.Option()] = None
+    seed: Annotated[int | None, typer.Option(help="default 0")] = None
+    checkpoint_minutes: Annotated[float | None, typer.Option(help="work that a kill can lose, at most")] = None
+    from_scratch: Annotated[
+        bool | None, typer.Option("--from-scratch", help="same shape, fresh weights: the baseline")
+    ] = None
+
+
+@dataclass(frozen=True)
+class DistillOptions(TrainingOptions):
+    """Those that need a teacher, too."""
+
+    alpha: Annotated[float | None, typer.Option(help="weight of the KL term")] = None
+    temperature: Annotated[float | None, typer.Option()] = None
+    feature_weight: Annotated[
+        float | None, typer.Option(help="weight of the last feature's mean square, beside the logits; default: 0")
+    ] = None
+    teacher_top_k: Annotated[
+        int | None, typer.Option(help="keep this many of the teacher's logits an image for other runs with this seed")
+    ] = None
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="write event files too")] = None
+
+
+@dataclass(frozen=True)
+class FinetuneOptions(TrainingOptions):
+    """Those of training without a teacher, too."""
+
+    layer_decay: Annotated[float | None, typer.Option(help="learning rate's factor from layer to layer")] = None
+    head_only: Annotated[bool | None, typer.Option("--head-only", help="train the head alone: a linear probe")] = None
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """Fields of `SlurmSettings`."""
+
+    nodes: Annotated[int | None, typer.Option(help="slurm: machines")] = None
+    gpus_per_node: Annotated[
+        int | None, typer.Option("--gpus", help="slurm: GPUs a node; as many processes unless --processes")
+    ] = None
+    partition: Annotated[str | None, typer.Option(help="slurm")] = None
+    minutes: Annotated[int | None, typer.Option(help="slurm: time; a longer run saves and is queued again")] = None
+    cpus_per_process: Annotated[int | None, typer.Option("--cpus", help="slurm: CPUs a process")] = None
+    mem_gb: Annotated[float | None, typer.Option(help="slurm: memory a node")] = None
+    account: Annotated[str | None, typer.Option(help="slurm")] = None
+    qos: Annotated[str | None, typer.Option(help="slurm")] = None
+
+
 @app.command()
+@takes_options
 def distill(
+    *,
     teacher: Annotated[str | None, typer.Option(help="model to learn from")] = None,
     student: Annotated[str | None, typer.Option(help="folder of the pruned model")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="demo, a folder of classes, an archive of one, or a timm name")
-    ] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     plan: Annotated[Path | None, typer.Option(help="plan.json to cut the teacher by, in place of --student")] = None,
     order: Annotated[
-        Path | None, typer.Option(help="folder that the studio exported; what else is given here goes before it")
+        Path | None, typer.Option(help="folder that the studio exported; other options here override what it holds")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder of runs")] = Path("runs"),
+    out: Runs = Path("runs"),
     preset: Annotated[
         str | None,
         typer.Option(
@@ -40,77 +104,52 @@ def distill(
             "repaired where the student's plan.json, or --plan, records repair, else letter",
         ),
     ] = None,
-    lr: Annotated[float | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    alpha: Annotated[float | None, typer.Option(help="weight of the KL term")] = None,
-    temperature: Annotated[float | None, typer.Option()] = None,
-    feature_weight: Annotated[
-        float | None, typer.Option(help="weight of the last feature's mean square, beside the logits; default: 0")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="default 0")] = None,
-    checkpoint_minutes: Annotated[float | None, typer.Option(help="work that a kill can lose, at most")] = None,
-    teacher_top_k: Annotated[
-        int | None, typer.Option(help="keep so many of the teacher's logits an image for other runs with this seed")
-    ] = None,
-    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="write event files too")] = None,
-    from_scratch: Annotated[
-        bool | None, typer.Option("--from-scratch", help="same shape, fresh weights: the baseline")
-    ] = None,
-    root: Root = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = None,
-    priority: Annotated[
-        int | None, typer.Option(help="-2 to 2; higher goes first where runs wait for a device")
-    ] = None,
+    opening: ModelOptions,
+    dataset: OptionalData,
+    training: DistillOptions,
+    priority: Annotated[int | None, typer.Option(help="-2 to 2; higher goes first in the queue of a device")] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="that train together on a machine, a GPU each where there are")
+        int | None, typer.Option(min=1, help="train together on a machine, each on a GPU where there are GPUs")
     ] = None,
     executor: Annotated[str | None, typer.Option(help="local or slurm")] = None,
-    nodes: Annotated[int | None, typer.Option(help="slurm: machines")] = None,
-    gpus: Annotated[int | None, typer.Option(help="slurm: GPUs a node; as many processes unless --processes")] = None,
-    partition: Annotated[str | None, typer.Option(help="slurm")] = None,
-    minutes: Annotated[int | None, typer.Option(help="slurm: time; a longer run saves and is queued again")] = None,
-    cpus: Annotated[int | None, typer.Option(help="slurm: CPUs a process")] = None,
-    mem_gb: Annotated[float | None, typer.Option(help="slurm: memory a node")] = None,
-    account: Annotated[str | None, typer.Option(help="slurm")] = None,
-    qos: Annotated[str | None, typer.Option(help="slurm")] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="return at once; the run goes on by itself")] = False,
+    slurm: SlurmOptions,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
     """Distil a pruned model from its teacher (Eq. 2); prints the run's folder first."""
-    pass
-    from upvit_core.errors import RunError
-    from upvit_core.ranks import rank
-    from upvit_core.records.plan import PruningPlan
     from upvit_core.runs.bundle import read_order
-    from upvit_core.training.settings import PRESETS
 
-    asked: dict[str, Any] = read_order(order).model_dump() if order else {}
+    if not opening.pretrained:
+        raise RunError("A teacher without trained weights has nothing to teach; leave out --no-pretrained.")
+    asked: dict[str, object] = read_order(order).model_dump() if order else {}
     if not order and preset is None:
-        preset, why = recipe_for(student, plan)
-        if rank() == 0:
-            typer.echo(why, err=True)
-    if preset is not None:
-        asked["settings"] = _settings(PRESETS, preset, {})
-    asked["settings"] |= _given(
-        lr=lr, batch_size=batch_size, alpha=alpha, temperature=temperature, seed=seed, feature_weight=feature_weight,
-        checkpoint_minutes=checkpoint_minutes, from_scratch=from_scratch, teacher_top_k=teacher_top_k,
-        tensorboard=tensorboard,
-    )  # fmt: skip
-    slurm = _given(nodes=nodes, gpus_per_node=gpus, partition=partition, minutes=minutes, cpus_per_process=cpus,
-                   mem_gb=mem_gb, account=account, qos=qos)  # fmt: skip
-    asked |= _given(
-        teacher=teacher, student=_absolute(student), data=data, data_root=root, epochs=epochs, device=device,
-        priority=priority, processes=processes or gpus, executor=executor, slurm=slurm or None,
-    )  # fmt: skip
+        preset = _announced_preset(student, plan)
+    settings = cast(dict[str, object], asked["settings"]) if preset is None else _settings(PRESETS, preset)
+    slurm_settings = given_values(slurm)
+    given = {
+        "teacher": _with_heads(teacher or asked.get("teacher"), opening.num_heads),
+        "student": _absolute(student),
+        "data": dataset.data,
+        "data_root": dataset.root,
+        "img_size": opening.img_size,
+        "epochs": epochs,
+        "device": opening.device,
+        "priority": priority,
+        "processes": processes or slurm.gpus_per_node,
+        "executor": executor,
+        "slurm": slurm_settings or None,
+        "settings": {**settings, **given_values(training)},
+    }
+    asked |= {key: value for key, value in given.items() if value is not None}
     if plan:
-        known = PruningPlan.load(plan)
-        asked |= {"plan": json.loads(known.to_json()), "repair": known.fitted is not None and known.fitted.repair}
+        record = PruningPlan.load(plan)
+        asked |= {"plan": json.loads(record.to_json()), "repair": record.fitted is not None and record.fitted.repair}
     if missing := [f"--{name}" for name in ("teacher", "data", "epochs") if not asked.get(name)]:
         raise RunError(f"{', '.join(missing)} missing; give them, or an --order that holds them.")
-    if asked.get("executor", "local") == "local" and slurm:
-        raise RunError(f"{', '.join(slurm)} are for Slurm; add --executor slurm or leave them out.")
+    if asked.get("executor", "local") == "local" and slurm_settings:
+        raise RunError(f"{', '.join(slurm_settings)} are for Slurm; add --executor slurm or leave them out.")
     asked.setdefault("name", Path(student or plan or "run").stem)
-    carry_out(asked, out, detach, as_json)
+    launch_new(asked, out, detach, as_json)
 
 
 class Head(StrEnum):
@@ -120,81 +159,78 @@ class Head(StrEnum):
 
 
 @app.command()
+@takes_options
 def finetune(
     model: Model,
-    data: Data,
+    opening: ModelOptions,
+    dataset: DataOptions,
+    training: FinetuneOptions,
     epochs: Annotated[int, typer.Option(min=1)],
-    out: Annotated[Path, typer.Option(help="folder of runs")] = Path("runs"),
+    out: Runs = Path("runs"),
     preset: Annotated[str, typer.Option(help="finetune or demo (minutes on a CPU)")] = "finetune",
     head: Annotated[Head, typer.Option(help="auto: a new one where the classes are others")] = Head.AUTO,
-    in_chans: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour); default: as the model has it")] = None,
-    img_size: Annotated[int | None, typer.Option(min=1, help="pixels; default: as the model has it")] = None,
-    head_only: Annotated[bool, typer.Option("--head-only", help="train the head alone: a linear probe")] = False,
-    lr: Annotated[float | None, typer.Option()] = None,
-    batch_size: Annotated[int | None, typer.Option()] = None,
-    layer_decay: Annotated[float | None, typer.Option(help="learning rate's factor from layer to layer")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    checkpoint_minutes: Annotated[float | None, typer.Option(help="work that a kill can lose, at most")] = None,
-    from_scratch: Annotated[
-        bool, typer.Option("--from-scratch", help="same shape, fresh weights: the baseline")
-    ] = False,
-    num_heads: Heads = None,
-    root: Root = None,
-    device: Device = "auto",
-    detach: Annotated[bool, typer.Option("--detach", help="return at once; the run goes on by itself")] = False,
+    in_chans: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour); default: the model's")] = None,
+    detach: Detach = False,
     as_json: Json = False,
 ) -> None:
-    """Take a model to other images: a new head where the classes differ, no teacher; a run like any other."""
-    from upvit_core.training.settings import FINETUNE_PRESETS
+    """Take a model to other images: a new head where the classes differ, no teacher; a run like any other.
 
-    refuse_text(model, num_heads)
-    given = {"lr": lr, "batch_size": batch_size, "seed": seed, "checkpoint_minutes": checkpoint_minutes,
-             "from_scratch": from_scratch, "head_only": head_only, "layer_decay": layer_decay}  # fmt: skip
-    student = _absolute(model) if model != "demo" else model
-    order = {"kind": "finetune", "name": f"{Path(model).name} on {Path(data).name.split('.')[0]}"[:200],
-             "student": f"{student}#heads={num_heads}" if num_heads else student, "data": data, "data_root": root,
-             "head": head.value, "in_chans": in_chans, "img_size": img_size, "epochs": epochs,
-             "settings": _settings(FINETUNE_PRESETS, preset, given), "device": device}  # fmt: skip
-    carry_out(order, out, detach, as_json)
+    --no-pretrained draws fresh weights, as --from-scratch does.
+    """
+    _refuse_text(model, opening)
+    settings = {**_settings(FINETUNE_PRESETS, preset), **given_values(training)}
+    asked: dict[str, object] = {
+        "kind": "finetune",
+        "name": f"{Path(model).name} on {Path(dataset.data).name.split('.')[0]}"[:200],
+        "student": _with_heads(_absolute(model) if model != "demo" else model, opening.num_heads),
+        "data": dataset.data,
+        "data_root": dataset.root,
+        "head": head.value,
+        "in_chans": in_chans,
+        "img_size": opening.img_size,
+        "epochs": epochs,
+        "settings": settings if opening.pretrained else settings | {"from_scratch": True},
+        "device": opening.device or "auto",
+    }
+    launch_new(asked, out, detach, as_json)
 
 
-def refuse_text(model: str, num_heads: int | None) -> None:
+def _refuse_text(model: str, opening: ModelOptions) -> None:
     """Raises UnsupportedModelError before a run is made, where the model is a folder of a language model."""
     from upvit_core.models.retarget import DISTIL, FINE_TUNING
     from upvit_core.records.task import refuse_language
 
     if Path(model).is_dir():
-        refuse_language(open_model(model, num_heads).shape, FINE_TUNING, DISTIL)
+        refuse_language(ModelOptions(opening.num_heads, device="cpu").open(model).shape, FINE_TUNING, DISTIL)
 
 
-def _settings(presets: dict[str, Any], preset: str, given: dict[str, Any]) -> dict[str, Any]:
-    """A preset's values, with those that were given in their place."""
-    from upvit_core.errors import RunError
-
-    if preset not in presets:
-        raise RunError(f"There is no preset {preset!r}; choose one of {', '.join(presets)}.")
-    return presets[preset].model_dump() | {key: value for key, value in given.items() if value is not None}
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _settings(presets: Mapping[str, DistillSettings], name: str) -> dict[str, object]:
+    if name not in presets:
+        raise RunError(f"There is no preset {name!r}; choose one of {', '.join(presets)}.")
+    return presets[name].model_dump()
 
 
 def _absolute(path: str | None) -> str | None:
     return str(Path(path).resolve()) if path and os.path.exists(path) else path
 
 
-WORDS = {
+def _with_heads(model: object, num_heads: int | None) -> object:
+    return f"{model}#heads={num_heads}" if model and num_heads else model
+
+
+REASONS = {
     "letter": "nothing says that the start was repaired",
-    "repaired": "{where} records repair, which large steps and mixed images would undo",
-    "language": "{where} is of a language model",
+    "repaired": "{path} records repair, which large steps and mixed images would undo",
+    "language": "{path} is of a language model",
 }
 
 
-def recipe_for(student: str | None, plan: Path | None) -> tuple[str, str]:
-    """Name of a preset, and the sentence that says which one was taken and why."""
+def _announced_preset(student: str | None, plan: Path | None) -> str:
+    """Name of the usual preset for this start; the first process says on standard error which it is, and why."""
     path = plan if plan is not None else Path(student or "") / "plan.json"
-    known = PruningPlan.load(path) if path.is_file() else None
-    repaired = known is not None and known.fitted is not None and known.fitted.repair
-    name = usual_preset(known.shape_before.family if known else "", repaired=repaired)
-    return name, f"Recipe {name}: {WORDS[name].format(where=path)}; --recipe NAME takes another."
+    record = PruningPlan.load(path) if path.is_file() else None
+    repaired = record is not None and record.fitted is not None and record.fitted.repair
+    name = usual_preset(record.shape_before.family if record else "", repaired=repaired)
+    if rank() == 0:
+        typer.echo(f"Recipe {name}: {REASONS[name].format(path=path)}; --recipe NAME takes another.", err=True)
+    return name

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from upvit_core.cli.common import Json, emit
+from upvit_core.cli.common import emit
+from upvit_core.cli.options import Detach, Json
+from upvit_core.errors import RunError
 
 if TYPE_CHECKING:
     from upvit_core.runs.folder import Run
@@ -19,63 +21,71 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
+Runs = Annotated[Path, typer.Option("--out", help="folder of runs")]
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="id of a run in --out, or the run's folder")]
 
-def carry_out(order: dict[str, Any], out: Path, detach: bool, as_json: bool) -> None:
-    """Start the run of this order, and follow it to its end unless `detach`."""
-    from upvit_core.ranks import process_count
-    from upvit_core.runs.executors import executor_for
+
+def launch_new(asked: Mapping[str, object], out: Path, detach: bool, as_json: bool) -> None:
+    """Start the run of these fields of a `RunSpec`, and follow it to its end unless `detach`."""
     from upvit_core.runs.spec import RunSpec
     from upvit_core.runs.store import RunStore
 
-    spec = RunSpec.from_json(json.dumps(order), "This run")
-    store = RunStore(out)
+    spec, store = RunSpec.from_json(json.dumps(asked), "This run"), RunStore(out)
+    launch(store, spec, lambda: store.create(spec), detach, as_json)
+
+
+def launch(store: RunStore, spec: RunSpec, queue: Callable[[], Run], detach: bool, as_json: bool) -> None:
+    """Queue a run (once, however many processes there are), start it, and follow it to its end unless `detach`."""
+    from upvit_core.ranks import process_count
+    from upvit_core.runs.executors import executor_for
+
     if process_count() > 1:
-        together(store, spec, lambda: store.create(spec), as_json)
+        _work_together(store, spec, queue, as_json)
         return
-    run = store.create(spec)
+    run = queue()
     typer.echo(str(run.folder), err=as_json)
-    _say_whether_it_fits(spec)
+    _warn_of_memory(spec)
     executor_for(store, spec).submit(run)
     if detach:
-        emit({"run": str(run.folder)}, as_json)
+        emit({"run": str(run.folder), "state": store.state(run.id).state}, as_json)
     else:
         follow(store, run.id, as_json)
 
 
-def _say_whether_it_fits(spec: RunSpec) -> None:
-    """Before the run starts, as the app does; what Slurm's nodes have is not known here."""
+def _warn_of_memory(spec: RunSpec) -> None:
+    """Say before the run starts where it will not fit, as the app does; the memory of Slurm's nodes is unknown here."""
     from upvit_core.runs.memory_check import check_memory
 
-    found = check_memory(spec) if spec.executor == "local" else None
-    if found is not None and found.sentence:
-        typer.echo(found.sentence, err=True)
+    check = check_memory(spec) if spec.executor == "local" else None
+    if check is not None and check.sentence:
+        typer.echo(check.sentence, err=True)
 
 
-def together(store: RunStore, spec: RunSpec, order: Callable[[], Run], as_json: bool) -> None:
-    """Under `torchrun` or `accelerate launch`: the first process orders the run, then all of them are its workers."""
-    from upvit_core.errors import RunError
+def _work_together(store: RunStore, spec: RunSpec, queue: Callable[[], Run], as_json: bool) -> None:
+    """Under `torchrun` or `accelerate launch`: the first process queues the run, then all of them are its workers."""
     from upvit_core.ranks import rank
     from upvit_core.runs.distributed import meet
     from upvit_core.runs.worker import output_to, start
 
     if spec.executor != "local":
         raise RunError("Under torchrun or accelerate launch the run is done here; leave --executor slurm out.")
-    run = order() if rank() == 0 else None
+    run = queue() if rank() == 0 else None
     if run is not None:
         typer.echo(str(run.folder), err=as_json)
     folder = Path(meet(str(run.folder) if run is not None else "", spec.device))
     if run is None:
         raise SystemExit(start(folder))
-    with output_to(run.log) as shown:
-        status = start(folder, shown)
+    with output_to(run.log) as terminal:
+        status = start(folder, terminal)
     if not status:
         follow(store, run.id, as_json)
     raise SystemExit(status)
 
 
-def follow(store: Any, run_id: str, as_json: bool) -> None:
+def follow(store: RunStore, run_id: str, as_json: bool) -> None:
     """Print new rows until the run ends; the run does not need this process."""
-    offset, last = 0, {}
+    offset = 0
+    last: dict[str, object] = {}
     while True:
         state = store.state(run_id)
         rows, offset = store.read_metrics(run_id, offset)
@@ -89,15 +99,20 @@ def follow(store: Any, run_id: str, as_json: bool) -> None:
             break
         time.sleep(0.5)
     if state.state != "done":
-        from upvit_core.errors import RunError
-
         raise RunError(f"The run {run_id} ended as {state.state}: {state.error or 'see its log.txt'}")
     key = "perplexity" if "perplexity" in last else "top1"
-    found = {key: last.get(key)}
-    emit({"run": str(store.folder(run_id)), **found, "state": state.state}, as_json)
+    emit({"run": str(store.folder(run_id)), key: last.get(key), "state": state.state}, as_json)
 
 
-Runs = Annotated[Path, typer.Option("--out", help="folder of runs")]
+def find_run(run: str, out: Path) -> tuple[RunStore, str]:
+    """The store and the id of a run named by its id in `out`, or by its folder."""
+    from upvit_core.runs.index import RUN_ID
+    from upvit_core.runs.store import RunStore
+
+    folder = Path(run).resolve()
+    if folder.is_dir() and not (RUN_ID.fullmatch(run) and (out / run).is_dir()):
+        return RunStore(folder.parent), folder.name
+    return RunStore(out), run
 
 
 @app.command()
@@ -129,43 +144,29 @@ def runs(out: Runs = Path("runs"), as_json: Json = False) -> None:
 
 
 @app.command()
-def resume(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
-    """Go on with a paused, interrupted, failed or cancelled run from its last checkpoint."""
-    from upvit_core.ranks import process_count
-    from upvit_core.runs.executors import executor_for
-    from upvit_core.runs.store import RunStore
-
-    store = RunStore(out)
-    if process_count() > 1:
-        together(store, store.get(run).spec, lambda: store.resume(run), as_json)
-        return
-    again = store.resume(run)
-    _say_whether_it_fits(again.spec)
-    executor_for(store, again.spec).submit(again)
-    emit({"run": str(again.folder), "state": store.state(run).state}, as_json)
+def resume(run: RunName, out: Runs = Path("runs"), detach: Detach = False, as_json: Json = False) -> None:
+    """Go on with a paused, interrupted, failed or cancelled run from its last checkpoint; follows it to its end."""
+    store, run_id = find_run(run, out)
+    launch(store, store.get(run_id).spec, lambda: store.resume(run_id), detach, as_json)
 
 
 @app.command()
-def cancel(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
+def cancel(run: RunName, out: Runs = Path("runs"), as_json: Json = False) -> None:
     """Stop a run; its last checkpoint stays."""
-    from upvit_core.runs.store import RunStore
-
-    emit({"run": run, "state": RunStore(out).cancel(run).state}, as_json)
+    store, run_id = find_run(run, out)
+    emit({"run": run_id, "state": store.cancel(run_id).state}, as_json)
 
 
 @app.command()
-def pause(run: str, out: Runs = Path("runs"), as_json: Json = False) -> None:
+def pause(run: RunName, out: Runs = Path("runs"), as_json: Json = False) -> None:
     """Stop a run for now: it saves and gives its device back; `resume` goes on."""
-    from upvit_core.runs.store import RunStore
-
-    emit({"run": run, "state": RunStore(out).pause(run).state}, as_json)
+    store, run_id = find_run(run, out)
+    emit({"run": run_id, "state": store.pause(run_id).state}, as_json)
 
 
 @app.command()
-def prioritise(run: str, priority: int, out: Runs = Path("runs"), as_json: Json = False) -> None:
+def prioritise(run: RunName, priority: int, out: Runs = Path("runs"), as_json: Json = False) -> None:
     """Change a waiting run's priority, -2 to 2 (write -- before a negative one)."""
-    from upvit_core.runs.store import RunStore
-
-    store = RunStore(out)
-    store.prioritise(run, priority)
-    emit({"run": run, "priority": priority, "position": store.state(run).position}, as_json)
+    store, run_id = find_run(run, out)
+    store.prioritise(run_id, priority)
+    emit({"run": run_id, "priority": priority, "position": store.state(run_id).position}, as_json)

@@ -5,28 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
-from upvit_core.cli.common import (
-    Bar,
-    Basis,
-    Data,
+from upvit_core.cli.common import Bar, Basis, depths_of, emit, removals_of
+from upvit_core.cli.options import (
+    DataOptions,
     Depth,
     DepthScores,
-    Device,
-    Heads,
     Json,
     Model,
-    Root,
-    Size,
-    depths_of,
-    device_of,
-    emit,
-    images_for,
-    open_model,
-    removals_of,
+    ModelOptions,
+    OptionalData,
+    ProxyOptions,
+    takes_options,
 )
 from upvit_core.importance.criterion_names import CriterionName, Precision
 
@@ -34,59 +27,64 @@ app = typer.Typer()
 
 
 @app.command()
+@takes_options
 def score(
     model: Model,
+    opening: ModelOptions,
+    images: OptionalData,
+    proxy: ProxyOptions,
     out: Annotated[Path, typer.Option(help="scores record to write, .safetensors")],
-    data: Annotated[str | None, typer.Option(help="as for the other verbs; l1, l2 and random need none")] = None,
     criterion: Annotated[CriterionName, typer.Option()] = CriterionName.FISHER,
     basis: Annotated[Basis, typer.Option(help="what is scored: channels, or directions (by fisher or kl)")] = (
         Basis.CHANNELS
     ),
-    images: Annotated[
-        int | None, typer.Option(min=1, help="proxy images; default: 2,000, fisher stops when the kept set is stable")
-    ] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False,
-    pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True,
     precision: Annotated[Precision, typer.Option(help="of the forward passes; the KL is float32 or better")] = (
         Precision.FLOAT32
     ),
     depth: Depth = None,
     depth_scores: DepthScores = None,
-    num_heads: Heads = None,
-    img_size: Size = None,
-    root: Root = None,
-    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Score every channel by the KL-divergence that its removal causes; with --depth, of the model cut to it first."""
+    """Score every channel by the KL divergence that its removal causes; with --depth, in the model cut to that first.
+
+    l1, l2 and random need no --data.
+    """
     from upvit_core.errors import ScoresError
     from upvit_core.importance.score import WITHOUT_IMAGES
     from upvit_core.importance.score import score as run
     from upvit_core.ranks import rank
 
-    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
+    loaded = opening.open(model)
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.pruning.depth import at_depth
 
         loaded = at_depth(loaded, *removals)
-    if data is None and criterion.value not in WITHOUT_IMAGES:
-        raise ScoresError(f"The criterion {criterion.value} looks at images; give --data.")
-    train = None if data is None or criterion.value in WITHOUT_IMAGES else images_for(loaded, data, "train", root)
+    dataset = None if criterion.value in WITHOUT_IMAGES else images.given
+    if dataset is None and criterion.value not in WITHOUT_IMAGES:
+        raise ScoresError(f"The criterion {criterion.value} needs images; give --data.")
+    train = None if dataset is None else dataset.open(loaded, "train")
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     if basis is Basis.DIRECTIONS:
         from upvit_core.pruning.basis.scores import score_directions
 
-        if train is None:
+        if train is None or criterion not in (CriterionName.FISHER, CriterionName.KL):
             raise ScoresError(f"Directions can be scored by fisher or kl, not {criterion.value!r}.")
+        kind: Literal["fisher", "kl"] = "kl" if criterion is CriterionName.KL else "fisher"
         record = score_directions(
-            loaded, train, criterion.value, n=images or 2000, seed=seed, balanced=balanced, report=Bar()  # type: ignore[arg-type]
-        )  # fmt: skip
+            loaded, train, kind, n=proxy.images or 2000, seed=proxy.seed, balanced=proxy.balanced, report=Bar()
+        )
     else:
         record = run(
-            loaded, train, criterion.value, n=images, seed=seed, balanced=balanced, precision=precision.value,
-            journal=journal, report=Bar(),
-        )  # fmt: skip
+            loaded,
+            train,
+            criterion.value,
+            n=proxy.images,
+            seed=proxy.seed,
+            balanced=proxy.balanced,
+            precision=precision.value,
+            journal=journal,
+            report=Bar(),
+        )
     for leftover in out.parent.glob(f"{out.name}.partial{rank()}*.jsonl"):
         leftover.unlink()
     if rank():
@@ -94,32 +92,33 @@ def score(
     record.save(out)
     emit(
         {
-            "out": str(out), "model": record.model, "criterion": record.criterion, "unit": record.unit,
-            "images": record.images, "seed": seed, "seconds": record.seconds, "digest": record.digest,
+            "out": str(out),
+            "model": record.model,
+            "criterion": record.criterion,
+            "unit": record.unit,
+            "images": record.images,
+            "seed": proxy.seed,
+            "seconds": record.seconds,
+            "digest": record.digest,
             "skipped": len(train.skipped) if train else 0,
             **{key: record.notes[key] for key in ("stability",) if key in record.notes},
         },
         as_json,
-    )  # fmt: skip
+    )
 
 
 @app.command("score-blocks")
+@takes_options
 def score_blocks(
     model: Model,
-    data: Data,
+    opening: ModelOptions,
+    dataset: DataOptions,
+    proxy: ProxyOptions,
     depth: Annotated[
         str, typer.Option(help="blocks that stay in the end, such as 8, or of each stage, such as 2,2,2,2")
     ],
     out: Annotated[Path, typer.Option(help="record to write, .json")],
-    images: Annotated[int | None, typer.Option(min=1, help="proxy images; default: 2,000")] = None,
     after: Annotated[Path | None, typer.Option(help="plan.json of widths that are cut first")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False,
-    pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True,
-    num_heads: Heads = None,
-    img_size: Size = None,
-    root: Root = None,
-    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Remove half-blocks two by two, each time those whose absence costs least, and write all their scores."""
@@ -127,23 +126,35 @@ def score_blocks(
     from upvit_core.records.block_removals import pair_name
     from upvit_core.records.plan import PruningPlan
 
-    loaded = open_model(model, num_heads, pretrained=pretrained, device=device_of(device), img_size=img_size)
-    train = images_for(loaded, data, "train", root)
+    loaded = opening.open(model)
+    train = dataset.open(loaded, "train")
     journal = out.with_name(f"{out.name}.partial.jsonl")
     record = run(
-        loaded, train, depths_of(depth), n=images, seed=seed, balanced=balanced,
-        after=None if after is None else PruningPlan.load(after), journal=journal, report=Bar(),
-    )  # fmt: skip
+        loaded,
+        train,
+        depths_of(depth),
+        n=proxy.images,
+        seed=proxy.seed,
+        balanced=proxy.balanced,
+        after=None if after is None else PruningPlan.load(after),
+        journal=journal,
+        report=Bar(),
+    )
     record.save(out)
     journal.unlink()
     emit(
         {
-            "out": str(out), "model": record.model, "images": record.images, "seed": seed, "seconds": record.seconds,
+            "out": str(out),
+            "model": record.model,
+            "images": record.images,
+            "seed": proxy.seed,
+            "seconds": record.seconds,
             "removed": [pair_name(step.removed) for step in record.steps],
-            "kl": [step.kl / record.samples for step in record.steps], "digest": record.digest,
+            "kl": [step.kl / record.samples for step in record.steps],
+            "digest": record.digest,
         },
         as_json,
-    )  # fmt: skip
+    )
 
 
 @app.command("import-scores")
@@ -159,16 +170,23 @@ def import_scores(
     record = read(folder)
     record.save(out)
     checks = {check.key: check.not_chosen for check in check_rank_lists(record, folder)}
-    result: dict[str, Any] = {"out": str(out), "model": record.model, "images": record.images, "digest": record.digest}
+    result: dict[str, object] = {
+        "out": str(out),
+        "model": record.model,
+        "images": record.images,
+        "digest": record.digest,
+    }
     if checks:
         result["listed_but_not_chosen"] = checks
     emit(result, as_json)
 
 
 @app.command()
+@takes_options
 def compare(
     model: Model,
-    data: Data,
+    opening: ModelOptions,
+    dataset: DataOptions,
     criteria: Annotated[
         str, typer.Option(help="names, comma-separated; the first is what the others are compared with")
     ] = ("kl,fisher,taylor,l1,l2,variance,random"),
@@ -179,10 +197,6 @@ def compare(
     images: Annotated[int, typer.Option(min=1, help="proxy images for every criterion")] = 128,
     test_images: Annotated[int, typer.Option(min=1)] = 1000,
     seed: Annotated[int, typer.Option()] = 0,
-    num_heads: Heads = None,
-    img_size: Size = None,
-    root: Root = None,
-    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Criteria side by side at one plan: what each keeps, and top-1 (of a text, perplexity) and KL after its cut."""
@@ -191,13 +205,19 @@ def compare(
     from upvit_core.planning.ratios import plan_uniform
     from upvit_core.records.task import task_of
 
-    loaded = open_model(model, num_heads, device=device_of(device), img_size=img_size)
-    train, test = (images_for(loaded, data, split, root) for split in ("train", "val"))
+    loaded = opening.open(model)
+    train, test = dataset.open(loaded, "train"), dataset.open(loaded, "val")
     results = compare_criteria(
-        loaded, train, test, [name.strip() for name in criteria.split(",")],
+        loaded,
+        train,
+        test,
+        [name.strip() for name in criteria.split(",")],
         lambda record: plan_uniform(record, residual=residual, attention=attention, ffn=ffn, heads=heads),
-        score_images=images, test_images=test_images, seed=seed, report=Bar(),
-    )  # fmt: skip
+        score_images=images,
+        test_images=test_images,
+        seed=seed,
+        report=Bar(),
+    )
     if as_json:
         typer.echo(json.dumps({"criteria": [asdict(result) for result in results]}))
         return

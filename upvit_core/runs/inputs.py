@@ -57,7 +57,7 @@ def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: 
     same seed."""
     beside = teacher.pretrained_cfg, teacher.class_names
     if spec.student is not None:
-        opened = load_model(spec.student)
+        opened = load_model(spec.student, img_size=spec.img_size)
         if opened.shape.num_classes != teacher.shape.num_classes:
             raise RunError(
                 f"The student has {opened.shape.num_classes} classes and the teacher {teacher.shape.num_classes}; "
@@ -73,18 +73,32 @@ def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: 
     return Student(model, plan.shape_after, made.to_json(), *beside)
 
 
-def _opened(name: str, device: torch.device | str, img_size: tuple[int, int] | None = None) -> LoadedModel:
-    """A model with weights, under the name that a spec gives it; `img_size` where it is to see images of that size."""
-    weights, _, heads = name.partition("#heads=")  # as the pages write a head count that a person corrected
-    opened = load_model(weights, num_heads=int(heads) if heads.isdigit() else None, device=device, img_size=img_size)
-    if not opened.has_weights:
+def _opened(
+    name: str,
+    device: torch.device | str,
+    img_size: int | tuple[int, int] | None = None,
+    *,
+    needs_weights: bool = True,
+) -> LoadedModel:
+    """The model that a spec names, resized to see images of `img_size` where that is given."""
+    source, _, heads = name.partition("#heads=")  # as the pages write a head count that a person corrected
+    opened = load_model(
+        source,
+        num_heads=int(heads) if heads.isdigit() else None,
+        device=device,
+        img_size=img_size,
+        pretrained=needs_weights,
+    )
+    if needs_weights and not opened.has_weights:
         raise RunError(f"{name} has no trained weights to learn from; choose a trained model.")
     return opened
 
 
 def _distilling(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device: torch.device) -> RunInputs:
     control.stage("loading the teacher")
-    size = None if spec.student is None else load_model(spec.student).shape.img_size
+    size: int | tuple[int, int] | None = spec.img_size
+    if size is None and spec.student is not None:
+        size = load_model(spec.student).shape.img_size
     teacher = _opened(spec.teacher, device, size)
     control.stage("opening the data")
     train, test = (
@@ -107,7 +121,7 @@ def _finetuning(spec: RunSpec, saved: dict[str, Any] | None, control: Control, d
     """The student with a head for the images' classes; on going on, its weights are replaced by the checkpoint's."""
     assert spec.student is not None
     control.stage("loading the model")
-    model = _opened(spec.student, device)
+    model = _opened(spec.student, device, needs_weights=not spec.settings.from_scratch)
     refuse_language(model.shape, FINE_TUNING, DISTIL)
     control.stage("opening the data")
     opening = partial(open_images, spec.data, root=spec.data_root)

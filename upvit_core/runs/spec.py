@@ -44,8 +44,8 @@ class RunSpec(BaseModel):
     """The order for one run, written once. Its `kind` is `distill`, or `finetune`: other data and no teacher.
 
     The student of `distill` is a folder, or a plan that the worker cuts the teacher by; of `finetune`, anything that
-    `load_model` takes: it gets a new head where its classes are not those of `data` (or always, with `head`), and is
-    made to read images of `in_chans` channels and `img_size` pixels where given.
+    `load_model` takes: it gets a new head where its classes are not those of `data` (or always, with `head`), and reads
+    images of `in_chans` channels where given. `img_size`: pixels that teacher and student read, where given.
 
     `plan` is the content of a plan.json; `repair` asks for least-squares repair after the cut (`calibration_images` of
     the training set are used by it, and by a plan that keeps directions). `teacher` and `data` are what `load_model`
