@@ -164,6 +164,13 @@ def test_share_kept_is_the_running_share() -> None:
     np.testing.assert_allclose(y, [0, 0.6, 0.9, 1])
 
 
+def test_a_score_below_zero_counts_as_zero() -> None:
+    x, y = share_kept(np.array([3.0, -2.0, 1.0]))
+    np.testing.assert_allclose(x, [0, 1 / 3, 2 / 3, 1])
+    np.testing.assert_allclose(y, [0, 0.75, 1, 1])
+    np.testing.assert_allclose(share_kept(np.array([-1.0, -2.0]))[1], [0, 0.5, 1])
+
+
 def test_plan_share_counts_what_the_plan_keeps(scores: ImportanceScores, plan: PruningPlan) -> None:
     channels, score = plan_share(scores, plan, "attention", 1)
     keep = list(plan.blocks[1].attention.keep)

@@ -34,9 +34,8 @@ def test_the_band_is_the_prediction_interval_of_ordinary_least_squares() -> None
     assert found is not None
     middle, half = line.intercept + line.slope * at, stats.t.ppf(0.9, 7) * error
     assert found.middle == pytest.approx(91 - np.sinh(middle))
-    assert (found.low, found.high) == pytest.approx(
-        (91 - np.sinh(middle + half), 91 - np.sinh(middle - half)), rel=1e-4
-    )
+    low, high = (np.arcsinh(91 - end) for end in (found.high, found.low))
+    assert (middle - low, high - middle) == pytest.approx((half, half), rel=1e-3)
     assert (found.runs, found.epochs) == (9, 4)
 
 
