@@ -155,7 +155,7 @@ def test_the_whole_way_with_weights(page: Run, with_weights: str, jobs_at_once: 
 
 
 def test_a_budget_moves_the_sliders_to_the_best_shares(page: Run, pyramid: str) -> None:
-    from upvit_core.planning.budget_stages import best_shares
+    from upvit_core.planning.budget_stages import best_shares, percents_of
     from upvit_core.records.scores import ImportanceScores
 
     test = page(TRADEOFF, open=pyramid)
@@ -165,7 +165,7 @@ def test_a_budget_moves_the_sliders_to_the_best_shares(page: Run, pyramid: str) 
     assert not test.error, [e.value for e in test.error]
     found = best_shares(ImportanceScores.load(pyramid), {"params": 5e6 + 50})
     percents = {key: test.slider(key=key).value for key in ("residual", "attention", "ffn", "reduction")}
-    assert percents == found.percents
+    assert percents == percents_of(found.plan)
     assert "equal shares in all blocks" in test.success[0].value
 
 
