@@ -98,7 +98,7 @@ def plan(
     if residual or attention or ffn:
         raise PlanError("A budget chooses the shares itself; give a budget or shares, not both.")
     limit = Budget.parse(budget.split(","))
-    if not scores.shape.stages:
+    if not scores.shape.one_share:
         return best_plan(scores, limit, heads=heads, basis=scores.basis).plan
     if heads is not None:
         raise PlanError(f"A budget for {scores.shape.name}, a model of stages, keeps its heads; leave `heads` out.")

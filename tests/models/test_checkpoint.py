@@ -22,6 +22,7 @@ from upvit_core.errors import CheckpointError, UnsupportedModelError, UPViTError
 from upvit_core.models import checkpoint, hub
 from upvit_core.models.build import expected_tensors
 from upvit_core.models.checkpoint import build_model, load_model, load_state_dict_file, save_model, shape_of
+from upvit_core.models.config import timm_config
 from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
 
 CFG = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 1.0, "interpolation": "bilinear"}
@@ -174,7 +175,7 @@ def test_folder_opens_in_stock_timm_and_here_with_equal_logits(variant: str, tmp
 )
 def test_a_shape_that_timm_has_a_name_for_gets_it(variant: str, distilled: bool, parameters: int | None) -> None:
     shape = deit_shape(variant, distilled=distilled)  # type: ignore[arg-type]
-    config = checkpoint.timm_config(shape, CFG, "x", None)
+    config = timm_config(shape, CFG, "x", None)
     assert config["architecture"] == shape.name
     assert "model_args" not in config
     model = timm.create_model(shape.name, device="meta")
@@ -188,7 +189,7 @@ def test_the_demos_shape_is_told_by_model_args() -> None:
         deit_shape("tiny"), img_size=(28, 28), patch_size=(4, 4), in_chans=1, num_classes=10, embed_dim=96,
         blocks=(BlockShape(6, 96, 384),) * 6,
     )  # fmt: skip
-    config = checkpoint.timm_config(shape, {"mean": (0.286,), "std": (0.353,)}, "demo", None)
+    config = timm_config(shape, {"mean": (0.286,), "std": (0.353,)}, "demo", None)
     assert config["architecture"] == "deit_tiny_patch16_224"
     assert config["model_args"] == {
         "img_size": [28, 28], "patch_size": 4, "in_chans": 1, "embed_dim": 96, "depth": 6, "num_heads": 6,

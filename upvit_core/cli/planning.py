@@ -153,7 +153,7 @@ def _within(
     latency = None
     if budget.latency_ms is not None or calibration is not None:
         latency = _latency(record.shape, batch_size, calibration)
-    if record.shape.stages:
+    if record.shape.one_share:
         staged = cast("PyramidLatency | None", latency)
         plan, told = _within_stages(record, budget.limits(), allocation, heads, round_to, depth_scores, staged)
         return plan, told | ({"batch_size": batch_size} if latency is not None else {})

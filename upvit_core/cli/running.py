@@ -230,7 +230,7 @@ def _announced_preset(student: str | None, plan: Path | None) -> str:
     path = plan if plan is not None else Path(student or "") / "plan.json"
     record = PruningPlan.load(path) if path.is_file() else None
     repaired = record is not None and record.fitted is not None and record.fitted.repair
-    name = usual_preset(record.shape_before.family if record else "", repaired=repaired)
+    name = usual_preset(record.shape_before.family if record else "vit", repaired=repaired)
     if rank() == 0:
         typer.echo(f"Recipe {name}: {REASONS[name].format(path=path)}; --recipe NAME takes another.", err=True)
     return name

@@ -9,8 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from upvit_core.figures.diagram_primitives import Pen
-from upvit_core.figures.model_diagram_stages import pyramid
 from upvit_core.figures.theme import COLOURS, Chart, Theme
+from upvit_core.records.family import load
 from upvit_core.records.shape import Component, ModelShape
 from upvit_core.records.task import task_of
 
@@ -27,8 +27,14 @@ def draw_model(
     height: int = 350,
 ) -> Chart:
     """Draw `shape`, or `after` inside the outline of `shape`; with `emphasis` the other components are pale."""
-    if shape.stages:
-        return pyramid(shape, theme, after, emphasis=emphasis, height=height)
+    chart: Chart = load(shape.architecture.diagram)(shape, theme, after, emphasis=emphasis, height=height)
+    return chart
+
+
+def draw_plain(
+    shape: ModelShape, theme: Theme, after: ModelShape | None, *, emphasis: Component | None, height: int
+) -> Chart:
+    """A model without stages: its first block stands for all."""
     now = after or shape
     block, first = now.blocks[0], shape.blocks[0]
     unit = TALLEST / max(shape.embed_dim, first.attention, first.ffn)

@@ -16,12 +16,7 @@ FIRST, LAST, GAP = 15.0, 90.0, 1.6
 
 
 def pyramid(
-    shape: ModelShape,
-    theme: Theme,
-    after: ModelShape | None = None,
-    *,
-    emphasis: Component | None = None,
-    height: int = 350,
+    shape: ModelShape, theme: Theme, after: ModelShape | None, *, emphasis: Component | None, height: int
 ) -> Chart:
     """Draw `shape`, or `after` inside the outline of `shape`; with `emphasis` the other components are pale."""
     now = after or shape

@@ -21,22 +21,21 @@ from upvit_core.models.build import build_model, shape_of
 from upvit_core.models.config import (
     HF_CFG,
     TIMM_MODULES,
-    UNEVEN,
     ModelConfig,
     complete_cfg,
     read_config,
     read_json,
     require_vit_name,
-    timm_config,
 )
 from upvit_core.models.files import SUFFIXES, load_state_dict_file, reason
-from upvit_core.models.gpt2 import gpt2_config, gpt2_names, shape_of_config
+from upvit_core.models.gpt2 import gpt2_names, shape_of_config
 from upvit_core.models.hub import fetch
 from upvit_core.models.keys import to_timm_names
 from upvit_core.models.pvt_build import shape_of_pvt_tensors
 from upvit_core.models.resize import at_size
 from upvit_core.models.tensors import check_tensors, digest_of, heads_of, shape_of_tensors
 from upvit_core.paths import DEMO_FOLDER
+from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape, PvtVariant, pvt_shape
 
 __all__ = ["LoadedModel", "build_model", "load_model", "load_state_dict_file", "save_model", "shape_of"]
@@ -300,19 +299,9 @@ def save_model(
     else:
         with replaced(folder / "plan.json") as temporary:
             temporary.write_text(plan_json, encoding="utf-8")
-    if shape.family == "gpt2" and pretrained_cfg.get("tokenizer"):
+    if pretrained_cfg.get("tokenizer"):
         with replaced(folder / TOKENIZER) as temporary:
             temporary.write_text(str(pretrained_cfg["tokenizer"]), encoding="utf-8")
     with replaced(folder / "config.json") as temporary:
-        config = _config(shape, pretrained_cfg, name, class_names)
+        config = load(shape.architecture.config)(shape, pretrained_cfg, name, class_names)
         temporary.write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
-
-
-def _config(
-    shape: ModelShape, pretrained_cfg: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None
-) -> dict[str, Any]:
-    if shape.family != "gpt2":
-        return timm_config(shape, pretrained_cfg, name, class_names)
-    ours = {"upvit_name": name, "upvit_shape": replace(shape, name=name).to_dict()}
-    # A model type of its own where GPT2Config cannot say the widths, so that transformers does not misread it.
-    return gpt2_config(shape) | ours | ({} if shape.is_uniform else {"architectures": [UNEVEN]})

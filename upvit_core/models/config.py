@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,15 @@ import timm
 from timm.models import PretrainedCfg
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
-from upvit_core.models import pvt_build
-from upvit_core.models.build import INIT_VALUES, mlp_ratio, shape_of
+from upvit_core.models.build import shape_of
 from upvit_core.models.files import reason
+from upvit_core.models.gpt2 import UNEVEN
 from upvit_core.models.keys import Flavour
-from upvit_core.records.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
+from upvit_core.models.layout import layout
+from upvit_core.records.family import load
+from upvit_core.records.shape import ModelShape
 
 TIMM_MODULES = ("vision_transformer", "deit", "pvt_v2")
-UNEVEN = "upvit_uneven"
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load")
 CFG_FIELDS = {field.name for field in dataclasses.fields(PretrainedCfg)}
 PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -174,9 +175,13 @@ def require_vit_name(architecture: str) -> None:
 
 
 def complete_cfg(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[str, Any]:
-    """timm's `pretrained_cfg` for this very shape; what is not said is DeiT's, and no source of weights is kept."""
-    if shape.family == "gpt2":
-        return {"tokenizer": "", **(values or {}), "context": shape.img_size[1]}
+    """The preprocessing of this very shape, with defaults for what `values` leaves out."""
+    cfg: dict[str, Any] = load(shape.architecture.preprocessing)(values, shape)
+    return cfg
+
+
+def image_preprocessing(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[str, Any]:
+    """timm's `pretrained_cfg`; what is not said is DeiT's, and no source of weights is kept."""
     cfg = {
         **DEIT_CFG,
         **{key: value for key, value in (values or {}).items() if key in CFG_FIELDS and value is not None},
@@ -195,7 +200,7 @@ def complete_cfg(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[st
         ) from error
     return cfg | {
         "input_size": (shape.in_chans, *shape.img_size),
-        "fixed_input_size": not shape.stages,
+        "fixed_input_size": "pos_embed" in layout(shape),
         "num_classes": shape.num_classes,
         "pool_size": None,
         "first_conv": "patch_embed.proj",
@@ -210,9 +215,10 @@ def timm_config(
 
     Where no stock timm model has such widths, the architecture is one that timm says it does not know.
     """
-    uniform = shape.is_uniform
-    wanted = _timm_arguments(shape) if uniform else {}
-    bases = {base.name: _timm_arguments(base) for base in _bases(shape)}
+    uniform, architecture = shape.is_uniform, shape.architecture
+    arguments_of: Callable[[ModelShape], dict[str, Any]] = load(architecture.arguments)
+    wanted = arguments_of(shape) if uniform else {}
+    bases = {base.name: arguments_of(base) for base in load(architecture.stock)(shape).values()}
     base = next((name for name, arguments in bases.items() if arguments == wanted), next(iter(bases)))
     model_args = {key: value for key, value in wanted.items() if value != bases[base][key]}
     cfg = complete_cfg(pretrained_cfg, shape)
@@ -228,34 +234,3 @@ def timm_config(
         "upvit_shape": replace(shape, name=name).to_dict(),
     }
     return {key: value for key, value in values.items() if value not in (None, {})}
-
-
-def _bases(shape: ModelShape) -> list[ModelShape]:
-    """Shapes that timm has a name for, of this one's kind."""
-    if shape.family == "pvt_v2":
-        return [pvt_shape(variant) for variant in PVT_VARIANTS]
-    return [deit_shape(variant, distilled=shape.distilled) for variant in ("tiny", "small", "base")]
-
-
-def _timm_arguments(shape: ModelShape) -> dict[str, Any]:
-    if shape.family == "pvt_v2":
-        return pvt_build.timm_arguments(shape)
-    block = shape.blocks[0]
-    average = not shape.head_tokens
-    return {
-        "img_size": list(shape.img_size),
-        "patch_size": shape.patch_size[0] if len(set(shape.patch_size)) == 1 else list(shape.patch_size),
-        "in_chans": shape.in_chans,
-        "embed_dim": shape.embed_dim,
-        "depth": shape.depth,
-        "num_heads": block.num_heads,
-        "mlp_ratio": mlp_ratio(block.ffn, shape.embed_dim),
-        "qkv_bias": shape.qkv_bias,
-        "init_values": INIT_VALUES if shape.layer_scale else None,
-        "global_pool": "avg" if average else "token",
-        "class_token": shape.class_token,
-        "reg_tokens": shape.num_reg_tokens,
-        "no_embed_class": shape.no_embed_class,
-        "final_norm": shape.final_norm,
-        "fc_norm": shape.fc_norm if average or shape.fc_norm else None,
-    }

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from upvit_core.models.vit import weighted_layer_norm
 from upvit_core.records.shape import BlockShape, ModelShape
 
 STD = 0.02
+UNEVEN = "upvit_uneven"
 STANDARD: dict[str, Any] = {
     "activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False, "add_cross_attention": False, "tie_word_embeddings": True,
@@ -67,7 +68,7 @@ def language_shape(
 def random_inputs(shape: ModelShape, count: int, seed: int = 0) -> Tensor:
     """Inputs that any model of this shape takes: noise (B, C, H, W), or token ids (B, T)."""
     generator = torch.Generator().manual_seed(seed)
-    if shape.family == "gpt2":
+    if shape.is_language:
         return torch.randint(0, shape.num_classes, (count, shape.img_size[1]), generator=generator)
     return torch.randn(count, shape.in_chans, *shape.img_size, generator=generator)
 
@@ -108,6 +109,26 @@ def gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def refuse_resize(
+    tensors: dict[str, Tensor] | None, shape: ModelShape, img_size: tuple[int, int]
+) -> dict[str, Tensor] | None:
+    raise UnsupportedModelError(f"{shape.name} reads text, so it has no image size; leave the image size out.")
+
+
+def text_preprocessing(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[str, Any]:
+    """The tokenizer (empty: none is known) and the number of tokens in a block of text."""
+    return {"tokenizer": "", **(values or {}), "context": shape.img_size[1]}
+
+
+def folder_config(shape: ModelShape, cfg: Mapping[str, Any], name: str, class_names: object) -> dict[str, Any]:
+    """The `config.json` of a folder: that of `transformers`, with our shape beside it.
+
+    Where `GPT2Config` cannot say the widths, the architecture is one that transformers does not know.
+    """
+    values = gpt2_config(shape) | {"upvit_name": name, "upvit_shape": replace(shape, name=name).to_dict()}
+    return values | ({} if shape.is_uniform else {"architectures": [UNEVEN]})
+
+
 def require_transformers() -> None:
     """Raises UnsupportedModelError where `transformers`, and the tokenizers that come with it, are not installed."""
     try:
@@ -119,7 +140,9 @@ def require_transformers() -> None:
         ) from error
 
 
-def build_gpt2(shape: ModelShape, *, device: torch.device | str = "cpu") -> nn.Module:
+def build_gpt2(
+    shape: ModelShape, *, weight_init: str = "", drop_path_rate: float = 0.0, device: torch.device | str = "cpu"
+) -> nn.Module:
     """A model with fresh weights by the global generator, as GPT-2 draws them, in training mode.
 
     Raises UnsupportedModelError where `transformers` is not installed.

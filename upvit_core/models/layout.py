@@ -1,16 +1,15 @@
 """Which tensors a model of a given shape has, and whose channels each of their axes holds. Imports no torch.
 
 One table per family, from which follow the tensors that a checkpoint must have, the weights of a channel (`l1`, `l2`),
-the number of parameters, and how surgery cuts. Another architecture adds its function to `LAYOUTS`.
+the number of parameters, and how surgery cuts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from upvit_core.errors import UnsupportedModelError
+from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 
 
@@ -46,14 +45,14 @@ Layout = dict[str, Part]
 
 def layout(shape: ModelShape) -> Layout:
     """Every tensor by name, in the library's order of parts."""
-    if shape.family not in LAYOUTS:
-        raise UnsupportedModelError(f"{shape.name} is of the family {shape.family!r}, which is not understood.")
-    return LAYOUTS[shape.family](shape)
+    parts: Layout = load(shape.architecture.layout)(shape)
+    return parts
 
 
 def block_stem(shape: ModelShape, block: int) -> str:
-    """How the names of a block's tensors begin."""
-    return STEMS[shape.family](shape, block)
+    """The beginning of the names of a block's tensors."""
+    stem: str = load(shape.architecture.stem)(shape, block)
+    return stem
 
 
 def count_in_layout(shape: ModelShape) -> int:
@@ -85,7 +84,7 @@ class Collector:
             self.add(f"{leaf}.bias", outputs, queries=queries)
 
 
-def _vit(shape: ModelShape) -> Layout:
+def vit_layout(shape: ModelShape) -> Layout:
     parts = Collector()
     width, one = Axis(shape.embed_dim, "residual"), Axis(1)
     if shape.class_token:
@@ -122,7 +121,7 @@ def _vit(shape: ModelShape) -> Layout:
     return parts.parts
 
 
-def _pvt(shape: ModelShape) -> Layout:
+def pvt_layout(shape: ModelShape) -> Layout:
     parts = Collector()
     inputs = Axis(shape.in_chans)
     for number, stage in enumerate(shape.stages):
@@ -160,7 +159,7 @@ def _pvt(shape: ModelShape) -> Layout:
     return parts.parts
 
 
-def _gpt2(shape: ModelShape) -> Layout:
+def gpt2_layout(shape: ModelShape) -> Layout:
     """Linear maps of GPT-2 hold their inputs first (`Conv1D`); the output layer is `wte` again."""
     parts = Collector()
     width = Axis(shape.embed_dim, "residual")
@@ -186,14 +185,14 @@ def _gpt2(shape: ModelShape) -> Layout:
     return parts.parts
 
 
-def _pvt_stem(shape: ModelShape, block: int) -> str:
+def vit_stem(shape: ModelShape, block: int) -> str:
+    return f"blocks.{block}"
+
+
+def pvt_stem(shape: ModelShape, block: int) -> str:
     stage = shape.stage_of(block)
     return f"stages.{stage}.blocks.{block - shape.first_block(stage)}"
 
 
-LAYOUTS: dict[str, Callable[[ModelShape], Layout]] = {"vit": _vit, "pvt_v2": _pvt, "gpt2": _gpt2}
-STEMS: dict[str, Callable[[ModelShape, int], str]] = {
-    "vit": lambda shape, block: f"blocks.{block}",
-    "pvt_v2": _pvt_stem,
-    "gpt2": lambda shape, block: f"transformer.h.{block}",
-}
+def gpt2_stem(shape: ModelShape, block: int) -> str:
+    return f"transformer.h.{block}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
-from upvit_core.models.layout import layout
+from upvit_core.models.build import Reader, mlp_ratio
 from upvit_core.records.shape import BlockShape, ModelShape, StageShape
 
 OPENINGS = ((7, 4), (3, 2))  # kernel and stride of the first patch embedding, and of the later ones
@@ -64,14 +65,16 @@ def timm_arguments(shape: ModelShape) -> dict[str, Any]:
         "num_heads": [block.num_heads for block in firsts],
         "sr_ratios": [stage.reduction_ratio for stage in shape.stages],
         "mlp_ratios": [
-            block.ffn // width if block.ffn % width == 0 else (block.ffn + 0.5) / width
+            block.ffn // width if block.ffn % width == 0 else mlp_ratio(block.ffn, width)
             for block, width in zip(firsts, shape.embed_dims, strict=True)
         ],
         "qkv_bias": shape.qkv_bias,
     }
 
 
-def build_pvt(shape: ModelShape, *, drop_path_rate: float = 0.0, device: torch.device | str = "cpu") -> nn.Module:
+def build_pvt(
+    shape: ModelShape, *, weight_init: str = "", drop_path_rate: float = 0.0, device: torch.device | str = "cpu"
+) -> nn.Module:
     """A fresh model in training mode, its weights drawn from the global generator."""
     stock = shape.is_uniform
     arguments = timm_arguments(shape)
@@ -97,21 +100,19 @@ def build_pvt(shape: ModelShape, *, drop_path_rate: float = 0.0, device: torch.d
     return built
 
 
-def shape_of_pvt(model: nn.Module, name: str, img_size: tuple[int, int] | None = None) -> ModelShape:
-    """Shape of a live timm PVTv2; `img_size` defaults to its configuration's.
+def shape_of_pvt(model: nn.Module, name: str) -> ModelShape:
+    """Shape of a live timm PVTv2, at the image size of its configuration.
 
     Raises UnsupportedModelError, naming the part, where the model has anything that a `ModelShape` cannot say.
     """
     pvt: Any = model
-
-    def refuse(part: str, found: object, wanted: str) -> None:
-        raise UnsupportedModelError(f"{name}: {part} is {found}, which is not understood; only {wanted} is.")
-
+    read = Reader(name)
+    refuse = read.refuse
     if pvt.num_classes == 0 or not isinstance(pvt.head, nn.Linear):
         refuse("head", "absent", "a model with a classifier")
     if pvt.global_pool != "avg":
         refuse("global_pool", repr(pvt.global_pool), "'avg'")
-    stages, blocks, epsilons = [], [], {stage.norm.eps for stage in pvt.stages}
+    stages, blocks, norms = [], [], [stage.norm for stage in pvt.stages]
     for number, stage in enumerate(pvt.stages):
         opening: OverlapPatchEmbed = stage.downsample if number else pvt.patch_embed
         kernel, stride = opening.proj.kernel_size[0], opening.proj.stride[0]
@@ -126,7 +127,7 @@ def shape_of_pvt(model: nn.Module, name: str, img_size: tuple[int, int] | None =
                 refuse(stem, f"{type(attn).__name__} with {type(block.mlp).__name__}", "timm's PVTv2 block")
             if type(block.mlp.act) is not nn.GELU or block.mlp.act.approximate != "none":
                 refuse(f"{stem}.mlp.act", repr(block.mlp.act), "exact GELU")
-            epsilons |= {block.norm1.eps, block.norm2.eps}
+            norms += [block.norm1, block.norm2]
             ratios.add(1 if attn.sr is None else attn.sr.stride[0])
             blocks.append(
                 BlockShape(
@@ -137,18 +138,12 @@ def shape_of_pvt(model: nn.Module, name: str, img_size: tuple[int, int] | None =
         if len(ratios) != 1:
             refuse(f"the reduction of stage {number}", sorted(ratios) or "absent", "one ratio for all its blocks")
         stages.append(StageShape(opening.proj.out_channels, len(stage.blocks), kernel, stride, ratios.pop()))
-    if len(epsilons) > 1:
-        refuse("the norms' eps", sorted(epsilons), "one value for all")
-    size = img_size or tuple((getattr(pvt, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:])
+    size = tuple((getattr(pvt, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:])
     shape = _shape(
         name, stages, blocks, size, pvt.patch_embed.proj.in_channels, pvt.head.out_features,
-        qkv_bias=pvt.stages[0].blocks[0].attn.q.bias is not None, norm_eps=epsilons.pop(),
+        qkv_bias=pvt.stages[0].blocks[0].attn.q.bias is not None, norm_eps=read.one_eps(norms),
     )  # fmt: skip
-    expected = {key: part.size for key, part in layout(shape).items()}
-    found = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
-    for key in [*expected, *found]:
-        if expected.get(key) != found.get(key):
-            refuse(key, found.get(key, "absent"), str(expected.get(key, "a model without it")))
+    read.check_tensors(model, shape)
     return shape
 
 
@@ -175,6 +170,14 @@ def check_size(shape: ModelShape) -> None:
                 f"stage {number}, which its spatial reduction by {stage.reduction_ratio} needs larger; give larger "
                 "images."
             )
+
+
+def check_resized(
+    tensors: dict[str, Tensor] | None, shape: ModelShape, img_size: tuple[int, int]
+) -> dict[str, Tensor] | None:
+    """The tensors as they are: no tensor depends on the image size. Raises UnsupportedModelError as `check_size`."""
+    check_size(replace(shape, img_size=img_size))
+    return tensors
 
 
 def is_pvt(tensors: Mapping[str, Tensor]) -> bool:
@@ -247,10 +250,3 @@ def shape_of_pvt_tensors(
         take("head.weight", 2)[0], qkv_bias="stages.0.blocks.0.attn.q.bias" in size, norm_eps=norm_eps,
     )  # fmt: skip
     return shape, heads is None
-
-
-def stock_bases() -> dict[str, dict[str, Any]]:
-    """Arguments of timm's pvt_v2_b0 … b5, by name; what a name does not say is timm's default."""
-    from upvit_core.records.shape import PVT_VARIANTS, pvt_shape
-
-    return {f"pvt_v2_{variant}": timm_arguments(pvt_shape(variant)) for variant in PVT_VARIANTS}

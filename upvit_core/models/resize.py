@@ -8,7 +8,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from upvit_core.errors import CheckpointError
-from upvit_core.models.pvt_build import check_size
+from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 
 
@@ -21,23 +21,29 @@ def at_size(
     """
     if img_size == shape.img_size:
         return tensors, shape
+    return load(shape.architecture.resize)(tensors, shape, img_size), replace(shape, img_size=img_size)
+
+
+def check_divides(shape: ModelShape, img_size: tuple[int, int]) -> None:
+    """Raises CheckpointError where patches do not divide the size."""
     height, width = img_size
-    if shape.stages:
-        changed = replace(shape, img_size=img_size)
-        if min(img_size) > 0:
-            check_size(changed)
-            return tensors, changed
     if min(img_size) < 1 or height % shape.patch_size[0] or width % shape.patch_size[1]:
         across = f"{shape.patch_size[0]} by {shape.patch_size[1]}"
         raise CheckpointError(
             f"Images of {height} by {width} pixels cannot be cut into patches of {across}; give a size that "
             "they divide."
         )
-    changed = replace(shape, img_size=img_size)
+
+
+def resample_positions(
+    tensors: dict[str, Tensor] | None, shape: ModelShape, img_size: tuple[int, int]
+) -> dict[str, Tensor] | None:
+    """The tensors with the position embedding of another grid of patches."""
+    check_divides(shape, img_size)
     if tensors is None or "pos_embed" not in tensors:
-        return tensors, changed
+        return tensors
     old = [side // patch for side, patch in zip(shape.img_size, shape.patch_size, strict=True)]
     new = [side // patch for side, patch in zip(img_size, shape.patch_size, strict=True)]
     prefix = 0 if shape.no_embed_class else shape.num_prefix_tokens
     embedded = resample_abs_pos_embed(tensors["pos_embed"].float(), new, old, num_prefix_tokens=prefix)
-    return {**tensors, "pos_embed": embedded}, changed
+    return {**tensors, "pos_embed": embedded}

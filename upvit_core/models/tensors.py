@@ -16,10 +16,10 @@ from torch import Tensor
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.models.build import expected_tensors
+from upvit_core.records.family import VIT
 from upvit_core.records.shape import BlockShape, ModelShape
 
 ASSUMED_HEAD_DIM = 64
-KINDS = {"vit": "ViT", "pvt_v2": "PVTv2", "gpt2": "GPT-2"}
 SHOWN = 4
 FOREIGN_PARTS = (
     (r"\.attn\.[qk]_norm\.", "normalised queries and keys"),
@@ -168,13 +168,12 @@ def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str)
     missing = [key for key in expected if key not in tensors]
     surplus = [key for key in tensors if key not in expected]
     if missing or surplus:
-        if shape.family == "vit":
+        if shape.architecture is VIT:
             refuse_foreign_parts({key: tensors[key] for key in surplus}, source)
         problems = [f"misses {listed(missing)}"] * bool(missing) + [f"has surplus {listed(surplus)}"] * bool(surplus)
         raise CheckpointError(
-            f"{source} {' and '.join(problems)}, against a {KINDS[shape.family]} of {shape.depth} blocks and width "
-            f"{', '.join(map(str, shape.embed_dims))}; "
-            "give a complete checkpoint of one classifier."
+            f"{source} {' and '.join(problems)}, against a {shape.architecture.title} of {shape.depth} blocks and "
+            f"width {', '.join(map(str, shape.embed_dims))}; give a complete checkpoint of one classifier."
         )
     for key, wanted in expected.items():
         tensor = tensors[key]

@@ -99,7 +99,7 @@ def removal_curves(scores: ImportanceScores, *, heads: int | Sequence[int] | Non
     if round_to < 1:
         raise PlanError(f"Widths can be rounded to multiples of 1, 8 or 16, not of {round_to}.")
     shape = scores.shape
-    if shape.stages:
+    if shape.one_share:
         raise PlanError(
             f"{shape.name} has stages, for which only equal ratios are defined; give --residual, --attention, --ffn "
             "and --reduction, or a preset."

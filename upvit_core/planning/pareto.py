@@ -86,7 +86,7 @@ def candidate_plans(
     Raises PlanError where heads, rounding or directions are asked of a model of stages.
     """
     full = count_macs(scores.shape)
-    if scores.shape.stages:
+    if scores.shape.one_share:
         if heads is not None or round_to != 1 or basis != "channels":
             raise PlanError(
                 f"heads, round_to and directions are defined for models without stages; leave them out for "

@@ -17,11 +17,10 @@ import torch
 
 from upvit_core.errors import CalibrationError
 from upvit_core.profiling.bench import CLOCKS, Bench, Point, Progress, TimedBlock, ladders
-from upvit_core.profiling.bench_language import LanguageBench
-from upvit_core.profiling.bench_pyramid import PyramidBench
 from upvit_core.profiling.calibration import Calibration, scope
 from upvit_core.profiling.latency import latency_of
 from upvit_core.profiling.throughput import DTYPES, device_name
+from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 
 
@@ -74,9 +73,8 @@ def calibrate(
 
 
 def _bench(shape: ModelShape | None) -> type[Bench]:
-    if shape is not None and shape.stages:
-        return PyramidBench
-    return LanguageBench if shape is not None and shape.family == "gpt2" else Bench
+    bench: type[Bench] = Bench if shape is None else load(shape.architecture.bench)
+    return bench
 
 
 def fitted(raw: Calibration, blocks: Sequence[TimedBlock], measured: np.ndarray) -> dict[str, float]:

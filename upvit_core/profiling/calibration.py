@@ -20,6 +20,7 @@ import numpy as np
 
 from upvit_core.atomic import write_atomically
 from upvit_core.errors import CalibrationError
+from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 
 VERSION = 2
@@ -217,13 +218,22 @@ class Calibration:
 
 def scope(shape: ModelShape) -> str:
     """The models that one calibration holds for: empty for all plain ViTs, else of what time depends on but widths."""
-    if shape.family == "gpt2":
-        return f"gpt2-{shape.num_tokens}-{shape.num_classes}"
-    if shape.stages:
-        height, width = shape.img_size
-        stages = "".join(f"-{stage.kernel}{stage.stride}{stage.reduction_ratio}" for stage in shape.stages)
-        return f"pvt-{shape.in_chans}x{height}x{width}{stages}"
+    models: str = load(shape.architecture.calibration)(shape)
+    return models
+
+
+def vit_scope(shape: ModelShape) -> str:
     return ""
+
+
+def pvt_scope(shape: ModelShape) -> str:
+    height, width = shape.img_size
+    stages = "".join(f"-{stage.kernel}{stage.stride}{stage.reduction_ratio}" for stage in shape.stages)
+    return f"pvt-{shape.in_chans}x{height}x{width}{stages}"
+
+
+def gpt2_scope(shape: ModelShape) -> str:
+    return f"gpt2-{shape.num_tokens}-{shape.num_classes}"
 
 
 def default_path(device: str, dtype: str, threads: int, shape: ModelShape | None = None) -> Path:

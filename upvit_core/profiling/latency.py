@@ -14,6 +14,7 @@ import numpy as np
 
 from upvit_core.errors import CalibrationError
 from upvit_core.profiling.calibration import Calibration, geometry, scope
+from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 
 
@@ -167,9 +168,8 @@ class PyramidLatency(_Pass):
 
 def latency_of(shape: ModelShape, batch: int, calibration: Calibration) -> Latency | PyramidLatency:
     """The estimate for models like `shape`. Raises CalibrationError where the calibration is of other models."""
-    if shape.stages:
-        return PyramidLatency(shape, batch, calibration)
-    return (LanguageLatency if shape.family == "gpt2" else Latency)(shape, batch, calibration)
+    estimate: Latency | PyramidLatency = load(shape.architecture.latency)(shape, batch, calibration)
+    return estimate
 
 
 def estimate_latency(shape: ModelShape, batch: int, calibration: Calibration) -> float:

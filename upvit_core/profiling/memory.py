@@ -25,6 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from upvit_core.profiling.macs import count_parameters
+from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -50,30 +51,29 @@ def estimate_memory(shape: ModelShape, batch: int, dtype: str = "float32") -> Me
     if dtype not in BYTES:
         raise ValueError(f"dtype must be one of {', '.join(BYTES)}, not {dtype!r}.")
     size = BYTES[dtype]
-    if shape.stages:
-        return Memory(count_parameters(shape) * size, batch * _staged_peak(shape) * size)
-    tokens, D = batch * shape.num_tokens, shape.embed_dim
-    if shape.is_language:
-        peak = tokens * _language_peak(shape) + D * shape.num_tokens  # positions, the same for every block of text
-        return Memory(count_parameters(shape) * size, peak * size)
-    patches = batch * shape.num_patches
+    return Memory(count_parameters(shape) * size, load(shape.architecture.activations)(shape, batch) * size)
+
+
+def vit_activations(shape: ModelShape, batch: int) -> int:
+    """Numbers held at once for a batch of images, in the embedding or a block."""
+    tokens, patches, D = batch * shape.num_tokens, batch * shape.num_patches, shape.embed_dim
     peaks = [D * (patches + tokens), 2 * D * tokens]
     for number, block in enumerate(shape.blocks):
         held = D * min(number, 1)
         peaks.append(tokens * (held + 3 * D + 4 * block.attention))
         peaks.append(tokens * (held + 3 * D + block.ffn + max(block.ffn, D)))
-    return Memory(count_parameters(shape) * size, max(peaks) * size)
+    return max(peaks)
 
 
-def _language_peak(shape: ModelShape) -> int:
-    """Numbers held at once for one token of a GPT-2."""
+def gpt2_activations(shape: ModelShape, batch: int) -> int:
+    """Numbers held at once for a batch of blocks of text, which share the positions."""
     D = shape.embed_dim
     within = (max(5 * D + 4 * b.ffn, 6 * D + b.ffn, 7 * D, 4 * D + 4 * b.attention) for b in shape.blocks)
-    return max(*within, D + shape.num_classes)
+    return shape.num_tokens * (batch * max(*within, D + shape.num_classes) + D)
 
 
-def _staged_peak(shape: ModelShape) -> int:
-    """Numbers held at once for one image of a pyramid: in its patch embeddings, attention, and FFN (4·D + 2·H)."""
+def pvt_activations(shape: ModelShape, batch: int) -> int:
+    """Numbers held at once for a batch of images: in patch embeddings, attention, and FFN (4·D + 2·H a token)."""
     peaks = []
     for b, block in enumerate(shape.blocks):
         tokens, D = shape.tokens_at(b), shape.embed_dims[shape.stage_of(b)]
@@ -82,7 +82,7 @@ def _staged_peak(shape: ModelShape) -> int:
             tokens * (4 * D + 3 * block.attention) + shape.keys_at(b) * 2 * (block.attention + block.reduction)
         )
         peaks.append(tokens * (4 * D + block.ffn + max(block.ffn, D)))
-    return max(peaks)
+    return batch * max(peaks)
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,13 @@ def estimate_training(
         fixed += BYTES[dtype] * max(weights, count_parameters(teacher))
     low = BYTES[dtype]
     kept = passing = 0
+    family = student.architecture
     for b, block in enumerate(student.blocks):
         N, M, D = student.tokens_at(b), student.keys_at(b), student.embed_dims[student.stage_of(b)]
         kept += N * D * (full + low) if b == student.first_block(student.stage_of(b)) else 0
-        # A depthwise convolution keeps its input twice (as a map too), and its gradients pass beside GELU's; GPT-2's
-        # GELU keeps five results.
-        hidden, beside = {"pvt_v2": (4, 2), "gpt2": (5, 2)}.get(student.family, (2, 1))
-        inner = N * (2 * D + 2 * block.attention + hidden * block.ffn + 2 * D * student.layer_scale)
+        inner = N * (2 * D + 2 * block.attention + family.ffn_kept * block.ffn + 2 * D * student.layer_scale)
         kept += N * 2 * D * full + (inner + M * 2 * (block.attention + block.reduction)) * low
-        passing = max(passing, N * max(beside * block.ffn, D) * full)
+        passing = max(passing, N * max(family.ffn_passing * block.ffn, D) * full)
         if student.is_language:
             # The loss holds ten times its logits: theirs, the targets, what CE and KL keep, and their gradients.
             passing = max(passing, N * (D * full + 4 * block.attention * low))

@@ -12,10 +12,8 @@ from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, prune_directions
-from upvit_core.pruning.repair.language import repair_language
-from upvit_core.pruning.repair.pyramid import repair_pyramid
-from upvit_core.pruning.repair.repair import repair as mend
 from upvit_core.pruning.surgery import prune
+from upvit_core.records.family import load
 from upvit_core.records.plan import Fitted, PruningPlan
 
 IMAGES, SEED = 2000, 0
@@ -73,11 +71,9 @@ def cut_and_record(
         stats, student = None, prune(loaded.model, loaded.shape, plan)
     else:
         student = prune_directions(loaded.model, loaded.shape, plan, stats)
-    in_channels = {"gpt2": repair_language, "pvt_v2": repair_pyramid}.get(loaded.shape.family)
-    if repair and in_channels is not None:
-        student, _ = in_channels(student, loaded.model, plan, proxy, report=report)
-    elif repair:
-        student, _ = mend(student, loaded.model, plan, proxy, stats=stats, report=report)
+    if repair:
+        refit = load(loaded.shape.architecture.repair)
+        student, _ = refit(student, loaded.model, plan, proxy, stats=stats, report=report)
     fitted = Fitted(
         repair=repair, metric=stats.metric if stats else "", data=proxy.name, digest=proxy.digest, images=len(proxy),
         seed=seed,

@@ -11,6 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from upvit_core.errors import UnsupportedModelError
+from upvit_core.records.family import FAMILIES, Family, load
+
 Component = Literal["residual", "attention", "ffn", "reduction"]
 COMPONENTS: tuple[Component, ...] = ("residual", "attention", "ffn")
 """The components of a plain transformer; `ModelShape.components` has those of any."""
@@ -103,25 +106,31 @@ class ModelShape:
         return len(self.blocks)
 
     @property
+    def architecture(self) -> Family:
+        """The registry's entry. Raises UnsupportedModelError where it has none."""
+        if self.family not in FAMILIES:
+            raise UnsupportedModelError(f"{self.name} is of the family {self.family!r}, which is not understood.")
+        return FAMILIES[self.family]
+
+    @property
     def has_directions(self) -> bool:
-        """True where the stream can be rotated, and directions cut in place of channels (`basis/`)."""
-        return self.family == "vit"
+        """True where the residual can be rotated, and directions cut in place of channels."""
+        return self.architecture.has_directions
 
     @property
     def one_share(self) -> bool:
-        """True where a plan takes one share of a component from all blocks, as over stages; elsewhere each block may
-        have widths of its own."""
-        return bool(self.stages)
+        """True where a plan takes one share of a component from all blocks; elsewhere each may have other widths."""
+        return self.architecture.one_share
 
     @property
     def is_language(self) -> bool:
-        """True for a model that reads tokens of a text and tells the next one."""
-        return self.family == "gpt2"
+        """True for a model that reads the tokens of a text and predicts the next one."""
+        return self.architecture.task == "text"
 
     @property
     def library(self) -> str:
         """The library whose own classes build it where the widths allow."""
-        return "transformers" if self.is_language else "timm"
+        return self.architecture.library
 
     @property
     def answers(self) -> int:
@@ -150,10 +159,6 @@ class ModelShape:
         """Number of a stage's first block."""
         return sum(self.depths[:stage])
 
-    def residual_key(self, block: int) -> str:
-        """Key of the residual that a block reads and writes."""
-        return f"residual.{self.stage_of(block)}" if self.stages else "residual"
-
     def map_size(self, stage: int) -> tuple[int, int]:
         """Height and width of a stage's map of tokens."""
         height, width = self.img_size
@@ -163,19 +168,13 @@ class ModelShape:
 
     def tokens_at(self, block: int) -> int:
         """Tokens that a block works on."""
-        if not self.stages:
-            return self.num_tokens
-        height, width = self.map_size(self.stage_of(block))
-        return height * width
+        tokens: int = load(self.architecture.tokens)(self, block)[0]
+        return tokens
 
     def keys_at(self, block: int) -> int:
-        """Tokens that a block's queries look at: fewer than its tokens where there is a spatial reduction."""
-        if not self.stages:
-            return self.num_tokens
-        stage = self.stage_of(block)
-        height, width = self.map_size(stage)
-        ratio = self.stages[stage].reduction_ratio
-        return (height // ratio) * (width // ratio)
+        """Tokens that a block's queries attend to: fewer than its tokens where there is a spatial reduction."""
+        keys: int = load(self.architecture.tokens)(self, block)[1]
+        return keys
 
     @property
     def groups(self) -> tuple[Group, ...]:
@@ -231,7 +230,7 @@ class ModelShape:
     @property
     def num_tokens(self) -> int:
         """Tokens of a block; the most of any, where stages differ."""
-        return self.tokens_at(0) if self.stages else self.num_patches + self.num_prefix_tokens
+        return self.tokens_at(0)
 
     @property
     def num_reg_tokens(self) -> int:
@@ -298,7 +297,10 @@ def _check_numbers(record: Any, values: Mapping[str, Any]) -> None:
             raise ValueError(f"{field.name} is {value}, expected numbers above 0")
 
 
-def deit_shape(variant: Literal["base", "small", "tiny"], *, distilled: bool = False) -> ModelShape:
+DeitVariant = Literal["base", "small", "tiny"]
+
+
+def deit_shape(variant: DeitVariant, *, distilled: bool = False) -> ModelShape:
     """Shape of DeiT-B, -S or -T at 224 pixels with 1,000 classes."""
     width, heads = {"base": (768, 12), "small": (384, 6), "tiny": (192, 3)}[variant]
     return ModelShape(
@@ -351,6 +353,37 @@ def pvt_shape(
         family="pvt_v2",
         stages=tuple(stages),
     )
+
+
+def plain_tokens(shape: ModelShape, block: int) -> tuple[int, int]:
+    """Tokens of a block and of its keys, where every block has all tokens."""
+    tokens = shape.num_patches + shape.num_prefix_tokens
+    return tokens, tokens
+
+
+def reduced_tokens(shape: ModelShape, block: int) -> tuple[int, int]:
+    """Tokens of a block and of its keys, where a stage has a map and a spatial reduction."""
+    stage = shape.stage_of(block)
+    height, width = shape.map_size(stage)
+    ratio = shape.stages[stage].reduction_ratio
+    return height * width, (height // ratio) * (width // ratio)
+
+
+def deit_shapes(shape: ModelShape) -> dict[str, ModelShape]:
+    """DeiT-T, -S and -B, distilled where `shape` is."""
+    suffix = " distilled" if shape.distilled else ""
+    variants: tuple[DeitVariant, ...] = ("tiny", "small", "base")
+    return {f"DeiT-{v[0].upper()}{suffix}": deit_shape(v, distilled=shape.distilled) for v in variants}
+
+
+def pvt_shapes(shape: ModelShape) -> dict[str, ModelShape]:
+    """PVTv2-B0 … B5."""
+    return {f"PVTv2-{variant.upper()}": pvt_shape(variant) for variant in PVT_VARIANTS}
+
+
+def no_shapes(shape: ModelShape) -> dict[str, ModelShape]:
+    """For a family whose library has no named shapes."""
+    return {}
 
 
 def legal_head_counts(num_heads: int) -> tuple[int, ...]:

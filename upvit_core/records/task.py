@@ -7,12 +7,13 @@ Every view takes words, units and what there is to show from here, so that none 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from upvit_core.errors import UnsupportedModelError
+from upvit_core.records.family import load
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import PVT_VARIANTS, ModelShape, deit_shape, pvt_shape
+from upvit_core.records.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ TEXT = Task(
 
 
 def task_of(shape: ModelShape) -> Task:
-    return TEXT if shape.is_language else IMAGES
+    return {"images": IMAGES, "text": TEXT}[shape.architecture.task]
 
 
 def task_of_rows(rows: Iterable[Mapping[str, Any]]) -> Task:
@@ -121,14 +122,10 @@ def refuse_language(shape: ModelShape, what: str, instead: str) -> None:
 
 def model_name(shape: ModelShape) -> str:
     """`DeiT-B` for the well-known shapes, else the shape's own name."""
-    for pyramid in PVT_VARIANTS if shape.stages else ():
-        if replace(shape, name="") == replace(pvt_shape(pyramid), name=""):
-            return f"PVTv2-{pyramid.upper()}"
-    for variant, letter in (("base", "B"), ("small", "S"), ("tiny", "T")):
-        known = deit_shape(variant)
-        if (shape.embed_dim, shape.blocks, shape.img_size) == (known.embed_dim, known.blocks, known.img_size):
-            return f"DeiT-{letter}{' distilled' if shape.distilled else ''}"
-    return shape.name
+    stock: dict[str, ModelShape] = load(shape.architecture.stock)(shape)
+    widths = (shape.embed_dim, shape.blocks, shape.stages, shape.img_size)
+    same = (name for name, s in stock.items() if (s.embed_dim, s.blocks, s.stages, s.img_size) == widths)
+    return next(same, shape.name)
 
 
 def criterion_name(scores: ImportanceScores) -> str:

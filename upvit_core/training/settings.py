@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from upvit_core.records.family import FAMILIES
+
 RELEASED_KL_WEIGHT, RELEASED_BATCH_PER_GPU = 0.2, 32
 
 
@@ -91,13 +93,13 @@ FINETUNE_PRESETS: dict[str, DistillSettings] = {
 }  # fmt: skip
 
 
-def usual_preset(family: str = "", *, repaired: bool, small: bool = False) -> str:
+def usual_preset(family: str = "vit", *, repaired: bool, small: bool = False) -> str:
     """Name of the preset for a start: small steps where repair left it near the teacher, as large ones would undo that.
 
     `family` is that of the model's shape; `small`: a model and images that a CPU trains in minutes.
     """
-    if family == "gpt2":
-        return "language"
+    if FAMILIES[family].preset:
+        return FAMILIES[family].preset
     if repaired:
         return "repaired"
     return "demo" if small else "letter"

@@ -27,6 +27,7 @@ def repair_language(
     plan: PruningPlan,
     proxy: Proxy,
     *,
+    stats: None = None,
     held_out: int = 5,
     batch_size: int = 32,
     report: Report = silent,

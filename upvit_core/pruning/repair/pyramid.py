@@ -36,6 +36,7 @@ def repair_pyramid(
     plan: PruningPlan,
     proxy: Proxy,
     *,
+    stats: None = None,
     held_out: int = 5,
     batch_size: int = 50,
     report: Report = silent,
