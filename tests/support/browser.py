@@ -1,11 +1,11 @@
 """Screenshots of every page, light and dark, at 1440 and 1024 pixels, from the real app on a free port.
 
-    python tests/support/shots.py OUT [--open SOURCE] [--page tradeoff] [--width 1440] [--theme light]
+    python -m tests.support.browser OUT [--open SOURCE] [--page tradeoff] [--width 1440] [--theme light]
                                   [--query "residual=75"] [--full]
 
 Writes OUT/<page>-<theme>-<width>.png; whole pages with --full. The README's pictures are made by
 
-    python tests/support/shots.py assets/readme --readme [--runs FOLDER]
+    python -m tests.support.browser assets/readme --readme [--runs FOLDER]
 
 one a page, light, in few colours to stay small; --runs shows the runs of a folder (default: none).
 """
