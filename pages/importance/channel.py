@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from html import escape
+from dataclasses import dataclass, field
 
 import numpy as np
 import streamlit as st
@@ -10,9 +10,10 @@ import streamlit as st
 from pages.services import block_removals, evaluation, jobs, removal, scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.services.removal import Effect
+from pages.services.session import session
 from pages.widgets import charts, progress, terms
 from pages.widgets.cards import Card, cards
-from pages.widgets.tables import examples
+from pages.widgets.tables import examples, table
 from upvit_core import units
 from upvit_core.errors import UPViTError
 from upvit_core.figures.channel import kl_by_image, rank_chart
@@ -25,19 +26,26 @@ from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
 from upvit_core.records.task import Task, data_name, task_of
 
-WANTED = "channel-wanted"
+COMPONENT, BLOCK, CHANNEL = "glass-component", "glass-block", "glass-channel"  # keys of the three fields
 ANCHOR = "under-the-glass"
 PATIENCE_SECONDS = 1.5
 
 
+@dataclass
+class Glass:
+    """The channel of the last click, to be removed on the next run, and the one whose removal is shown."""
+
+    wanted: tuple[Component, int, int] | None = None
+    removed: tuple[Component, int, int, str] | None = None
+    clicked: dict[Component, tuple[int, int]] = field(default_factory=dict)  # the last click on each picture
+
+
 def choose(model: OpenModel, basis: str, component: Component, block: int, number: int) -> None:
     """Put a channel under the glass and begin to remove it; to be called before the page is drawn."""
-    st.session_state[WANTED] = (component, block, number)
-    st.session_state["glass-component"], st.session_state["glass-block"] = component, block
-    st.session_state["glass-channel"] = number
-    spec = evaluation.image_spec(model)
-    if basis == "channels" and model.has_weights and spec and removal.at_once(model):
-        removal.removal_job(model, component, block, number, spec)
+    session().part(Glass).wanted = (component, block, number)
+    st.session_state[COMPONENT], st.session_state[BLOCK], st.session_state[CHANNEL] = component, block, number
+    if basis == "channels" and model.can_measure and evaluation.measures_at_once(model):
+        removal.removal_job(model, component, block, number)
 
 
 def under_glass(scores: ImportanceScores) -> tuple[Component, int, int]:
@@ -46,16 +54,16 @@ def under_glass(scores: ImportanceScores) -> tuple[Component, int, int]:
     To be called before the fields and whatever shows their channel are drawn.
     """
     shape, state = scores.shape, st.session_state
-    if state.setdefault("glass-component", "residual") not in shape.components:
-        state["glass-component"] = "residual"
-    component: Component = state["glass-component"]
-    if state.setdefault("glass-block", 0) > _last_block(scores, component):
-        state["glass-block"] = 0
-    width = len(scores.values[shape.key_of(component, int(state["glass-block"]))])
-    if state.setdefault("glass-channel", 0) >= width:
-        state["glass-channel"] = 0
+    if state.setdefault(COMPONENT, "residual") not in shape.components:
+        state[COMPONENT] = "residual"
+    component: Component = state[COMPONENT]
+    if state.setdefault(BLOCK, 0) > _last_block(scores, component):
+        state[BLOCK] = 0
+    width = len(scores.values[shape.key_of(component, int(state[BLOCK]))])
+    if state.setdefault(CHANNEL, 0) >= width:
+        state[CHANNEL] = 0
     alone = component == "residual" and not shape.stages
-    return component, 0 if alone else int(state["glass-block"]), int(state["glass-channel"])
+    return component, 0 if alone else int(state[BLOCK]), int(state[CHANNEL])
 
 
 def _last_block(scores: ImportanceScores, component: Component) -> int:
@@ -72,13 +80,13 @@ def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
     width = len(scores.values[shape.key_of(component, block)])
     alone = component == "residual" and not shape.stages
     a, b, c = st.columns(3)
-    a.selectbox("Component", shape.components, format_func=TITLES.__getitem__, key="glass-component")
+    a.selectbox("Component", shape.components, format_func=TITLES.__getitem__, key=COMPONENT)
     b.number_input(
-        "Stage" if component == "residual" and shape.stages else "Block", 0, max(most, 1), step=1, key="glass-block",
+        "Stage" if component == "residual" and shape.stages else "Block", 0, max(most, 1), step=1, key=BLOCK,
         disabled=alone or most == 0, help="The residual is one for all blocks." if alone else None,
     )  # fmt: skip
     c.number_input(
-        f"{member_word(scores, component).capitalize()} (0 to {width - 1})", 0, width - 1, step=1, key="glass-channel"
+        f"{member_word(scores, component).capitalize()} (0 to {width - 1})", 0, width - 1, step=1, key=CHANNEL
     )
     return component, block, number
 
@@ -144,8 +152,8 @@ def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndar
 
 
 def _removal(model: OpenModel, component: Component, block: int, number: int, basis: str) -> None:
-    spec, task = evaluation.image_spec(model), task_of(model.shape)
-    if not model.has_weights or not spec:
+    task, glass = model.task, session().part(Glass)
+    if not model.can_measure:
         needs = task.wanted if model.has_weights else "a model with weights"
         st.info(
             f"Here you will see which {task.samples} change when only this channel is removed. That needs {needs}.",
@@ -157,47 +165,33 @@ def _removal(model: OpenModel, component: Component, block: int, number: int, ba
     if basis == "directions" and component == "residual" and number == 0:
         st.info("This is the constant: LayerNorm takes it away, and every plan keeps it.")
         return
-    if st.session_state.pop(WANTED, None) == name[:3] and removal.at_once(model):
-        st.session_state["removed"] = name
-    if st.session_state.get("removed") != name and not st.button(
-        f"Remove only this {what}", icon=":material/content_cut:"
-    ):
+    if glass.wanted == name[:3] and evaluation.measures_at_once(model):
+        glass.removed = name
+    glass.wanted = None
+    if glass.removed != name and not st.button(f"Remove only this {what}", icon=":material/content_cut:"):
         st.html(f'<p class="quiet">Shows which test {task.samples} change, and how: before → after.</p>')
         return
-    st.session_state["removed"] = name
-    if basis == "directions":
-        job = removal.direction_removal_job(model, component, block, number, spec)
-    else:
-        job = removal.removal_job(model, component, block, number, spec)
+    glass.removed = name
+    start = removal.direction_removal_job if basis == "directions" else removal.removal_job
+    job = start(model, component, block, number)
     jobs.wait_briefly(job, PATIENCE_SECONDS)
-    if progress.ready(job):
-        show_effect(model, job.result, component, spec)
-    elif not job.active:
-        st.session_state.pop("removed", None)
+    if (effect := progress.show(job)) is not None:
+        show_effect(model, effect, component)
 
 
-def show_effect(model: OpenModel, effect: Effect, component: Component, spec: str) -> None:
-    task = task_of(model.shape)
+def show_effect(model: OpenModel, effect: Effect, component: Component) -> None:
+    task = model.task
     chart = kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=task.sample)
     charts.show(chart, "kl-by-image")
     norms = " · ".join(f"{where} {norm:.3g}" for where, norm in effect.norms.items())
     images = f"{len(effect.kl):,} of {data_name(effect.data)}"
     weights = f"Norm of its weights: {norms}. " if norms else ""
     st.html(f'<p class="quiet">{weights}{task.samples.capitalize()}: {images}.</p>')
-    examples(model, effect, spec, columns=4)
+    examples(model, effect, columns=4)
     show(effect, component, task)
 
 
 AROUND = 4
-
-
-def _table(caption: str, head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    top = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    st.html(
-        f'<div class="scrolls"><table class="plain"><caption>{escape(caption)}</caption><tr>{top}</tr>{body}</table>'
-        "</div>"
-    )
 
 
 def by_criterion(model: OpenModel, component: Component, block: int, number: int, group: np.ndarray) -> None:
@@ -223,8 +217,8 @@ def by_criterion(model: OpenModel, component: Component, block: int, number: int
             if record.images
             else record.criterion
         )
-        rows.append((escape(told), f"{units.figure(values[number])}{error}", f"{rank} of {len(group)}", fate))
-    _table("By criterion, at the ratios set", ("Criterion", "Score", "Place", "In its plan"), rows)
+        rows.append((told, f"{units.figure(values[number])}{error}", f"{rank} of {len(group)}", fate))
+    table(("Criterion", "Score", "Place", "In its plan"), rows, caption="By criterion, at the ratios set")
 
 
 def neighbours(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndarray, number: int) -> None:
@@ -237,11 +231,11 @@ def neighbours(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.n
         channel = int(ranked[rank])
         error = f" ± {units.figure(errors[channel], 2)}" if errors is not None else ""
         fate = "kept" if kept[channel] else "removed"
-        cells = (str(rank + 1), str(channel), f"{units.figure(values[channel])}{error}", fate)
-        rows.append(tuple(f"<b>{cell}</b>" for cell in cells) if channel == number else cells)
+        rows.append((str(rank + 1), str(channel), f"{units.figure(values[channel])}{error}", fate))
     component: Component = key.partition(".")[0]  # type: ignore[assignment]
     what = member_word(scores, component).capitalize()
-    _table("Neighbours by score", ("Place", what, "Score, nats", "In this plan"), rows)
+    head, bold = ("Place", what, "Score, nats", "In this plan"), at - max(0, at - AROUND)
+    table(head, rows, caption="Neighbours by score", bold=bold)
 
 
 def show(effect: Effect, component: Component, task: Task) -> None:

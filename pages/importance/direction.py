@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from pages.services import scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.widgets import progress, sliders
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
-
-if TYPE_CHECKING:
-    pass
 
 WHAT: dict[Component, str] = {
     "residual": "Directions of the stream: fixed mixtures of its channels, the one that the layers need most first. "
@@ -21,14 +16,11 @@ WHAT: dict[Component, str] = {
 }
 
 
-def switch(model: OpenModel, scores: ImportanceScores, spec: str) -> ImportanceScores | None:
+def switch(model: OpenModel, scores: ImportanceScores) -> ImportanceScores | None:
     """Draw the switch of the basis; the scores to show: of channels, or of directions. None while these are made."""
     if scores.basis == "directions" or not model.shape.has_directions:
         return scores
-    possible = model.has_weights and bool(spec)
-    sliders.basis_control(model.shape, possible)
-    if not possible or slider_state.current(model.shape).basis == "channels":
+    sliders.basis_control(model.shape, model.can_measure)
+    if not model.can_measure or slider_state.current(model.shape).basis == "channels":
         return scores
-    job = scoring.directions(model, spec)
-    found: ImportanceScores | None = job.result if progress.ready(job, height=560) else None
-    return found
+    return progress.show(scoring.directions(model), height=560)

@@ -5,8 +5,9 @@ from functools import partial
 import streamlit as st
 
 from pages.importance import channel, confidence, criteria, direction
-from pages.services import block_removals, evaluation, removal, scoring, slider_state
+from pages.services import block_removals, removal, scoring, slider_state
 from pages.services.open_model import OpenModel
+from pages.services.session import session
 from pages.widgets import charts, frame, presenter, scores_panel, sliders, terms
 from upvit_core.figures import heatmaps
 from upvit_core.figures.curves import kept_curve
@@ -32,7 +33,7 @@ def clicked(model: OpenModel, basis: str, component: Component, drawn: Picture) 
     A second click on a cell takes its selection back; where another picture was clicked in between, it is meant anew.
     """
     points = st.session_state[f"{component}-scores"]["selection"]["points"]
-    before = st.session_state.setdefault("clicked", {})
+    before = session().part(channel.Glass).clicked
     if points or component in before:
         where = channel_at(drawn, points[0]["x"], points[0]["y"]) if points else before[component]
         before[component] = where
@@ -96,7 +97,7 @@ with frame.page(
 ):
     model = frame.current()
     with presenter.folded("Scores"):
-        scores_panel.panel(model)
+        scores_panel.scores_panel(model)
     scores = scoring.current(model)
     if scores is None:
         what = (
@@ -105,7 +106,7 @@ with frame.page(
         frame.awaited(
             f"Three pictures will be here, one per component, once there are scores. {what}", icon=":material/grid_on:"
         )
-    elif (scores := direction.switch(model, scores, evaluation.image_spec(model))) is not None:
+    elif (scores := direction.switch(model, scores)) is not None:
         keys = slider_state.keys_of(model.shape)
         cells = dict(zip(keys, st.columns(len(keys), gap="medium" if len(keys) < 5 else "small"), strict=True))
         what_if = sliders.controls(model.shape, cells)
@@ -134,4 +135,4 @@ with frame.page(
             confidence.agreement(model, scores, what_if)
             criteria.panel(model, scores, what_if)
         channel.inspector(model, scores, plan)
-        removal.prepare(model, evaluation.image_spec(model))
+        removal.prepare(model)

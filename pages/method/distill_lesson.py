@@ -6,15 +6,16 @@ import json
 
 import streamlit as st
 
-from pages.services import block_removals, evaluation, folders, launch, open_model, recipes, scoring, slider_state
+from pages.services import block_removals, folders, open_model, recipes, scoring, slider_state
 from pages.services.open_model import OpenModel
+from pages.services.session import session
 from pages.widgets import charts, progress
 from upvit_core import units
 from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
 from upvit_core.figures.learning_curve import learning
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.task import task_of, task_of_rows
+from upvit_core.records.task import task_of_rows
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
@@ -27,11 +28,10 @@ def say(text: str) -> None:
 
 def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
-    spec = evaluation.image_spec(model)
     now = slider_state.current(model.shape)
-    found, finding = scoring.planning(model, scores, now, spec)
-    ready = model.has_weights and found is not None and bool(spec)
-    run_id = st.session_state.get(f"lesson-run {model.source}")
+    planned, finding = scoring.for_planning(model, scores, now)
+    ready = model.can_measure and planned is not None
+    run_id = session().lessons.get(model.source)
     with text:
         say(
             "<p>Right after the cut the thin model is confused. So it goes back to school, and the original is the "
@@ -43,29 +43,28 @@ def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -
             "Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed."
         )
         if st.button("Teach it", type="primary", icon=":material/school:", disabled=not ready, key="lesson-start"):
-            st.session_state[f"lesson-run {model.source}"] = start_lesson(model, found, now, int(epochs), spec)
+            session().lessons[model.source] = start_lesson(model, planned, now, int(epochs))
             st.rerun()
-        if finding is not None and finding.active:
-            progress.progress(finding)
-        elif not ready:
-            st.caption(f"Needs weights, scores and {task_of(model.shape).data}. The demo has them all.")
+        progress.show(finding)
+        if finding is None and not ready:
+            st.caption(f"Needs weights, scores and {model.task.data}. The demo has them all.")
     with picture:
         if run_id is None:
             st.info(
-                f"The curve of this lesson will be here: {task_of(model.shape).name.lower()} right after the cut, "
+                f"The curve of this lesson will be here: {model.task.name.lower()} right after the cut, "
                 "then moving towards the teacher."
             )
             return
         watch(run_id, height)
 
 
-def start_lesson(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf, epochs: int, spec: str) -> str:
+def start_lesson(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf, epochs: int) -> str:
     """Start a small real run; returns its id."""
     plan = what_if.plan(scores if scores is not None else open_model.no_scores(model.shape), block_removals.records())
     order = RunSpec(
         name=f"Lesson: {model.name} "
-             f"{what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=spec,
-        repair=what_if.repair, epochs=epochs, settings=PRESETS[recipes.usual(model, what_if)], owner=launch.owner(),
+             f"{what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=model.dataset,
+        repair=what_if.repair, epochs=epochs, settings=PRESETS[recipes.usual(model, what_if)], owner=session().owner,
     )  # fmt: skip
     store = RunStore(folders.runs())
     run = store.create(order)

@@ -1,10 +1,13 @@
 """Method: a guided walk in seven steps on the model that is open; every picture is made from its real numbers."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import streamlit as st
 
 from pages.method import distill_lesson, rotation_lesson
-from pages.services import evaluation, launch, open_model, removal, scoring, slider_state
+from pages.services import open_model, removal, scoring
 from pages.services.open_model import OpenModel
 from pages.widgets import charts, frame, progress, tables
 from upvit_core import units
@@ -24,6 +27,7 @@ from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component, ModelShape
 from upvit_core.records.task import task_of
 
+STEP = "step"  # key of the widget, and of the link
 STEPS = (
     "1 · One block",
     "2 · One channel less",
@@ -60,7 +64,9 @@ def component_choice(model: OpenModel, key: str) -> Component:
 
 def alone(shape: ModelShape, component: Component, percent: int) -> WhatIf:
     """So much of one component removed, and nothing else."""
-    return WhatIf(**{**dict.fromkeys(slider_state.keys_of(shape), 0), "heads": None, component: percent})
+    none = WhatIf(0, 0, None, 0, reduction=0 if "reduction" in shape.components else None)
+    changes: dict[str, Any] = {component: percent}
+    return replace(none, **changes)
 
 
 def place_shown(shape: ModelShape, component: Component) -> tuple[int | None, str]:
@@ -125,8 +131,7 @@ def one_channel(model: OpenModel, scores: ImportanceScores) -> None:
             f"{scores.images:,} {task.batch_items}.</p>"
         )
     with picture:
-        spec = evaluation.image_spec(model)
-        if not model.has_weights or not spec:
+        if not model.can_measure:
             plan = WhatIf(0, 0, None, 0).plan(scores)
             width = len(values)
             group = ranking.rivals(width, heads_after(plan, scores, block), component, number)
@@ -139,16 +144,15 @@ def one_channel(model: OpenModel, scores: ImportanceScores) -> None:
                 "has both."
             )
             return
-        job = removal.removal_job(model, component, block, number, spec, LESSON_IMAGES)
-        if not progress.ready(job, TALL):
+        effect = progress.show(removal.removal_job(model, component, block, number, LESSON_IMAGES), height=TALL)
+        if effect is None:
             return
-        effect: removal.Effect = job.result
         order = np.argsort(-effect.kl, kind="stable")
         image = st.slider(f"{task.sample.capitalize()}, the most affected first", 1, len(order), 1, key="lesson-image")
         chosen = int(order[image - 1])
         one, two = st.columns([0.2, 0.8]) if task.has_pictures else [st.container()] * 2
         with one:
-            tables.examples(model, effect, spec, only=[chosen], columns=1)
+            tables.examples(model, effect, only=[chosen], columns=1)
         with two:
             before, after = effect.before[chosen], effect.after[chosen]
             chart = kl_sum(effect.names, before, after, component, charts.theme(), height=430, what=task.output)
@@ -227,12 +231,12 @@ SEE_ON = (
     ("pages/tradeoff/page.py", "Trade-off"),
     ("pages/tradeoff/page.py", "Trade-off"),
     ("pages/tradeoff/page.py", "Trade-off"),
-    (launch.RUNS_PAGE, "Runs"),
+    (frame.RUNS_PAGE, "Runs"),
 )
 
 
 def move(by: int) -> None:
-    st.session_state["step"] = STEPS[min(max(STEPS.index(st.session_state["step"]) + by, 0), len(STEPS) - 1)]
+    st.session_state[STEP] = STEPS[min(max(STEPS.index(st.session_state[STEP]) + by, 0), len(STEPS) - 1)]
 
 
 with frame.page("Method", "How a transformer is made thinner, in seven steps, on the model that is open."):
@@ -244,7 +248,7 @@ with frame.page("Method", "How a transformer is made thinner, in seven steps, on
         default=STEPS[0],
         required=True,
         wrap=True,
-        key="step",
+        key=STEP,
         bind="query-params",
         label_visibility="collapsed",
     )

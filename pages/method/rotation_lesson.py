@@ -12,7 +12,7 @@ from html import escape
 import numpy as np
 import streamlit as st
 
-from pages.services import block_removals, evaluation, jobs, open_model, removal
+from pages.services import block_removals, evaluation, jobs, open_model, removal, scoring
 from pages.services.open_model import OpenModel
 from pages.widgets import charts, progress, tables
 from pages.widgets.cards import MEASURED, Card, cards
@@ -35,11 +35,10 @@ class Rotation:
     effect: removal.Effect
     largest: float  # difference of any logit on any image
     spread: float  # standard deviation of the logits
-    images: int
 
 
-def rotation_job(model: OpenModel, spec: str) -> jobs.Job:
-    """The job that gathers the spectrum, rotates the model at full width and asks both about the same images."""
+def rotation_job(model: OpenModel) -> jobs.Job[Rotation]:
+    """The job that computes the spectrum, rotates the model at full width and evaluates both on the same images."""
 
     def work(report: jobs.Report) -> Rotation:
         from upvit_core.evaluation import predict
@@ -47,32 +46,25 @@ def rotation_job(model: OpenModel, spec: str) -> jobs.Job:
         from upvit_core.pruning.basis.scores import whole_plan
         from upvit_core.pruning.basis.spectrum import spectrum
 
-        report.say("gathering second moments")
-        stats = evaluation.statistics(model, spec, report)
-        live, data = open_model.live(model), evaluation.images(model, spec, "val")
-        report.say("rotating")
+        report.step("gathering second moments")
+        stats = evaluation.statistics(model, report)
+        live, data = model.weights(), model.images("val")
+        report.step("rotating")
         rotated = prune_directions(live.model, live.shape, whole_plan(live.shape), stats)
         indices = evaluation.evaluation_indices(data, IMAGES)
         batches = list(data.batches(50, indices=indices))
-        before, labels = predict(live.model, batches)
-        after, _ = predict(rotated, batches)
-        q, p = (t.double().log_softmax(-1) for t in (before, after))
-        effect = removal.Effect(
-            kl=(q.exp() * (q - p)).sum(-1).clamp_min(0).numpy(), before=q.exp().numpy(), after=p.exp().numpy(),
-            labels=labels.numpy(), names=tuple(live.class_names or data.class_names), indices=np.asarray(indices),
-            data=data.name, norms={},
-        )  # fmt: skip
-        shares = (share.numpy() for share in spectrum(stats))
-        return Rotation(*shares, effect, float((before - after).abs().max()), float(before.std()), len(labels))
+        before, after = predict(live.model, batches)[0], predict(rotated, batches)[0]
+        channels, directions = (share.numpy() for share in spectrum(stats))
+        effect = removal.effect_of(model, before, after, indices)
+        return Rotation(channels, directions, effect, float((before - after).abs().max()), float(before.std()))
 
-    return jobs.start(f"rotation {open_model.identity(model)} {spec}", work, "Rotating the model")
+    return jobs.ensure(f"rotation {model.data_key}", work, "Rotating the model")
 
 
 def lesson(model: OpenModel, scores: ImportanceScores | None, *, height: int) -> None:
     """Words on the left, the picture on the right; three moments."""
-    spec = evaluation.image_spec(model)
     text, picture = st.columns([0.36, 0.64], gap="large")
-    if not model.has_weights or not spec or not model.shape.has_directions:
+    if not scoring.can_find_directions(model):
         with text:
             _say(WHY)
         picture.info(
@@ -87,22 +79,21 @@ def lesson(model: OpenModel, scores: ImportanceScores | None, *, height: int) ->
         ratio = 50
         if moment != MOMENTS[1]:
             ratio = st.slider("Residual removed", 5, MOST, 50, step=5, key="lesson-basis", format="%d%%")
-    job = rotation_job(model, spec)
     with picture:
-        if not progress.ready(job, height):
+        found = progress.show(rotation_job(model), height=height)
+        if found is None:
             return
-        found: Rotation = job.result
         D = model.shape.embed_dim
         kept = len(WhatIf(ratio, 0, None, 0).plan(open_model.no_scores(model.shape)).residual.keep)
         if moment == MOMENTS[1]:
-            _identical(model, found, spec, height)
+            _identical(model, found, height)
         else:
             directions = found.directions if moment == MOMENTS[2] else None
             tall = height if directions is None else height - 110
             chart = spectrum_curves(found.channels, directions, kept, charts.theme(), height=tall)
             charts.show(charts.enlarged(chart), f"lesson-spectrum-{moment}")
             if directions is not None and scores is not None:
-                _cuts(model, scores, spec, ratio)
+                _cuts(model, scores, ratio)
     with words:
         if moment == MOMENTS[0]:
             _say(
@@ -113,9 +104,8 @@ def lesson(model: OpenModel, scores: ImportanceScores | None, *, height: int) ->
             _say(
                 "<p>Turn the stream, so that its first axis is the <b class='residual'>direction</b> in which images "
                 "differ most, and so on. Whatever writes to the stream is turned along, whatever reads it is turned "
-                "back.</p><p>So nothing changes: over "
-                f"{found.images} images no logit moved by more than <b>{found.largest:.1g}</b> (their spread is "
-                f"{found.spread:.2g}; what is left is rounding).</p>"
+                f"back.</p><p>So nothing changes: over {len(found.effect.kl)} images no logit moved by more than "
+                f"<b>{found.largest:.1g}</b> (their spread is {found.spread:.2g}; what is left is rounding).</p>"
                 "<p>LayerNorm does not mind, once its own weights are folded into the layers that read it.</p>"
             )
         else:
@@ -136,7 +126,7 @@ def _say(text: str) -> None:
     st.html(f'<div class="lesson">{text}</div>')
 
 
-def _identical(model: OpenModel, found: Rotation, spec: str, height: int) -> None:
+def _identical(model: OpenModel, found: Rotation, height: int) -> None:
     """One image with both models' answers."""
     effect = found.effect
     unsure = np.argsort(effect.before.max(1), kind="stable")  # the least certain first: those would move most
@@ -144,7 +134,7 @@ def _identical(model: OpenModel, found: Rotation, spec: str, height: int) -> Non
     chosen = int(unsure[place - 1])
     one, two = st.columns([0.2, 0.8])
     with one:
-        gallery(tables.tiles(model, effect, spec, only=[chosen]), columns=1)
+        gallery(tables.tiles(model, effect, only=[chosen]), columns=1)
     with two:
         chart = before_after(
             effect.names, effect.before[chosen], effect.after[chosen], "residual", charts.theme(), height=height - 120,
@@ -153,7 +143,7 @@ def _identical(model: OpenModel, found: Rotation, spec: str, height: int) -> Non
         charts.show(charts.enlarged(chart), "lesson-rotated")
 
 
-def _cuts(model: OpenModel, scores: ImportanceScores, spec: str, ratio: int) -> None:
+def _cuts(model: OpenModel, scores: ImportanceScores, ratio: int) -> None:
     """Top-1 and KL of three cuts of the residual alone, measured one after another."""
     ways = {
         "Channels": WhatIf(ratio, 0, None, 0),
@@ -164,14 +154,14 @@ def _cuts(model: OpenModel, scores: ImportanceScores, spec: str, ratio: int) -> 
     for name, way in ways.items():
         if scores.basis == "directions" and way.basis == "channels":
             continue  # the scores in use cannot rank channels
-        found[name] = evaluation.preview(model, way.plan(scores, block_removals.records()), spec, repair=way.repair)
+        found[name] = evaluation.preview(model, way.plan(scores, block_removals.records()), repair=way.repair)
 
     def draw() -> None:
         row = []
         for name, job in found.items():
-            if job.state == "done":
-                note = f"top-1, {job.result.images:,} images; KL {job.result.kl:.2g} nats"
-                row.append(Card(name, f"{job.result.top1:.1f} %", note, MEASURED))
+            if (result := jobs.result_of(job)) is not None:
+                note = f"top-1, {result.images:,} images; KL {result.kl:.2g} nats"
+                row.append(Card(name, f"{result.top1:.1f} %", note, MEASURED))
             else:
                 row.append(Card(name, "—", escape(job.error) or job.detail or "waiting for its turn", stale=True))
         cards(row)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.services import folders, limits, open_model
+from pages.services import folders, jobs, limits, open_model
+from pages.services.session import session
 from upvit_core.errors import CheckpointError, UPViTError
 
 WAYS = ("timm", "File", "Upload", "Published")
@@ -24,21 +25,23 @@ def panel() -> None:
             "From", ways, default=WAYS[0], key="way", label_visibility="collapsed", required=True
         )
         {WAYS[0]: _timm, WAYS[1]: _path, WAYS[2]: _upload, WAYS[3]: _published}[way]()
-        if st.session_state.get(open_model.KEY, "demo") != "demo":
+        if session().source not in (None, "demo"):
             st.button("Back to the demo", icon=":material/home:", on_click=_choose, args=("demo",), type="tertiary")
 
 
 def _choose(source: str) -> None:
-    st.session_state[open_model.KEY] = source
+    session().source = source
 
 
 def _open(source: str) -> None:
     """Open at once what can be, so that a mistake is told here and the page keeps what it shows."""
     try:
-        open_model.peek(source)
+        open_model.inspect(source)
     except UPViTError as error:
         st.error(str(error))
         return
+    if (job := jobs.find(open_model.loading_key(source))) is not None:
+        jobs.restart(job)
     _choose(source)
     st.rerun()
 
@@ -81,14 +84,14 @@ def _upload() -> None:
         temporary = place.with_suffix(".part")
         temporary.write_bytes(content)
         temporary.replace(place)
-    if st.session_state.get(open_model.KEY) != str(place) and st.button(f"Open {Path(file.name).name}"):
+    if session().source != str(place) and st.button(f"Open {Path(file.name).name}"):
         _open(str(place))
 
 
 def _published() -> None:
     with st.form("published", border=False):
         folder = st.text_input(
-            "Folder with the published score files", value=st.session_state.get("published-folder", ""),
+            "Folder with the published score files", value="",
             placeholder="/data/up-vit-scores-2k",
             help="One number a line, as released with the letter: …neck_768…, …attn_768_kl_3…, …ffn_3072_kl_3….txt",
         )  # fmt: skip

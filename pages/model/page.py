@@ -1,5 +1,7 @@
 """Model: what is open, drawn and counted, with what it makes of a few images; and the way to open another."""
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from pages.model import open_panel
@@ -10,19 +12,17 @@ from pages.widgets.tables import Tile, gallery, table
 from upvit_core import units
 from upvit_core.figures.model_diagram import draw_model
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.records.task import data_name, task_of
+from upvit_core.records.task import data_name
 
 
-def accuracy(model: open_model.OpenModel) -> jobs.Job | None:
+def baseline_job(model: open_model.OpenModel) -> jobs.Job[evaluation.Baseline] | None:
     """The evaluation of the open model, where there are weights and images."""
-    spec = evaluation.image_spec(model)
-    return evaluation.measure_baseline(model, spec) if model.has_weights and spec else None
+    return evaluation.measure_baseline(model) if model.can_measure else None
 
 
-def numbers(model: open_model.OpenModel, job: jobs.Job | None) -> None:
-    task = task_of(model.shape)
-    if job is not None and job.state == "done":
-        result: evaluation.Baseline = job.result
+def numbers(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] | None) -> None:
+    task = model.task
+    if (result := jobs.result_of(job)) is not None:
         where = f"{result.images:,} {task.samples} of {data_name(result.data)}"
         note = f"on {where}; 95 % sure of {result.low:.{task.digits}f} – {result.high:.{task.digits}f}"
         top = Card(task.name, task.format(result.value), note, MEASURED)
@@ -40,48 +40,41 @@ def numbers(model: open_model.OpenModel, job: jobs.Job | None) -> None:
     )
 
 
-def predictions(model: open_model.OpenModel, job: jobs.Job | None) -> None:
-    """What it makes of a few images, where it has pictures; before that, the field that asks for them or for a text."""
-    task = task_of(model.shape)
+def predictions(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] | None) -> None:
+    """The model's guesses on a few images or passages; where there are none, the field that asks for them."""
+    task = model.task
     st.subheader(f"What it makes of eight test {task.samples}", anchor=False)
-    if job is None:
-        if model.has_weights:
-            with st.form("own-data", border=False):
-                spec = st.text_input(task.inputs, placeholder=task.source)
-                if st.form_submit_button(f"Measure on {task.them}") and spec:
-                    evaluation.choose_images(model, spec.strip())
-                    st.rerun()
-        else:
-            st.caption("Predictions need weights; this shows shapes and scores alone.")
+    if not model.has_weights:
+        st.caption("Predictions need weights; this shows shapes and scores alone.")
         return
-    place = st.container(key="looks")
-    with place:
-        if job.active:
-            progress.progress(job)
-        elif job.state == "done":
-            said = [f"{'✓' if guess.right else '✗'} {guess.likeliest}" for guess in job.result.guesses]
-            if task.has_pictures:
-                gallery(
-                    Tile(
-                        guess.shown,
-                        f"{guess.label}, taken for {guess.likeliest}",
-                        (told, f"{guess.probability:.0%}{'' if guess.right else f', is {guess.label}'}"),
-                    )
-                    for guess, told in zip(job.result.guesses, said, strict=True)
-                )
-            else:
-                table(
-                    ("after", "comes", "it says"),
-                    [
-                        (f"… {guess.shown}", guess.label, f"{told} {guess.probability:.0%}")
-                        for guess, told in zip(job.result.guesses, said, strict=True)
-                    ],
-                )
-        else:
-            st.error(job.error or "Cancelled.")
-            if st.button("Try again"):
-                jobs.discard(job.key)
+    if job is None or job.error:
+        with st.form("own-data", border=False):
+            dataset = st.text_input(task.inputs, value=model.dataset, placeholder=task.source).strip()
+            if st.form_submit_button(f"Measure on {task.them}") and dataset:
+                open_model.choose_dataset(model, dataset)
                 st.rerun()
+    with st.container(key="looks"):
+        if (result := progress.show(job)) is not None:
+            draw_guesses(result.guesses, pictures=task.has_pictures)
+
+
+def draw_guesses(guesses: Sequence[evaluation.ClassGuess], *, pictures: bool) -> None:
+    answers = [f"{'✓' if guess.right else '✗'} {guess.likeliest}" for guess in guesses]
+    if pictures:
+        gallery(
+            Tile(
+                guess.shown,
+                f"{guess.label}, taken for {guess.likeliest}",
+                (answer, f"{guess.probability:.0%}{'' if guess.right else f', is {guess.label}'}"),
+            )
+            for guess, answer in zip(guesses, answers, strict=True)
+        )
+    else:
+        rows = [
+            (f"… {guess.shown}", guess.label, f"{answer} {guess.probability:.0%}")
+            for guess, answer in zip(guesses, answers, strict=True)
+        ]
+        table(("after", "comes", "it says"), rows)
 
 
 with frame.page("Model", "What is open: its parts, its size, and how well it does."):
@@ -90,7 +83,7 @@ with frame.page("Model", "What is open: its parts, its size, and how well it doe
         open_panel.panel()
     with left:
         model = frame.current()
-        job = accuracy(model)
+        job = baseline_job(model)
         charts.show(draw_model(model.shape, charts.theme()), "drawing")
         numbers(model, job)
     predictions(model, job)

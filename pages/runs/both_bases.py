@@ -13,8 +13,9 @@ from pages.widgets import charts
 from upvit_core.figures.evaluations import Row
 from upvit_core.figures.runs import RunCurve
 from upvit_core.figures.training_curves import GLYPHS, plot_training_curves
+from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RunSpec
-from upvit_core.runs.store import RunStore, RunSummary
+from upvit_core.runs.store import RunStore
 from upvit_core.training.settings import PRESETS
 
 STYLE = "<style>.key { display: inline-block; margin-right: 1.4em; }</style>"

@@ -19,13 +19,13 @@ import streamlit as st
 import streamlit.components.v1
 
 from pages.services import run_data
+from pages.services.session import session
 from pages.widgets import presenter
 from upvit_core.figures.live import COLUMNS, Points, published, titles
 from upvit_core.figures.runs import RunCurve
 from upvit_core.runs.store import RunStore
 
 FOLDER = Path(__file__).parent / "browser"
-KEY = "live-charts"
 PLOTLY = Path(plotly.__file__).parent / "package_data"  # with plotly.min.js
 HTML = f"""<div class="runs" data-plotly="component/{__name__}.plotly/plotly.min.js?v={version("plotly")}">
 <figure data-chart="speed" data-height="440"></figure>
@@ -57,6 +57,11 @@ class Told:
     now: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
+@dataclass
+class Browser:
+    told: Told | None = None
+
+
 @dataclass(frozen=True)
 class View:
     """How the same points are shown."""
@@ -69,9 +74,11 @@ class View:
 def charts(store: RunStore, curves: Sequence[RunCurve]) -> None:
     """The charts, with everything that was measured when these runs were chosen."""
     choice = [_described(curve) for curve in curves]
-    told: Told | None = st.session_state.get(KEY)
+    told = session().part(Browser).told
     if told is None or told.choice != choice:
-        told = st.session_state[KEY] = picture(choice, {c.id: run_data.rows().points(store, c.id) for c in curves})
+        told = session().part(Browser).told = picture(
+            choice, {c.id: run_data.rows().points(store, c.id) for c in curves}
+        )
     st.components.v1.declare_component("plotly", path=PLOTLY)  # serves the package's plotly.js, which the charts load
     _charts(key="runs-charts", data=told.picture)
 
@@ -117,7 +124,9 @@ def news(told: Told, points: dict[str, Points]) -> list[dict[str, Any]]:
 
 def feed(store: RunStore, view: View, going: Collection[str]) -> None:
     """The new points of those drawn runs that go on, and how all are to be shown; a new picture where one is needed."""
-    told: Told = st.session_state[KEY]
+    told = session().part(Browser).told
+    if told is None:
+        return
     read = run_data.rows()
     points = {run: (read.points if run in going else read.known)(store, run) for run in told.now}
     if any(points[run].count[kind] < count for run, counts in told.now.items() for kind, count in counts.items()):
@@ -132,7 +141,7 @@ def feed(store: RunStore, view: View, going: Collection[str]) -> None:
 
 def forget() -> None:
     """The next picture is a new one."""
-    st.session_state.pop(KEY, None)
+    session().part(Browser).told = None
 
 
 def shown(runs: Sequence[Points], view: View) -> dict[str, Any]:

@@ -11,15 +11,18 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from pages.runs import both_bases, live_charts, table
-from pages.services import evaluation, folders, launch, recipes, run_data, scoring, slider_state
+from pages.services import folders, launch, recipes, run_data, scoring, slider_state
+from pages.services.session import session
 from pages.widgets import charts, frame, progress, run_actions
 from upvit_core.figures.runs import Quantity, RunCurve, judged_by, speed_table, step_table
 from upvit_core.records.task import task_of_rows
 from upvit_core.runs.commands import commands
+from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RESUMABLE
-from upvit_core.runs.store import RunStore, RunSummary
+from upvit_core.runs.store import RunStore
 
 REFRESH = "2s"
+TESTED_ON, ONE_RUN = "tested-on", "one-run"  # keys of widgets
 SHOWN = 10
 LISTED = 12
 LOG_LINES = 14
@@ -85,14 +88,14 @@ def bar(summary: RunSummary, colour: str) -> str:
 def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> live_charts.View:
     """The charts, and what can be chosen about them."""
     sources = list(dict.fromkeys(curve.data for curve in curves))  # the newest run's first
-    of = ""
+    of: str | None = None
     with st.container(horizontal=True):
         if len(sources) > 1:
-            if st.session_state.get("tested-on") not in sources:
-                st.session_state["tested-on"] = sources[0]
+            if st.session_state.get(TESTED_ON) not in sources:
+                st.session_state[TESTED_ON] = sources[0]
             of = st.segmented_control(
                 "Tested on", sources, format_func=lambda data: Path(data.partition("#")[0]).name or data,
-                required=True, wrap=True, key="tested-on", label_visibility="collapsed",
+                required=True, wrap=True, key=TESTED_ON, label_visibility="collapsed",
                 help="Runs that learn from different images or texts are tested on different ones: what they reach "
                 "does not compare, and stands on an axis of its own.",
             )  # fmt: skip
@@ -115,7 +118,7 @@ def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> liv
         charts.table_button(speed_table(drawn, relative=relative), "speed", "Speed (CSV)")
         for key, (name, quantity) in tables.items():
             charts.table_button(step_table(drawn, quantity), key, f"{name} (CSV)")
-    return live_charts.View(relative, published, of)
+    return live_charts.View(relative, published, of or "")
 
 
 def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> None:
@@ -125,9 +128,9 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
     if not readable:
         return
     active = next((s.id for s in summaries if s.state.state == "running"), readable[0])
-    if st.session_state.get("one-run") not in readable:
-        st.session_state["one-run"] = active
-    run_id = st.selectbox("One run", readable, format_func=label.__getitem__, key="one-run")
+    if st.session_state.get(ONE_RUN) not in readable:
+        st.session_state[ONE_RUN] = active
+    run_id = st.selectbox("One run", readable, format_func=label.__getitem__, key=ONE_RUN)
     run = run_actions.get(store, run_id)
     if run is None:
         return
@@ -169,7 +172,7 @@ def structure(store: RunStore, summaries: Sequence[RunSummary], drawn: Sequence[
 def body(store: RunStore) -> None:
     """The page; what changes while runs go on is drawn again by `tick`, the rest when someone does something."""
     summaries, slots = store.list(), Slots()
-    if st.session_state.get("runs-active", False) != any(s.state.is_active for s in summaries):
+    if session().active_runs != any(s.state.is_active for s in summaries):
         st.rerun()
     run_actions.said()
     left, right = st.columns([0.29, 0.71], gap="medium")
@@ -218,16 +221,15 @@ def nothing_yet() -> None:
     model = frame.current()
     scores = scoring.current(model)
     now = slider_state.current(model.shape)
-    spec = evaluation.image_spec(model)
-    if model.has_weights and scores is not None and spec:
-        found, finding = scoring.planning(model, scores, now, spec)
-        if finding is not None and finding.active:
-            progress.progress(finding)
+    if model.can_measure and scores is not None:
+        planned, finding = scoring.for_planning(model, scores, now)
+        progress.show(finding)
         if st.button(
             f"Distil {model.name} at {now.words}", type="primary", icon=":material/play_arrow:", key="first-run",
-            disabled=found is None,
+            disabled=planned is None,
         ):  # fmt: skip
             launch.start_runs(model, scores, [now], recipes.asked(model))
+            frame.go_to_runs()
     else:
         st.markdown("Open a model with weights and scores first, then choose a plan.")
     frame.page_link("pages/tradeoff/page.py", "Choose a plan on Trade-off")
@@ -243,10 +245,9 @@ with frame.page(
     summaries = store.list()
     if summaries:
         st.html(STYLE)
-        st.session_state["runs-active"] = any(summary.state.is_active for summary in summaries)
+        session().active_runs = any(summary.state.is_active for summary in summaries)
         st.fragment(body)(store)
-        if asked := st.session_state.get(run_actions.ASKED):
-            run_actions.confirm(store, run_data.names(summaries).get(asked, asked))
+        run_actions.confirm_cancelling(store)
         frame.current()
     else:
         nothing_yet()

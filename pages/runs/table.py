@@ -12,7 +12,8 @@ from upvit_core import units
 from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.task import TEXT, task_of_rows
-from upvit_core.runs.store import RunStore, RunSummary
+from upvit_core.runs.folder import RunSummary
+from upvit_core.runs.store import RunStore
 
 MOST = 10
 FORMATS = {

@@ -12,6 +12,7 @@ import streamlit as st
 
 from pages.services import imports, jobs
 from pages.services.open_model import OpenModel
+from pages.services.session import resolve
 from upvit_core import units
 from upvit_core.errors import CalibrationError
 from upvit_core.profiling.calibration import Calibration, default_path, newest
@@ -19,6 +20,7 @@ from upvit_core.profiling.latency import estimate_latency, latency_of
 from upvit_core.records.shape import ModelShape
 
 KEY = "calibrate this device"
+BATCH = "batch"  # key of the widget, and of the link
 BATCHES = (1, 4, 8, 16, 32, 64, 128)
 SECONDS = 45.0
 
@@ -82,8 +84,8 @@ def _read(path: str, stamp: int) -> Calibration | None:
         return None
 
 
-def start(shape: ModelShape) -> jobs.Job:
-    """The job that times this device, checks the estimates on plans it has not seen, and keeps both."""
+def start_calibration(shape: ModelShape) -> jobs.Job[Calibration]:
+    """The job that calibrates this device and checks the estimates on plans that it has not seen."""
 
     def work(report: jobs.Report) -> Calibration:
         import torch
@@ -106,9 +108,9 @@ def start(shape: ModelShape) -> jobs.Job:
 
 
 def batch_of(model: OpenModel) -> int:
-    """The batch size for which time and memory are told."""
+    """The batch size for which time and memory are estimated."""
     default = 32 if model.shape.img_size[0] < 100 else 8
-    value = str(st.session_state.get("batch") or st.query_params.get("batch") or default)
+    value = str(resolve(BATCH))
     return int(value) if value in map(str, BATCHES) else default
 
 

@@ -1,6 +1,6 @@
-"""Long work beside the page: it runs in a thread of the server, says how far it is, and can be cancelled.
+"""Background jobs: long work runs in a thread of the server, reports its progress, and can be cancelled.
 
-Pages look a job up by its key; sessions that ask for the same thing share one job.
+Pages look a job up by its key; sessions that ask for the same work share one job.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, Literal
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import streamlit as st
 
@@ -28,20 +28,33 @@ MOST_REMEMBERED = 200
 FIRST_PAINT_SECONDS = 1.0
 END_SECONDS = 1.0
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Progress as the library reports it: `done` of `total` in `unit`, and the seconds left (None: not known yet)."""
+
+    @property
+    def done(self) -> float: ...
+    @property
+    def total(self) -> float: ...
+    @property
+    def unit(self) -> str: ...
+    @property
+    def share(self) -> float: ...
+    @property
+    def seconds_left(self) -> float | None: ...
 
 
 class Report:
-    """What a job is given to say how far it is; raises Cancelled once someone has asked to stop.
+    """The callback through which a job reports its progress; every call raises Cancelled once the job is to stop."""
 
-    Takes the library's own `Progress`, or a share between 0 and 1.
-    """
-
-    def __init__(self, job: Job):
+    def __init__(self, job: Job[Any]):
         self._job = job
 
-    def __call__(self, progress: Any) -> None:
-        if self._job.stop.is_set():
-            raise Cancelled("Cancelled.")
+    def __call__(self, progress: Progress | float) -> None:
+        """Report the library's `Progress`, or a share between 0 and 1."""
+        self.cancel_only(progress)
         if isinstance(progress, (int, float)):
             self._job.share = float(progress)
             return
@@ -50,109 +63,162 @@ class Report:
             f"{progress.done:,.0f} of {progress.total:,.0f} {progress.unit}" if progress.done < 1e6 else ""
         )
 
-    def changed(self) -> None:
-        """Something on disk is newer than what a page shows: pages that follow this job are run again."""
-        self._job.version += 1
-
-    def quietly(self) -> Callable[[Any], None]:
-        """For a part of the work whose own progress is not shown: it only learns when to stop."""
-
-        def listen(progress: Any) -> None:
-            if self._job.stop.is_set():
-                raise Cancelled("Cancelled.")
-
-        return listen
-
-    def rest(self, seconds: float) -> None:
-        """Wait, so that what is asked for at every move of a slider is done once it rests."""
-        if self._job.stop.wait(seconds):
-            raise Cancelled("Cancelled.")
-
-    def say(self, detail: str, share: float | None = None) -> None:
-        """Name the step that is being done."""
+    def cancel_only(self, progress: object = None) -> None:
+        """Raise Cancelled once the job is to stop; for parts of the work whose own progress is not shown."""
         if self._job.stop.is_set():
             raise Cancelled("Cancelled.")
+
+    def step(self, detail: str, share: float | None = None) -> None:
+        """Name the current step."""
+        self.cancel_only()
         self._job.detail = detail
         if share is not None:
             self._job.share = share
 
+    def debounce(self, seconds: float) -> None:
+        """Wait, so that work requested at every move of a slider starts only once the slider rests."""
+        if self._job.stop.wait(seconds):
+            raise Cancelled("Cancelled.")
+
+    def changed(self) -> None:
+        """Announce new results on disk: pages that watch this job are run again."""
+        self._job.version += 1
+
 
 @dataclass
-class Job:
-    """One piece of work and how far it is."""
+class Job(Generic[T]):
+    """One piece of work with its progress; `result` is None until the job is done."""
 
     key: str
     title: str
+    work: Callable[[Report], T] | None = None
+    long: bool = False
     state: State = "waiting"
     share: float = 0.0
     seconds_left: float | None = None
     detail: str = ""
-    result: Any = None
+    result: T | None = None
     error: str = ""
     version: int = 0
-    started: float = field(default_factory=time.monotonic)
     stop: threading.Event = field(default_factory=threading.Event)
 
     @property
     def active(self) -> bool:
         return self.state in ("waiting", "running")
 
+    def run(self) -> None:
+        """Do the work in this thread; errors end up in `state` and `error`."""
+        if self.stop.is_set():
+            self.state = "cancelled"
+        if self.state != "waiting" or self.work is None:
+            return
+        self.state = "running"
+        try:
+            report = Report(self)
+            imports.import_heavy(report.step)
+            self.result = self.work(report)
+            self.share, self.state = 1.0, "done"
+            self.work = None
+        except Cancelled:
+            self.state = "cancelled"
+        except UPViTError as error:
+            self.error, self.state = str(error), "failed"
+        except Exception as error:
+            logging.getLogger(__name__).exception("%s failed", self.title)
+            self.error = f"{self.title} failed ({type(error).__name__}: {error}); the server's log has the details."
+            self.state = "failed"
+
 
 class Workers:
-    """Two queues, so that a preview of a second does not wait behind a scoring of minutes."""
+    """All jobs by key, and the threads that run them: a preview of a second does not wait behind minutes of scoring.
 
-    def __init__(self) -> None:
-        self.jobs: OrderedDict[str, Job] = OrderedDict()
+    submit: runs or queues a new job in place of the two threads.
+    """
+
+    def __init__(self, submit: Callable[[Job[Any]], None] | None = None) -> None:
         self.lock = threading.Lock()
-        self.ending = False
-        self.busy = 0
-        atexit.register(self.end)
-        self.queues: dict[bool, SimpleQueue[tuple[Job, Callable[[Report], Any]]]] = {}
-        for long in (True, False):
-            self.queues[long] = SimpleQueue()
-            # Daemons: Ctrl-C ends the server without waiting for them.
-            threading.Thread(target=self.serve, args=(self.queues[long],), daemon=True).start()
+        self.closing = False
+        self.running = 0
+        self._jobs: OrderedDict[str, Job[Any]] = OrderedDict()
+        self._queues: dict[bool, SimpleQueue[Job[Any]]] = {True: SimpleQueue(), False: SimpleQueue()}
+        self._submit = submit or (lambda job: self._queues[job.long].put(job))
+        if submit is None:
+            atexit.register(self.end)
+            for queue in self._queues.values():
+                # Daemons: Ctrl-C ends the server without waiting for them.
+                threading.Thread(target=self._serve, args=(queue,), daemon=True).start()
 
-    def start(self, key: str, work: Callable[[Report], Any], title: str, *, long: bool, again: bool) -> Job:
+    def start(
+        self, key: str, work: Callable[[Report], T], title: str, *, long: bool = False, again: bool = False
+    ) -> Job[T]:
+        """The job with this key where it is active or done; otherwise, or with `again` once it is done, a new one."""
         with self.lock:
-            found = self.jobs.get(key)
-            if found is not None and (found.active or (found.state == "done" and not again)):
-                self.jobs.move_to_end(key)
-                return found
-            job = self.jobs[key] = Job(key, title)
-            self.jobs.move_to_end(key)
-            while len(self.jobs) > MOST_REMEMBERED:
-                oldest = next((k for k, j in self.jobs.items() if not j.active), None)
-                if oldest is None:
-                    break
-                del self.jobs[oldest]
-        self.queues[long].put((job, work))
+            known = self._jobs.get(key)
+            if known is not None and (known.active or (known.state == "done" and not again)):
+                self._jobs.move_to_end(key)
+                return known
+            job = self._add(Job(key, title, work, long))
+        self._submit(job)
         return job
 
-    def serve(self, queue: SimpleQueue[tuple[Job, Callable[[Report], Any]]]) -> None:
+    def submit_done(self, key: str, title: str, result: T) -> Job[T]:
+        """The job with this key; where there is none, a finished one with this result."""
+        with self.lock:
+            return self._jobs.get(key) or self._add(Job(key, title, state="done", share=1.0, result=result))
+
+    def find(self, key: str) -> Job[Any] | None:
+        with self.lock:
+            return self._jobs.get(key)
+
+    def discard(self, key: str) -> None:
+        """Stop a job and forget it."""
+        with self.lock:
+            job = self._jobs.pop(key, None)
+        if job is not None:
+            job.stop.set()
+
+    def all(self) -> list[Job[Any]]:
+        """Every remembered job, the longest unused first."""
+        with self.lock:
+            return list(self._jobs.values())
+
+    def _add(self, job: Job[T]) -> Job[T]:
+        """Remember a job, in place of old ones that have ended; the lock is held."""
+        self._jobs[job.key] = job
+        self._jobs.move_to_end(job.key)
+        while len(self._jobs) > MOST_REMEMBERED:
+            oldest = next((key for key, other in self._jobs.items() if not other.active and other is not job), None)
+            if oldest is None:
+                break
+            del self._jobs[oldest]
+        return job
+
+    def _serve(self, queue: SimpleQueue[Job[Any]]) -> None:
         time.sleep(FIRST_PAINT_SECONDS)
         while True:
-            job, work = queue.get()
+            job = queue.get()
             with self.lock:
-                self.busy += not self.ending
-            if self.ending:
+                self.running += not self.closing
+            if self.closing:
                 return
-            _run(job, work)
+            job.run()
             with self.lock:
-                self.busy -= 1
+                self.running -= 1
 
     def end(self) -> None:
-        """Before the interpreter ends: Python stops a thread where it next asks for its lock, and inside torch's C++
-        that aborts the process. Jobs are asked to stop; where one does not listen in time, the process ends as it is.
+        """Stop the jobs before the interpreter ends.
+
+        Python stops a thread where it next asks for the interpreter's lock, and inside torch's C++ that aborts the
+        process. Where a job does not stop in time, the process therefore exits at once.
         """
         with self.lock:
-            self.ending = True
-            for job in self.jobs.values():
+            self.closing = True
+            for job in self._jobs.values():
                 job.stop.set()
         deadline = time.monotonic() + END_SECONDS
-        while self.busy and time.monotonic() < deadline:
+        while self.running and time.monotonic() < deadline:
             time.sleep(0.02)
-        if self.busy:
+        if self.running:
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 with suppress(OSError, ValueError):
@@ -160,59 +226,48 @@ class Workers:
             os._exit(0)
 
 
-def _run(job: Job, work: Callable[[Report], Any]) -> None:
-    if job.stop.is_set():
-        job.state = "cancelled"
-        return
-    job.state, job.started = "running", time.monotonic()
-    try:
-        report = Report(job)
-        imports.import_heavy(report.say)
-        job.result = work(report)
-        job.share, job.state = 1.0, "done"
-    except Cancelled:
-        job.state = "cancelled"
-    except UPViTError as error:
-        job.error, job.state = str(error), "failed"
-    except Exception as error:
-        logging.getLogger(__name__).exception("%s failed", job.title)
-        job.error = f"{job.title} failed ({type(error).__name__}: {error}); the server's log has the details."
-        job.state = "failed"
-
-
 @st.cache_resource(show_spinner=False)
 def workers() -> Workers:
     return Workers()
 
 
-def start(key: str, work: Callable[[Report], Any], title: str, *, long: bool = False, again: bool = False) -> Job:
-    """The job of this key: the one that runs or is done, else a new one. A failed or cancelled one is started again."""
+def start(key: str, work: Callable[[Report], T], title: str, *, long: bool = False, again: bool = False) -> Job[T]:
+    """Start work that someone asked for; see `Workers.start`. A failed or cancelled job is started again."""
     return workers().start(key, work, title, long=long, again=again)
 
 
-def submit_done(key: str, title: str, result: Any) -> Job:
-    """A job that was done earlier, by another server; its result is known."""
-    job = Job(key, title, "done", 1.0, result=result)
-    return workers().jobs.setdefault(key, job)
+def ensure(key: str, work: Callable[[Report], T], title: str) -> Job[T]:
+    """The job with this key whatever its state, started where there is none: a failed one stays failed."""
+    return find(key) or start(key, work, title)
 
 
-def find(key: str) -> Job | None:
-    return workers().jobs.get(key)
+def restart(job: Job[Any]) -> None:
+    """Run the work of a failed or cancelled job again."""
+    if job.work is not None:
+        start(job.key, job.work, job.title, long=job.long)
 
 
-def wait_briefly(job: Job, seconds: float) -> None:
-    """Wait a moment for a job that is nearly done, so that its picture comes without a bar first."""
-    end = time.monotonic() + seconds
-    while job.active and time.monotonic() < end:
-        time.sleep(0.02)
+def submit_done(key: str, title: str, result: T) -> Job[T]:
+    """A job whose result is known already."""
+    return workers().submit_done(key, title, result)
 
 
-def cancel(key: str) -> None:
-    job = find(key)
-    if job is not None and job.active:
-        job.stop.set()
+def find(key: str) -> Job[Any] | None:
+    return workers().find(key)
 
 
 def discard(key: str) -> None:
-    """So that a job that failed or was cancelled is shown no longer."""
-    workers().jobs.pop(key, None)
+    """Stop and forget a job that nobody waits for."""
+    workers().discard(key)
+
+
+def result_of(job: Job[T] | None) -> T | None:
+    """The result of a finished job; None for any other, and for no job."""
+    return job.result if job is not None else None
+
+
+def wait_briefly(job: Job[Any], seconds: float) -> None:
+    """Wait a moment for a job that is nearly done, so that its picture is drawn without a bar first."""
+    end = time.monotonic() + seconds
+    while job.active and time.monotonic() < end:
+        time.sleep(0.02)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import dataclass, replace
 from typing import Any
 
 import streamlit as st
 
-from pages.services import block_removals, evaluation, folders, limits, scoring
+from pages.services import block_removals, folders, limits, scoring
 from pages.services.open_model import OpenModel
 from pages.services.recipes import Training
+from pages.services.session import session
 from upvit_core.planning.what_if import MOST, WhatIf
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs.devices import Device, device_named
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.spec import RunSpec, SlurmSettings
 from upvit_core.runs.store import RunStore
-
-RUNS_PAGE = "pages/runs/page.py"
-
-
-KEPT = ("open", "presenter", "scores", "images")  # of the link, on the way to Runs
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ def both_bases(what_if: WhatIf) -> list[WhatIf]:
 
 
 def distill_spec(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, training: Training) -> RunSpec:
-    """The run that distils one what-if; `scores` are those that plan it (`scoring.planning`)."""
+    """The run that distils one what-if; `scores` are those that plan it (`scoring.for_planning`)."""
     return RunSpec(
         name=f"{model.name} {what_if.words}"[:200],
         teacher=model.model,
@@ -69,7 +64,7 @@ def distill_spec(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, tr
         data=training.images,
         epochs=training.epochs,
         settings=training.settings(model, what_if),
-        owner=owner(),
+        owner=session().owner,
     )
 
 
@@ -80,29 +75,19 @@ def start_runs(
     training: Training,
     where: LaunchTarget = HERE,
 ) -> None:
-    """Queue one run for each what-if and go to Runs."""
+    """Queue one run for each what-if."""
     store = RunStore(folders.runs())
     limits.confine(training.images)
-    limits.check_room(store, owner(), len(what_ifs))
+    limits.check_room(store, session().owner, len(what_ifs))
     group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 2 else ""
     if len(what_ifs) == 2:
         group = f"{model.name} both ways {what_ifs[0].words}"
     for what_if in what_ifs:
-        planning, _ = scoring.planning(model, scores, what_if, evaluation.image_spec(model))
+        planning, _ = scoring.for_planning(model, scores, what_if)
         asked = distill_spec(model, planning or scores, what_if, training)
         asked = asked.model_copy(update={"group": group[:200], **where.changes})
         run = store.create(asked)
         executor_for(store, asked).submit(run)
-        st.session_state.setdefault("started_runs", []).append(run.id)
-    # Without parameters of its own, switch_page refuses to drop those of moved sliders (Streamlit 1.67).
-    st.switch_page(RUNS_PAGE, query_params={key: st.query_params[key] for key in KEPT if key in st.query_params})
-
-
-def owner() -> str:
-    """A name for this browser session, so that its runs can be told from others'."""
-    if "owner" not in st.session_state:
-        st.session_state["owner"] = secrets.token_hex(4)
-    return str(st.session_state["owner"])
 
 
 @st.cache_data(ttl=10, show_spinner=False)

@@ -10,32 +10,34 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.services import block_removals, evaluation, limits, scoring, slider_state
+from pages.services import block_removals, limits, open_model, scoring, slider_state
 from pages.services.open_model import OpenModel
+from pages.services.session import session
 from upvit_core.errors import LimitError
 
 SCORES, IMAGES = "scores", "images"
-OF = "link-of"
 
 
 def follow(model: OpenModel) -> None:
     """Take scores and images from the link, once a session and model, and keep the link true to what is chosen."""
-    if st.session_state.setdefault(OF, model.source) != model.source:  # another model: these were not of it
-        st.session_state[OF] = model.source
-        _tell(SCORES, None)
-        _tell(IMAGES, None)
-    chosen, available = st.session_state.setdefault(scoring.CHOSEN, {}), scoring.records(model)
+    now = session()
+    if now.link_source not in (None, model.source):  # the link's scores and images belong to another model
+        _set(SCORES, None)
+        _set(IMAGES, None)
+    now.link_source = model.source
+    chosen, available = now.scores, scoring.records(model)
     asked = st.query_params.get(SCORES)
     if asked in available and model.source not in chosen:
         scoring.choose(model, asked)
     if chosen.get(model.source) in available:
         first = next(iter(available))
-        _tell(SCORES, None if chosen[model.source] == first else chosen[model.source])
-    asked, own = st.query_params.get(IMAGES), st.session_state.setdefault(evaluation.IMAGES, {})
-    if asked and model.source not in own and not _lacking(asked):
-        evaluation.choose_images(model, asked)
-    if model.source in own:
-        _tell(IMAGES, own[model.source] if own[model.source] != evaluation.images_of_its_own(model) else None)
+        _set(SCORES, None if chosen[model.source] == first else chosen[model.source])
+    asked = st.query_params.get(IMAGES)
+    if asked and model.source not in now.datasets and not _lacking(asked):
+        open_model.choose_dataset(model, asked)
+    if model.source in now.datasets:
+        dataset = now.datasets[model.source]
+        _set(IMAGES, dataset if dataset != open_model.own_dataset(model) else None)
 
 
 def missing(model: OpenModel) -> list[str]:
@@ -75,7 +77,7 @@ def _lacking(spec: str) -> str:
     return ""
 
 
-def _tell(key: str, value: str | None) -> None:
+def _set(key: str, value: str | None) -> None:
     if value:
         if st.query_params.get(key) != value:
             st.query_params[key] = value

@@ -1,36 +1,44 @@
-"""What is open: a model's shape and scores, known without torch; its weights only when something needs them."""
+"""The open model: its shape and scores without torch; weights and images when a job needs them."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import streamlit as st
 from safetensors import SafetensorError, safe_open
 
-from pages.services import limits
-from upvit_core.errors import CheckpointError
+from pages.services import jobs, limits
+from pages.services.cache import Cache
+from pages.services.session import session
+from upvit_core.errors import CheckpointError, DataError
 from upvit_core.importance.published import import_scores
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape, deit_shape
-from upvit_core.records.task import model_name
+from upvit_core.records.task import Task, model_name, task_of
 
 if TYPE_CHECKING:
+    from upvit_core.data import ImageSet
     from upvit_core.models.checkpoint import LoadedModel
 
 KEY = "open"
 PUBLISHED = "published:"
 WITHOUT_WEIGHTS = "no-weights:"
 HEADS = "#heads="
+MOST_IMAGE_SETS = 6
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """`source` is what the link carries; `model` is what `load_model` takes, empty where there are only scores."""
+    """A model as the pages see it.
+
+    source: its name in links. model: the path for `load_model`, "" without weights. digest: of the weights, as records
+    name them. dataset: the image set chosen for it in this session, "" for none.
+    """
 
     source: str
     name: str
@@ -39,39 +47,105 @@ class OpenModel:
     digest: str
     about: str
     bundled: ImportanceScores | None = None
+    dataset: str = ""
 
     @property
     def has_weights(self) -> bool:
         return bool(self.model)
 
     @property
+    def can_measure(self) -> bool:
+        """Whether there are weights and images."""
+        return self.has_weights and bool(self.dataset)
+
+    @property
     def is_demo(self) -> bool:
         return self.source == "demo"
 
+    @property
+    def task(self) -> Task:
+        return task_of(self.shape)
+
+    @property
+    def identity(self) -> str:
+        """Names the weights: changes with the source and with its files."""
+        path, _ = split_heads(self.model)
+        place = DEMO_FOLDER / "model.safetensors" if self.is_demo else Path(path).expanduser()
+        return self.source + _stamp(place / "model.safetensors" if place.is_dir() else place)
+
+    @property
+    def data_key(self) -> str:
+        """Names the weights and the image set, in keys of jobs and caches."""
+        return f"{self.identity} {self.dataset}"
+
+    def weights(self) -> LoadedModel:
+        """The model with its weights, read once; to be called in a background job."""
+        path, heads = split_heads(self.model)
+
+        def load() -> LoadedModel:
+            from upvit_core.models.checkpoint import load_model
+
+            return load_model(path, num_heads=heads)
+
+        return _models().get(self.identity, load)
+
+    def images(self, split: Literal["train", "val"]) -> ImageSet:
+        """One split of the chosen image set, opened once. Raises DataError."""
+        if not self.dataset:
+            raise DataError(
+                "No images were chosen; give a folder of class folders, an archive of one, or a timm data set name."
+            )
+        limits.confine(self.dataset)
+
+        def read() -> ImageSet:
+            from upvit_core.data import open_images
+
+            cfg, classes = self.weights().pretrained_cfg, self.shape.num_classes
+            return open_images(self.dataset, split, pretrained_cfg=cfg, num_classes=classes)
+
+        return _image_sets().get((self.data_key, split), read)
+
 
 def no_scores(shape: ModelShape) -> ImportanceScores:
-    """Zeros: enough to count with, since counts ask only how many channels stay."""
+    """Scores of zero: enough to count with, since counts depend only on how many channels stay."""
     values = {key: np.zeros(width) for key, width in expected_widths(shape).items()}
     return ImportanceScores(values=values, criterion="none", unit="", shape=shape)
 
 
-def remember(opened: OpenModel) -> OpenModel:
-    """Make it the one that is open, in this session and in the link."""
-    st.session_state[KEY] = opened.source
+def own_dataset(model: OpenModel) -> str:
+    """The image set that comes with a model, or ""."""
+    if not model.task.has_pictures:
+        beside = Path(model.model).expanduser() / "text.txt"
+        return str(beside) if model.has_weights and beside.is_file() else ""
+    fits = (model.shape.img_size, model.shape.in_chans, model.shape.num_classes) == ((28, 28), 1, 10)
+    return "demo" if model.is_demo or fits else ""
+
+
+def choose_dataset(model: OpenModel, dataset: str) -> OpenModel:
+    """Choose the image set of a model for this session."""
+    session().datasets[model.source] = dataset
+    return replace(model, dataset=dataset)
+
+
+def with_dataset(model: OpenModel) -> OpenModel:
+    """The model with its image set: the one that was chosen, else its own, else none."""
+    chosen = session().datasets.get(model.source)
+    return replace(model, dataset=own_dataset(model) if chosen is None else chosen)
+
+
+def remember(opened: OpenModel) -> None:
+    """Make a model the open one, in this session and in the link."""
+    session().source = opened.source
     if opened.is_demo:
         if KEY in st.query_params:
             del st.query_params[KEY]
     elif st.query_params.get(KEY) != opened.source:
         st.query_params[KEY] = opened.source
-    return opened
 
 
-def peek(source: str) -> OpenModel | None:
-    """Open what can be opened without torch; None for what must be loaded.
-
-    Raises UPViTError with one sentence.
-    """
-    limits.confine(bare(source))
+def inspect(source: str) -> OpenModel | None:
+    """Open a model without torch; None where it must be loaded. Raises UPViTError."""
+    limits.confine(path_of(source))
     if source == "demo":
         return _folder("demo", DEMO_FOLDER, _stamp(DEMO_FOLDER / "config.json"))
     if source.startswith(PUBLISHED):
@@ -83,21 +157,21 @@ def peek(source: str) -> OpenModel | None:
                 shape = deit_shape(variant, distilled=distilled)
                 if source == WITHOUT_WEIGHTS + shape.name:
                     return OpenModel(source, model_name(shape), shape, "", "", "shape only, no weights")
-        return _loaded().get(source)
+        return _loaded().find(source)
     path, heads = split_heads(source)
     place = Path(path).expanduser()
     if place.is_file() and is_scores_file(place):
         return _scores_file(source, str(place), _stamp(place))
     if place.is_dir() and heads is None and _names_shape(place):
         return _folder(source, place, _stamp(place / "config.json"))
-    return _loaded().get(source + _stamp(place))
+    return _loaded().find(source + _stamp(place))
 
 
 def load(source: str) -> OpenModel:
-    """Open anything that `load_model` opens; takes seconds, since it needs torch."""
+    """Open any model that `load_model` opens; takes seconds, since it needs torch."""
     from upvit_core.models.checkpoint import load_model
 
-    limits.confine(bare(source))
+    limits.confine(path_of(source))
     weights = not source.startswith(WITHOUT_WEIGHTS)
     path, heads = split_heads(source.removeprefix(WITHOUT_WEIGHTS))
     loaded = load_model(path, num_heads=heads, pretrained=weights)
@@ -107,39 +181,27 @@ def load(source: str) -> OpenModel:
     opened = OpenModel(
         source, loaded.name, loaded.shape, source if loaded.has_weights else "", loaded.digest, about, scores
     )
-    _loaded()[source + (_stamp(place) if weights else "")] = opened
+    _loaded().put(source + (_stamp(place) if weights else ""), opened)
     if loaded.has_weights:
-        _models().clear()
-        _models()[identity(opened)] = loaded
+        _models().put(opened.identity, loaded)
     return opened
 
 
-def bare(source: str) -> str:
-    """The path or name in what a link carries."""
+def loading_job(source: str) -> jobs.Job[OpenModel]:
+    return jobs.ensure(loading_key(source), lambda report: load(source), f"Opening {source}")
+
+
+def loading_key(source: str) -> str:
+    return f"open {source}"
+
+
+def path_of(source: str) -> str:
+    """The path or name in a source."""
     return source.removeprefix(PUBLISHED).removeprefix(WITHOUT_WEIGHTS).partition(HEADS)[0]
 
 
-def live(opened: OpenModel) -> LoadedModel:
-    """The model with its weights, read once; to be called from a background job."""
-    path, heads = split_heads(opened.model)
-    key, models = identity(opened), _models()
-    if key not in models:
-        from upvit_core.models.checkpoint import load_model
-
-        models.clear()
-        models[key] = load_model(path, num_heads=heads)
-    return models[key]
-
-
-def identity(opened: OpenModel) -> str:
-    """Names the weights: changes with the source and with its files."""
-    path, _ = split_heads(opened.model)
-    place = DEMO_FOLDER / "model.safetensors" if opened.is_demo else Path(path).expanduser()
-    return opened.source + _stamp(place / "model.safetensors" if place.is_dir() else place)
-
-
 def split_heads(source: str) -> tuple[str, int | None]:
-    """`path#heads=12` to its two parts."""
+    """Split `path#heads=12` into its two parts."""
     path, found, heads = source.partition(HEADS)
     if not found:
         return path, None
@@ -158,7 +220,7 @@ def is_scores_file(path: Path) -> bool:
 
 
 def _stamp(path: Path) -> str:
-    """Changes when the file does, so that nothing old is shown."""
+    """A text that changes when the file does."""
     try:
         status = path.stat()
     except OSError:
@@ -212,10 +274,15 @@ def _scores_file(source: str, path: str, stamp: str) -> OpenModel:
 
 
 @st.cache_resource(show_spinner=False)
-def _loaded() -> dict[str, OpenModel]:
-    return {}
+def _loaded() -> Cache[OpenModel]:
+    return Cache(64)
 
 
 @st.cache_resource(show_spinner=False)
-def _models() -> dict[str, LoadedModel]:
-    return {}
+def _models() -> Cache[LoadedModel]:
+    return Cache(1)
+
+
+@st.cache_resource(show_spinner=False)
+def _image_sets() -> Cache[ImageSet]:
+    return Cache(MOST_IMAGE_SETS)

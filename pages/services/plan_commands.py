@@ -18,7 +18,7 @@ def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf,
     source, heads = open_model.split_heads(model.model) if model.has_weights else ("MODEL", None)
     name = shlex.quote(source)
     heads_option = f" --num-heads {heads}" if heads else ""
-    data = shlex.quote(evaluation.image_spec(model) or "IMAGES") if model.has_weights else "IMAGES"
+    data = shlex.quote(model.dataset or "IMAGES") if model.has_weights else "IMAGES"
     before, shallow = plan.shape_before, plan.shape_after.depth < plan.shape_before.depth
     # What blocks go is told by --depth; the widths are those of the plan with all of them.
     widths = replace(what_if, depth=None).plan(scores or open_model.no_scores(before)) if shallow else plan
@@ -39,7 +39,7 @@ def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf,
     basis = " --basis directions" if plan.basis == "directions" else ""
     mend = (" --repair" if what_if.repair else "") + (f" --data {data}" if what_if.repair or basis else "")
     run = "python -m upvit_core"
-    if basis and (scores is None or scores.basis == "directions" or scoring.can_find(model)):
+    if basis and (scores is None or scores.basis == "directions" or scoring.can_find_directions(model)):
         count = scores.images if scores is not None and scores.basis == "directions" else evaluation.CALIBRATION_IMAGES
         lines = [
             f"{run} score {name}{heads_option} --data {data} --basis directions --images {count} --seed 0 "

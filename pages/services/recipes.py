@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import streamlit as st
 
-from pages.services import evaluation
 from pages.services.open_model import OpenModel
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.training.settings import PRESETS, DistillSettings, usual_preset
@@ -56,7 +55,7 @@ def usual(model: OpenModel, what_if: WhatIf) -> str:
 
 def asked(model: OpenModel) -> Training:
     """What the form stands at, or will open with."""
-    start = Training(4 if is_small(model) else 30, evaluation.image_spec(model))
+    start = Training(4 if is_small(model) else 30, model.dataset)
     state = st.session_state
     return Training(
         int(state.get(f"distil-epochs-{model.source}", start.epochs)),

@@ -1,35 +1,34 @@
-"""One channel removed, and nothing else: what the model says about a fixed part of its test images before and after.
+"""The effect of removing one channel or direction: the model's answers on fixed test images before and after.
 
-What the whole model makes of those images is kept, so that a removal computes only the blocks in which it shows.
+The whole model's streams on those images are kept, so that a removal computes only the blocks in which it shows.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
 
-from pages.services import evaluation, jobs, open_model
+from pages.services import evaluation, jobs
+from pages.services.cache import Cache
 from pages.services.open_model import OpenModel
-from upvit_core.profiling.macs import count_macs
 from upvit_core.records.shape import Component
-from upvit_core.records.task import task_of
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
-if TYPE_CHECKING:
     from upvit_core.importance.removal import Streams
     from upvit_core.models.adapter import Adapter
     from upvit_core.models.checkpoint import LoadedModel
 
+    Batches = Iterable[tuple[Tensor, Tensor]]
+
 IMAGES = 500
 TOKENS = 4000
 MAPS = 4
-MOST_KEPT = 2
 
 
 @dataclass(frozen=True)
@@ -49,95 +48,81 @@ class Effect:
     names: tuple[str, ...]
     indices: np.ndarray
     data: str
-    norms: dict[str, float]
+    norms: dict[str, float] = field(default_factory=dict)
     maps: np.ndarray | None = None
 
     @property
     def changed(self) -> np.ndarray:
-        return self.before.argmax(1) != self.after.argmax(1)
+        """Images or tokens (N,) whose likeliest class is another one after the change."""
+        changed: np.ndarray = self.before.argmax(1) != self.after.argmax(1)
+        return changed
 
 
-def at_once(model: OpenModel) -> bool:
-    """Whether the model is so small that a click alone starts the removal."""
-    return count_macs(model.shape) <= evaluation.AUTOMATIC_MACS
-
-
-def prepare(model: OpenModel, spec: str) -> None:
-    """Read weights and images, and run the whole model, in the background before anything is clicked."""
-    key = f"whole {open_model.identity(model)} {spec}"
-    if not model.has_weights or not spec or not at_once(model) or jobs.find(key) is not None:
+def prepare(model: OpenModel) -> None:
+    """Run the whole model in the background before anything is clicked, where it is small."""
+    if not model.can_measure or not evaluation.measures_at_once(model):
         return
 
     def work(report: jobs.Report) -> None:
         from upvit_core.models.build import adapt
 
-        live = open_model.live(model)
-        _batches(model, spec, IMAGES, adapt(live.model, live.shape), report)
+        live = model.weights()
+        _batches(model, IMAGES, adapt(live.model, live.shape), report)
 
-    jobs.start(key, work, "Getting ready for a click")
+    jobs.ensure(f"whole {model.data_key}", work, "Getting ready for a click")
 
 
-def _batches(model: OpenModel, spec: str, count: int, adapter: Adapter, report: jobs.Report) -> tuple[Any, np.ndarray]:
-    """What `remove_one` takes, kept streams where there is room for them, else batches; and which images they are."""
+def _batches(
+    model: OpenModel, count: int, adapter: Adapter, report: jobs.Report
+) -> tuple[Streams | Batches, np.ndarray]:
+    """The input of `remove_one`, kept streams where there is room for them, else batches; and the indices of images."""
     from upvit_core.importance.removal import streams
 
-    data = evaluation.images(model, spec, "val")
+    data = model.images("val")
     indices = evaluation.evaluation_indices(data, min(count, TOKENS // model.shape.answers))
     size = 50 if model.shape.img_size[0] < 100 else 8
-    kept, key = _kept(), (open_model.identity(model), spec, len(indices))
-    if at_once(model) and key not in kept:
-        kept[key] = streams(adapter, data.batches(size, indices=indices), lambda done: report(done / len(indices)))
-        while len(kept) > MOST_KEPT:
-            kept.popitem(last=False)
-    return kept.get(key) or data.batches(size, indices=indices), indices
+
+    def compute() -> Streams | None:
+        return streams(adapter, data.batches(size, indices=indices), lambda done: report(done / len(indices)))
+
+    kept = None
+    if evaluation.measures_at_once(model):
+        kept = _streams().get((model.data_key, len(indices)), compute)
+    return kept or data.batches(size, indices=indices), indices
 
 
 @st.cache_resource(show_spinner=False)
-def _kept() -> OrderedDict[Any, Streams | None]:
-    return OrderedDict()
+def _streams() -> Cache[Streams | None]:
+    return Cache(2)
 
 
 def removal_job(
-    model: OpenModel, component: Component, block: int, number: int, spec: str, count: int = IMAGES
-) -> jobs.Job:
-    """The job that removes one channel and looks at every image."""
+    model: OpenModel, component: Component, block: int, number: int, count: int = IMAGES
+) -> jobs.Job[Effect]:
+    """The job that removes one channel and evaluates the model on every image."""
     key = model.shape.key_of(component, block)
 
     def work(report: jobs.Report) -> Effect:
-        report.say("reading the weights")
-        from upvit_core.evaluation import kl_by_image as kl_by_sample
+        report.step("reading the weights")
         from upvit_core.importance.attention_maps import attention_maps
         from upvit_core.importance.removal import remove_one
         from upvit_core.models.build import adapt
 
-        live, data = open_model.live(model), evaluation.images(model, spec, "val")
-        report.say(f"{task_of(model.shape).batch_items} with and without it")
+        live, data = model.weights(), model.images("val")
+        report.step(f"{model.task.batch_items} with and without it")
         adapter = adapt(live.model, live.shape)
-        batches, indices = _batches(model, spec, count, adapter, report)
+        batches, indices = _batches(model, count, adapter, report)
         result = remove_one(adapter, batches, key, number, lambda done: report(done / len(indices)))
-        before, after = (logits.flatten(0, -2) for logits in (result.before, result.after))
-        kl, answers = kl_by_sample(before, after), model.shape.answers
         maps = None
         if component == "attention":
-            top = np.asarray(indices)[np.argsort(-result.kl.numpy(), kind="stable")[:MAPS]]
+            top = indices[np.argsort(-result.kl.numpy(), kind="stable")[:MAPS]]
             pixels = next(iter(data.batches(len(top), indices=top)))[0]
-            found = attention_maps(adapter, pixels, block, number)
-            maps = None if found is None else np.stack([found[0].numpy(), found[1].numpy()], axis=1)
-        return Effect(
-            kl=kl.numpy(),
-            before=before.float().softmax(-1).numpy(),
-            after=after.float().softmax(-1).numpy(),
-            labels=data.answers(indices),
-            names=tuple(live.class_names or data.answer_names),
-            indices=(np.asarray(indices)[:, None] * answers + np.arange(answers)).ravel(),
-            data=data.name,
-            norms=weight_norms(live, key, number),
-            maps=maps,
-        )
+            pair = attention_maps(adapter, pixels, block, number)
+            maps = None if pair is None else np.stack([pair[0].numpy(), pair[1].numpy()], axis=1)
+        effect = effect_of(model, result.before, result.after, indices)
+        return replace(effect, norms=weight_norms(live, key, number), maps=maps)
 
-    return jobs.start(
-        f"remove {open_model.identity(model)} {spec} {key} {number} {count}", work, f"Removing channel {number}"
-    )
+    return jobs.ensure(f"remove {model.data_key} {key} {number} {count}", work, f"Removing channel {number}")
 
 
 def weight_norms(live: LoadedModel, key: str, number: int) -> dict[str, float]:
@@ -151,46 +136,48 @@ def weight_norms(live: LoadedModel, key: str, number: int) -> dict[str, float]:
     return {name.replace(".weight", ""): float(t[number].detach().norm()) for name, t in found.items()}
 
 
-def direction_removal_job(model: OpenModel, component: Component, block: int, number: int, spec: str) -> jobs.Job:
-    """The job that removes one direction, factor or FFN channel of the rotated model and looks at every image."""
+def direction_removal_job(model: OpenModel, component: Component, block: int, number: int) -> jobs.Job[Effect]:
+    """The job that removes one direction, factor or FFN channel of the rotated model and evaluates it."""
     key = model.shape.key_of(component, block)
 
     def work(report: jobs.Report) -> Effect:
-        report.say("rotating the model")
+        report.step("rotating the model")
         from upvit_core.evaluation import predict
         from upvit_core.importance.removal import remove_one
         from upvit_core.models.build import adapt
         from upvit_core.pruning.basis import prune_directions
         from upvit_core.pruning.basis.scores import whole_plan
 
-        live, data = open_model.live(model), evaluation.images(model, spec, "val")
-        stats = evaluation.statistics(model, spec, report)
+        live, data, shape = model.weights(), model.images("val"), model.shape
+        stats = evaluation.statistics(model, report)
         indices = evaluation.evaluation_indices(data, IMAGES)
-        batches = data.batches(100 if model.shape.img_size[0] < 100 else 8, indices=indices)
-        shape = live.shape
+        batches = data.batches(100 if shape.img_size[0] < 100 else 8, indices=indices)
         if component == "residual":
             rest = tuple(i for i in range(shape.embed_dim) if i != number)
             without = prune_directions(live.model, shape, whole_plan(shape, rest), stats)
-            kept = list(batches)
-            before, after = predict(live.model, kept)[0], predict(without, kept)[0]
+            images = list(batches)
+            before, after = predict(live.model, images)[0], predict(without, images)[0]
         else:
-            rotated = prune_directions(live.model, shape, whole_plan(shape), stats)
-            result = remove_one(
-                adapt(rotated, shape), batches, key, number, lambda done: report(done / len(indices))
-            )  # fmt: skip
+            rotated = adapt(prune_directions(live.model, shape, whole_plan(shape), stats), shape)
+            result = remove_one(rotated, batches, key, number, lambda done: report(done / len(indices)))
             before, after = result.before, result.after
-        return _effect(before, after, np.asarray(indices), data.labels()[indices], live.class_names, data)
+        return effect_of(model, before, after, indices)
 
-    return jobs.start(
-        f"remove direction {open_model.identity(model)} {spec} {key} {number}", work, f"Removing number {number}"
-    )
+    return jobs.ensure(f"remove direction {model.data_key} {key} {number}", work, f"Removing number {number}")
 
 
-def _effect(
-    before: torch.Tensor, after: torch.Tensor, indices: np.ndarray, labels: np.ndarray, names: object, data: object
-) -> Effect:
-    q, p = (logits.double().log_softmax(-1) for logits in (before, after))
+def effect_of(model: OpenModel, before: Tensor, after: Tensor, indices: np.ndarray) -> Effect:
+    """The effect of a change, from the logits (N, …, classes) before and after it on these images or blocks of text."""
+    from upvit_core.evaluation import kl_by_image
+
+    data, answers = model.images("val"), model.shape.answers
+    before, after = (logits.flatten(0, -2) for logits in (before, after))
     return Effect(
-        kl=(q.exp() * (q - p)).sum(-1).clamp_min(0).numpy(), before=q.exp().numpy(), after=p.exp().numpy(),
-        labels=labels, names=tuple(names or data.class_names), indices=indices, data=data.name, norms={},  # type: ignore[attr-defined,call-overload]
-    )  # fmt: skip
+        kl=kl_by_image(before, after).clamp_min(0).numpy(),
+        before=before.float().softmax(-1).numpy(),
+        after=after.float().softmax(-1).numpy(),
+        labels=data.answers(indices),
+        names=tuple(model.weights().class_names or data.answer_names),
+        indices=(indices[:, None] * answers + np.arange(answers)).ravel(),
+        data=data.name,
+    )

@@ -18,8 +18,9 @@ from upvit_core.figures.runs import RunCurve, colour_of
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
+from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RunSpec, RunState
-from upvit_core.runs.store import RunStore, RunSummary
+from upvit_core.runs.store import RunStore
 
 MOST_REMEMBERED = 400
 ORDINALS = {1: "st", 2: "nd", 3: "rd"}

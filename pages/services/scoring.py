@@ -1,22 +1,22 @@
-"""Which scores are used: those that came with the model, and those made here, kept as records in a folder per model."""
+"""Importance scores of the open model: those that came with it, and those made here, records in one folder a model."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import streamlit as st
 
 from pages.services import evaluation, folders, jobs, open_model
 from pages.services.open_model import OpenModel
+from pages.services.session import session
 from upvit_core import units
 from upvit_core.importance.criterion_names import CriterionName
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import data_name, scores_words
 
-CHOSEN = "scores"
 BUNDLED = "bundled"
 LABELS = {
     CriterionName.FISHER: "fisher · fast, all channels from a few passes",
@@ -31,7 +31,7 @@ LABELS = {
 
 
 def folder(model: OpenModel) -> Path:
-    return folders.scores() / hashlib.sha256(open_model.identity(model).encode()).hexdigest()[:16]
+    return folders.scores() / hashlib.sha256(model.identity.encode()).hexdigest()[:16]
 
 
 def records(model: OpenModel) -> dict[str, ImportanceScores]:
@@ -56,51 +56,53 @@ def _read(path: str, stamp: int) -> ImportanceScores:
 def current(model: OpenModel) -> ImportanceScores | None:
     """The scores that were chosen, else the first, of channels where there are such; None where there are none."""
     available = records(model)
-    name = st.session_state.setdefault(CHOSEN, {}).get(model.source)
     usual = sorted(available.values(), key=lambda record: record.basis == "directions")
-    return available.get(name) or next(iter(usual), None)
+    return available.get(session().scores.get(model.source, "")) or next(iter(usual), None)
 
 
 def choose(model: OpenModel, name: str) -> None:
-    st.session_state.setdefault(CHOSEN, {})[model.source] = name
-
-
-def name_of(criterion: str, images: int | None, seed: int, spec: str, what_if: WhatIf | None = None) -> str:
-    """Name of a record; that of `refine` depends on the cut that it is exact near."""
-    data = hashlib.sha256(spec.encode()).hexdigest()[:6]
-    cut = f"-{'-'.join(map(str, what_if.percents))}" if criterion == "refine" and what_if else ""
-    return f"{criterion}-{images or 'stable'}-{seed}-{data}{cut}"
+    session().scores[model.source] = name
 
 
 def label(name: str, record: ImportanceScores) -> str:
     where = f" of {data_name(record.data)}" if record.data else ""
-    came = " · came with it" if name == BUNDLED else f" · seed {record.seed}"
-    what = "directions, " if record.basis == "directions" else ""
+    origin = " · came with it" if name == BUNDLED else f" · seed {record.seed}"
+    basis = "directions, " if record.basis == "directions" else ""
     if (exact := record.notes.get("exact_share")) is not None:
-        came = f" · {units.percent(exact)} of channels exact{came}"
-    return f"{what}{scores_words(record)}{where}{came}"
+        origin = f" · {units.percent(exact)} of channels exact{origin}"
+    return f"{basis}{scores_words(record)}{where}{origin}"
 
 
-def job_key(model: OpenModel, name: str) -> str:
-    return f"score {open_model.identity(model)} {name}"
+@dataclass(frozen=True)
+class Request:
+    """Scores that were asked for: `images` None takes as many as a stable kept set needs."""
+
+    criterion: CriterionName
+    images: int | None
+    seed: int = 0
+
+    def name(self, dataset: str, cut: WhatIf | None = None) -> str:
+        """Name of the record; that of `refine` depends on the cut near which it is exact."""
+        data = hashlib.sha256(dataset.encode()).hexdigest()[:6]
+        near = f"-{'-'.join(map(str, cut.percents))}" if cut and self.criterion is CriterionName.REFINE else ""
+        return f"{self.criterion.value}-{self.images or 'stable'}-{self.seed}-{data}{near}"
 
 
-def start(
-    model: OpenModel, criterion: str, images: int | None, seed: int, spec: str, what_if: WhatIf | None = None
-) -> jobs.Job:
-    """Score in the background, through the same function as the command line; the record is kept.
+def start_scoring(model: OpenModel, request: Request, what_if: WhatIf | None = None) -> jobs.Job[str]:
+    """Score in the background, through the same function as the command line; the result is the record's name.
 
-    images: None takes as many as a stable kept set needs. `refine` is exact near the cut of `what_if`, and near 50 and
-    75 %; its record is there at once and fills in.
+    `refine` is exact near the cut of `what_if`, and near 50 and 75 %; its record is there at once and fills in.
     """
-    name = name_of(criterion, images, seed, spec, what_if)
+    name, seed, criterion = request.name(model.dataset, what_if), request.seed, request.criterion
     path = folder(model) / f"{name}.safetensors"
+    estimate_name = replace(request, criterion=CriterionName.FISHER).name(model.dataset)
 
     def work(report: jobs.Report) -> str:
-        report.say("reading the weights")
+        report.step("reading the weights")
+        from upvit_core.importance.refine import Refine
         from upvit_core.importance.score import cut_of, default_cuts, make_criterion, score
 
-        live, data = open_model.live(model), evaluation.images(model, spec, "train")
+        live, data = model.weights(), model.images("train")
         journal = path.with_suffix(".partial.jsonl")
 
         def fill_in(record: ImportanceScores) -> None:
@@ -109,72 +111,74 @@ def start(
             if not record.notes["exact_share"]:
                 notes = {key: value for key, value in record.notes.items() if not key.startswith("exact")}
                 estimate = replace(whole, criterion="fisher", notes=notes)
-                estimate.save(folder(model) / f"{name_of('fisher', images, seed, spec)}.safetensors")
+                estimate.save(folder(model) / f"{estimate_name}.safetensors")
             report.changed()
 
-        way = make_criterion(criterion, live.shape, seed=seed, journal=journal)
-        if criterion == "refine":
+        way = make_criterion(criterion.value, live.shape, seed=seed, journal=journal)
+        if isinstance(way, Refine):
             cuts = default_cuts(live.shape)
             if what_if is not None:
                 cuts = (cut_of(what_if.plan(open_model.no_scores(live.shape))), *cuts)
             way = replace(way, cuts=cuts, on_update=fill_in)
-        elif images is None:
-            way = criterion
-        n = None if images is None else min(images, len(data))
-        record = score(live, data, way, n=n, seed=seed, journal=journal, report=report)
+        stable = request.images is None and not isinstance(way, Refine)
+        n = None if request.images is None else min(request.images, len(data))
+        record = score(live, data, criterion.value if stable else way, n=n, seed=seed, journal=journal, report=report)
         record.save(path)
         for leftover in path.parent.glob(f"{name}.partial*.jsonl"):
             leftover.unlink()
         return name
 
-    job = jobs.start(job_key(model, name), work, f"Scoring with {criterion}", long=True, again=not path.exists())
-    st.session_state.setdefault("scoring", {})[job.key] = name
+    title = f"Scoring with {criterion.value}"
+    job = jobs.start(job_key(model, name), work, title, long=True, again=not path.exists())
+    followed = session().scoring
+    for key in [key for key in followed if (other := jobs.find(key)) is None or not other.active]:
+        del followed[key]
+    followed[job.key] = name
     return job
 
 
-def directions(model: OpenModel, spec: str) -> jobs.Job:
-    """The job that finds and scores the directions of the open model; its result is a scores record, kept."""
+def job_key(model: OpenModel, name: str) -> str:
+    return f"score {model.identity} {name}"
+
+
+def directions(model: OpenModel) -> jobs.Job[ImportanceScores]:
+    """The job that finds and scores the directions of the open model; its record is kept."""
     name = f"directions-{evaluation.CALIBRATION_IMAGES}"
     path = folder(model) / f"{name}.safetensors"
 
     def work(report: jobs.Report) -> ImportanceScores:
-        report.say("finding the directions")
-        from upvit_core.data import draw_proxy
+        report.step("finding the directions")
         from upvit_core.models.build import adapt
         from upvit_core.pruning.basis import directions_scores
 
-        live, data = open_model.live(model), evaluation.images(model, spec, "train")
-        adapter, proxy = (
-            adapt(live.model, live.shape),
-            draw_proxy(data, min(evaluation.CALIBRATION_IMAGES, len(data)), 0),
-        )
-        stats = evaluation.statistics(model, spec, report)
-        found = directions_scores(adapter, proxy, stats, report=report)
-        record = replace(found, shape=live.shape, model=live.name, model_digest=live.digest)
+        live, stats = model.weights(), evaluation.statistics(model, report)
+        proxy = evaluation.calibration_set(model)
+        scores = directions_scores(adapt(live.model, live.shape), proxy, stats, report=report)
+        record = replace(scores, shape=live.shape, model=live.name, model_digest=live.digest)
         record.save(path)
         return record
 
-    key = job_key(model, name)
+    key, title = job_key(model, name), "Finding directions"
     if jobs.find(key) is None and path.exists():
-        return jobs.submit_done(key, "Finding directions", _read(str(path), path.stat().st_mtime_ns))
-    return jobs.start(key, work, "Finding directions")
+        return jobs.submit_done(key, title, _read(str(path), path.stat().st_mtime_ns))
+    return jobs.ensure(key, work, title)
 
 
-def can_find(model: OpenModel) -> bool:
+def can_find_directions(model: OpenModel) -> bool:
     """Whether directions can be found: that takes a plain ViT with weights, and images."""
-    return model.shape.has_directions and model.has_weights and bool(evaluation.image_spec(model))
+    return model.shape.has_directions and model.can_measure
 
 
-def planning(
-    model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf, spec: str
-) -> tuple[ImportanceScores | None, jobs.Job | None]:
-    """The scores that say what this what-if keeps, or the job that finds them.
+def for_planning(
+    model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf
+) -> tuple[ImportanceScores | None, jobs.Job[ImportanceScores] | None]:
+    """The scores by which this what-if keeps channels, or the job that computes them.
 
-    A cut by directions keeps the FFN channels that the others cannot make up for, which the record of directions
-    tells. The scores themselves where directions cannot be found; neither where finding them failed.
+    A cut by directions keeps the FFN channels that the others cannot replace, which only the record of directions
+    says. The given scores are returned where directions cannot be found.
     """
     known = scores is not None and scores.basis == "directions"
-    if what_if.basis == "channels" or known or not can_find(model):
+    if what_if.basis == "channels" or known or not can_find_directions(model):
         return scores, None
-    job = directions(model, spec)
-    return (job.result, None) if job.state == "done" else (None, job)
+    job = directions(model)
+    return job.result, None if job.state == "done" else job

@@ -9,6 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from pages.services import block_removals, slider_state
+from pages.services.session import session
+from pages.services.slider_state import ALLOCATION, ROUND_TO
 from upvit_core.planning.curves import Widths
 from upvit_core.planning.what_if import ALLOCATIONS, ROUNDINGS, WhatIf, what_if_from_widths
 from upvit_core.planning.widths import nearest_widths, parse_widths, widths_of, write_widths
@@ -22,11 +24,11 @@ HEADS, ATTENTION, FFN = "Heads", "Attention removed", "FFN removed"
 def spread_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
     """What the ratios mean for single blocks, and which multiples widths are taken to."""
     now = slider_state.current(shape)
-    st.session_state.setdefault("allocation", ALLOCATIONS[now.allocation])
-    st.session_state.setdefault("round-to", now.round_to)
+    st.session_state.setdefault(ALLOCATION, ALLOCATIONS[now.allocation])
+    st.session_state.setdefault(ROUND_TO, now.round_to)
     one, two = st.columns(2)
     one.selectbox(
-        "Over blocks", list(ALLOCATIONS.values()), key="allocation", bind="query-params",
+        "Over blocks", list(ALLOCATIONS.values()), key=ALLOCATION, bind="query-params",
         disabled=scores is None, on_change=_to_blocks, args=(shape, scores),
         help="Equal: the same ratio in every block (the letter). By kind: one ranking of all attention channels and "
         "one of all FFN channels, so that blocks lose what their scores say (isomorphic). One threshold: all channels "
@@ -34,7 +36,7 @@ def spread_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
         "table below or a budget says.",
     )  # fmt: skip
     two.selectbox(
-        "Round to", ROUNDINGS, key="round-to", bind="query-params", on_change=_round, args=(shape,),
+        "Round to", ROUNDINGS, key=ROUND_TO, bind="query-params", on_change=_round, args=(shape,),
         help="Widths that are multiples of 8 or 16 run faster on many devices; the facts beside the sliders show what "
         "the rounding changes.",
     )  # fmt: skip
@@ -42,8 +44,8 @@ def spread_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
 
 def _to_blocks(shape: ModelShape, scores: ImportanceScores | None) -> None:
     """From any other way, "block by block" begins where the plan stands."""
-    saved: WhatIf | None = st.session_state.get(slider_state.SAVED)
-    if saved is not None and scores is not None and st.session_state["allocation"] == ALLOCATIONS["widths"]:
+    saved = session().what_if
+    if saved is not None and scores is not None and st.session_state[ALLOCATION] == ALLOCATIONS["widths"]:
         slider_state.set_to(
             what_if_from_widths(widths_of(saved.plan(scores, block_removals.records()).shape_after), shape, saved)
         )
@@ -51,14 +53,14 @@ def _to_blocks(shape: ModelShape, scores: ImportanceScores | None) -> None:
 
 def _round(shape: ModelShape) -> None:
     """Widths that were set block by block are rounded too."""
-    saved: WhatIf | None = st.session_state.get(slider_state.SAVED)
+    saved = session().what_if
     if saved is not None and saved.widths:
-        round_to = int(st.session_state["round-to"])
+        round_to = int(st.session_state[ROUND_TO])
         widths = nearest_widths(parse_widths(saved.widths, shape), shape, round_to)
         slider_state.set_to(replace(what_if_from_widths(widths, shape, saved), round_to=round_to))
 
 
-def table(plan: PruningPlan, now: WhatIf) -> None:
+def blocks_table(plan: PruningPlan, now: WhatIf) -> None:
     """Heads and ratios of every block, to be edited; an edit makes the plan one of its own widths."""
     shape, after = plan.shape_before, plan.shape_after
     widths = widths_of(after)

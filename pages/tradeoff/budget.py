@@ -10,31 +10,32 @@ import streamlit as st
 
 from pages.services import block_removals, device
 from pages.services.open_model import OpenModel
-from pages.tradeoff.estimates import in_nats
+from pages.services.session import session
+from pages.tradeoff.estimates import is_kl
+from pages.tradeoff.state import state
+from pages.tradeoff.tried_plans import with_shares
 from upvit_core import units
 from upvit_core.errors import PlanError
 from upvit_core.planning.budget import BestPlan, Budget, Family, best_plan
 from upvit_core.planning.budget_depth import best_over_depth
-from upvit_core.planning.budget_stages import best_shares, percents_of
+from upvit_core.planning.budget_stages import best_shares
 from upvit_core.planning.what_if import WhatIf, what_if_from_widths
 from upvit_core.planning.widths import whole_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.task import task_of
 
 FAMILIES: dict[Family, str] = {
     "best": "every block its own widths",
     "uniform": "equal shares in all blocks",
     "stock": "a shape of stock {library}",
 }
-FOUND = "best-found"
 STOPS = "The sum leaves out that removals interact: trust it to rank plans, and what is measured for the loss itself."
 
 
 @dataclass(frozen=True)
-class Answer:
+class BudgetResult:
     """What the solver found for one budget, by family; `chosen` is the current plan."""
 
     source: str
@@ -44,7 +45,7 @@ class Answer:
     seconds: float
 
 
-def panel(model: OpenModel, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan) -> None:
+def budget_panel(model: OpenModel, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan) -> None:
     """The form in its popover; pressing its button sets the plan."""
     with st.popover(
         "Best under…", icon=":material/target:", width="stretch",
@@ -88,7 +89,7 @@ def inputs(model: OpenModel, plan: PruningPlan) -> dict[str, float]:
     limits: dict[str, float] = {}
     shape = plan.shape_after
     full = {"params": count_parameters(model.shape), "macs": count_macs(model.shape)}
-    one = f"MACs of one {task_of(model.shape).batch_item}"
+    one = f"MACs of one {model.task.batch_item}"
     for name, label, value in (
         ("params", "Parameters", count_parameters(shape)), ("macs", one, count_macs(shape)),
     ):  # fmt: skip
@@ -138,14 +139,14 @@ def find(
                 solved[other] = _solve(model, scores, now, limits, other, removals)
             except PlanError:
                 continue
-    st.session_state[FOUND] = Answer(model.source, limits, family, solved, seconds)
+    state().budget = BudgetResult(model.source, limits, family, solved, seconds)
     best = solved[family].plan
     if model.shape.one_share:
-        st.session_state["move-to"] = replace(now, **percents_of(best))
+        session().move_to = with_shares(now, best)
     else:
         depth = best.shape_after.depth
         now = replace(now, widths="", depth=depth if depth < model.shape.depth else None, order="together")
-        st.session_state["move-to"] = what_if_from_widths(whole_widths(best, now.round_to), model.shape, now)
+        session().move_to = what_if_from_widths(whole_widths(best, now.round_to), model.shape, now)
     st.rerun()
 
 
@@ -175,15 +176,15 @@ def _solve(
     return replace(chosen.best, predicted=chosen.predicted, bound=min(bound, chosen.predicted))
 
 
-def answer(model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan) -> None:
+def budget_result(model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan) -> None:
     """Under the numbers, as long as the plan is the one that was found: how good it is, and what others would cost."""
-    found: Answer | None = st.session_state.get(FOUND)
+    found = state().budget
     if found is None or found.source != model.source or scores is None:
         return
     best = found.found[found.chosen]
     if best.plan.shape_after != plan.shape_after:
         return
-    unit = "nats" if in_nats(scores) else scores.unit or "of score"
+    unit = "nats" if is_kl(scores) else scores.unit or "of score"
     gap = "the least possible, exactly" if best.gap == 0 else f"at most {best.gap:.2g} above the least possible"
     among = family_name(model, found.chosen)
     st.success(

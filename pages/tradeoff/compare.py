@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -11,8 +12,10 @@ from pages.services.open_model import OpenModel
 from pages.services.plan_commands import commands
 from pages.tradeoff import saved_plans, tried_plans
 from pages.tradeoff.estimates import stock_words
-from pages.tradeoff.saved_plans import Kept
+from pages.tradeoff.saved_plans import SavedPlan
+from pages.tradeoff.state import state
 from pages.widgets import charts, progress
+from pages.widgets.tables import table
 from upvit_core import units
 from upvit_core.errors import PlanError, UPViTError
 from upvit_core.figures.heatmaps import strips
@@ -23,38 +26,42 @@ from upvit_core.planning.what_if import WhatIf, preset_what_ifs
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.task import Task, task_of
+from upvit_core.records.task import Task
+
+if TYPE_CHECKING:
+    from upvit_core.evaluation import Evaluation
 
 SLIDERS = "Under the sliders"
 MOST_TRIED = 8
-Choices = dict[str, Kept]
+Choices = dict[str, SavedPlan]
 
 
 def choices(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan) -> Choices:
     """What can be compared: the sliders, plans kept under a name, presets, and plans tried lately."""
-    found = {SLIDERS: Kept(now.words, plan, now)}
+    found = {SLIDERS: SavedPlan(now.words, plan, now)}
     for kept in saved_plans.every(model):
         found[f"Saved: {kept.name}"] = kept
     if scores.basis == "channels":
         for name, preset in preset_what_ifs(model.shape).items():
-            found[f"Preset {name}"] = Kept(preset.words, preset.plan(scores, block_removals.records()), preset)
+            found[f"Preset {name}"] = SavedPlan(preset.words, preset.plan(scores, block_removals.records()), preset)
         lately = [entry.what_if for entry in tried_plans.tried(model, scores).values()][-MOST_TRIED:]
         for what_if in reversed(lately):
             found.setdefault(
-                f"Tried: {what_if.words}", Kept(what_if.words, what_if.plan(scores, block_removals.records()), what_if)
+                f"Tried: {what_if.words}",
+                SavedPlan(what_if.words, what_if.plan(scores, block_removals.records()), what_if),
             )
     return found
 
 
-def panel(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, spec: str) -> None:
+def compare_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan) -> None:
     with st.expander("Compare two plans", icon=":material/compare_arrows:", key="versus", on_change="rerun") as box:
         if not box.open:
             return
         found = choices(model, scores, now, plan)
         names = list(found)
         for key, start in (("plan-a", names[0]), ("plan-b", names[min(1, len(names) - 1)])):
-            told = st.session_state.pop(f"{key}-next", None) or st.session_state.get(key)
-            st.session_state[key] = told if told in found else start
+            chosen = state().compared.pop(key, None) or st.session_state.get(key)
+            st.session_state[key] = chosen if chosen in found else start
 
         def swap() -> None:
             st.session_state["plan-a"], st.session_state["plan-b"] = (
@@ -67,11 +74,11 @@ def panel(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: Pruning
         two = right.selectbox("B", names, key="plan-b")
         _keep(model, found[one], "a", left)
         _keep(model, found[two], "b", right)
-        _numbers(model, scores, found[one], found[two], spec)
-        _pictures(model, scores, found[one], found[two], spec)
+        _numbers(model, scores, found[one], found[two])
+        _pictures(model, scores, found[one], found[two])
 
 
-def _keep(model: OpenModel, kept: Kept, key: str, place: st.delta_generator.DeltaGenerator) -> None:
+def _keep(model: OpenModel, kept: SavedPlan, key: str, place: st.delta_generator.DeltaGenerator) -> None:
     """Save, take away, forget, set the sliders, or bring a file."""
     with place.container(horizontal=True, wrap=True):
         with st.popover("Save…", icon=":material/bookmark:"), st.form(f"keep-{key}", border=False):
@@ -79,7 +86,7 @@ def _keep(model: OpenModel, kept: Kept, key: str, place: st.delta_generator.Delt
             if st.form_submit_button("Save"):
                 try:
                     saved_plans.save(model, name, kept.plan, kept.what_if)
-                    st.session_state[f"plan-{key}-next"] = f"Saved: {' '.join(name.split())}"
+                    state().compared[f"plan-{key}"] = f"Saved: {' '.join(name.split())}"
                     st.rerun()
                 except UPViTError as error:
                     st.error(str(error))
@@ -108,27 +115,23 @@ def _keep(model: OpenModel, kept: Kept, key: str, place: st.delta_generator.Delt
                     st.error(str(error))
 
 
-def _measure(model: OpenModel, kept: Kept, spec: str) -> jobs.Job | None:
+def _preview(model: OpenModel, kept: SavedPlan) -> jobs.Job[Evaluation] | None:
     """The preview of a plan: by itself for a small model, else when asked for."""
-    if not model.has_weights or not spec:
+    if not model.can_measure:
         return None
-    key = evaluation.preview_key(model, kept.plan, spec, repair=kept.repair)
-    known = jobs.find(key)
-    if known is not None and known.state in ("done", "failed"):
-        return known
-    if count_macs(model.shape) <= evaluation.AUTOMATIC_MACS or (known is not None and known.active):
-        return evaluation.preview(model, kept.plan, spec, repair=kept.repair)
-    return None
+    if evaluation.measures_at_once(model):
+        return evaluation.preview(model, kept.plan, repair=kept.repair)
+    return jobs.find(evaluation.preview_key(model, kept.plan, repair=kept.repair))
 
 
-def _numbers(model: OpenModel, scores: ImportanceScores, a: Kept, b: Kept, spec: str) -> None:
-    found = [_measure(model, kept, spec) for kept in (a, b)]
-    before, task = model.shape, task_of(model.shape)
+def _numbers(model: OpenModel, scores: ImportanceScores, a: SavedPlan, b: SavedPlan) -> None:
+    found = [_preview(model, kept) for kept in (a, b)]
+    before, task = model.shape, model.task
 
     def draw() -> None:
         shapes = [kept.plan.shape_after for kept in (a, b)]
         params, macs = [count_parameters(s) for s in shapes], [count_macs(s) for s in shapes]
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("Removed", *(kept.what_if.words if kept.what_if else kept.name for kept in (a, b)), ""),
             ("Parameters, counted", *map(units.short, params), _times(params)),
             (f"MACs of one {task.batch_item}, counted", *map(units.short, macs), _times(macs)),
@@ -138,30 +141,25 @@ def _numbers(model: OpenModel, scores: ImportanceScores, a: Kept, b: Kept, spec:
             removed = [predicted_loss(scores, kept.plan) for kept in (a, b)]
             told = [f"{value:.3g} {task.nats}" for value in removed]
             rows.append(("Score removed, summed ○", *told, f"{removed[1] - removed[0]:+.2g}"))
-            stock = [stock_words(scores, kept.plan, kept.what_if) for kept in (a, b)]
+            stock = [stock_words(model, scores, kept.plan, kept.what_if) for kept in (a, b)]
             rows.append((f"Stock {before.library}, at these MACs, estimated ○", *stock, ""))
         rows += _measured_rows(found, task)
-        head = "".join(f"<th scope='col'>{name}</th>" for name in ("", "A", "B", "B against A"))
-        body = "".join(
-            f"<tr><th scope='row'>{escape(first)}</th>{''.join(f'<td>{escape(cell)}</td>' for cell in rest)}</tr>"
-            for first, *rest in rows
-        )
-        st.html(f'<div class="scrolls"><table class="plain"><tr>{head}</tr>{body}</table></div>')
+        table(("", "A", "B", "B against A"), rows, row_heads=True)
 
     progress.redraw_when_done(found, draw)
-    missing = model.has_weights and spec and None in found
+    missing = model.can_measure and None in found
     if missing and st.button("Measure both", icon=":material/speed:", key="versus-measure"):
         for kept in (a, b):
-            evaluation.preview(model, kept.plan, spec, repair=kept.repair)
+            evaluation.preview(model, kept.plan, repair=kept.repair)
         st.rerun()
     for job in found:
-        if job is not None and job.state == "failed":
-            st.error(job.error)
+        if job is not None and not job.active:
+            progress.show(job)
 
 
-def _measured_rows(found: list[jobs.Job | None], task: Task) -> list[tuple[str, str, str, str]]:
+def _measured_rows(found: list[jobs.Job[Evaluation] | None], task: Task) -> list[tuple[str, ...]]:
     """Top-1 or perplexity, and KL, with their 95 % intervals, as far as they are there."""
-    results = [job.result if job is not None and job.state == "done" else None for job in found]
+    results = [jobs.result_of(job) for job in found]
     waiting = ["being measured" if job is not None and job.active else "—" for job in found]
     values, kl = [], []
     for result, otherwise in zip(results, waiting, strict=True):
@@ -169,10 +167,9 @@ def _measured_rows(found: list[jobs.Job | None], task: Task) -> list[tuple[str, 
         values.append(told)
         under, over = (result.kl_interval or (result.kl, result.kl)) if result else (0.0, 0.0)
         kl.append(f"{result.kl:.3g} nats ({under:.3g} – {over:.3g})" if result else otherwise)
-    gaps = ["", ""]
-    if None not in results:
-        change = task.value(results[1]) - task.value(results[0])
-        gaps = [task.gap(change), f"{results[1].kl - results[0].kl:+.2g} nats"]
+    gaps, (a, b) = ("", ""), results
+    if a is not None and b is not None:
+        gaps = task.gap(task.value(b) - task.value(a)), f"{(b.kl or 0.0) - (a.kl or 0.0):+.2g} nats"
     images = next((f", {r.images:,} {task.samples}" for r in results if r), "")
     return [
         (f"{task.name} now, measured ●{images}", *values, gaps[0]),
@@ -184,15 +181,13 @@ def _times(pair: list[int]) -> str:
     return units.times(pair[1] / pair[0])
 
 
-def _pictures(model: OpenModel, scores: ImportanceScores, a: Kept, b: Kept, spec: str) -> None:
+def _pictures(model: OpenModel, scores: ImportanceScores, a: SavedPlan, b: SavedPlan) -> None:
     bases = {kept.plan.basis for kept in (a, b)}
     by_basis: dict[str, ImportanceScores] = {scores.basis: scores}
     if "channels" in bases and scores.basis == "directions" and (plain := scoring.current(model)) is not None:
         by_basis[plain.basis] = plain
-    if "directions" in bases and "directions" not in by_basis:
-        job = scoring.directions(model, spec)
-        if job.state == "done":
-            by_basis["directions"] = job.result
+    if "directions" in bases - by_basis.keys() and (found := scoring.directions(model).result) is not None:
+        by_basis["directions"] = found
     if len(bases) == 1 and a.plan.basis in by_basis:
         charts.show(versus(by_basis[a.plan.basis], difference(a.plan, b.plan), charts.theme()), "versus-difference")
     elif len(bases) > 1:

@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.services import block_removals, evaluation, scoring
+from pages.services import block_removals, open_model, scoring
 from pages.services.launch import HERE, LaunchTarget, both_bases, distill_spec, next_device, ratio_sweep, start_runs
 from pages.services.open_model import OpenModel
 from pages.services.recipes import HELP, MOST_ANSWERS, NAMES, USUAL, Training, asked, usual
-from pages.widgets import progress
+from pages.tradeoff.state import state
+from pages.widgets import frame, progress
 from upvit_core import units
 from upvit_core.errors import UPViTError
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.task import task_of
 from upvit_core.runs import slurm
 from upvit_core.runs.bundle import command_of, zipped_order
 from upvit_core.runs.memory_check import check_memory_of_shapes, gigabytes
@@ -27,7 +27,6 @@ from upvit_core.training.settings import PRESETS
 
 def distil_button(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf) -> None:
     """ "Distil this" and "Distil a sweep of 3": a small form, then Runs."""
-    spec = evaluation.image_spec(model)
     ready = model.has_weights and scores is not None
     why = "" if ready else "Needs weights and scores: open a checkpoint on the Model page, then score it on Importance."
     with st.popover(
@@ -54,18 +53,18 @@ def distil_button(model: OpenModel, scores: ImportanceScores | None, what_if: Wh
         training = form(model, chosen)
         _memory(model, chosen, scores, training)
         where = choose("distil")
-        planned = [scoring.planning(model, scores, what_if, spec) for what_if in chosen]
-        finding = next((job for _, job in planned if job is not None and job.active), None)
+        planned = [scoring.for_planning(model, scores, what_if) for what_if in chosen]
+        finding = next((job for _, job in planned if job is not None), None)
         if finding is not None and what_if.basis == "channels":
-            progress.progress(finding)
+            progress.show(finding)
         elif finding is not None:
             st.caption("The run can start once the directions are found.")
         found = [record for record, _ in planned if record is not None]
         complete = len(found) == len(chosen) and bool(training.images)
         if st.button("Start", type="primary", icon=":material/play_arrow:", key="distil-start", disabled=not complete):
-            evaluation.choose_images(model, training.images)
             try:
-                start_runs(model, scores, chosen, training, where)
+                start_runs(open_model.choose_dataset(model, training.images), scores, chosen, training, where)
+                frame.go_to_runs()
             except UPViTError as error:
                 st.error(str(error))
         if many == "This plan" and complete:
@@ -130,11 +129,12 @@ def download(spec: RunSpec, key: str) -> None:
         try:
             return zipped_order(spec, name)
         except (UPViTError, OSError) as error:
-            st.session_state[f"{key}-order-error"] = str(error)
+            state().bundle_error = str(error)
             raise
 
-    if said := st.session_state.pop(f"{key}-order-error", ""):
-        st.error(said)
+    if error := state().bundle_error:
+        state().bundle_error = ""
+        st.error(error)
     st.download_button(
         "Take it elsewhere", data=pack, file_name=f"{name}.zip", mime="application/zip", on_click="ignore",
         icon=":material/folder_zip:", key=f"{key}-order",
@@ -146,9 +146,9 @@ def download(spec: RunSpec, key: str) -> None:
 
 def form(model: OpenModel, chosen: list[WhatIf]) -> Training:
     """The inputs; `chosen` are the starts that will be trained so."""
-    start, task = asked(model), task_of(model.shape)
+    start, task = asked(model), model.task
     st.text_input(
-        task.inputs, value=evaluation.image_spec(model), key=f"distil-images-{model.source}", help=task.source,
+        task.inputs, value=model.dataset, key=f"distil-images-{model.source}", help=task.source,
         persist_state="session",
     )  # fmt: skip
     one, two = st.columns([0.35, 0.65])

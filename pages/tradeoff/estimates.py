@@ -1,74 +1,136 @@
-"""The second row of numbers: what scores predict, time, memory, and what stock timm's shapes would cost."""
+"""All numbers about the plan under the sliders: eight cards in two rows, and a line about rounded widths.
+
+The first row counts the plan and shows what has been measured of it, the second what is estimated: the KL that scores
+predict (`kl_card`), time, memory, and the KL of shapes that the stock library can express.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.services import block_removals, device, folders, jobs
+from pages.services import block_removals, device, jobs
 from pages.services.open_model import OpenModel
+from pages.tradeoff.measurements import Measurements
+from pages.tradeoff.state import state
 from pages.widgets import progress
-from pages.widgets.cards import ESTIMATED, Card, cards
+from pages.widgets.cards import ESTIMATED, MEASURED, Card, cards
 from upvit_core import units
-from upvit_core.errors import PlanError, UPViTError
-from upvit_core.planning.budget import Budget, best_plan
+from upvit_core.errors import PlanError
+from upvit_core.planning.budget import Budget, Family, best_plan
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.memory import estimate_memory
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.task import task_of
-from upvit_core.runs.forecast import Forecast, Outcome, forecast, kinds, outcomes
-from upvit_core.runs.store import RunStore
 
-AT_ONCE = 2000  # residual channels times depth of a model up to which the solver answers while the page waits
-REST_SECONDS = 0.3  # how long sliders have to rest before a larger model is asked
+if TYPE_CHECKING:
+    from upvit_core.evaluation import Evaluation
+    from upvit_core.profiling.throughput import SpeedUp
+
+MOST_AT_ONCE = 2000  # residual channels times depth of a model up to which the solver answers while the page waits
+REST_SECONDS = 0.3  # how long sliders have to rest before a larger model is solved
+NOT_STOCK = "it needs equal blocks, attention as wide as the residual; this studio opens it"
 
 
-def row(
-    model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf, accuracy: jobs.Job | None = None
+def number_cards(
+    model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf, measured: Measurements
 ) -> None:
-    """Four small cards, and a line where widths were rounded; `accuracy` is the job that measures this plan."""
+    """Both rows of cards; while jobs run they are updated by themselves, in place."""
     stock = stock_job(scores, plan, now)
 
-    def draw() -> None:
-        predicted = predicted_card(scores, plan, None if now.repair else accuracy)
-        cards([predicted, latency_card(model, plan), memory_card(model, plan), stock_card(plan, stock)])
+    def measured_row() -> None:
+        speed = speed_card(model, plan, jobs.result_of(measured.speed))
+        cards([parameters_card(plan), macs_card(model, plan), speed, quality_card(model, measured)])
 
+    def estimated_row() -> None:
+        kl = kl_card(model, scores, plan, None if now.repair else jobs.result_of(measured.accuracy))
+        cards([kl, latency_card(model, plan), memory_card(model, plan), stock_card(plan, stock)])
+
+    progress.redraw_when_done(measured.all, measured_row)
     with st.container(key="facts"):
-        progress.redraw_when_done([stock], draw)
+        progress.redraw_when_done([stock], estimated_row)
     if now.round_to > 1 and scores is not None:
-        st.html(f'<p class="quiet">{rounding(model, scores, plan, now)}</p>')
+        st.html(f'<p class="quiet">{rounding_line(model, scores, plan, now)}</p>')
 
 
-def in_nats(scores: ImportanceScores | None) -> bool:
-    return scores is not None and scores.unit.startswith("nats")
+def parameters_card(plan: PruningPlan) -> Card:
+    before, after = plan.shape_before, plan.shape_after
+    count = count_parameters(after)
+    stock = f"; stock {after.library} opens it" if after.is_uniform else ""
+    return Card("Parameters", units.short(count), f"{units.times(count_parameters(before) / count)} smaller{stock}")
 
 
-def predicted_card(scores: ImportanceScores | None, plan: PruningPlan, accuracy: jobs.Job | None) -> Card:
-    """What scores predict; beside it, once measured before any repair, how far off the sum was."""
+def macs_card(model: OpenModel, plan: PruningPlan) -> Card:
+    count = count_macs(plan.shape_after)
+    note = f"{units.times(count_macs(plan.shape_before) / count)} fewer"
+    return Card(f"MACs, one {model.task.batch_item}", units.short(count), note)
+
+
+def speed_card(model: OpenModel, plan: PruningPlan, measured: SpeedUp | None) -> Card:
+    if measured is not None:
+        first, second = measured.first, measured.second
+        note = (
+            f"{second.images_per_s:,.0f} against {first.images_per_s:,.0f} {model.task.batch_items}/s, ± "
+            f"{(measured.high - measured.low) / 2:.2f}×; "
+            f"{second.device}, batch {second.batch_size}, {second.dtype}"
+        )
+        return Card("Speed-up", units.times(measured.ratio), note, MEASURED)
+    known, times = device.calibration(model.shape), latencies(model, plan)
+    if known is None or times is None:
+        return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")
+    note = f"{device.error_words(known)}, {known.device}, batch {device.batch_of(model)}, {known.dtype}"
+    return Card("Speed-up", units.times(times[0] / times[1]), note, ESTIMATED)
+
+
+def quality_card(model: OpenModel, measured: Measurements) -> Card:
+    """Top-1 or perplexity of the plan; where it is repaired, also before repair."""
+    task, job = model.task, measured.accuracy
+    name = f"{task.name} now"
+    if (result := jobs.result_of(job)) is not None:
+        before = ""
+        if (cut := jobs.result_of(measured.unrepaired)) is not None:
+            before = f"before repair {task.format(task.value(cut))}, KL {cut.kl:.2g}; "
+        note = (
+            f"{before}{result.images:,} {task.samples}, {task.format_interval(result)}; "
+            f"KL {result.kl:.2g} {task.nats}; no training"
+        )
+        value = task.format(task.value(result))
+        state().last_quality = (model.source, value)
+        return Card(name, value, note, MEASURED)
+    if not model.can_measure:
+        return Card(name, "—", f"needs {task.wanted}" if model.has_weights else "needs weights")
+    if job is not None and job.active:
+        source, value = state().last_quality
+        step = job.detail or "waiting for its turn"
+        return Card(name, value if source == model.source else "—", f"being measured: {step}", stale=True)
+    return Card(name, "—", "press Measure")
+
+
+def kl_card(model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan, measured: Evaluation | None) -> Card:
+    """The KL that scores predict: single removals, added up; with the measured KL before any repair, once there."""
     name = "KL after the cut"
-    if scores is None or not in_nats(scores):
+    if scores is None or not is_kl(scores):
         return Card(name, "—", "needs scores in nats: make them on Importance")
     if plan.shape_after.depth < plan.shape_before.depth:
-        return Card(name, "—", f"not predicted with fewer blocks; measured beside {task_of(plan.shape_before).name}")
+        return Card(name, "—", f"not predicted with fewer blocks; measured beside {model.task.name}")
     predicted = predicted_loss(scores, plan)
-    note = f"{task_of(plan.shape_before).nats}: single removals, added up"
-    if accuracy is not None and accuracy.state == "done" and accuracy.result.kl and predicted > 0:
-        note += f"; measured {accuracy.result.kl:.2g}, {units.times(accuracy.result.kl / predicted)} that"
+    note = f"{model.task.nats}: single removals, added up"
+    if measured is not None and measured.kl and predicted > 0:
+        note += f"; measured {measured.kl:.2g}, {units.times(measured.kl / predicted)} that"
     return Card(name, f"{predicted:.3g}", note, ESTIMATED)
 
 
 def latency_card(model: OpenModel, plan: PruningPlan) -> Card:
-    batch = device.batch_of(model)
+    batch, known, times = device.batch_of(model), device.calibration(model.shape), latencies(model, plan)
     name = f"Time, batch {batch}"
-    known = device.calibration(model.shape)
-    before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    if known is None or before is None or after is None:
+    if known is None or times is None:
         return Card(name, "—", "not calibrated")
-    speed = f"{units.short(1e3 * batch / after, 0)} {task_of(plan.shape_before).batch_items}/s"
+    before, after = times
+    speed = f"{units.short(1e3 * batch / after, 0)} {model.task.batch_items}/s"
     note = f"of {units.figure(before)} ms; {speed}; {device.error_words(known)}"
     return Card(name, f"{units.figure(after)} ms", note, ESTIMATED)
 
@@ -76,11 +138,39 @@ def latency_card(model: OpenModel, plan: PruningPlan) -> Card:
 def memory_card(model: OpenModel, plan: PruningPlan) -> Card:
     batch = device.batch_of(model)
     before, after = (estimate_memory(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    parts = f"weights {size(after.weights)} + activations at most {size(after.activations)}"
-    return Card("Memory", size(after.total), f"batch {batch}: {parts}; was {size(before.total)}", ESTIMATED)
+    parts = f"weights {format_bytes(after.weights)} + activations at most {format_bytes(after.activations)}"
+    note = f"batch {batch}: {parts}; was {format_bytes(before.total)}"
+    return Card("Memory", format_bytes(after.total), note, ESTIMATED)
 
 
-def size(count: int) -> str:
+def stock_card(plan: PruningPlan, job: jobs.Job[StockCost] | None) -> Card:
+    """Whether the stock library opens the plan, and the predicted KL of the best shape that it opens."""
+    opens, name = plan.shape_after.is_uniform, f"Stock {plan.shape_after.library}"
+    value = "opens it" if opens else "cannot"
+    if job is None:
+        return Card(name, value, "equal blocks, attention as wide as the residual" if opens else NOT_STOCK)
+    if job.result is None:
+        note = job.error or "the cost of such a shape is being computed"
+        return Card(name, value, note, stale=job.active)
+    if job.result.stock is None:
+        return Card(name, value, "no stock shape has so few MACs")
+    stock, best = job.result.stock, job.result.best
+    note = f"at these MACs its best shape costs {max(stock - best, 0):.2g} nats more ({stock:.2g}, not {best:.2g})"
+    return Card(name, value, note, ESTIMATED)
+
+
+def is_kl(scores: ImportanceScores | None) -> bool:
+    return scores is not None and scores.unit.startswith("nats")
+
+
+def latencies(model: OpenModel, plan: PruningPlan) -> tuple[float, float] | None:
+    """Estimated time of a batch before and after the cut, ms; None where this device is not calibrated."""
+    batch = device.batch_of(model)
+    before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
+    return (before, after) if before and after else None
+
+
+def format_bytes(count: int) -> str:
     """`3.9 MiB`."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
@@ -89,124 +179,83 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
-def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job | None:
-    """What the best shape of stock timm loses more than the best of all, at the MACs of this plan."""
+@dataclass(frozen=True)
+class StockCost:
+    """Predicted KL within a plan's MACs: of the best stock shape (None where none fits), and of the best of all."""
+
+    stock: float | None = None
+    best: float = 0.0
+
+
+def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job[StockCost] | None:
+    """The job that compares the best stock shape with the best of all; None where scores do not predict the KL."""
     shallow = plan.shape_after.depth < plan.shape_before.depth
-    if scores is None or not in_nats(scores) or scores.criterion == "none" or plan.shape_before.one_share or shallow:
+    if scores is None or not is_kl(scores) or scores.criterion == "none" or plan.shape_before.one_share or shallow:
         return None
-    shape = plan.shape_after
-    key = f"stock {scores.digest} {count_macs(shape)} {now.heads} {now.round_to} {plan.basis}"
-    if (before := st.session_state.get("stock-job", key)) != key:
-        jobs.cancel(before)  # the sliders have moved on; nobody waits for that answer
-    st.session_state["stock-job"] = key
-    found = jobs.find(key)
-    if found is None and model_size(plan) <= AT_ONCE:
-        return jobs.submit_done(key, "Comparing with stock timm", compatibility(scores, plan, now))
-    if found is not None and found.state != "cancelled":
-        return found
+    key = _stock_key(scores, plan, now)
+    if state().stock_key != key and (job := jobs.find(state().stock_key)) is not None and job.active:
+        jobs.discard(job.key)  # the sliders have moved on; nobody waits for that answer
+    state().stock_key = key
+    if _solves_at_once(plan):
+        return _stock_cost_now(scores, plan, now)
 
-    def work(report: jobs.Report) -> tuple[float, float] | None:
-        report.rest(REST_SECONDS)
-        return compatibility(scores, plan, now)
+    def work(report: jobs.Report) -> StockCost:
+        report.debounce(REST_SECONDS)
+        return stock_cost(scores, plan, now)
 
-    return jobs.start(key, work, "Comparing with stock timm")
+    return jobs.ensure(key, work, "Comparing with stock shapes")
 
 
-def model_size(plan: PruningPlan) -> int:
-    return plan.shape_before.embed_dim * plan.shape_before.depth
+def stock_words(model: OpenModel, scores: ImportanceScores, plan: PruningPlan, now: WhatIf | None) -> str:
+    """`opens it; its best shape costs 0.14 nats more`: the cost where it is known, or computed at once."""
+    opens = "opens it" if plan.shape_after.is_uniform else "cannot open it"
+    if now is None or not is_kl(scores) or plan.shape_before.one_share or now.depth is not None:
+        return opens
+    job: jobs.Job[StockCost] | None = jobs.find(_stock_key(scores, plan, now))
+    cost = jobs.result_of(_stock_cost_now(scores, plan, now) if _solves_at_once(plan) else job)
+    if cost is None or cost.stock is None:
+        return opens
+    return f"{opens}; its best shape costs {max(cost.stock - cost.best, 0):.2g} {model.task.nats} more"
 
 
-def stock_words(scores: ImportanceScores, plan: PruningPlan, now: WhatIf | None) -> str:
-    """`opens it; such a shape costs 0.14 nats more`: the cost where it is known, or found at once."""
-    told = "opens it" if plan.shape_after.is_uniform else "cannot open it"
-    if now is None or not in_nats(scores) or plan.shape_before.one_share or now.depth is not None:
-        return told
-    key = f"stock {scores.digest} {count_macs(plan.shape_after)} {now.heads} {now.round_to} {plan.basis}"
-    job = jobs.find(key)
-    if job is None and model_size(plan) <= AT_ONCE:
-        job = jobs.submit_done(key, "Comparing with stock timm", compatibility(scores, plan, now))
-    if job is None or job.state != "done" or job.result is None:
-        return told
-    stock, best = job.result
-    return f"{told}; its best shape costs {max(stock - best, 0):.2g} {task_of(plan.shape_before).nats} more"
-
-
-def compatibility(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> tuple[float, float] | None:
-    """Predicted KL of the best stock shape and of the best of all within this plan's MACs; None where none fits."""
+def stock_cost(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> StockCost:
     budget = Budget(macs=count_macs(plan.shape_after))
-    choices = {"heads": now.heads, "round_to": now.round_to, "basis": plan.basis}
+
+    def predicted(family: Family) -> float:
+        return best_plan(
+            scores, budget, family=family, heads=now.heads, round_to=now.round_to, basis=plan.basis
+        ).predicted
+
     try:
-        stock = best_plan(scores, budget, family="stock", **choices)  # type: ignore[arg-type]
-        return stock.predicted, best_plan(scores, budget, **choices).predicted  # type: ignore[arg-type]
+        return StockCost(predicted("stock"), predicted("best"))
     except PlanError:
-        return None
+        return StockCost()
 
 
-def stock_card(plan: PruningPlan, job: jobs.Job | None) -> Card:
-    opens, name = plan.shape_after.is_uniform, f"Stock {plan.shape_after.library}"
-    value = "opens it" if opens else "cannot"
-    if job is None:
-        return Card(name, value, "equal blocks, attention as wide as the residual" if opens else WHY_NOT)
-    if job.state != "done":
-        return Card(name, value, "what such a shape costs: being computed", stale=job.active)
-    if job.result is None:
-        return Card(name, value, "no stock shape has so few MACs")
-    stock, best = job.result
-    note = f"at these MACs its best shape costs {max(stock - best, 0):.2g} nats more ({stock:.2g}, not {best:.2g})"
-    return Card(name, value, note, ESTIMATED)
+def _stock_cost_now(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> jobs.Job[StockCost]:
+    key = _stock_key(scores, plan, now)
+    return jobs.find(key) or jobs.submit_done(key, "Comparing with stock shapes", stock_cost(scores, plan, now))
 
 
-WHY_NOT = "it wants equal blocks, attention as wide as the residual; this studio opens it"
+def _solves_at_once(plan: PruningPlan) -> bool:
+    return plan.shape_before.embed_dim * plan.shape_before.depth <= MOST_AT_ONCE
 
 
-def rounding(model: OpenModel, scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> str:
-    """What multiples of 8 or 16 change, against widths as the ratios say."""
+def _stock_key(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> str:
+    return f"stock {scores.digest} {count_macs(plan.shape_after)} {now.heads} {now.round_to} {plan.basis}"
+
+
+def rounding_line(model: OpenModel, scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> str:
+    """What multiples of 8 or 16 change, compared with the widths that the ratios give."""
     if now.widths:
         return f"Every width is a multiple of {now.round_to} where the heads allow it."
     free = replace(now, round_to=1).plan(scores, block_removals.records())
     sizes = [units.short(count_parameters(p.shape_after)) for p in (free, plan)]
-    told = [f"parameters {sizes[0]} → {sizes[1]}"]
-    if in_nats(scores):
-        told.append(f"predicted KL {predicted_loss(scores, free):.3g} → {predicted_loss(scores, plan):.3g} nats")
-    known, batch = device.calibration(model.shape), device.batch_of(model)
-    if known is not None:
-        times = [units.figure(device.milliseconds(p.shape_after, batch)) for p in (free, plan)]
-        told.append(f"time {times[0]} → {times[1]} ms (estimated, {device.error_words(known)})")
-    return f"What multiples of {now.round_to} change: {'; '.join(told)}."
-
-
-def forecast_of(model: OpenModel, spec: str, accuracy: jobs.Job | None) -> Forecast | None:
-    """For the plan under the sliders, once its KL is measured, as in the commonest kind of run that suffices."""
-    if accuracy is None or accuracy.state != "done" or not accuracy.result.kl or not folders.runs().is_dir():
-        return None
-    for epochs, known in _known(model.model, spec, _stamp()):
-        found = forecast(known, accuracy.result.kl, epochs)
-        if found is not None:
-            return found
-    return None
-
-
-def line(model: OpenModel, spec: str, accuracy: jobs.Job | None) -> None:
-    found = forecast_of(model, spec, accuracy)
-    if found is not None:
-        st.html(
-            f'<p class="quiet">○ After {found.epochs} epochs of distillation: <b>{found.low:.1f} – {found.high:.1f} '
-            f"%</b> top-1, forecast (80 % band) from {found.runs} finished runs of this model by one recipe in this "
-            "studio.</p>"
-        )
-
-
-def _stamp() -> float:
-    """Changes when a run ends or begins."""
-    times = [entry.stat().st_mtime for entry in folders.runs().iterdir() if entry.is_dir()]
-    return max(times, default=0.0) + len(times)
-
-
-@st.cache_data(max_entries=8, show_spinner=False, ttl=60)
-def _known(teacher: str, data: str, stamp: float) -> list[tuple[int, list[Outcome]]]:
-    """Finished runs by their number of epochs and their recipe, the commonest first."""
-    store = RunStore(folders.runs())
-    try:
-        return [(kind[0], outcomes(store, teacher, data, *kind)) for kind in kinds(store, teacher, data)]
-    except (UPViTError, OSError):
-        return []
+    changes = [f"parameters {sizes[0]} → {sizes[1]}"]
+    if is_kl(scores):
+        changes.append(f"predicted KL {predicted_loss(scores, free):.3g} → {predicted_loss(scores, plan):.3g} nats")
+    known, (first, second) = device.calibration(model.shape), (latencies(model, p) for p in (free, plan))
+    if known is not None and first is not None and second is not None:
+        times = f"time {units.figure(first[1])} → {units.figure(second[1])} ms"
+        changes.append(f"{times} (estimated, {device.error_words(known)})")
+    return f"What multiples of {now.round_to} change: {'; '.join(changes)}."

@@ -1,11 +1,12 @@
 """Trade-off: move four sliders, see at once what stays, what it costs, and what it is expected to lose."""
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import streamlit as st
 
-from pages.services import block_removals, device, evaluation, jobs, reports, scoring, slider_state
+from pages.services import block_removals, jobs, reports, scoring, slider_state
 from pages.services.open_model import OpenModel, no_scores
+from pages.services.session import session
 from pages.tradeoff import (
     blocks,
     budget,
@@ -19,9 +20,9 @@ from pages.tradeoff import (
     tried_plans,
     undo,
 )
+from pages.tradeoff.forecast import forecast_line, forecast_of
+from pages.tradeoff.measurements import Measurements, measure_button, measure_plan
 from pages.widgets import charts, frame, presenter, progress, sliders
-from pages.widgets.cards import ESTIMATED, MEASURED, Card, cards
-from upvit_core import units
 from upvit_core.figures.head_merging import draw_head_merging
 from upvit_core.figures.heatmaps import strips
 from upvit_core.planning.curves import predicted_loss
@@ -29,160 +30,25 @@ from upvit_core.planning.what_if import WhatIf, head_options
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.task import task_of
 
 
-def speed_card(model: OpenModel, plan: PruningPlan, job: jobs.Job | None) -> Card:
-    if job is not None and job.state == "done":
-        result = job.result
-        first, second = result.first, result.second
-        note = (
-            f"{second.images_per_s:,.0f} against {first.images_per_s:,.0f} {task_of(model.shape).batch_items}/s, ± "
-            f"{(result.high - result.low) / 2:.2f}×; "
-            f"{second.device}, batch {second.batch_size}, {second.dtype}"
-        )
-        return Card("Speed-up", units.times(result.ratio), note, MEASURED)
-    known, batch = device.calibration(model.shape), device.batch_of(model)
-    before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    if known is None or before is None or after is None:
-        return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")
-    note = f"{device.error_words(known)}, {known.device}, batch {batch}, {known.dtype}"
-    return Card("Speed-up", units.times(before / after), note, ESTIMATED)
-
-
-def quality_card(model: OpenModel, spec: str, job: jobs.Job | None, unmended: jobs.Job | None) -> Card:
-    """Top-1 of the plan, or perplexity; where it is repaired, also what it was before."""
-    task = task_of(model.shape)
-    name = f"{task.name} now"
-    if job is not None and job.state == "done":
-        result = job.result
-        before = ""
-        if unmended and unmended.state == "done":
-            was = unmended.result
-            before = f"before repair {task.format(task.value(was))}, KL {was.kl:.2g}; "
-        note = (
-            f"{before}{result.images:,} {task.samples}, {task.format_interval(result)}; "
-            f"KL {result.kl:.2g} {task.nats}; no training"
-        )
-        value = task.format(task.value(result))
-        st.session_state["last-quality"] = (model.source, value)
-        return Card(name, value, note, MEASURED)
-    if not model.has_weights:
-        return Card(name, "—", "needs weights")
-    if not spec:
-        return Card(name, "—", f"needs {task.wanted}")
-    source, value = st.session_state.get("last-quality", ("", "—"))
-    if job is not None and job.active:
-        far = job.detail or "waiting for its turn"
-        return Card(name, value if source == model.source else "—", f"being measured: {far}", stale=True)
-    return Card(name, "—", "press Measure")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Jobs of the plan under the sliders; `unmended` is of the same plan before repair."""
-
-    accuracy: jobs.Job | None
-    unmended: jobs.Job | None
-    speed: jobs.Job | None
-
-    @property
-    def all(self) -> tuple[jobs.Job | None, ...]:
-        return self.accuracy, self.unmended, self.speed
-
-
-def numbers(model: OpenModel, plan: PruningPlan, spec: str, found: Measured) -> None:
-    """Four cards; while one is being measured they are brought up to date by themselves, in place."""
-    before, after = model.shape, plan.shape_after
-    params, macs = count_parameters(after), count_macs(after)
-    stock = f"; stock {after.library} opens it" if after.is_uniform else ""
-
-    def draw() -> None:
-        cards(
-            [
-                Card(
-                    "Parameters",
-                    units.short(params),
-                    f"{units.times(count_parameters(before) / params)} smaller{stock}",
-                ),
-                Card(
-                    f"MACs, one {task_of(model.shape).batch_item}",
-                    units.short(macs),
-                    f"{units.times(count_macs(before) / macs)} fewer",
-                ),
-                speed_card(model, plan, found.speed),
-                quality_card(model, spec, found.accuracy, found.unmended),
-            ]
-        )
-
-    progress.redraw_when_done(found.all, draw)
-
-
-def measure_button(model: OpenModel, plan: PruningPlan, spec: str, now: WhatIf) -> None:
-    """Measure on request; in its place the progress, so that nothing moves."""
-    running = [jobs.find(evaluation.throughput_key(plan))]
-    if model.has_weights and spec and count_macs(model.shape) > evaluation.AUTOMATIC_MACS:
-        running.append(jobs.find(evaluation.preview_key(model, plan, spec, repair=now.repair)))
-    active = [job for job in running if job is not None and job.active]
-    with st.container(key="slot-measure"):
-        if active:
-            progress.progress(active[0])
-        elif st.button(
-            "Measure", icon=":material/speed:", width="stretch", key="measure",
-            help="Throughput of the original and of this plan on this device, in turns: 20 s at most; for a large "
-            f"model, {task_of(model.shape).name.lower()} too.",
-        ):  # fmt: skip
-            evaluation.throughput(model, plan, again=True)
-            if model.has_weights and spec:
-                evaluation.preview(model, plan, spec, repair=now.repair)
-            st.rerun()
-
-
-def measure(model: OpenModel, plan: PruningPlan, spec: str, now: WhatIf) -> Measured:
-    """The jobs of this plan: accuracy (by itself where the model is small), throughput (when asked for)."""
-    accuracy = unmended = None
-    if model.has_weights and spec:
-        wanted = {False, now.repair}
-        keys = {repair: evaluation.preview_key(model, plan, spec, repair=repair) for repair in wanted}
-        for before in st.session_state.get("previews", ()):
-            if before not in keys.values():
-                jobs.cancel(before)
-        st.session_state["previews"] = tuple(keys.values())
-        small = count_macs(model.shape) <= evaluation.AUTOMATIC_MACS
-        previews = {}
-        for repair in sorted(wanted):
-            found = jobs.find(keys[repair])
-            failed = found is not None and found.state == "failed"
-            previews[repair] = found if failed or not small else evaluation.preview(model, plan, spec, repair=repair)
-        accuracy = previews[now.repair]
-        unmended = previews[False] if now.repair else None
-    return Measured(accuracy, unmended, jobs.find(evaluation.throughput_key(plan)))
-
-
-def speed_up(model: OpenModel, plan: PruningPlan) -> float:
-    """Estimated for the batch size that is set; 0 where this device is not calibrated."""
-    batch = device.batch_of(model)
-    before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    return before / after if before and after else 0.0
-
-
-def remember(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, found: Measured) -> None:
+def record_plan(
+    model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, found: Measurements
+) -> None:
     """Put this plan on the front, with what has been measured of it."""
-    values = {
-        "what_if": now,
-        "params": count_parameters(plan.shape_after),
-        "macs": count_macs(plan.shape_after),
-        "removed": predicted_loss(scores, plan),
-        "speed_up": speed_up(model, plan),
-    }
-    if found.accuracy is not None and found.accuracy.state == "done":
-        result = found.accuracy.result
-        task = task_of(model.shape)
-        low, high = task.interval(result)
-        values |= {"value": task.value(result), "low": low, "high": high, "kl": result.kl, "images": result.images}
-    if found.speed is not None and found.speed.state == "done":
-        values |= {"speed_up": found.speed.result.ratio, "speed_measured": True}
-    tried_plans.record(model, scores, tried_plans.TriedPlan(**values))
+    times, shape = estimates.latencies(model, plan), plan.shape_after
+    entry = tried_plans.TriedPlan(
+        now,
+        count_parameters(shape),
+        count_macs(shape),
+        predicted_loss(scores, plan),
+        speed_up=times[0] / times[1] if times else 0.0,
+    )
+    if (result := jobs.result_of(found.accuracy)) is not None:
+        entry = entry.measured(model.task, result)
+    if (speed := jobs.result_of(found.speed)) is not None:
+        entry = replace(entry, speed_up=speed.ratio, speed_measured=True)
+    tried_plans.record(model, scores, entry)
 
 
 def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
@@ -194,6 +60,26 @@ def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
         st.caption("By directions the cut joins the heads that attend most alike; here neighbours stand for them.")
 
 
+def report_button(
+    model: OpenModel, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan, found: Measurements
+) -> None:
+    def write() -> str:
+        accuracy, speed = jobs.result_of(found.accuracy), jobs.result_of(found.speed)
+        return reports.report_of_plan(model, scores, now, plan, accuracy, speed)
+
+    st.download_button(
+        "Report",
+        data=write,
+        mime="text/html",
+        file_name=f"plan-{plan.digest}.html",
+        icon=":material/article:",
+        on_click="ignore",
+        width="stretch",
+        key="report-plan",
+        help=reports.HELP,
+    )
+
+
 with frame.page(
     "Trade-off",
     "Choose how much to remove; size, speed and what stays follow at once.",
@@ -203,41 +89,40 @@ with frame.page(
 ):
     model = frame.current()
     scores = scoring.current(model)
-    spec = evaluation.image_spec(model)
-    if "move-to" in st.session_state:
-        slider_state.set_to(st.session_state.pop("move-to"))
+    if (target := session().move_to) is not None:
+        session().move_to = None
+        slider_state.set_to(target)
     left, right = st.columns([0.25, 0.75], gap="medium")
     with left:
         sliders.preset_picker(model.shape)
         with presenter.folded("How"):
-            sliders.way_controls(model.shape, model.has_weights and bool(spec))
+            sliders.way_controls(model.shape, model.can_measure)
             if not model.shape.one_share:
                 blocks.spread_controls(model.shape, scores)
         now = sliders.controls(model.shape)
-        shown, finding = scoring.planning(model, scores, now, spec)
+        shown, finding = scoring.for_planning(model, scores, now)
         plan = now.plan(shown or scores or no_scores(model.shape), block_removals.records())
-        waiting = finding is not None and finding.active
-        found = Measured(finding, None, None) if waiting else measure(model, plan, spec, now)
+        found = Measurements() if finding is not None else measure_plan(model, plan, now)
+        ahead = forecast_of(model, found.accuracy)
     with right:
-        numbers(model, plan, spec, found)
-        estimates.row(model, shown, plan, now, found.accuracy)
-        estimates.line(model, spec, found.accuracy)
-        budget.answer(model, shown or scores, plan)
-        for job in (*found.all, finding):
-            if job is not None and job.state == "failed":
-                st.error(job.error)
+        estimates.number_cards(model, shown, plan, now, found)
+        forecast_line(ahead)
+        budget.budget_result(model, shown or scores, plan)
+        for job in found.all:
+            if job is not None and not job.active:
+                progress.show(job)
         if shown is not None:
             charts.show(strips(shown, plan, charts.theme()), "strips")
     with left:  # after the pictures, which a slider's move should change first
-        undo.buttons(model.source, now)
+        undo.undo_buttons(model.source, now)
         with presenter.folded("More"):
-            device_panel.panel(model)
-            budget.panel(model, shown or scores, now, plan)
-            measure_button(model, plan, spec, now)
+            device_panel.device_panel(model)
+            budget.budget_panel(model, shown or scores, now, plan)
+            measure_button(model, plan, now)
             prune.prune_button(model, plan, now)
             distill.distil_button(model, scores, now)
             compare.command_button(model, shown or scores, now, plan)
-            reports.plan_button(model, shown or scores, now, plan, found.accuracy, found.speed)
+            report_button(model, shown or scores, now, plan, found)
     with right:
         if shown is not None:
             if not model.shape.one_share and now.depth is None:
@@ -246,10 +131,9 @@ with frame.page(
                     on_change="rerun",
                 ) as box:  # fmt: skip
                     if box.open:
-                        blocks.table(plan, now)
-        elif finding is not None and finding.active:
-            with st.container(height=560, border=False):
-                progress.progress(finding)
+                        blocks.blocks_table(plan, now)
+        elif finding is not None:
+            progress.show(finding, height=560)
         elif scores is None:
             frame.awaited(
                 "Widths and costs follow the sliders already. The pictures of what stays will be here once there are "
@@ -257,13 +141,12 @@ with frame.page(
                 icon=":material/grid_on:",
             )
         if scores is not None:
-            depth.panel(model, shown or scores, now)
+            depth.depth_panel(model, shown or scores, now)
     if shown is not None:
-        remember(model, shown, now, plan, found)
+        record_plan(model, shown, now, plan, found)
         wide, narrow = st.columns([0.56, 0.44], gap="large")
         with wide:
-            small = count_macs(model.shape) <= evaluation.AUTOMATIC_MACS
-            pareto.section(model, shown, now, spec, estimates.forecast_of(model, spec, found.accuracy), small=small)
+            pareto.pareto_section(model, shown, now, ahead)
         with narrow:
             the_heads(shown, plan)
-        compare.panel(model, shown, now, plan, spec)
+        compare.compare_panel(model, shown, now, plan)

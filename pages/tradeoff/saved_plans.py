@@ -20,7 +20,7 @@ MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedPlan:
     """A plan with its name; `what_if` is where the sliders stood, None for a file that does not tell."""
 
     name: str
@@ -38,7 +38,7 @@ def folder(model: OpenModel) -> Path:
     return folders.plans() / name
 
 
-def every(model: OpenModel) -> list[Kept]:
+def every(model: OpenModel) -> list[SavedPlan]:
     """Plans of this model, by name; files that are no plan of it are left out."""
     found = []
     for path in sorted(folder(model).glob("*.json")):
@@ -50,7 +50,7 @@ def every(model: OpenModel) -> list[Kept]:
     return sorted(found, key=lambda kept: kept.name.casefold())
 
 
-def read(content: bytes, name: str, shape: ModelShape) -> Kept:
+def read(content: bytes, name: str, shape: ModelShape) -> SavedPlan:
     """A plan from a file's content. Raises PlanError where it is none, or is of another model."""
     if len(content) > MOST_BYTES:
         raise PlanError(f"{name} has more than {MOST_BYTES >> 20} MB; no plan is that large.")
@@ -60,7 +60,7 @@ def read(content: bytes, name: str, shape: ModelShape) -> Kept:
         raise PlanError(f"{name} is a plan of {before.name}, which is shaped otherwise than {shape.name}; open that.")
     told = plan.requested.get("name")
     told = " ".join(told.split())[:LONGEST_NAME] if isinstance(told, str) and told.isprintable() else ""
-    return Kept(told or name, plan, _what_if(plan.requested.get("what_if"), shape))
+    return SavedPlan(told or name, plan, _what_if(plan.requested.get("what_if"), shape))
 
 
 def _what_if(values: Any, shape: ModelShape) -> WhatIf | None:
@@ -81,7 +81,7 @@ def content(name: str, plan: PruningPlan, what_if: WhatIf | None) -> str:
     return plan.model_copy(update={"requested": json.loads(json.dumps(told))}).to_json()
 
 
-def save(model: OpenModel, name: str, plan: PruningPlan, what_if: WhatIf | None) -> Kept:
+def save(model: OpenModel, name: str, plan: PruningPlan, what_if: WhatIf | None) -> SavedPlan:
     """Keep a plan; one of the same name is replaced. Raises PlanError for an empty or long name."""
     name = " ".join(name.split())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():

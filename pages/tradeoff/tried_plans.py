@@ -6,21 +6,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
 
 from pages.services.open_model import OpenModel
+from pages.tradeoff.state import state
 from upvit_core import units
 from upvit_core.figures.pareto import Line, Point
 from upvit_core.figures.published import PUBLISHED
+from upvit_core.planning.budget_stages import percents_of
 from upvit_core.planning.pareto import dominated
 from upvit_core.planning.uniform import UniformTable, uniform_table
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape, deit_shape
-from upvit_core.records.task import Task, task_of
+from upvit_core.records.task import Task
+
+if TYPE_CHECKING:
+    from upvit_core.evaluation import Evaluation
 
 COSTS = ("Parameters", "MACs", "Speed-up")
 KL = "KL"
@@ -45,11 +52,27 @@ class TriedPlan:
     kl: float | None = None
     images: int = 0
 
+    def measured(self, task: Task, result: Evaluation) -> TriedPlan:
+        """The same plan with what was measured of it."""
+        low, high = task.interval(result)
+        return replace(self, value=task.value(result), low=low, high=high, kl=result.kl, images=result.images)
+
+
+def with_shares(now: WhatIf, plan: PruningPlan) -> WhatIf:
+    """The sliders at the shares of a plan of a staged model, one share for all stages."""
+    shares = percents_of(plan)
+    return replace(
+        now,
+        residual=shares["residual"],
+        attention=shares["attention"],
+        ffn=shares["ffn"],
+        reduction=shares.get("reduction"),
+    )
+
 
 def tried(model: OpenModel, scores: ImportanceScores) -> dict[str, TriedPlan]:
     """Plans tried on this model with these scores, oldest first."""
-    every: dict[str, dict[str, TriedPlan]] = st.session_state.setdefault("tried", {})
-    return every.setdefault(f"{model.source} {scores.digest}", {})
+    return state().tried.setdefault(f"{model.source} {scores.digest}", {})
 
 
 def record(model: OpenModel, scores: ImportanceScores, entry: TriedPlan) -> None:
@@ -103,7 +126,7 @@ def points(
     others: Sequence[tuple[str, TriedPlan]] = (),
 ) -> list[Point]:
     """Every plan tried, the one under the sliders, the model itself, published models, and named `others`."""
-    task = task_of(model.shape)
+    task = model.task
     found: list[Point] = []
     own = tried(model, scores)
     every = [("", entry) for entry in own.values()] + [e for e in others if repr(e[1].what_if) not in own]

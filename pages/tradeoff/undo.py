@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from pages.services import slider_state
+from pages.tradeoff.state import state
 from upvit_core.planning.what_if import WhatIf
 
 MOST = 100
@@ -14,43 +15,38 @@ MOST = 100
 
 @dataclass
 class UndoStack:
-    """Where the sliders stood, oldest first; `at` is where they stand."""
+    """Positions of the sliders, oldest first; `at` is the current one."""
 
     steps: list[WhatIf] = field(default_factory=list)
     at: int = -1
 
     def note(self, now: WhatIf) -> None:
-        """A move: what had been undone is forgotten."""
+        """Record a move; moves that had been undone are forgotten."""
         if self.at >= 0 and self.steps[self.at] == now:
             return
         self.steps = [*self.steps[: self.at + 1], now][-MOST:]
         self.at = len(self.steps) - 1
 
     def step(self, by: int) -> WhatIf | None:
-        """One back (-1) or forth (1); None where there is nothing."""
+        """Go one back (-1) or forward (1); None at the end."""
         if not 0 <= self.at + by < len(self.steps):
             return None
         self.at += by
         return self.steps[self.at]
 
 
-def undo_stack(source: str) -> UndoStack:
-    every: dict[str, UndoStack] = st.session_state.setdefault("trails", {})
-    return every.setdefault(source, UndoStack())
-
-
-def buttons(source: str, now: WhatIf) -> None:
-    """Two buttons; to be drawn after the sliders."""
-    own = undo_stack(source)
-    own.note(now)
+def undo_buttons(source: str, now: WhatIf) -> None:
+    """Draw Undo and Redo; to be called after the sliders are drawn."""
+    stack = state().undo.setdefault(source, UndoStack())
+    stack.note(now)
 
     def go(by: int) -> None:
-        target = own.step(by)
+        target = stack.step(by)
         if target is not None:
             slider_state.set_to(target)
 
+    at, last = stack.at, len(stack.steps) - 1
     with st.container(horizontal=True, key="history"):
-        st.button("Undo", icon=":material/undo:", on_click=go, args=(-1,), disabled=own.at < 1, key="undo",
-                  type="tertiary", help="Back to where the sliders stood before.")  # fmt: skip
-        st.button("Redo", icon=":material/redo:", on_click=go, args=(1,), disabled=own.at >= len(own.steps) - 1,
-                  key="redo", type="tertiary")  # fmt: skip
+        for label, by, disabled in (("Undo", -1, at < 1), ("Redo", 1, at >= last)):
+            icon, key = f":material/{label.lower()}:", label.lower()
+            st.button(label, icon=icon, on_click=go, args=(by,), disabled=disabled, key=key, type="tertiary")

@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
 
-from pages.services import folders, launch, limits, run_data
+from pages.services import folders, limits, run_data
 from pages.services.open_model import OpenModel
+from pages.services.session import session
 from pages.widgets import charts, frame, run_actions
 from upvit_core import units
 from upvit_core.errors import UPViTError
 from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
 from upvit_core.figures.training_curves import GLYPHS, plot_training_curves
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.records.task import task_of
 from upvit_core.runs.executors import executor_for
+from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RunSpec
-from upvit_core.runs.store import RunStore, RunSummary
+from upvit_core.runs.store import RunStore
 from upvit_core.training.settings import FINETUNE_PRESETS
 
 REFRESH = "2s"
+GROUP = "transfer-group"  # key of a widget
 RECIPES = {"demo": "minutes on a CPU", "finetune": "careful: smaller steps towards the first layers"}
 FORMATS = {
     "Top-1 before, %": "%.2f", "Top-1 now, %": "%.2f", "to the original": "%+.2f", "Images/s": "%.0f",
@@ -100,7 +103,7 @@ def start(
     """One run for each, with the same settings, in one group. Raises UPViTError where the host does not allow it."""
     for place in filter(None, (images, folder)):
         limits.confine(place.partition("#")[0])
-    limits.check_room(store, launch.owner(), 1 + bool(folder) + bool(folder and scratch))
+    limits.check_room(store, session().owner, 1 + bool(folder) + bool(folder and scratch))
     where = Path(images).name.split(".")[0]
     settings = FINETUNE_PRESETS[recipe].model_copy(update={"head_only": head_only})
     wanted = [(model.name, model.model, settings)]
@@ -114,10 +117,10 @@ def start(
     for name, source, chosen in wanted:
         order = RunSpec(
             kind="finetune", name=f"{name} to {where}"[:200], student=source, data=images, epochs=epochs,
-            settings=chosen, group=group[:200], owner=launch.owner(),
+            settings=chosen, group=group[:200], owner=session().owner,
         )  # fmt: skip
         executor_for(store, order).submit(store.create(order))
-    st.session_state["transfer-group"] = group
+    st.session_state[GROUP] = group
     st.rerun()
 
 
@@ -132,7 +135,7 @@ def comparison(store: RunStore, group: str) -> None:
     """Curves, table and state of one group, brought up to date while it goes on."""
     every = store.list()
     chosen = [s for s in reversed(every) if s.spec is not None and group in (s.spec.group, s.id)]
-    if st.session_state.get("transfer-active", False) != any(s.state.is_active for s in chosen):
+    if session().active_transfers != any(s.state.is_active for s in chosen):
         st.rerun()
     run_actions.said()
     curves = run_data.curves(store, chosen, every)
@@ -150,7 +153,8 @@ def comparison(store: RunStore, group: str) -> None:
 
 def table(store: RunStore, chosen: Sequence[RunSummary], labels: Sequence[str]) -> None:
     """Size, speed and top-1 of each; differences to the first, the original."""
-    lines, first = [], None
+    lines: list[dict[str, Any]] = []
+    first: float | None = None
     for summary, label in zip(chosen, labels, strict=True):
         assert summary.spec is not None
         rows = run_data.rows()(store, summary.id)
@@ -192,7 +196,7 @@ with frame.page(
     model = frame.current()
     left, right = st.columns([0.31, 0.69], gap="medium")
     with left:
-        if not task_of(model.shape).has_classes:
+        if not model.task.has_classes:
             st.info(
                 f"{model.name} reads text: there are no classes to give it a new head for. Distil it on the other text "
                 "instead; open a model of images for this page.",
@@ -205,21 +209,20 @@ with frame.page(
             frame.page_link("pages/model/page.py", "Open one on Model")
     with right:
         found = groups(store.list())
-        if not found and task_of(model.shape).has_classes:
+        if not found and model.task.has_classes:
             frame.awaited(
                 "Two curves will be here: top-1 of the original and of the pruned model while both learn the new "
                 "classes.",
                 icon=":material/moving:",
             )
         elif found:
-            if st.session_state.get("transfer-group") not in found:
-                st.session_state["transfer-group"] = found[0]
+            if st.session_state.get(GROUP) not in found:
+                st.session_state[GROUP] = found[0]
             names = {s.id: s.name for s in store.list()}
-            group = st.selectbox("Comparison", found, key="transfer-group", format_func=lambda g: names.get(g, g))
+            group = st.selectbox("Comparison", found, key=GROUP, format_func=lambda g: names.get(g, g))
             active = any(
                 s.state.is_active for s in store.list() if s.spec is not None and group in (s.spec.group, s.id)
             )
-            st.session_state["transfer-active"] = active
+            session().active_transfers = active
             st.fragment(comparison, run_every=REFRESH if active else None)(store, group)
-    if asked := st.session_state.get(run_actions.ASKED):
-        run_actions.confirm(store, run_data.names(store.list()).get(asked, asked))
+    run_actions.confirm_cancelling(store)

@@ -20,7 +20,7 @@ from upvit_core.figures.theme import DARK, LIGHT, Chart, Spec, Theme
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
 
 
-class _Ready(BaseFigure):
+class _Ready(BaseFigure):  # type: ignore[misc]
     """A figure for `st.plotly_chart` that is a dictionary already; plotly's own would be built, copied and walked."""
 
     def __init__(self, spec: Spec):

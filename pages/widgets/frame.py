@@ -11,14 +11,16 @@ from pathlib import Path
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from pages.services import block_removals, imports, link, open_model, scoring, slider_state
+from pages.services import block_removals, imports, jobs, link, open_model, scoring, slider_state
+from pages.services.session import resolve, session
 from pages.widgets import presenter, progress, terms
 from upvit_core import units
 from upvit_core.errors import UPViTError
 from upvit_core.profiling.macs import count_parameters
-from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.task import IMAGES, scores_words, task_of
+from upvit_core.records.task import IMAGES, scores_words
 
+RUNS_PAGE = "pages/runs/page.py"
+KEPT_IN_LINK = ("open", "presenter", "scores", "images")
 STYLE = Path(__file__).with_name("style.css")
 # A server that has just started looks into pages/ before it has run app.py, and so tells whoever comes first by a deep
 # link "Page not found", over the right page (Streamlit 1.67). That one dialog is closed.
@@ -36,8 +38,8 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
     # Always there, so that nothing below it moves after the first run: a slider that is drawn anew elsewhere loses its
     # place in the link once the old one is cleared away (Streamlit 1.67).
     with st.container(key="not-found"):
-        if "met" not in st.session_state:
-            st.session_state["met"] = True
+        if not session().greeted:
+            session().greeted = True
             st.html(CLOSE_NOT_FOUND, unsafe_allow_javascript=True)
     place = st.container(key="strip")
     st.title(title, help=help_text or None, anchor=False)
@@ -46,8 +48,11 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
         yield
     except UPViTError as error:
         st.error(str(error), icon=":material/error:")
-        if st.session_state.get(open_model.KEY, "demo") != "demo" or st.query_params.get(open_model.KEY):
-            st.button("Open the demo", on_click=_open_demo, icon=":material/home:")
+        with st.container(horizontal=True):
+            if (job := jobs.find(open_model.loading_key(_source()))) is not None and job.error:
+                st.button("Try again", on_click=jobs.restart, args=(job,), icon=":material/replay:")
+            if session().source not in (None, "demo") or st.query_params.get(open_model.KEY):
+                st.button("Open the demo", on_click=_open_demo, icon=":material/home:")
     except Exception as error:
         logging.getLogger(__name__).exception("%s failed", title)
         st.error(
@@ -56,13 +61,13 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
             icon=":material/error:",
         )
     if title in terms.OF_PAGE:
-        now = st.session_state.get("shown")
-        st.html(terms.line(terms.OF_PAGE[title], task_of(now[0].shape) if now is not None else IMAGES))
+        now = session().shown
+        st.html(terms.line(terms.OF_PAGE[title], now[0].task if now is not None else IMAGES))
     with place:
         left, right = st.columns([0.8, 0.2], vertical_alignment="center")
         with left:
             _strip()
-            if (now := st.session_state.get("shown")) is not None:
+            if (now := session().shown) is not None:
                 for sentence in link.missing(now[0]):
                     st.warning(sentence, icon=":material/link_off:")
         with right, st.container(horizontal=True, horizontal_alignment="right"):
@@ -73,17 +78,27 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
 def current() -> open_model.OpenModel:
     """What is open in this browser session; on its first visit, what the link names, else the demo. The strip shows it.
 
-    A model that must be read with torch first is read in the background: then this shows how far that is and ends the
-    script run. Raises UPViTError where it cannot be opened.
+    A model that needs torch is loaded in the background: then this shows the progress and ends the script run. Raises
+    UPViTError where it cannot be opened.
     """
-    source = st.session_state.get(open_model.KEY) or st.query_params.get(open_model.KEY) or "demo"
-    found = open_model.peek(source)
-    if found is None:
-        found = progress.wait(f"open {source}", lambda report: open_model.load(source), f"Opening {source}")
-    model = open_model.remember(found)
+    model = open_model.inspect(_source())
+    if model is None:
+        job = open_model.loading_job(_source())
+        if job.error:
+            raise UPViTError(job.error)
+        model = progress.show(job)
+        if model is None:
+            st.stop()
+    open_model.remember(model)
     link.follow(model)
-    st.session_state["shown"] = (model, scoring.current(model))
+    model = open_model.with_dataset(model)
+    session().shown = (model, scoring.current(model))
     return model
+
+
+def _source() -> str:
+    """The model that this browser session, or else the link, has open."""
+    return str(resolve(open_model.KEY, session().source) or "demo")
 
 
 def awaited(sentence: str, icon: str) -> None:
@@ -98,13 +113,19 @@ def page_link(page: str, label: str) -> None:
         st.page_link(page, label=label, icon=":material/arrow_forward:")
 
 
+def go_to_runs() -> None:
+    """Switch to Runs with the parts of the link that hold there."""
+    # Without parameters of its own, switch_page refuses to drop those of moved sliders (Streamlit 1.67).
+    kept = {key: st.query_params[key] for key in KEPT_IN_LINK if key in st.query_params}
+    st.switch_page(RUNS_PAGE, query_params=kept)
+
+
 def _open_demo() -> None:
-    st.session_state[open_model.KEY] = "demo"
+    session().source = "demo"
 
 
 def _strip() -> None:
-    now: tuple[open_model.OpenModel, ImportanceScores | None] | None = st.session_state.get("shown")
-    if now is None:
+    if (now := session().shown) is None:
         st.html('<div class="strip">Nothing is open yet.</div>')
         return
     model, scores = now

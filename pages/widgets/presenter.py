@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import streamlit as st
 
-KEY = "presenting"
+from pages.services.session import session
+
+SWITCH = "presenter-switch"
 LARGER = 1.3
 STYLE = """<style>
 :root { font-size: 20px !important; }
@@ -19,20 +21,21 @@ STYLE = """<style>
 
 def on() -> bool:
     """Whether this browser presents; the link carries it too."""
-    if KEY not in st.session_state:
-        st.session_state[KEY] = st.query_params.get("presenter") == "on"
-    return bool(st.session_state[KEY])
+    now = session()
+    if now.presenting is None:
+        now.presenting = st.query_params.get("presenter") == "on"
+    return now.presenting
 
 
 def toggle() -> None:
     """The switch, in the page's head; what it was set to holds on every page."""
-    st.session_state["presenter-switch"] = on()
+    st.session_state[SWITCH] = on()
 
     def switched() -> None:
-        st.session_state[KEY] = st.session_state["presenter-switch"]
+        session().presenting = bool(st.session_state[SWITCH])
 
     st.toggle(
-        "Presenter", key="presenter-switch", on_change=switched,
+        "Presenter", key=SWITCH, on_change=switched,
         help="Larger type, lines and marks, and controls folded away: readable from the back of a room.",
     )  # fmt: skip
     if on():

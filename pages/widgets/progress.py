@@ -1,40 +1,43 @@
-"""Draws how far a background job has come: a bar, the time left, and a button that cancels it."""
+"""Draws background jobs: a bar with the time left and Cancel, the error of a failed job, and Try again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import streamlit as st
 
-from pages.services.jobs import Job, Report, discard, find, start
+from pages.services import jobs
+from pages.services.jobs import Job
 from upvit_core import units
-from upvit_core.errors import UPViTError
 
 POLL_SECONDS = 0.8
+T = TypeVar("T")
 
 
-def ready(job: Job, height: int | None = None) -> bool:
-    """Whether the result is there; if not, its place shows how far the job is, or why it has none.
+def show(job: Job[T] | None, *, height: int | None = None, cancellable: bool = True) -> T | None:
+    """Return the result of a finished job; draw any other: its progress, or its error with a button to try again.
 
-    `height`: of the place, in pixels, so that nothing below it moves when the result comes.
+    height: of the drawing in pixels, so that nothing below it moves when the result arrives.
     """
-    if job.active:
-        with st.container(height=height or "content", border=False):
-            progress(job)
-        return False
-    if job.state != "done":
-        st.error(job.error or "Cancelled.")
-        discard(job.key)
-        return False
-    return True
+    if job is None or job.state == "done":
+        return jobs.result_of(job)
+    with st.container(height=height or "content", border=False):
+        if job.active:
+            _watch(job, cancellable)
+        else:
+            if job.state == "failed":
+                st.error(job.error)
+            else:
+                st.info(f"{job.title}: cancelled.")
+            if st.button("Try again", key=f"again {job.key}", icon=":material/replay:"):
+                jobs.restart(job)
+                st.rerun()
+    return None
 
 
-def progress(job: Job, *, cancellable: bool = True) -> None:
-    """Bar, time left and Cancel, brought up to date by itself.
-
-    The page is run again once the job has ended, or has something new to show.
-    """
+def _watch(job: Job[Any], cancellable: bool) -> None:
+    """The bar, updated by itself; the page is run again once the job has ended or has something new to show."""
     shown = job.version
 
     @st.fragment(run_every=POLL_SECONDS)
@@ -54,8 +57,8 @@ def progress(job: Job, *, cancellable: bool = True) -> None:
     watch()
 
 
-def redraw_when_done(watched: Sequence[Job | None], draw: Callable[[], None]) -> None:
-    """Draw something that shows how jobs go on; once the last of them has ended, the page is run again."""
+def redraw_when_done(watched: Sequence[Job[Any] | None], draw: Callable[[], None]) -> None:
+    """Draw something that depends on jobs, again and again while they run; then the page is run again."""
     active = [job for job in watched if job is not None and job.active]
 
     @st.fragment(run_every=POLL_SECONDS if active else None)
@@ -65,18 +68,3 @@ def redraw_when_done(watched: Sequence[Job | None], draw: Callable[[], None]) ->
         draw()
 
     live()
-
-
-def wait(key: str, work: Callable[[Report], Any], title: str) -> Any:
-    """The result of a job; until it is there, show how far it is and end this script run.
-
-    Raises UPViTError with the job's own sentence where it failed.
-    """
-    job = find(key) or start(key, work, title)
-    if job.active:
-        progress(job)
-        st.stop()
-    if job.state == "done":
-        return job.result
-    discard(key)
-    raise UPViTError(job.error or f"{title} was cancelled; start it again when you need it.")

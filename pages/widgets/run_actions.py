@@ -10,19 +10,19 @@ from typing import Any
 
 import streamlit as st
 
-from pages.services import jobs, launch, limits
+from pages.services import jobs, limits, run_data
 from pages.services.reports import HELP
+from pages.services.session import session
+from pages.widgets import progress
 from upvit_core.errors import RunError, UPViTError
 from upvit_core.records.task import Task
 from upvit_core.runs.devices import Device, devices
 from upvit_core.runs.executors import executor_for
+from upvit_core.runs.folder import Run, RunSummary
 from upvit_core.runs.memory_check import gigabytes
 from upvit_core.runs.queue import devices_of
 from upvit_core.runs.spec import RESUMABLE
-from upvit_core.runs.store import Run, RunStore, RunSummary
-
-ASKED = "cancel-asked"
-SAID = "run-said"
+from upvit_core.runs.store import RunStore
 
 
 def button_of(store: RunStore, summary: RunSummary) -> None:
@@ -36,7 +36,7 @@ def button_of(store: RunStore, summary: RunSummary) -> None:
             jobs.start(_pause_key(summary.id), lambda report: store.pause(summary.id), "Pausing", again=True)
             st.rerun()
         if st.button("Cancel", key=f"cancel-{summary.id}", disabled=stopping):
-            st.session_state[ASKED] = summary.id
+            session().cancelling = summary.id
             st.rerun()
     elif (
         summary.state.state in RESUMABLE
@@ -47,16 +47,19 @@ def button_of(store: RunStore, summary: RunSummary) -> None:
             run = store.resume(summary.id)
             executor_for(store, run.spec).submit(run)
         except RunError as error:
-            st.session_state[SAID] = str(error)
+            session().message = str(error)
         st.rerun()
 
 
-def confirm(store: RunStore, name: str) -> None:
-    """The dialog that asks before a run is stopped."""
-    run_id = st.session_state[ASKED]
+def confirm_cancelling(store: RunStore) -> None:
+    """The dialog that asks before a run is stopped, where that was asked for."""
+    run_id = session().cancelling
+    if run_id is None:
+        return
+    name = run_data.names(store.list()).get(run_id, run_id)
 
     def forget() -> None:
-        st.session_state.pop(ASKED, None)
+        session().cancelling = None
 
     @st.dialog("Cancel this run?", on_dismiss=forget)
     def ask() -> None:
@@ -101,7 +104,7 @@ def baseline_button(store: RunStore, run: Run) -> None:
     ):  # fmt: skip
         settings = run.spec.settings.model_copy(update={"from_scratch": True})
         name = f"{run.spec.name} from scratch"[:200]
-        mine = launch.owner()
+        mine = session().owner
         spec = run.spec.model_copy(
             update={"settings": settings, "name": name, "group": "", "owner": mine, "priority": 0, "created": 0}
         )
@@ -109,7 +112,7 @@ def baseline_button(store: RunStore, run: Run) -> None:
             limits.check_room(store, mine)
             executor_for(store, spec).submit(store.create(spec))
         except UPViTError as error:
-            st.session_state[SAID] = str(error)
+            session().message = str(error)
         st.rerun()
 
 
@@ -125,7 +128,7 @@ def priority_box(store: RunStore, summary: RunSummary) -> None:
         try:
             store.prioritise(summary.id, st.session_state[key])
         except RunError as error:
-            st.session_state[SAID] = str(error)
+            session().message = str(error)
 
     st.selectbox(
         "Goes", list(PRIORITIES), format_func=PRIORITIES.__getitem__, key=key, on_change=changed,
@@ -170,18 +173,15 @@ def downloads(run: Run, task: Task) -> None:
     )  # fmt: skip
     key, target = f"onnx {run.folder}", run.folder / "model.onnx"
     job = jobs.find(key)
-    if job is not None and job.state == "failed":
-        st.error(job.error)
-    if job is not None and job.active:
-        st.progress(job.share, text=f"ONNX · {job.detail or 'waiting'}")
-    elif job is not None and job.state == "done" and target.exists():
+    export = progress.show(job)
+    if export is not None and target.exists():
         st.download_button(
             "Download ONNX", data=target.read_bytes, file_name=f"{run.id}.onnx", mime="application/octet-stream",
             icon=":material/download:", on_click="ignore", key=f"onnx-file-{run.id}", width="stretch",
-            help=f"Checked with onnxruntime {job.result['onnxruntime']}: logits differ by at most "
-            f"{job.result['max_abs_difference']:.1e} on {job.result['checked_images']} images.",
+            help=f"Checked with onnxruntime {export['onnxruntime']}: logits differ by at most "
+            f"{export['max_abs_difference']:.1e} on {export['checked_images']} images.",
         )  # fmt: skip
-    elif st.button(
+    elif (job is None or export is not None) and st.button(
         "Make ONNX", icon=":material/ios_share:", key=f"onnx-make-{run.id}", width="stretch",
         disabled=not task.has_classes,
         help=None if task.has_classes else "ONNX is made of models of images; this one is handed on as its folder.",
@@ -191,18 +191,19 @@ def downloads(run: Run, task: Task) -> None:
 
 
 def _export(run: Run, target: Path, report: jobs.Report) -> dict[str, Any]:
-    report.say("reading the weights", 0.1)
+    report.step("reading the weights", 0.1)
     from upvit_core.export import export_onnx
     from upvit_core.models.checkpoint import load_model
 
     loaded = load_model(str(run.model))
-    report.say("exporting and checking", 0.3)
+    report.step("exporting and checking", 0.3)
     return export_onnx(loaded.model, loaded.shape, target)
 
 
 def said() -> None:
     """What an action had to say, once."""
-    if message := st.session_state.pop(SAID, ""):
+    if message := session().message:
+        session().message = ""
         st.error(message)
 
 

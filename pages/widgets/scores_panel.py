@@ -1,74 +1,85 @@
-"""TODO."""
+"""The scores in use: choose a record, make another, and follow the records that are being made."""
 
 from __future__ import annotations
 
 import streamlit as st
 
-from pages.services import evaluation, jobs, slider_state
+from pages.services import jobs, open_model, scoring, slider_state
 from pages.services.open_model import OpenModel
-from pages.services.scoring import CHOSEN, LABELS, choose, label, records, start
+from pages.services.session import session
 from pages.widgets import progress, terms
 from upvit_core.importance.criterion_names import CriterionName
-from upvit_core.records.task import task_of
+from upvit_core.records.scores import ImportanceScores
+
+WHICH = "which-scores"
 
 
-def panel(model: OpenModel) -> None:
-    """Choose scores, make new ones, follow those that are being made."""
-    available = records(model)
+def scores_panel(model: OpenModel) -> None:
+    """Draw the choice of scores, the form that makes new ones, and the progress of those in the making."""
+    available = scoring.records(model)
     left, right = st.columns([0.72, 0.28], vertical_alignment="bottom")
     with left:
         if available:
-            names = list(available)
-            chosen = st.session_state.setdefault(CHOSEN, {}).get(model.source)
-            st.session_state["which-scores"] = chosen if chosen in available else names[0]
-            st.selectbox(
-                "Scores", names,
-                format_func=lambda name: label(name, available[name]), key="which-scores",
-                on_change=lambda: choose(model, st.session_state["which-scores"]),
-                help=terms.tip(
-                    f"Score of a channel: the sum over {task_of(model.shape).samples} of KL(q ‖ p) in nats, q what "
-                    "the whole model says and p what it says without that channel (Eq. 1 of the letter).",
-                    "score", "kl", "nat", "proxy", "criterion",
-                ),
-            )  # fmt: skip
+            _choice(model, available)
     with right:
         if model.has_weights:
             with st.popover("Score…", icon=":material/calculate:", width="stretch"):
                 _form(model)
-    running: dict[str, str] = st.session_state.setdefault("scoring", {})
-    for key, name in list(running.items()):
-        job = jobs.find(key)
-        if job is None or not job.active:
-            del running[key]
-            if job is not None and job.state == "done":
-                choose(model, job.result)
-                st.toast("The new scores are in use.")
-                st.rerun()
-            if job is not None and job.state == "failed":
-                st.error(job.error)
-            continue
-        if job.version and job.key not in st.session_state.setdefault("previewed", set()):
-            st.session_state["previewed"].add(job.key)
-            choose(model, name)
-            st.rerun()
-        progress.progress(job)
+    for key, name in list(session().scoring.items()):
+        _follow(model, key, name)
+
+
+def _choice(model: OpenModel, available: dict[str, ImportanceScores]) -> None:
+    names = list(available)
+    chosen = session().scores.get(model.source)
+    st.session_state[WHICH] = chosen if chosen in available else names[0]
+    st.selectbox(
+        "Scores",
+        names,
+        format_func=lambda name: scoring.label(name, available[name]),
+        key=WHICH,
+        on_change=lambda: scoring.choose(model, st.session_state[WHICH]),
+        help=terms.tip(
+            f"Score of a channel: the sum over {model.task.samples} of KL(q ‖ p) in nats, q the answer of the whole "
+            "model and p its answer without that channel (Eq. 1 of the letter).",
+            *("score", "kl", "nat", "proxy", "criterion"),
+        ),
+    )
+
+
+def _follow(model: OpenModel, key: str, name: str) -> None:
+    """Draw one scoring job; its record comes into use once it is there, and again once it is complete."""
+    now, job = session(), jobs.find(key)
+    if job is None:
+        del now.scoring[key]
+    elif (record := progress.show(job)) is not None:
+        del now.scoring[key]
+        scoring.choose(model, record)
+        st.toast("The new scores are in use.")
+        st.rerun()
+    elif job.version and key not in now.previewed:
+        now.previewed.add(key)
+        scoring.choose(model, name)
+        st.rerun()
 
 
 def _form(model: OpenModel) -> None:
-    task = task_of(model.shape)
+    task = model.task
     with st.form("score", border=False):
-        criterion = st.selectbox("Criterion", list(LABELS), format_func=LABELS.__getitem__)
-        spec = st.text_input(task.inputs, value=evaluation.image_spec(model), help=task.source)
+        criterion = st.selectbox("Criterion", list(scoring.LABELS), format_func=scoring.LABELS.__getitem__)
+        dataset = st.text_input(task.inputs, value=model.dataset, help=task.source).strip()
         one, two = st.columns(2)
         images = one.number_input(f"Number of {task.batch_items}", 8, 100_000, 500, step=100)
-        seed = two.number_input("Seed", 0, 10_000, 0, help=f"Which {task.batch_items} are drawn.")
+        seed = two.number_input("Seed", 0, 10_000, 0, help=f"Determines which {task.batch_items} are drawn.")
         stable = st.checkbox(
-            f"fisher: as many {task.batch_items} as a stable choice needs", value=True,
-            help="They are doubled until the better half of the channels is the same at half of them and at all of "
-            "them, to within 3 %; at most 2,000. The page tells the figure that was reached.",
-        )  # fmt: skip
+            f"fisher: as many {task.batch_items} as a stable choice needs",
+            value=True,
+            help="Their number is doubled until the better half of the channels is the same at half of them and at all "
+            "of them, to within 3 %; at most 2,000. The page shows the agreement that was reached.",
+        )
         if st.form_submit_button("Score", type="primary"):
-            evaluation.choose_images(model, spec.strip())
             count = None if stable and criterion is CriterionName.FISHER else int(images)
-            start(model, str(criterion.value), count, int(seed), spec.strip(), slider_state.current(model.shape))
+            request = scoring.Request(criterion, count, int(seed))
+            chosen = open_model.choose_dataset(model, dataset)
+            scoring.start_scoring(chosen, request, slider_state.current(model.shape))
             st.rerun()

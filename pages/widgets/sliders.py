@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.services.slider_state import CHANNELS, DIRECTIONS, SAVED, WIDTHS, current, keys_of, set_to
+from pages.services.slider_state import (
+    BASIS,
+    CHANNELS,
+    DIRECTIONS,
+    REPAIR,
+    WIDTHS,
+    current,
+    keys_of,
+    remember,
+    set_to,
+)
 from pages.widgets import terms
 from upvit_core.planning.what_if import MOST, WhatIf, default_what_if, head_options, preset_what_ifs
 from upvit_core.records.shape import ModelShape
@@ -71,25 +81,25 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
                     help=terms.tip(HELP[key], *TERMS[key]),
                 )  # fmt: skip
     result = current(shape)
-    st.session_state[SAVED] = result
-    st.session_state[WIDTHS] = (result.widths, result.percents)
+    remember(result)
     if result.widths:
-        st.query_params["widths"] = result.widths
-    elif "widths" in st.query_params:
-        del st.query_params["widths"]
+        st.query_params[WIDTHS] = result.widths
+    elif WIDTHS in st.query_params:
+        del st.query_params[WIDTHS]
     return result
 
 
 def basis_control(shape: ModelShape, possible: bool) -> None:
     """The switch of the basis; directions need weights and images."""
-    st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
-    if "basis" not in st.session_state and _saved("basis", "channels") == "directions":
-        st.session_state["basis"] = DIRECTIONS
+    now = current(shape)
+    st.session_state.setdefault(REPAIR, now.repair)
+    if BASIS not in st.session_state and now.basis == "directions":
+        st.session_state[BASIS] = DIRECTIONS
 
     def switched() -> None:
         """Directions come with repair, and with the heads as they are: narrower heads lose less than merged ones."""
-        directions = st.session_state["basis"] == DIRECTIONS
-        st.session_state["repair"] = directions
+        directions = st.session_state[BASIS] == DIRECTIONS
+        st.session_state[REPAIR] = directions
         heads = shape.num_heads if directions else default_what_if(shape).heads
         if heads is not None:
             st.session_state["heads"] = heads
@@ -100,7 +110,7 @@ def basis_control(shape: ModelShape, possible: bool) -> None:
         default=CHANNELS,
         required=True,
         wrap=True,
-        key="basis",
+        key=BASIS,
         bind="query-params",
         disabled=not possible,
         on_change=switched,
@@ -118,9 +128,9 @@ def way_controls(shape: ModelShape, possible: bool) -> None:
     """What is removed, and whether least squares mend the cut; both need weights and images."""
     if shape.has_directions:
         basis_control(shape, possible)
-    st.session_state.setdefault("repair", _saved("repair", st.query_params.get("repair") == "true"))
+    st.session_state.setdefault(REPAIR, current(shape).repair)
     st.toggle(
-        "Repair", key="repair", bind="query-params", disabled=not possible,
+        "Repair", key=REPAIR, bind="query-params", disabled=not possible,
         help=terms.tip(
             "After the cut, each layer's output is fitted to the original's by least squares on "
             f"{task_of(shape).batch_items}. No training."
@@ -128,11 +138,6 @@ def way_controls(shape: ModelShape, possible: bool) -> None:
             "repair", "surgery",
         ),
     )  # fmt: skip
-
-
-def _saved(name: str, otherwise: object) -> object:
-    saved: WhatIf | None = st.session_state.get(SAVED)
-    return getattr(saved, name) if saved else otherwise
 
 
 def preset_picker(shape: ModelShape) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import streamlit as st
 
 from pages.services import evaluation
 from pages.services.open_model import OpenModel
-from pages.services.removal import Effect
-from upvit_core.records.task import task_of
 
 if TYPE_CHECKING:
     from pages.services.removal import Effect
@@ -38,28 +36,51 @@ def gallery(tiles: Iterable[Tile], columns: int = 8) -> None:
     st.html(f'<div class="gallery" style="--columns: {columns}">{cells}</div>')
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    top = "".join(f"<th scope='col'>{escape(name)}</th>" for name in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    st.html(f'<div class="scrolls"><table class="plain"><tr>{top}</tr>{body}</table></div>')
+def table(
+    head: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    caption: str = "",
+    row_heads: bool = False,
+    bold: int | None = None,
+) -> None:
+    """Draw a table of text; `row_heads` makes the first cell of each row its heading, `bold` sets one row apart."""
+    lines = [_row([_cell(name, "th", "col") for name in head])] if head else []
+    for number, row in enumerate(rows):
+        cells = [_cell(text, "td", bold=number == bold) for text in row]
+        if row_heads:
+            cells[0] = _cell(row[0], "th", "row")
+        lines.append(_row(cells))
+    top = f"<caption>{escape(caption)}</caption>" if caption else ""
+    st.html(f'<div class="scrolls"><table class="plain">{top}{"".join(lines)}</table></div>')
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _cell(text: str, tag: str, scope: str = "", *, bold: bool = False) -> str:
+    content = f"<b>{escape(text)}</b>" if bold else escape(text)
+    return f"<{tag} scope='{scope}'>{content}</{tag}>" if scope else f"<{tag}>{content}</{tag}>"
 
 
 SHOWN = 8
 
 
-def examples(model: OpenModel, effect: Effect, spec: str, *, columns: int, only: list[int] | None = None) -> None:
+def examples(model: OpenModel, effect: Effect, *, columns: int, only: list[int] | None = None) -> None:
     """The most affected images or tokens, or those in `only`, before → after."""
-    if task_of(model.shape).has_pictures:
-        gallery(tiles(model, effect, spec, only=only), columns=columns)
+    if model.task.has_pictures:
+        gallery(tiles(model, effect, only=only), columns=columns)
     else:
-        passages(model, effect, spec, only=only)
+        passages(model, effect, only=only)
 
 
-def passages(
-    model: OpenModel, effect: Effect, spec: str, count: int = SHOWN, only: list[int] | None = None
-) -> None:  # fmt: skip
+def passages(model: OpenModel, effect: Effect, count: int = SHOWN, only: list[int] | None = None) -> None:
     """Where in the text: what went before, the token that follows, and the likeliest one before → after."""
-    data: Any = evaluation.images(model, spec, "val")
+    from upvit_core.data.text import TokenSet
+
+    data = model.images("val")
+    assert isinstance(data, TokenSet)
     rows = []
     for i in only or np.argsort(-effect.kl, kind="stable")[:count]:
         block, place = divmod(int(effect.indices[i]), model.shape.answers)
@@ -72,9 +93,9 @@ def passages(
     table(("after", "comes", "it said", "now it says", "KL, nats"), rows)
 
 
-def tiles(model: OpenModel, effect: Effect, spec: str, count: int = SHOWN, only: list[int] | None = None) -> list[Tile]:
+def tiles(model: OpenModel, effect: Effect, count: int = SHOWN, only: list[int] | None = None) -> list[Tile]:
     """The most affected images, or those in `only`, before → after."""
-    data = evaluation.images(model, spec, "val")
+    data = model.images("val")
     found = []
     for i in only or np.argsort(-effect.kl, kind="stable")[:count]:
         was, now = int(effect.before[i].argmax()), int(effect.after[i].argmax())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from pages.services import evaluation, jobs, removal, scoring
 from pages.services.open_model import OpenModel
+from pages.services.removal import Effect
 from pages.workshop.room import Best
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.what_if import WhatIf
@@ -18,7 +19,6 @@ from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
 
-IMAGES = "demo"
 REMOVED_ON = 500
 FFN_BLOCK = 2
 SAFE_POINTS = 1.0
@@ -54,20 +54,20 @@ class Demo:
     def plan(self, what_if: WhatIf) -> PruningPlan:
         return what_if.plan(self.scores)
 
-    def preview(self, what_if: WhatIf) -> jobs.Job:
+    def preview(self, what_if: WhatIf) -> jobs.Job[Any]:
         """The job that measures a what-if; of directions, first the one that finds their record, as on Trade-off."""
-        scores, finding = scoring.planning(self.model, self.scores, what_if, IMAGES)
+        scores, finding = scoring.for_planning(self.model, self.scores, what_if)
         if scores is None:
             assert finding is not None
             return finding
-        return evaluation.preview(self.model, what_if.plan(scores), IMAGES, repair=what_if.repair)
+        return evaluation.preview(self.model, what_if.plan(scores), repair=what_if.repair)
 
-    def look(self) -> jobs.Job:
+    def look(self) -> jobs.Job[Any]:
         """The whole model, measured on the same images as every plan."""
         return self.preview(WhatIf(0, 0, self.model.shape.num_heads, 0))
 
-    def removal(self, component: Component, block: int, number: int) -> jobs.Job:
-        return removal.removal_job(self.model, component, block, number, IMAGES, REMOVED_ON)
+    def removal(self, component: Component, block: int, number: int) -> jobs.Job[Effect]:
+        return removal.removal_job(self.model, component, block, number, REMOVED_ON)
 
     def macs(self, what_if: WhatIf) -> int:
         return count_macs(self.plan(what_if).shape_after)
@@ -80,7 +80,7 @@ class Exercise:
     key: str
     title: str
     question: str
-    measure: Callable[[Demo, Answer], list[jobs.Job]]
+    measure: Callable[[Demo, Answer], list[jobs.Job[Any]]]
     task: Callable[[Demo, Answer, list[Any]], Verdict]
     lesson: str
     hint: str = ""
@@ -93,7 +93,8 @@ def percent(result: Any) -> str:
 
 def half(component: str) -> WhatIf:
     """Half of one component gone, the heads as they are."""
-    return WhatIf(**{**dict.fromkeys(("residual", "attention", "ffn"), 0), "heads": 6, component: 50})
+    changes: dict[str, Any] = {component: 50}
+    return replace(WhatIf(0, 0, 6, 0), **changes)
 
 
 PARTS = {"Residual": "residual", "Attention": "attention", "FFN": "ffn"}
@@ -151,7 +152,7 @@ def _fewer(heads: int) -> int | None:
     return {6: 3, 3: 2, 2: 1}.get(heads)
 
 
-def _measure_heads(demo: Demo, answer: Answer) -> list[jobs.Job]:
+def _measure_heads(demo: Demo, answer: Answer) -> list[jobs.Job[Any]]:
     heads = int(answer[0])
     wanted = [heads] + ([fewer] if (fewer := _fewer(heads)) else [])
     return [demo.preview(WhatIf(0, 0, h, 0)) for h in wanted]

@@ -80,7 +80,7 @@ def _address() -> None:
 
 def _queue() -> None:
     def draw() -> None:
-        busy = [job for job in list(jobs.workers().jobs.values()) if job.active]
+        busy = [job for job in jobs.workers().all() if job.active]
         runs = [run for run in RunStore(folders.runs()).list() if run.state.is_active]
         lines = [f"- {job.title} · {job.state} {job.share:.0%}" for job in busy[:8]]
         lines += [f"- {run.name} · {run.state.state} {run.state.progress:.0%}" for run in runs[:8]]
@@ -92,12 +92,12 @@ def _queue() -> None:
 
 
 def _reset(room: Room) -> None:
-    waiting = [job for job in list(jobs.workers().jobs.values()) if job.state == "waiting"]
+    waiting = [job for job in jobs.workers().all() if job.state == "waiting"]
     with st.container(horizontal=True, vertical_alignment="bottom"):
         if st.button("Empty the queue", icon=":material/clear_all:", disabled=not waiting, key="room-queue",
                      help="Measurements that have not begun are dropped; runs go on."):  # fmt: skip
             for job in waiting:
-                jobs.cancel(job.key)
+                job.stop.set()
             st.rerun()
         with st.popover("Clear the room…", icon=":material/restart_alt:"):
             st.markdown("All nicknames, ticks and results go.")

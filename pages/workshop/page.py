@@ -1,31 +1,35 @@
 """Workshop: eight exercises on the demo, answered by measuring; a list for the room, and the host's view."""
 
 import secrets
+from dataclasses import replace
 from html import escape
 
 import pandas as pd
 import streamlit as st
 
-from pages.services import folders, jobs, open_model
+from pages.services import folders, open_model
+from pages.services.session import session
 from pages.widgets import frame, progress
+from pages.widgets.tables import table
 from pages.workshop import host
 from pages.workshop.exercises import EXERCISES, REFERENCE, Answer, Demo, Exercise, Verdict, what_if_of
-from pages.workshop.room import LONGEST_NAME, Person, Room, RoomError
+from pages.workshop.room import LONGEST_NAME, Participant, Person, Room, RoomError
 from upvit_core import units
 from upvit_core.errors import CheckpointError
 from upvit_core.planning.what_if import MOST, head_options
 from upvit_core.profiling.macs import count_parameters
 
 COOKIE = "upvit_workshop"
-TOKEN = "workshop-token"
+EXERCISE = "exercise-chosen"  # key of a widget
 
 
 def token() -> str:
     """Names this browser; kept by it for a month, in a cookie that tells nothing else."""
-    if TOKEN not in st.session_state:
+    mine = session().part(Participant)
+    if not mine.token:
         kept = st.context.cookies.get(COOKIE, "")
-        st.session_state[TOKEN] = kept if len(kept) == 32 and kept.isalnum() else secrets.token_hex(16)
-    name = str(st.session_state[TOKEN])
+        mine.token = kept if len(kept) == 32 and kept.isalnum() else secrets.token_hex(16)
+    name = mine.token
     if st.context.cookies.get(COOKIE) != name:
         st.html(
             f"<script>document.cookie = '{COOKIE}={name}; path=/; max-age=2592000; samesite=strict';</script>",
@@ -35,22 +39,23 @@ def token() -> str:
 
 
 def the_demo() -> Demo:
-    model = open_model.peek("demo")
+    model = open_model.inspect("demo")
     if model is None or model.bundled is None:
         raise CheckpointError("The demo's scores are missing from assets/demo; restore that folder.")
-    return Demo(model, model.bundled)
+    return Demo(replace(model, dataset="demo"), model.bundled)
 
 
 def choose_exercise(titles: list[str]) -> int:
     """Which exercise; the link says it by its number from 1, whatever is ticked off."""
     told = st.query_params.get("exercise", "1")
-    if "exercise-chosen" not in st.session_state:
-        st.session_state["exercise-chosen"] = min(max(int(told[:9]), 1), len(titles)) - 1 if told.isdecimal() else 0
-    number = st.segmented_control(
-        "Exercise", range(len(titles)), required=True, wrap=True, format_func=titles.__getitem__, key="exercise-chosen"
+    if EXERCISE not in st.session_state:
+        st.session_state[EXERCISE] = min(max(int(told[:9]), 1), len(titles)) - 1 if told.isdecimal() else 0
+    chosen = st.segmented_control(
+        "Exercise", range(len(titles)), required=True, wrap=True, format_func=titles.__getitem__, key=EXERCISE
     )
+    number = chosen or 0
     st.query_params["exercise"] = str(number + 1)
-    return int(number)
+    return number
 
 
 def ask(exercise: Exercise, demo: Demo, person: Person) -> Answer:
@@ -108,16 +113,10 @@ def _ask_plan(demo: Demo, before: Answer) -> Answer:
 def check(exercise: Exercise, demo: Demo, answer: Answer) -> Verdict | None:
     """Measure what the answer needs; None while that goes on."""
     needed = exercise.measure(demo, answer)
-    waiting = [job for job in needed if job.active]
+    waiting = [job for job in needed if job.state != "done"]
     if waiting:
-        progress.progress(waiting[0], cancellable=False)
+        progress.show(waiting[0], cancellable=False)
         st.caption(f"{len(needed) - len(waiting)} of {len(needed)} measurements are done.")
-        return None
-    failed = [job for job in needed if job.state != "done"]
-    if failed:
-        st.error(failed[0].error or "The measurement was cancelled; check again.")
-        for job in failed:
-            jobs.discard(job.key)
         return None
     return exercise.task(demo, answer, [job.result for job in needed])
 
@@ -127,8 +126,7 @@ def tell(exercise: Exercise, verdict: Verdict) -> None:
         f"{'That is so.' if verdict.right else 'Not yet.'} {verdict.why}",
         icon=":material/check_circle:" if verdict.right else ":material/replay:",
     )
-    rows = "".join(f"<tr><th scope='row'>{escape(a)}</th><td>{escape(b)}</td></tr>" for a, b in verdict.rows)
-    st.html(f'<table class="plain"><caption>Measured on this machine, on test images</caption>{rows}</table>')
+    table((), verdict.rows, caption="Measured on this machine, on test images", row_heads=True)
     if verdict.right:
         st.html(f'<div class="lesson"><p>{escape(exercise.lesson)}</p></div>')
     elif exercise.hint:
@@ -139,7 +137,7 @@ def one(exercise: Exercise, number: int, demo: Demo, room: Room, person: Person)
     st.header(f"{number} · {exercise.title}", anchor=False)
     st.html(f'<div class="lesson"><p>{escape(exercise.question)}</p></div>')
     answer = ask(exercise, demo, person)
-    asked: dict[str, Answer] = st.session_state.setdefault("workshop-asked", {})
+    asked = session().part(Participant).asked
     if st.button(
         "Check by measuring", type="primary", icon=":material/fact_check:", disabled=not answer, key="ws-check"
     ):

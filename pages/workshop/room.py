@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,14 @@ class Person(BaseModel):
     answers: dict[str, list[str | int]] = Field(default_factory=dict)
     best: Best | None = None
     seen: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass
+class Participant:
+    """This browser's part of its session: its token, and the answers that it has asked to check, by exercise."""
+
+    token: str = ""
+    asked: dict[str, list[str | int]] = field(default_factory=dict)
 
 
 class _Record(BaseModel):

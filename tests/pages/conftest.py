@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services.jobs import _run as RUN
+from pages.services import jobs
 from tests.support import ROOT
 from tests.support.made_up import made_up_scores
 
@@ -25,24 +25,15 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def no_background(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs are queued and not run: a page must say what is coming, and torch stays out of these tests."""
-    from pages.services import jobs
-
-    monkeypatch.setattr(jobs, "_run", lambda job, work: None)
+    workers = jobs.Workers(submit=lambda job: None)
+    monkeypatch.setattr(jobs, "workers", lambda: workers)
 
 
 @pytest.fixture
 def jobs_at_once(no_background: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs run to their end while the page waits."""
-    from pages.services import jobs
-
-    def start(self: jobs.Workers, key: str, work: Callable, title: str, *, long: bool, again: bool) -> jobs.Job:
-        job = self.jobs.get(key)
-        if job is None or job.state != "done" or again:
-            job = self.jobs[key] = jobs.Job(key, title)
-            RUN(job, work)
-        return job
-
-    monkeypatch.setattr(jobs.Workers, "start", start)
+    workers = jobs.Workers(submit=jobs.Job.run)
+    monkeypatch.setattr(jobs, "workers", lambda: workers)
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import imports, slider_state
+from pages.services import imports
+from pages.services.session import KEY, Session
 from tests.support import ROOT
 from tests.support.latency import pyramid_device
-from tests.support.reading import html_of
+from tests.support.reading import html_of, what_if_of
 from tests.support.tiny_pvt import tiny_pvt
 from upvit_core.profiling.calibration import HeldOutError, default_path
 from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
@@ -122,23 +124,24 @@ def with_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_whole_way_with_weights(page: Run, with_weights: str, jobs_at_once: None) -> None:
     """Looked at, scored, one channel removed, cut and measured, on the demo's images."""
     from pages.services import open_model, scoring
-    from upvit_core.records.scores import ImportanceScores
+    from upvit_core.importance.criterion_names import CriterionName
 
     test = AppTest.from_file(str(ROOT / MODEL), default_timeout=120)
     test.query_params["open"] = with_weights
-    test.session_state["images"] = {with_weights: "demo"}
+    test.session_state[KEY] = Session(datasets={with_weights: "demo"})
     test.run()
     assert not test.exception
     assert not test.error, [e.value for e in test.error]
     assert "% sure of" in html_of(test)
-    model = open_model.load(with_weights)
-    job = scoring.start(model, "fisher", 16, 0, "demo")
+    model = replace(open_model.load(with_weights), dataset="demo")
+    job = scoring.start_scoring(model, scoring.Request(CriterionName.FISHER, 16))
     assert job.state == "done", job.error
+    assert job.result is not None
     assert isinstance(scoring.records(model)[job.result], ImportanceScores)
     for path, words in ((IMPORTANCE, "Reduction: 50% kept"), (TRADEOFF, "Top-1 now")):
         test = AppTest.from_file(str(ROOT / path), default_timeout=120)
         test.query_params["open"] = with_weights
-        test.session_state["images"] = {with_weights: "demo"}
+        test.session_state[KEY] = Session(datasets={with_weights: "demo"})
         test.run()
         assert not test.exception
         assert not test.error, [e.value for e in test.error]
@@ -186,7 +189,7 @@ def test_a_calibrated_device_tells_its_time_and_limits_it(
     test.number_input(key=f"{key}-value").set_value(half).run()
     test.button(key="find-best").click().run()
     assert not test.error, [e.value for e in test.error]
-    after = test.session_state[slider_state.SAVED].plan(ImportanceScores.load(pyramid)).shape_after
+    after = what_if_of(test).plan(ImportanceScores.load(pyramid)).shape_after
     assert 0.9 * half < estimate_latency(after, 8, known) <= half
     assert f"{estimate_latency(after, 8, known):.3g} ms" in html_of(test)
 

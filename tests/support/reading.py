@@ -6,9 +6,26 @@ import re
 
 from streamlit.testing.v1 import AppTest
 
+from pages.services.session import KEY, Session
+from upvit_core.planning.what_if import WhatIf
+
 
 def html_of(test: AppTest) -> str:
     """The page's HTML without its links into the glossary, around single words and in a line at its foot."""
     parts = [str(element.proto.body) for element in test.get("html")]
     text = "\n".join(part for part in parts if 'class="terms"' not in part)
     return re.sub(r'<a class="term"[^>]*>(.*?)</a>', r"\1", text)
+
+
+def session_of(test: AppTest) -> Session:
+    """What the page's session remembers."""
+    found = test.session_state[KEY]
+    assert isinstance(found, Session)
+    return found
+
+
+def what_if_of(test: AppTest) -> WhatIf:
+    """Where the sliders stand."""
+    what_if = session_of(test).what_if
+    assert what_if is not None
+    return what_if

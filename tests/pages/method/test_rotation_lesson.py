@@ -27,14 +27,13 @@ def test_the_step_says_what_it_needs(page: Run, published: Path) -> None:
 def test_the_step_measures_rotation_and_cuts_on_the_demo(jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from pages.services import evaluation, jobs
 
-    jobs.workers().jobs.clear()  # what other tests measured
     monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 60)
     monkeypatch.setattr(evaluation, "PREVIEW_IMAGES", 100)
     test = AppTest.from_file(str(ROOT / METHOD), default_timeout=300)
     test.query_params["open"], test.query_params["step"] = "demo", STEP
     test.run()
     assert not test.exception
-    found = next(job.result for job in jobs.workers().jobs.values() if job.key.startswith("rotation"))
+    found = next(job.result for job in jobs.workers().all() if job.key.startswith("rotation"))
     assert found.largest < 1e-4
     assert np.abs(found.effect.before - found.effect.after).max() < 1e-5
     for shares in (found.channels, found.directions):
@@ -48,7 +47,7 @@ def test_the_step_measures_rotation_and_cuts_on_the_demo(jobs_at_once: None, mon
     assert "So nothing changes" in html_of(test)
     test.segmented_control(key="lesson-rotation").set_value("Cut").run()
     assert not test.exception
-    previews = [job.result for job in jobs.workers().jobs.values() if job.key.startswith("preview")]
+    previews = [job.result for job in jobs.workers().all() if job.key.startswith("preview")]
     assert len(previews) == 3
     channels, directions, repaired = previews
     assert channels.kl > directions.kl > repaired.kl
@@ -87,7 +86,6 @@ def test_spectrum_is_that_of_the_normalised_stream() -> None:
 def test_importance_shows_directions_and_removes_one(jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     from pages.services import evaluation, jobs, removal
 
-    jobs.workers().jobs.clear()  # what other tests measured
     monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 60)
     monkeypatch.setattr(removal, "IMAGES", 40)
     test = AppTest.from_file(str(ROOT / "pages/importance/page.py"), default_timeout=300)
@@ -98,7 +96,7 @@ def test_importance_shows_directions_and_removes_one(jobs_at_once: None, monkeyp
     assert not test.exception
     assert not test.error, [e.value for e in test.error]
     assert "Directions of the stream" in html_of(test)
-    record = next(job.result for job in jobs.workers().jobs.values() if job.title == "Finding directions")
+    record = next(job.result for job in jobs.workers().all() if job.title == "Finding directions")
     assert record.basis == "directions"
 
     assert "This is the constant" in [i.value for i in test.info][-1]
@@ -107,7 +105,7 @@ def test_importance_shows_directions_and_removes_one(jobs_at_once: None, monkeyp
         test.number_input(key="glass-channel").set_value(number).run()
         next(b for b in test.button if b.label == "Remove only this direction").click().run()
         assert not test.exception
-        effects.append(next(j.result for j in jobs.workers().jobs.values() if j.key.endswith(f"residual {number}")))
+        effects.append(next(j.result for j in jobs.workers().all() if j.key.endswith(f"residual {number}")))
     assert effects[0].kl.sum() > 10 * effects[1].kl.sum() > 0
 
 
@@ -126,13 +124,13 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
     jobs_at_once: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pages.services import evaluation, jobs, launch
+    from pages.widgets import frame
     from upvit_core.planning.ratios import plan_uniform
     from upvit_core.records.plan import PruningPlan
     from upvit_core.records.scores import ImportanceScores
     from upvit_core.runs.spec import RunSpec
     from upvit_core.training.settings import PRESETS
 
-    jobs.workers().jobs.clear()
     monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 60)
     monkeypatch.setattr(evaluation, "PREVIEW_IMAGES", 60)
     ordered: list[RunSpec] = []
@@ -145,7 +143,7 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
             pass
 
     monkeypatch.setattr(launch, "executor_for", Kept)
-    monkeypatch.setattr(launch.st, "switch_page", lambda page: None)
+    monkeypatch.setattr(frame, "go_to_runs", lambda: None)
 
     def started(**query: str) -> tuple[list[RunSpec], str]:
         test = AppTest.from_file(str(ROOT / "pages/tradeoff/page.py"), default_timeout=300)
@@ -172,14 +170,14 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
     (ours,), said = started(basis="Directions", repair="true")
     assert (ours.repair, ours.settings) == (True, PRESETS["repaired"])
     # The FFN channels that stay are those of the record of directions, as on the command line, not of the scores.
-    record = next(job.result for job in jobs.workers().jobs.values() if job.title == "Finding directions")
+    record = next(job.result for job in jobs.workers().all() if job.title == "Finding directions")
     scores = ImportanceScores.load(ROOT / "assets/demo/scores.safetensors")
     by_record, by_scores = (
         plan_uniform(found, residual=0.5, attention=0.5, ffn=0.5, heads=6, snap=True, basis="directions")
         for found in (record, scores)
     )
     assert PruningPlan.from_json(json.dumps(ours.plan)).digest == by_record.digest != by_scores.digest
-    assert any(by_record.digest in key and "repaired" in key for key in jobs.workers().jobs)
+    assert any(by_record.digest in key and "repaired" in key for key in [job.key for job in jobs.workers().all()])
     assert "score demo --data demo --basis directions --images 60 --seed 0" in said
     assert "--epochs 4 --preset repaired" in said
     (letter, other), _ = started(what="Both ways")

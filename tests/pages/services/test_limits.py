@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import evaluation, folders, limits, open_model
+from pages.services import folders, limits, open_model
 from pages.widgets import run_actions
 from tests.support.made_runs import made_run
+from tests.support.reading import session_of
 from upvit_core.errors import LimitError
 from upvit_core.runs import RunStore
 
@@ -66,10 +67,10 @@ def test_the_app_s_own_and_the_demo_stay_readable(confined: Path) -> None:
 
 
 def test_images_are_confined_too(confined: Path) -> None:
-    model = open_model.peek("demo")
+    model = open_model.inspect("demo")
     assert model is not None
     with pytest.raises(LimitError, match="may not be read"):
-        evaluation.images(model, str(confined.parent / "secret"), "val")
+        open_model.choose_dataset(model, str(confined.parent / "secret")).images("val")
 
 
 def test_a_studio_that_others_can_reach_reads_only_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_transfer_takes_nothing_from_elsewhere(
 def test_transfer_keeps_to_the_runs_of_a_session(page: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UPVIT_RUNS_PER_SESSION", "2")
     test = page("pages/transfer/page.py")
-    test.session_state["owner"] = "me"
+    session_of(test).owner = "me"
     for _ in range(2):
         made_run(RunStore(folders.runs()), 0.5, "running", owner="me")
     test.text_input(key="transfer-images").set_value("torch/cifar10").run()

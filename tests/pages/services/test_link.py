@@ -10,8 +10,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.services import open_model, scoring, slider_state
+from tests.support.reading import session_of, what_if_of
 from upvit_core.planning.what_if import ALLOCATIONS, WhatIf, default_what_if, what_if_from_widths
-from upvit_core.planning.widths import widths_of, write_widths
+from upvit_core.planning.widths import parse_widths, widths_of, write_widths
+from upvit_core.records.scores import ImportanceScores
 
 PAGE = "pages/tradeoff/page.py"
 Run = Callable[..., AppTest]
@@ -21,7 +23,14 @@ def shown(test: AppTest) -> tuple[WhatIf, str]:
     """The what-if, and the number cards without what is still being measured."""
     assert not test.exception
     html = "\n".join(str(e.proto.body) for e in test.get("html") if 'class="cards"' in str(e.proto.body))
-    return test.session_state[slider_state.SAVED], re.sub(r"being measured[^<]*", "", html)
+    return what_if_of(test), re.sub(r"being measured[^<]*", "", html)
+
+
+def shown_scores(test: AppTest) -> ImportanceScores:
+    open_now = session_of(test).shown
+    assert open_now is not None
+    assert open_now[1] is not None
+    return open_now[1]
 
 
 def link_of(test: AppTest) -> dict[str, str]:
@@ -34,7 +43,7 @@ def warnings(test: AppTest) -> list[str]:
 
 
 def uneven() -> str:
-    model = open_model.peek("demo")
+    model = open_model.inspect("demo")
     assert model is not None
     assert model.bundled is not None
     plan = WhatIf(50, 50, 3, 50, allocation="isomorphic").plan(model.bundled)
@@ -80,11 +89,9 @@ def test_a_link_is_the_whole_what_if(page: Run, name: str) -> None:
 
 def test_widths_of_single_blocks_are_in_the_link(page: Run) -> None:
     widths = uneven()
-    model = open_model.peek("demo")
+    model = open_model.inspect("demo")
     assert model is not None
-    state = what_if_from_widths(
-        slider_state.parse_widths(widths, model.shape), model.shape, default_what_if(model.shape)
-    )
+    state = what_if_from_widths(parse_widths(widths, model.shape), model.shape, default_what_if(model.shape))
     first = page(PAGE, **query(state))
     assert shown(first)[0].widths == widths
     assert link_of(first)["widths"] == widths
@@ -93,7 +100,7 @@ def test_widths_of_single_blocks_are_in_the_link(page: Run) -> None:
 def test_other_scores_are_named_by_the_link(page: Run, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    model = open_model.peek("demo")
+    model = open_model.inspect("demo")
     assert model is not None
     assert model.bundled is not None
     test = page(PAGE, scores="l1-10-0-abcdef")
@@ -102,10 +109,10 @@ def test_other_scores_are_named_by_the_link(page: Run, tmp_path: Path) -> None:
     replace(model.bundled, values=values, criterion="l1").save(scoring.folder(model) / "l1-10-0-abcdef.safetensors")
     there = page(PAGE, scores="l1-10-0-abcdef")
     assert not warnings(there)
-    assert there.session_state["shown"][1].criterion == "l1"
+    assert shown_scores(there).criterion == "l1"
     assert link_of(there)["scores"] == "l1-10-0-abcdef"
     plain = page(PAGE)
-    assert plain.session_state["shown"][1].criterion == "kl"
+    assert shown_scores(plain).criterion == "kl"
     assert "scores" not in plain.query_params
 
 
@@ -115,7 +122,7 @@ def test_other_images_are_named_by_the_link(page: Run, tmp_path: Path) -> None:
     (tmp_path / "pictures").mkdir()
     there = page(PAGE, images=str(tmp_path / "pictures"))
     assert not warnings(there)
-    assert there.session_state["images"] == {"demo": str(tmp_path / "pictures")}
+    assert session_of(there).datasets == {"demo": str(tmp_path / "pictures")}
     assert link_of(there)["images"] == str(tmp_path / "pictures")
 
 

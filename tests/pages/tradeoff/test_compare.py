@@ -25,7 +25,7 @@ HALF = WhatIf(50, 50, 3, 50)
 
 @pytest.fixture
 def demo() -> open_model.OpenModel:
-    model = open_model.peek("demo")
+    model = open_model.inspect("demo")
     assert model is not None
     return model
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import block_removals, imports, slider_state
+from pages.services import block_removals, imports
 from pages.tradeoff import estimates
 from tests.support.latency import device
+from tests.support.reading import what_if_of
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.budget import Budget, best_plan
 from upvit_core.planning.budget_depth import best_over_depth
@@ -43,7 +44,7 @@ def demo() -> ImportanceScores:
 
 
 def plan_of(test: AppTest) -> PruningPlan:
-    return test.session_state[slider_state.SAVED].plan(demo(), block_removals.records())
+    return what_if_of(test).plan(demo(), block_removals.records())
 
 
 def cards(test: AppTest) -> dict[str, str]:
@@ -77,8 +78,8 @@ def test_with_calibration_estimates_come_with_their_error(page: Run, calibrated:
     assert "estimated" in found["Speed-up"]
     assert f"{estimate_latency(plan.shape_after, 32, device()):.3g} ms" in found["Time, batch"]
     memory = estimate_memory(plan.shape_after, 32)
-    assert estimates.size(memory.total) in found["Memory"]
-    assert estimates.size(memory.weights) in found["Memory"]
+    assert estimates.format_bytes(memory.total) in found["Memory"]
+    assert estimates.format_bytes(memory.weights) in found["Memory"]
 
 
 def test_the_batch_size_is_part_of_the_link(page: Run, calibrated: Path) -> None:
@@ -130,7 +131,12 @@ def test_rounding_shows_what_it_changes(page: Run) -> None:
 
 
 def test_sizes_in_words() -> None:
-    assert [estimates.size(n) for n in (5, 2048, 3 * 2**20 + 2**19, 5 * 2**30)] == ["5 B", "2 KiB", "3.5 MiB", "5 GiB"]
+    assert [estimates.format_bytes(n) for n in (5, 2048, 3 * 2**20 + 2**19, 5 * 2**30)] == [
+        "5 B",
+        "2 KiB",
+        "3.5 MiB",
+        "5 GiB",
+    ]
 
 
 def test_a_budget_may_take_blocks_too(page: Run) -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import jobs, slider_state
 from pages.tradeoff import pareto, tried_plans
+from tests.support.reading import session_of, what_if_of
 from upvit_core.evaluation import Evaluation
 from upvit_core.figures.pareto import Point
 
@@ -37,16 +37,20 @@ def test_candidates_are_drawn_and_what_was_measured_of_them(
 
     asked: list[str] = []
 
-    def evaluate(model: object, plan: object, spec: str, report: object, *, repair: bool) -> Evaluation:
+    def evaluate(model: object, plan: object, report: object, *, repair: bool) -> Evaluation:
         asked.append(plan.digest)  # type: ignore[attr-defined]
         return Evaluation(1000, 50.0, 90.0, 1.0, 0.5)
 
     monkeypatch.setattr(evaluation, "evaluate_plan", evaluate)
     test = page(PAGE)
     assert not test.exception
-    model, scores = test.session_state["shown"]
-    now = test.session_state[slider_state.SAVED]
-    found = jobs.find(pareto.start(model, scores, now).key).result
+    open_now = session_of(test).shown
+    assert open_now is not None
+    model, scores = open_now
+    assert scores is not None
+    now = what_if_of(test)
+    found = pareto.candidates_job(model, scores, now).result
+    assert found is not None
     assert len(found) >= 30
     name, plan, what_if = found[0].name, found[0].plan, found[0].entry.what_if
     assert what_if.plan(scores).digest == plan.digest
@@ -56,7 +60,7 @@ def test_candidates_are_drawn_and_what_was_measured_of_them(
     button.click().run()
     assert not test.exception
     assert {candidate.plan.digest for candidate in found} <= set(asked)
-    entries = pareto.tried(model, scores, found, {plan.digest: Evaluation(1000, 50.0, 90.0, 1.0, 0.5)})
+    entries = pareto.candidate_entries(model, found, {plan.digest: Evaluation(1000, 50.0, 90.0, 1.0, 0.5)})
     drawn = tried_plans.points(model, scores, now, "MACs", "Top-1", None, entries)
     assert [p.y for p in drawn if p.data == json.dumps(list(vars(what_if).values()))] == [50.0]
 

@@ -8,6 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.services import slider_state
 from pages.tradeoff import blocks
+from tests.support.reading import what_if_of
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.curves import Widths
 from upvit_core.planning.what_if import WhatIf, default_what_if, what_if_from_widths
@@ -20,7 +21,7 @@ Run = Callable[..., AppTest]
 
 
 def now(test: AppTest) -> WhatIf:
-    return test.session_state[slider_state.SAVED]
+    return what_if_of(test)
 
 
 def demo() -> ImportanceScores:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,10 +27,10 @@ def room(tmp_path: Path) -> Room:
 def demo() -> Demo:
     from pages.services import open_model
 
-    model = open_model.peek("demo")
+    model = open_model.inspect("demo")
     assert model is not None
     assert model.bundled is not None
-    return Demo(model, model.bundled)
+    return Demo(replace(model, dataset="demo"), model.bundled)
 
 
 def result(top1: float, kl: float = 0.1) -> SimpleNamespace:
@@ -186,11 +187,10 @@ def test_the_code_holds_the_address() -> None:
 def test_images_of_the_exercises_are_the_previews(demo: Demo) -> None:
     """So that an answer that someone has measured on Trade-off is not measured twice."""
     plan = demo.plan(REFERENCE)
-    assert demo.preview(REFERENCE).key == evaluation.preview_key(demo.model, plan, "demo")
+    assert demo.preview(REFERENCE).key == evaluation.preview_key(demo.model, plan)
 
 
 def test_directions_are_found_before_they_are_measured(demo: Demo) -> None:
-    jobs.workers().jobs.clear()
     found = BY_KEY["way"].measure(demo, ["Channels"])
     assert [job.title for job in found[2:]] == ["Finding directions"] * 2
 
@@ -206,12 +206,11 @@ def test_directions_are_planned_and_measured_as_on_the_command_line(
     from upvit_core.evaluation import evaluate, predict
     from upvit_core.models.checkpoint import load_model
 
-    jobs.workers().jobs.clear()
     monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 40)
     monkeypatch.setattr(evaluation, "PREVIEW_IMAGES", 60)
     way = BY_KEY["way"]
     found = way.measure(demo, ["Channels"])
-    assert "Finding directions" in [job.title for job in jobs.workers().jobs.values()]
+    assert "Finding directions" in [job.title for job in jobs.workers().all()]
     assert [(job.state, job.error) for job in found] == [("done", "")] * 4
 
     scores, plan, thin = (str(tmp_path / name) for name in ("scores.safetensors", "plan.json", "thin"))

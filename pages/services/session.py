@@ -1,0 +1,72 @@
+"""The state of one browser session, and the one order in which a setting's value is looked for.
+
+Streamlit's session state holds the widgets under their own keys and everything else in one `Session`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import streamlit as st
+
+from upvit_core.planning.what_if import WhatIf
+
+if TYPE_CHECKING:
+    from pages.services.open_model import OpenModel
+    from upvit_core.records.scores import ImportanceScores
+
+KEY = "studio"
+Percents = tuple[int, int, int | None, int]
+T = TypeVar("T")
+
+
+@dataclass
+class Session:
+    """What a browser session remembers beside its widgets; `datasets`, `scores` and `lessons` are by model source."""
+
+    source: str | None = None  # the open model
+    link_source: str | None = None  # the model to which scores and images of the link belong
+    shown: tuple[OpenModel, ImportanceScores | None] | None = None  # for the strip above each page
+    datasets: dict[str, str] = field(default_factory=dict)
+    scores: dict[str, str] = field(default_factory=dict)
+    scoring: dict[str, str] = field(default_factory=dict)  # names of records in the making, by job key
+    previewed: set[str] = field(default_factory=set)  # jobs whose first record has been shown
+    what_if: WhatIf | None = None
+    widths: tuple[str, Percents] | None = None  # block by block, and the sliders at which they were set
+    move_to: WhatIf | None = None  # where the sliders go on the next run
+    lessons: dict[str, str] = field(default_factory=dict)  # runs started on Method
+    cancelling: str | None = None  # the run whose cancellation is to be confirmed
+    message: str = ""  # an error of the last action, shown once
+    active_runs: bool = False  # when Runs was last drawn
+    active_transfers: bool = False  # when Transfer was last drawn
+    presenting: bool | None = None
+    greeted: bool = False
+    owner: str = field(default_factory=lambda: secrets.token_hex(4))  # of the runs started here
+    parts: dict[type, object] = field(default_factory=dict)
+
+    def part(self, kind: type[T]) -> T:
+        """A page's own part of the session, made on first use."""
+        found = self.parts.setdefault(kind, kind())
+        assert isinstance(found, kind)
+        return found
+
+
+def session() -> Session:
+    """The session of the browser that this script runs for."""
+    if KEY not in st.session_state:
+        st.session_state[KEY] = Session()
+    found: Session = st.session_state[KEY]
+    return found
+
+
+def resolve(key: str, saved: object = None) -> object:
+    """A setting's value: of its widget, else of the session, else of the link; None where none of them has one.
+
+    Widgets forget their values on a page switch; `saved` is what the session remembers.
+    """
+    for value in (st.session_state.get(key), saved, st.query_params.get(key)):
+        if value is not None and value != "":
+            return value
+    return None
