@@ -14,7 +14,6 @@ from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import Component
 from upvit_core.records.task import task_of
 
 
@@ -29,7 +28,7 @@ class CriterionResult:
 
     criterion: str
     seconds: float
-    overlap: dict[Component, float]
+    overlap: dict[str, float]
     judged_by: str
     value: float
     interval: tuple[float, float]

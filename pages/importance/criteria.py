@@ -84,7 +84,7 @@ def start_comparison(
 def criteria_table(results: list[CriterionResult], task: Task) -> None:
     """The results with the least KL first, and as a CSV file."""
     first, digits = results[0], task.digits
-    components = list(first.overlap)
+    components = [component for component in TITLES if component in first.overlap]
     head = (
         "criterion",
         f"KL, {task.nats}",

@@ -188,7 +188,7 @@ def statistics(model: OpenModel, report: Listener) -> ProxyStatistics:
         live = model.weights()
         return collect_statistics(adapt(live.model, live.shape), calibration_set(model), report=report)
 
-    return _statistics().get(model.data_key, compute)
+    return _statistics().get((model.data_key, CALIBRATION_IMAGES), compute)
 
 
 def calibration_set(model: OpenModel) -> ProxySet:
