@@ -1,11 +1,21 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
 
 from upvit_core.errors import Cancelled, DataError
-from upvit_core.evaluation import evaluate, mean_kl, predict, score_logits, wilson_interval
+from upvit_core.evaluation import (
+    Evaluation,
+    evaluate,
+    kl_by_image,
+    outcomes_of,
+    predict,
+    run_teacher,
+    wilson_interval,
+)
 
 
 def slow_kl(teacher: list[float], student: list[float]) -> float:
@@ -21,7 +31,7 @@ def test_scores_equal_a_slow_count() -> None:
     logits, teacher = torch.randn(40, 12), torch.randn(40, 12)
     labels = torch.randint(0, 12, (40,))
     order = [sorted(range(12), key=lambda c: -row[c]) for row in logits.tolist()]
-    result = score_logits(logits, labels, teacher)
+    result = outcomes_of(logits, labels, teacher).summary()
     truth = labels.tolist()
     assert result.images == 40
     assert result.top1 == 100 * sum(o[0] == y for o, y in zip(order, truth, strict=True)) / 40
@@ -39,13 +49,13 @@ def test_scores_equal_a_slow_count() -> None:
 
 def test_kl_is_directed_and_zero_to_itself() -> None:
     a, b = torch.tensor([[3.0, 0.0, 1.0]]), torch.tensor([[0.0, 0.5, 0.0]])
-    assert mean_kl(a, a) == 0
-    assert mean_kl(a, b) == pytest.approx(slow_kl(a[0].tolist(), b[0].tolist()))
-    assert mean_kl(a, b) != pytest.approx(mean_kl(b, a))
+    assert kl_by_image(a, a).item() == 0
+    assert kl_by_image(a, b).item() == pytest.approx(slow_kl(a[0].tolist(), b[0].tolist()))
+    assert kl_by_image(a, b).item() != pytest.approx(kl_by_image(b, a).item())
 
 
 def test_fewer_than_five_classes() -> None:
-    result = score_logits(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 0]))
+    result = outcomes_of(torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 0])).summary()
     assert (result.top1, result.top5, result.kl) == (50, 100, None)
 
 
@@ -92,3 +102,94 @@ def test_progress_counts_images_and_may_stop() -> None:
 def test_no_image_is_an_error() -> None:
     with pytest.raises(DataError, match="no image"):
         predict(nn.Linear(2, 2), [])
+
+
+@pytest.mark.parametrize("tokens", [(), (3,)])
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_batches_reduced_one_by_one_give_the_numbers_of_all_logits_at_once(
+    tokens: tuple[int, ...], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upvit_core.evaluation.REDUCED_BYTES", rows * 8 * 5)
+    torch.manual_seed(1)
+    model, teacher = nn.Linear(6, 5), nn.Linear(6, 5)
+    data = [(torch.randn(size, *tokens, 6), torch.randint(0, 5, (size, *tokens))) for size in (4, 7, 1)]
+    logits, labels = predict(model, data)
+    reference, _ = predict(teacher, data)
+    losses = nn.functional.cross_entropy(logits.double(), labels, reduction="none")
+    log_p, log_q = logits.double().log_softmax(-1), reference.double().log_softmax(-1)
+    kl = nn.functional.kl_div(log_p, log_q, reduction="none", log_target=True).sum(-1)
+    n = len(labels)
+    expected = Evaluation(
+        images=12 * math.prod(tokens),
+        top1=100 * (logits.argmax(-1) == labels).sum().item() / n,
+        top5=100.0,
+        loss=losses.mean().item(),
+        kl=kl.mean().item(),
+        kl_stderr=kl.std().item() / math.sqrt(n),
+        loss_stderr=losses.std().item() / math.sqrt(n),
+    )
+    assert evaluate(model, data, teacher_logits=reference) == expected
+    assert evaluate(model, data, teacher=teacher) == expected
+
+
+def test_a_teacher_s_logits_are_kept_only_while_they_are_few() -> None:
+    model = nn.Linear(6, 5)
+    data = batches(3)
+    logits, _ = predict(model, data)
+    kept = run_teacher(model, data, most_bytes=logits.nbytes)
+    assert torch.equal(kept.logits, logits)
+    assert kept.outcomes.summary() == evaluate(model, data)
+    assert run_teacher(model, data, most_bytes=logits.nbytes - 1).logits is None
+
+
+def test_memory_that_runs_out_halves_the_batch_and_changes_no_number() -> None:
+    model, teacher = nn.Linear(6, 5), nn.Linear(6, 5)
+    data = [(torch.randn(13, 6), torch.arange(13) % 5)]
+    logits, _ = predict(teacher, data)
+    expected = evaluate(model, data, teacher_logits=logits)
+
+    def full(module: nn.Module, given: tuple[torch.Tensor]) -> None:
+        if len(given[0]) > 3:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    for each in (model, teacher):
+        each.register_forward_pre_hook(full)
+    for named in ({"teacher_logits": logits}, {"teacher": teacher}):
+        found = evaluate(model, data, **named)
+        assert (found.kl, found.loss, found.top1) == pytest.approx((expected.kl, expected.loss, expected.top1))
+
+
+GPT2_IN_LITTLE_MEMORY = """
+import resource
+import torch
+from upvit_core.evaluation import evaluate
+from upvit_core.models.build import build_model
+from upvit_core.models.gpt2 import language_shape, random_inputs
+from upvit_core.profiling.memory import estimate_memory
+from upvit_core.records.shape import BlockShape
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+torch.set_num_threads(1)
+shape = language_shape("g", vocabulary=50257, context=1024, embed_dim=64, blocks=(BlockShape(2, 64, 256),))
+model, teacher = build_model(shape, seed=0), build_model(shape, seed=1)
+tokens = random_inputs(shape, 3)
+batches = [(tokens[i : i + 1], tokens[i : i + 1].roll(-1, 1)) for i in range(3)]
+before = peak()
+evaluate(model, batches)
+alone = peak() - before
+evaluate(model, batches, teacher=teacher)
+together = peak() - before
+block = estimate_memory(shape, 1).activations
+print(alone / block, together / block)
+"""
+
+
+def test_a_gpt2_of_real_context_and_vocabulary_is_evaluated_block_by_block() -> None:
+    """Beyond the weights: the forecast of one forward pass, of two with a teacher, and as much for the rest."""
+    pytest.importorskip("transformers")
+    done = subprocess.run([sys.executable, "-c", GPT2_IN_LITTLE_MEMORY], capture_output=True, text=True, check=True)
+    alone, together = map(float, done.stdout.split())
+    assert alone < 2
+    assert together < 3

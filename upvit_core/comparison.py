@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from upvit_core.data import ImageSet, proxy_indices
-from upvit_core.evaluation import evaluate, predict
+from upvit_core.evaluation import evaluate, run_teacher
 from upvit_core.importance.agreement import compare
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.importance.score import score
@@ -58,7 +58,8 @@ def compare_criteria(
     task = task_of(loaded.shape)
     chosen = proxy_indices(test, min(test_images, len(test)), seed)
     device = next(loaded.model.parameters()).device
-    teacher_logits, _ = predict(loaded.model, test.batches(100, indices=chosen, device=device))
+    size = loaded.shape.batch_size(100)
+    teacher = run_teacher(loaded.model, test.batches(size, indices=chosen, device=device))
     ready = {record.criterion: record for record in known}
     results: list[CriterionResult] = []
     first: tuple[ImportanceScores, PruningPlan] | None = None
@@ -71,7 +72,8 @@ def compare_criteria(
         plan = make_plan(record)
         first = first or (record, plan)
         student = prune(loaded.model, loaded.shape, plan)
-        measured = evaluate(student, test.batches(100, indices=chosen, device=device), teacher_logits=teacher_logits)
+        batches = test.batches(size, indices=chosen, device=device)
+        measured = evaluate(student, batches, teacher=loaded.model, teacher_logits=teacher.logits)
         assert measured.kl is not None
         overlap = {part.component: part.overlap for part in compare(first[0], record, first[1], plan)}
         results.append(

@@ -53,6 +53,10 @@ class LimitError(UPViTError):
     """The host does not allow this, or its limits cannot be understood."""
 
 
+class MemoryLimitError(UPViTError):
+    """Even a single input does not fit into memory."""
+
+
 class ExportError(UPViTError):
     """A model could not be exported, or the export does not reproduce the model."""
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.errors import DataError
-from upvit_core.out_of_memory import is_out_of_memory
+from upvit_core.out_of_memory import in_halves
 
 Progress = Callable[[int], None]
+Result = TypeVar("Result")
+KEPT_BYTES = 1 << 28
+"""The most memory for a teacher's logits that are kept for later comparisons."""
+REDUCED_BYTES = 1 << 21
+"""Float64 logits that are reduced at once."""
 
 
 @dataclass(frozen=True)
@@ -74,27 +80,110 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
+def _row_slices(logits: Tensor) -> Iterator[slice]:
+    """Parts of the rows of logits (N, classes) that are reduced at once."""
+    rows = max(1, REDUCED_BYTES // (8 * logits.shape[-1]))
+    return (slice(first, first + rows) for first in range(0, len(logits), rows))
+
+
 def kl_by_image(teacher_logits: Tensor, logits: Tensor) -> Tensor:
     """KL(q || p) of every image (N,), q of the teacher, in nats; both logits (N, classes)."""
-    p, q = (F.log_softmax(t.double(), dim=-1) for t in (logits, teacher_logits))
-    return F.kl_div(p, q, reduction="none", log_target=True).sum(-1)
+    kl = torch.empty(len(logits), dtype=torch.float64, device=logits.device)
+    for part in _row_slices(logits):
+        p, q = (F.log_softmax(t[part].double(), dim=-1) for t in (logits, teacher_logits))
+        kl[part] = F.kl_div(p, q, reduction="none", log_target=True).sum(-1)
+    return kl
 
 
-def mean_kl(teacher_logits: Tensor, logits: Tensor) -> float:
-    """Mean over images of KL(q || p), q of the teacher, in nats; both logits (N, classes)."""
-    return kl_by_image(teacher_logits, logits).mean().item()
+@dataclass(frozen=True)
+class Outcomes:
+    """A model's result on each sample (N,), on the CPU: whether the label is its likeliest class, and among its
+    likeliest five; -log p of the label; KL(teacher || model), where there is a teacher. Both in nats."""
+
+    top1: Tensor
+    top5: Tensor
+    losses: Tensor
+    kl: Tensor | None = None
+
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        return tuple(column for column in (self.top1, self.top5, self.losses, self.kl) if column is not None)
+
+    def summary(self) -> Evaluation:
+        """Means over samples and their standard errors."""
+        n = len(self.losses)
+        return Evaluation(
+            images=n,
+            top1=100 * self.top1.sum().item() / n,
+            top5=100 * self.top5.sum().item() / n,
+            loss=self.losses.mean().item(),
+            kl=None if self.kl is None else self.kl.mean().item(),
+            kl_stderr=None if self.kl is None or n < 2 else self.kl.std().item() / math.sqrt(n),
+            loss_stderr=None if n < 2 else self.losses.std().item() / math.sqrt(n),
+        )
+
+
+def outcomes_of(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> Outcomes:
+    """Outcomes of logits (N, classes) for labels (N,), computed in float64 some rows at a time.
+
+    Results are written in place: small tensors kept between large ones would fragment the allocator's memory.
+    """
+    n, classes = logits.shape
+    top1, top5 = (torch.empty(n, dtype=torch.bool, device=logits.device) for _ in range(2))
+    losses = torch.empty(n, dtype=torch.float64, device=logits.device)
+    for part in _row_slices(logits):
+        hits = logits[part].topk(min(5, classes), dim=-1).indices == labels[part, None]  # (rows, 5)
+        top1[part], top5[part] = hits[:, 0], hits.any(-1)
+        losses[part] = F.cross_entropy(logits[part].double(), labels[part], reduction="none")
+    kl = [] if teacher_logits is None else [kl_by_image(teacher_logits, logits)]
+    return joined([(top1, top5, losses, *kl)])
+
+
+def joined(parts: Iterable[Sequence[Tensor]]) -> Outcomes:
+    """The columns of consecutive samples behind one another."""
+    return Outcomes(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """In halves where memory runs out."""
+    """Logits (N, classes) in float32; every token of a text is a row."""
+    logits: Tensor = model(x).float().flatten(0, -2)
+    return logits.cpu() if logits.device.type == "mps" else logits  # a device without float64
+
+
+def _run(
+    models: Sequence[nn.Module],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    compute: Callable[[Tensor, Tensor, int], Result],
+    progress: Progress | None,
+) -> list[Result]:
+    """`compute(images, labels, samples before)` for every batch, or for its halves where memory runs out.
+
+    The models are in eval mode meanwhile, and get their own mode back.
+    """
+    device = next(models[0].parameters()).device
+    modes = [model.training for model in models]
+    results: list[Result] = []
+    images = samples = 0
+
+    def part(rows: range) -> Result:
+        inside = slice(rows.start, rows.stop)
+        return compute(x[inside], y[inside].flatten(), samples + y[: rows.start].numel())
+
     try:
-        return model(x).float().cpu()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error) or len(x) < 2:
-            raise
-    if x.is_cuda:
-        torch.cuda.empty_cache()
-    return torch.cat([_logits(model, half) for half in x.chunk(2)])
+        for model in models:
+            model.eval()
+        for x, y in batches:
+            x = x.to(device, non_blocking=True)
+            results += (result for _, result in in_halves(part, range(len(x))))
+            images, samples = images + len(x), samples + y.numel()
+            if progress is not None:
+                progress(images)
+    finally:
+        for model, training in zip(models, modes, strict=True):
+            model.train(training)
+    if not results:
+        raise DataError("There is no image to evaluate on; choose a data set whose evaluation part is not empty.")
+    return results
 
 
 @torch.no_grad()
@@ -105,53 +194,78 @@ def predict(
 
     `progress` receives the number of images done; raise `Cancelled` in it to stop.
     """
-    device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
-    logits, labels, done = [], [], 0
-    try:
-        for x, y in batches:
-            out = _logits(model, x.to(device, non_blocking=True))
-            logits.append(out.flatten(0, -2))  # of a language model, every token is a row
-            labels.append(y.cpu().flatten())
-            done += len(x)
-            if progress is not None:
-                progress(done)
-    finally:
-        model.train(was_training)
-    if not logits:
-        raise DataError("There is no image to evaluate on; choose a data set whose evaluation part is not empty.")
-    return torch.cat(logits), torch.cat(labels).long()
+    parts = _run([model], batches, lambda x, y, before: (_logits(model, x).cpu(), y.cpu()), progress)
+    logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
+    return logits, labels.long()
 
 
-def score_logits(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None) -> Evaluation:
-    """Evaluation of logits (N, classes) against labels (N,), and against the teacher's logits of the same images."""
-    n, classes = logits.shape
-    likeliest = logits.topk(min(5, classes), dim=-1).indices  # (N, 5)
-    hits = likeliest == labels[:, None]
-    kl = None if teacher_logits is None else kl_by_image(teacher_logits, logits)
-    losses = F.cross_entropy(logits.double(), labels, reduction="none")  # (N,)
-    return Evaluation(
-        images=n,
-        top1=100 * hits[:, 0].sum().item() / n,
-        top5=100 * hits.any(-1).sum().item() / n,
-        loss=losses.mean().item(),
-        kl=None if kl is None else kl.mean().item(),
-        kl_stderr=None if kl is None or n < 2 else kl.std().item() / math.sqrt(n),
-        loss_stderr=None if n < 2 else losses.std().item() / math.sqrt(n),
-    )
+@torch.no_grad()
+def sample_outcomes(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    teacher: nn.Module | None = None,
+    teacher_logits: Tensor | None = None,
+    progress: Progress | None = None,
+) -> Outcomes:
+    """Outcomes on batches of images (B, C, H, W) and labels (B,); logits of one batch at most are in memory.
+
+    KL is to `teacher_logits` (N, classes) of the same batches, or else to `teacher`, which is run on each batch.
+    """
+    rerun = [teacher] if teacher is not None and teacher_logits is None else []
+
+    def reduce(x: Tensor, y: Tensor, before: int) -> tuple[Tensor, ...]:
+        logits = _logits(model, x)
+        reference = None if teacher_logits is None else teacher_logits[before : before + len(logits)].to(logits.device)
+        for again in rerun:
+            reference = _logits(again, x)
+        return outcomes_of(logits, y.to(logits.device), reference).columns
+
+    return joined(_run([model, *rerun], batches, reduce, progress))
+
+
+@dataclass(frozen=True)
+class TeacherPass:
+    """A teacher's outcomes on some batches, and its logits (N, classes) where they are small enough to keep."""
+
+    outcomes: Outcomes
+    logits: Tensor | None
+
+
+@torch.no_grad()
+def run_teacher(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    most_bytes: int = KEPT_BYTES,
+    progress: Progress | None = None,
+) -> TeacherPass:
+    """Run a teacher once on batches with which students are compared later."""
+    kept: list[Tensor] = []
+    size = 0
+
+    def reduce(x: Tensor, y: Tensor, before: int) -> tuple[Tensor, ...]:
+        nonlocal size
+        logits = _logits(model, x)
+        columns = outcomes_of(logits, y.to(logits.device)).columns
+        size += logits.nbytes
+        if size <= most_bytes:
+            kept.append(logits.cpu())
+        else:
+            kept.clear()
+        return columns
+
+    outcomes = joined(_run([model], batches, reduce, progress))
+    return TeacherPass(outcomes, torch.cat(kept) if kept else None)
 
 
 def evaluate(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     *,
+    teacher: nn.Module | None = None,
     teacher_logits: Tensor | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Evaluate a model on batches of images (B, C, H, W) and labels (B,).
-
-    `teacher_logits` (N, classes): what `predict` gave for the teacher on the same batches in the same order.
-    """
-    logits, labels = predict(model, batches, progress=progress)
-    return score_logits(logits, labels, teacher_logits)
+    """Means of `sample_outcomes`, with the same arguments."""
+    return sample_outcomes(model, batches, teacher=teacher, teacher_logits=teacher_logits, progress=progress).summary()

@@ -1,24 +1,64 @@
-"""A batch that does not fit into memory, in parts: their gradients add up to the whole batch's.
+"""Batches that do not fit into memory, run in smaller parts.
 
-Both terms of the loss are means over the batch, so the part of b of B images counts b/B; what is drawn inside the model
-(stochastic depth) is drawn part by part.
+In training, gradients of the parts add up to the whole batch's: both terms of the loss are means over the batch, so the
+part of b of B images counts b/B; what is drawn inside the model (stochastic depth) is drawn part by part.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from upvit_core.errors import RunError
+from upvit_core.errors import MemoryLimitError, RunError
+
+Result = TypeVar("Result")
+Batch = TypeVar("Batch", Tensor, range)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the allocator of the CPU, had no room; not whether Linux killed a process for it."""
+    """True where a device, or the CPU's allocator, had no room; a process that Linux kills raises nothing."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "alloc_cpu" in str(error)
+    return isinstance(error, RuntimeError) and any(mark in str(error) for mark in ("alloc_cpu", "allocate memory"))
+
+
+def in_halves(
+    compute: Callable[[Batch], Result], batch: Batch, size: int | None = None
+) -> Iterator[tuple[Batch, Result]]:
+    """Parts of a batch, of `size` at first, with what `compute` returns; a part that does not fit in memory is halved.
+
+    Raises MemoryLimitError where a single item does not fit.
+    """
+    size, first = size or len(batch), 0
+    while first < len(batch):
+        part = batch[first : first + size]
+        try:
+            result = compute(part)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(part) == 1:
+                raise MemoryLimitError(
+                    "Not even one at a time fits into memory; close other programs, or use a larger machine."
+                ) from error
+            size = max(1, len(part) // 2)
+        else:
+            yield part, result
+            first += len(part)
+            continue
+        free_memory()
+
+
+def free_memory() -> None:
+    """Return what a failed step held to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def bounds(images: int, parts: int) -> list[tuple[int, int]]:
@@ -29,9 +69,7 @@ def bounds(images: int, parts: int) -> list[tuple[int, int]]:
 
 def halved(images: int, parts: int, processes: int) -> int:
     """Twice as many parts, once what the failed step held is freed. Raises RunError where no smaller part is left."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory()
     if processes > 1:  # the others wait inside this step already
         raise RunError(
             f"One of {processes} processes ran out of memory with {-(-images // parts)} images at once; start again "

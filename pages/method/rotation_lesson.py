@@ -52,7 +52,7 @@ def rotation_job(model: OpenModel) -> jobs.Job[Rotation]:
         report.step("rotating")
         rotated = prune_directions(live.model, live.shape, whole_plan(live.shape), stats)
         indices = evaluation.evaluation_indices(data, IMAGES)
-        batches = list(data.batches(50, indices=indices))
+        batches = list(data.batches(model.shape.batch_size(50), indices=indices))
         before, after = predict(live.model, batches)[0], predict(rotated, batches)[0]
         channels, directions = (share.numpy() for share in spectrum(stats))
         effect = removal.effect_of(model, before, after, indices)

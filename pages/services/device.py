@@ -109,7 +109,8 @@ def start_calibration(shape: ModelShape) -> jobs.Job[Calibration]:
 
 def batch_of(model: OpenModel) -> int:
     """The batch size for which time and memory are estimated."""
-    default = 32 if model.shape.img_size[0] < 100 else 8
+    most = model.shape.batch_size(32, large=8)
+    default = max(size for size in BATCHES if size <= most)
     value = str(resolve(BATCH))
     return int(value) if value in map(str, BATCHES) else default
 

@@ -26,10 +26,9 @@ from upvit_core.records.plan import PruningPlan
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor
 
     from upvit_core.data import ImageSet, ProxySet
-    from upvit_core.evaluation import Evaluation
+    from upvit_core.evaluation import Evaluation, TeacherPass
     from upvit_core.profiling.throughput import SpeedUp
     from upvit_core.pruning.basis import ProxyStatistics
 
@@ -77,7 +76,7 @@ def measures_at_once(model: OpenModel) -> bool:
 
 
 @st.cache_resource(show_spinner=False)
-def _teacher_logits() -> Cache[tuple[Tensor, Tensor]]:
+def _teacher_passes() -> Cache[TeacherPass]:
     return Cache(4)
 
 
@@ -96,18 +95,18 @@ def evaluation_indices(data: ImageSet, count: int) -> np.ndarray:
     return proxy_indices(data, min(count, len(data)), seed=0)
 
 
-def teacher_logits(model: OpenModel, report: Listener, count: int) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) and labels (N,) of the open model on the evaluation images, computed once."""
+def teacher_pass(model: OpenModel, report: Listener, count: int) -> TeacherPass:
+    """The open model's outcomes on the evaluation images, computed once; its logits with them where they are few."""
+    data = model.images("val")
+    indices = evaluation_indices(data, count)
 
-    def compute() -> tuple[Tensor, Tensor]:
-        from upvit_core.evaluation import predict
+    def compute() -> TeacherPass:
+        from upvit_core.evaluation import run_teacher
 
-        live, data = model.weights(), model.images("val")
-        indices = evaluation_indices(data, count)
         batches = data.batches(_batch_size(model), indices=indices)
-        return predict(live.model, batches, progress=lambda done: report(done / len(indices)))
+        return run_teacher(model.weights().model, batches, progress=lambda done: report(done / len(indices)))
 
-    return _teacher_logits().get((model.data_key, count), compute)
+    return _teacher_passes().get((model.data_key, len(indices)), compute)
 
 
 def stored_baseline(model: OpenModel) -> Baseline | None:
@@ -129,15 +128,11 @@ def measure_baseline(model: OpenModel) -> jobs.Job[Baseline]:
     """The job that evaluates the open model, with its guesses on a few images; it runs once for each set of weights."""
 
     def work(report: jobs.Report) -> Baseline:
-        from upvit_core.evaluation import score_logits
-
         report.step("reading the weights")
         data, task = model.images("val"), model.task
-        indices = evaluation_indices(data, MOST_IMAGES)
-        report.step(f"{len(indices):,} {task.batch_items} of {data.name}")
-        logits, labels = teacher_logits(model, report, MOST_IMAGES)
-        result = score_logits(logits, labels)
-        guesses = tuple(_guesses(model, data, indices, logits, labels))
+        report.step(f"{len(evaluation_indices(data, MOST_IMAGES)):,} {task.batch_items} of {data.name}")
+        result = teacher_pass(model, report, MOST_IMAGES).outcomes.summary()
+        guesses = tuple(_guesses(model, data))
         baseline = Baseline(task.value(result), *task.interval(result), result.images, data.name, guesses)
         temporary = _baseline_file(model).with_suffix(f".{threading.get_ident()}.part")
         temporary.write_text(json.dumps(asdict(baseline)), encoding="utf-8")
@@ -150,25 +145,24 @@ def measure_baseline(model: OpenModel) -> jobs.Job[Baseline]:
     return jobs.ensure(key, work, title)
 
 
-def _guesses(
-    model: OpenModel, data: ImageSet, indices: np.ndarray, logits: Tensor, labels: Tensor
-) -> Iterator[ClassGuess]:
+def _guesses(model: OpenModel, data: ImageSet) -> Iterator[ClassGuess]:
     """The model's guesses on the first images of different classes, or at the ends of the first blocks of a text."""
     from upvit_core.data.text import TokenSet
+    from upvit_core.evaluation import predict
 
-    names, answers = model.weights().class_names or data.answer_names, model.shape.answers
+    live, last = model.weights(), model.shape.answers - 1
+    names = live.class_names or data.answer_names
     seen: set[int] = set()
     shown = 0
-    for number, index in enumerate(map(int, indices), start=1):
-        position = number * answers - 1
-        label = int(labels[position])
+    for index in data.readable(evaluation_indices(data, MOST_IMAGES)).tolist():
+        label = int(data.answers([index])[last])
         if label in seen and len(seen) < min(SHOWN, len(names)):
             continue
         seen.add(label)
-        probabilities = logits[position].softmax(-1)
-        best = int(probabilities.argmax())
-        picture = data.passage(index, answers - 1) if isinstance(data, TokenSet) else data_uri(data.image(index))
-        yield ClassGuess(index, picture, names[label], names[best], float(probabilities[best]))
+        logits, _ = predict(live.model, data.batches(1, indices=[index]))
+        probability, likeliest = logits[last].softmax(-1).max(-1)
+        picture = data.passage(index, last) if isinstance(data, TokenSet) else data_uri(data.image(index))
+        yield ClassGuess(index, picture, names[label], names[int(likeliest)], float(probability))
         shown += 1
         if shown == SHOWN:
             return
@@ -216,12 +210,14 @@ def evaluate_plan(model: OpenModel, plan: PruningPlan, report: Listener, *, repa
 
     live, data = model.weights(), model.images("val")
     count = min(PREVIEW_IMAGES, len(data))
-    logits, _ = teacher_logits(model, report, PREVIEW_IMAGES)
+    logits = teacher_pass(model, report, PREVIEW_IMAGES).logits
     proxy = model.images("train") if repair or plan.basis == "directions" else None
     stats = statistics(model, report) if plan.basis == "directions" else None
     thin = cut(live, plan, repair=repair, data=proxy, images=CALIBRATION_IMAGES, stats=stats, report=report)
     batches = data.batches(_batch_size(model), indices=evaluation_indices(data, count))
-    return evaluate(thin, batches, teacher_logits=logits, progress=lambda done: report(done / count))
+    return evaluate(
+        thin, batches, teacher=live.model, teacher_logits=logits, progress=lambda done: report(done / count)
+    )
 
 
 def preview_key(model: OpenModel, plan: PruningPlan, *, repair: bool = False) -> str:
@@ -244,7 +240,7 @@ def throughput(plan: PruningPlan) -> jobs.Job[SpeedUp]:
         report.step("building both models")
         device = "cuda" if torch.cuda.is_available() else "cpu"
         first, second = (build_model(shape).to(device) for shape in (plan.shape_before, plan.shape_after))
-        batch = 32 if plan.shape_before.img_size[0] < 100 else 8
+        batch = plan.shape_before.batch_size(32, large=8)
         pixels = random_inputs(plan.shape_before, batch).to(device)
         report.step(f"batches of {batch}, the models take turns")
         return compare(first, second, pixels, seconds=20, progress=lambda done, total: report(done / total))
@@ -267,4 +263,4 @@ def data_uri(image: Image.Image) -> str:
 
 
 def _batch_size(model: OpenModel) -> int:
-    return 250 if model.shape.img_size[0] < 100 else 16
+    return model.shape.batch_size(250, large=16)

@@ -45,7 +45,7 @@ class Training:
 
 def is_small(model: OpenModel) -> bool:
     """Whether a CPU trains it in minutes."""
-    return model.shape.img_size[0] < 100
+    return model.shape.is_small
 
 
 def usual(model: OpenModel, what_if: WhatIf) -> str:

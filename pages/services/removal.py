@@ -15,7 +15,7 @@ import streamlit as st
 from pages.services import evaluation, jobs
 from pages.services.cache import Cache
 from pages.services.open_model import OpenModel
-from upvit_core.records.shape import Component
+from upvit_core.records.shape import OUTPUT_BYTES, Component
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,8 +79,10 @@ def _batches(
     from upvit_core.importance.removal import streams
 
     data = model.images("val")
-    indices = evaluation.evaluation_indices(data, min(count, TOKENS // model.shape.answers))
-    size = 50 if model.shape.img_size[0] < 100 else 8
+    shape = model.shape
+    count = min(count, TOKENS // shape.answers, OUTPUT_BYTES // shape.output_bytes)
+    indices = evaluation.evaluation_indices(data, max(count, 1))
+    size = shape.batch_size(50, large=8)
 
     def compute() -> Streams | None:
         return streams(adapter, data.batches(size, indices=indices), lambda done: report(done / len(indices)))
@@ -151,7 +153,7 @@ def direction_removal_job(model: OpenModel, component: Component, block: int, nu
         live, data, shape = model.weights(), model.images("val"), model.shape
         stats = evaluation.statistics(model, report)
         indices = evaluation.evaluation_indices(data, IMAGES)
-        batches = data.batches(100 if shape.img_size[0] < 100 else 8, indices=indices)
+        batches = data.batches(shape.batch_size(100, large=8), indices=indices)
         if component == "residual":
             rest = tuple(i for i in range(shape.embed_dim) if i != number)
             without = prune_directions(live.model, shape, whole_plan(shape, rest), stats)

@@ -74,7 +74,7 @@ def form(store: RunStore, summaries: Sequence[RunSummary], model: OpenModel) -> 
         )  # fmt: skip
         recipe = st.selectbox(
             "Recipe", list(RECIPES), format_func=RECIPES.__getitem__, key="transfer-recipe",
-            index=0 if model.shape.img_size[0] < 100 else 1,
+            index=0 if model.shape.is_small else 1,
         )  # fmt: skip
         scratch = st.checkbox(
             "Also the pruned shape from scratch", key="transfer-scratch", disabled=not folder,

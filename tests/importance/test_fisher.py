@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 
 from tests.oracle import reference
 from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
-from upvit_core.errors import ScoresError
+from upvit_core.errors import MemoryLimitError
 from upvit_core.importance.criterion import kl_divergence, log_softmax
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
@@ -109,7 +109,7 @@ def test_halves_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, error
     for key in expected.values:
         np.testing.assert_allclose(got.values[key], expected.values[key], rtol=1e-9, atol=1e-14)
     most = 0
-    with pytest.raises(ScoresError, match="one at a time"):
+    with pytest.raises(MemoryLimitError, match="one at a time"):
         Fisher().attribute(adapter, TensorProxy(images(7)))
 
 

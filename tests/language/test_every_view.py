@@ -26,7 +26,7 @@ from tests.support.tiny_text import (
 from upvit_core.cli import app
 from upvit_core.data import open_images
 from upvit_core.errors import DataError
-from upvit_core.evaluation import evaluate, score_logits
+from upvit_core.evaluation import evaluate, outcomes_of
 from upvit_core.figures.live import Points
 from upvit_core.figures.runs import RunCurve, speed_table, step_table
 from upvit_core.models.build import build_model
@@ -65,7 +65,7 @@ def test_each_model_has_its_judge() -> None:
 def test_the_interval_of_perplexity_is_that_of_the_mean_loss() -> None:
     logits = torch.randn(400, 9, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(400) % 9
-    result = score_logits(logits, labels)
+    result = outcomes_of(logits, labels).summary()
     losses = [-math.log(torch.softmax(row.double(), 0)[label]) for row, label in zip(logits, labels, strict=True)]
     mean, half = np.mean(losses), 1.959964 * np.std(losses, ddof=1) / 20
     assert TEXT.value(result) == pytest.approx(math.exp(mean))

@@ -72,23 +72,22 @@ def evaluate(
     ] = None,
     images: Annotated[int | None, typer.Option(min=1, help="how many, drawn by seed; default: all")] = None,
     seed: Annotated[int, typer.Option()] = 0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 100,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="default: 100, fewer where outputs are large")] = None,
     as_json: Json = False,
 ) -> None:
     """Top-1 and top-5 in percent on the evaluation images, or the perplexity of a text; and the KL to a teacher."""
     from upvit_core.data import proxy_indices
     from upvit_core.evaluation import evaluate as run
-    from upvit_core.evaluation import predict
     from upvit_core.records.task import task_of
 
     loaded, device = opening.open(model), opening.torch_device
     test = dataset.open(loaded, "val")
     chosen = None if images is None else proxy_indices(test, images, seed)
-    teacher_logits = None
+    original = None
     if teacher is not None:
-        original = replace(opening, num_heads=None, pretrained=True).open(teacher)
-        teacher_logits, _ = predict(original.model, test.batches(batch_size, indices=chosen, device=device))
-    result = run(loaded.model, test.batches(batch_size, indices=chosen, device=device), teacher_logits=teacher_logits)
+        original = replace(opening, num_heads=None, pretrained=True).open(teacher).model
+    batches = test.batches(batch_size or loaded.shape.batch_size(100), indices=chosen, device=device)
+    result = run(loaded.model, batches, teacher=original)
     task = task_of(loaded.shape)
     low, high = task.interval(result)
     values: dict[str, object] = {task.key: task.value(result), f"{task.key}_low": low, f"{task.key}_high": high}
@@ -107,7 +106,7 @@ def profile(
     opening: ModelOptions,
     plan: Annotated[Path | None, typer.Option(help="plan.json: adds what the thinner model costs")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="measure images per second on this device")] = False,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="default: 32, fewer where outputs are large")] = None,
     as_json: Json = False,
 ) -> None:
     """Parameters and multiply-accumulates, exactly; images per second, measured."""
@@ -120,7 +119,7 @@ def profile(
     if after is not None:
         values |= {"params_pruned": count_parameters(after), "macs_pruned": count_macs(after)}
     if measure:
-        values |= _measured(loaded, after, batch_size)
+        values |= _measured(loaded, after, batch_size or loaded.shape.batch_size(32))
     emit(values, as_json)
 
 

@@ -56,7 +56,7 @@ def measure(
 ) -> list[Measurement]:
     """Top-1 (of a text, perplexity) and KL of the plan, right after the cut, and that of the whole model."""
     from upvit_core.data import proxy_indices
-    from upvit_core.evaluation import evaluate, predict, score_logits
+    from upvit_core.evaluation import evaluate, run_teacher
     from upvit_core.profiling.throughput import device_name
     from upvit_core.pruning.prune import cut
     from upvit_core.records.task import task_of
@@ -65,10 +65,12 @@ def measure(
     loaded, device = opening.open(model), opening.torch_device
     test = dataset.open(loaded, "val")
     chosen = proxy_indices(test, min(images, len(test)), 0)
-    logits, labels = predict(loaded.model, test.batches(100, indices=chosen, device=device))
-    whole = score_logits(logits, labels)
+    size = loaded.shape.batch_size(100)
+    teacher = run_teacher(loaded.model, test.batches(size, indices=chosen, device=device))
+    whole = teacher.outcomes.summary()
     student = cut(loaded, plan, data=dataset.data if plan.basis == "directions" else None, root=dataset.root)
-    pruned = evaluate(student, test.batches(100, indices=chosen, device=device), teacher_logits=logits)
+    batches = test.batches(size, indices=chosen, device=device)
+    pruned = evaluate(student, batches, teacher=loaded.model, teacher_logits=teacher.logits)
     task = task_of(loaded.shape)
     low, high = task.interval(pruned)
     under, over = pruned.kl_interval or (0.0, 0.0)

@@ -121,6 +121,10 @@ class ImageSet:
         """The right answers (N,) int64 to these images; of blocks of text, token by token (N · T,)."""
         return self.labels()[np.asarray(indices)]
 
+    def readable(self, indices: Iterable[int]) -> np.ndarray:
+        """Those of the images that were not found unreadable so far."""
+        return np.array([index for index in indices if index not in self.pixels.unreadable], dtype=np.int64)
+
     @property
     def answer_names(self) -> tuple[str, ...]:
         """Every answer as it is read."""

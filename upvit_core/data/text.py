@@ -7,7 +7,7 @@ evaluation part, so that no sentence is in both.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -44,6 +44,9 @@ class TokenSet(ImageSet):
 
     def answers(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         return self.pairs([int(i) for i in indices])[1].flatten().numpy()
+
+    def readable(self, indices: Iterable[int]) -> np.ndarray:
+        return np.array(list(indices), dtype=np.int64)
 
     @property
     def answer_names(self) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def train_language(
     )  # fmt: skip
     model = distill(job, report=report, after_step=lambda job: None)
     save_model(model, out, shape=shape, pretrained_cfg=cfg, name=out.name)
-    result = evaluate(model, test.batches(100))
+    result = evaluate(model, test.batches(shape.batch_size(100)))
     return {
         "out": str(out), "text": str(out / TEXT), "perplexity": result.perplexity, "top1": result.top1,
         "tokens": result.images, "params": count_parameters(shape), "steps": job.step, "seconds": round(job.seconds, 1),

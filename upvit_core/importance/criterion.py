@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from upvit_core.errors import ScoresError
 from upvit_core.models.adapter import Adapter
 from upvit_core.records.scores import ImportanceScores
 
@@ -55,9 +54,6 @@ class Progress:
 
 Report = Callable[[Progress], None]
 """A callback that receives progress; it may raise `Cancelled` to stop the computation."""
-
-
-Result = TypeVar("Result")
 
 
 def silent(_: Progress) -> None:
@@ -169,38 +165,6 @@ class ImageSums:
             key: np.sqrt(np.maximum(self.squares[key] - self.total[key] ** 2 / images, 0) * images / (images - 1))
             for key in self.total
         }
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether that is what an error means; torch tells it of a CPU in a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
-
-
-def in_halves(
-    compute: Callable[[Tensor], Result], batch: Tensor, size: int | None = None
-) -> Iterator[tuple[Tensor, Result]]:
-    """Parts of a batch, of `size` at first, with what `compute` gives; one that does not fit into memory is halved.
-
-    Raises ScoresError where a single item does not fit.
-    """
-    size, first = size or len(batch), 0
-    while first < len(batch):
-        part = batch[first : first + size]
-        try:
-            result = compute(part)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            if len(part) == 1:
-                raise ScoresError(
-                    "Not even one at a time fits into memory; close other programs, or score on a larger machine."
-                ) from error
-            size = max(1, len(part) // 2)
-            continue
-        yield part, result
-        first += len(part)
 
 
 class Criterion(Protocol):

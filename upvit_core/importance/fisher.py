@@ -21,8 +21,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, autocast, frozen, in_halves, silent
+from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, autocast, frozen, silent
 from upvit_core.models.adapter import Adapter, NormSite
+from upvit_core.out_of_memory import in_halves
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape

@@ -23,13 +23,13 @@ from upvit_core.importance.criterion import (
     Report,
     autocast,
     frozen,
-    in_halves,
     kl_divergence,
     log_softmax,
     silent,
 )
 from upvit_core.importance.journal import Journal
 from upvit_core.models.adapter import Adapter
+from upvit_core.out_of_memory import in_halves
 from upvit_core.profiling.macs import half_block_macs
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape

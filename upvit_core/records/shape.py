@@ -15,6 +15,8 @@ from upvit_core.errors import UnsupportedModelError
 from upvit_core.records.family import FAMILIES, Family, load
 
 Component = Literal["residual", "attention", "ffn", "reduction"]
+OUTPUT_BYTES = 1 << 28
+"""The most that the outputs of one batch may take, unless a single input's take more."""
 COMPONENTS: tuple[Component, ...] = ("residual", "attention", "ffn")
 """The components of a plain transformer; `ModelShape.components` has those of any."""
 
@@ -136,6 +138,21 @@ class ModelShape:
     def answers(self) -> int:
         """Answers to one input: one to an image, one for every token of a block of text."""
         return self.num_tokens if self.is_language else 1
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of the float32 logits of one input."""
+        return self.answers * self.num_classes * 4
+
+    @property
+    def is_small(self) -> bool:
+        """True where inputs are small: pictures of fewer than 100 pixels a side, texts of fewer than 100 tokens."""
+        return self.img_size[1 if self.is_language else 0] < 100
+
+    def batch_size(self, small: int, large: int | None = None) -> int:
+        """Inputs to run at once: `small`, `large` of large inputs; fewer where their outputs exceed OUTPUT_BYTES."""
+        most = small if large is None or self.is_small else large
+        return max(1, min(most, OUTPUT_BYTES // max(self.output_bytes, 1)))
 
     @property
     def depths(self) -> tuple[int, ...]:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from upvit_core.atomic import read_lines
-from upvit_core.data import ImageSet, proxy_indices
+from upvit_core.data import proxy_indices
 from upvit_core.errors import Cancelled, LimitError, RunError
-from upvit_core.evaluation import Evaluation, predict, score_logits
+from upvit_core.evaluation import Evaluation, Outcomes, TeacherPass, joined, run_teacher, sample_outcomes
 from upvit_core.models.checkpoint import build_model, save_model
-from upvit_core.out_of_memory import is_out_of_memory
+from upvit_core.out_of_memory import in_halves
 from upvit_core.profiling.throughput import Throughput, compare, measure
 from upvit_core.runs.checkpoints import load_newest, load_step, save_checkpoint
 from upvit_core.runs.distributed import Team
 from upvit_core.runs.folder import Run
-from upvit_core.runs.inputs import Student, load_inputs
+from upvit_core.runs.inputs import RunInputs, Student, load_inputs
 from upvit_core.runs.reporter import Control, Paused, Terminated
 from upvit_core.runs.shared_answers import drop_unwanted, open_teacher_cache
 from upvit_core.runs.spec import RunSpec
@@ -34,55 +34,65 @@ from upvit_core.training.settings import evaluation_steps
 EVAL_BATCH = {"cpu": 250, "cuda": 500}
 SPEED_BATCH = {"cpu": 32, "cuda": 128}
 SPEED_SECONDS = 4.0
-Measured = TypeVar("Measured")
 
 
 class Evaluator:
     """Evaluates on a fixed, seeded choice of test images, shared by the processes of a run.
 
-    The logits of the teacher, if there is one, are kept.
+    The teacher's outcomes are kept, and its logits where they are few.
     """
 
-    def __init__(
-        self, teacher: nn.Module | None, images: ImageSet, count: int | None, seed: int, control: Control, team: Team
-    ):
-        self.teacher, self.images, self.control, self.team = teacher, images, control, team
-        self.device = team.accelerator.device
+    def __init__(self, inputs: RunInputs, count: int | None, seed: int, control: Control, team: Team):
+        self.teacher, self.images, self.shape = inputs.teacher, inputs.test, inputs.student.shape
+        self.control, self.team, self.device = control, team, team.accelerator.device
         self.indices: np.ndarray | None = None
-        if count is not None and count < len(images):
-            self.indices = proxy_indices(images, count, seed)
-        self._teacher_logits: dict[bool, tuple[Tensor, Tensor]] = {}
+        if count is not None and count < len(self.images):
+            self.indices = proxy_indices(self.images, count, seed)
+        self._passes: dict[bool, TeacherPass] = {}
 
-    def teacher_logits(self, everything: bool = False) -> tuple[Tensor, Tensor]:
-        """Logits and labels of the teacher, computed once."""
+    def _teacher_pass(self, everything: bool) -> TeacherPass:
+        """The teacher on this process's share of the images, run once."""
         assert self.teacher is not None
         everything = everything or self.indices is None
-        if everything not in self._teacher_logits:
-            self._teacher_logits[everything] = self._predict(self.teacher, everything)
-        return self._teacher_logits[everything]
+        if everything not in self._passes:
+            self._passes[everything] = run_teacher(self.teacher, self._batches(everything), progress=self._check_alone)
+        return self._passes[everything]
 
     def teacher_result(self, everything: bool = False) -> Evaluation:
-        logits, labels = self.teacher_logits(everything)
-        return score_logits(logits, labels)
+        return self._summary(self._teacher_pass(everything).outcomes, everything)
 
     def evaluate(self, model: nn.Module, everything: bool = False) -> Evaluation:
         """`everything` takes all test images in place of the choice."""
-        reference = None if self.teacher is None else self.teacher_logits(everything)[0]
-        logits, labels = self._predict(model, everything)
-        return score_logits(logits, labels, reference)
+        logits = None if self.teacher is None else self._teacher_pass(everything).logits
+        outcomes = sample_outcomes(
+            model,
+            self._batches(everything),
+            teacher=self.teacher,
+            teacher_logits=logits,
+            progress=self._check_alone,
+        )
+        return self._summary(outcomes, everything)
 
-    def _predict(self, model: nn.Module, everything: bool) -> tuple[Tensor, Tensor]:
-        indices = np.arange(len(self.images)) if everything or self.indices is None else self.indices
-        shared = 1 < self.team.size <= len(indices)
-        if shared:
+    def _summary(self, outcomes: Outcomes, everything: bool) -> Evaluation:
+        """Over the samples of all processes that share the images."""
+        return (joined([self.team.join(outcomes.columns)]) if self._shared(everything) else outcomes).summary()
+
+    def _indices(self, everything: bool) -> np.ndarray:
+        return np.arange(len(self.images)) if everything or self.indices is None else self.indices
+
+    def _shared(self, everything: bool) -> bool:
+        return 1 < self.team.size <= len(self._indices(everything))
+
+    def _batches(self, everything: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        indices = self._indices(everything)
+        if self._shared(everything):
             indices = indices[self.team.rank :: self.team.size]
-        batches = self.images.batches(EVAL_BATCH[self.device.type], indices=indices, device=self.device)
-        if self.team.size > 1:  # one process alone must not stop in here, while the others wait for it
-            found = predict(model, batches)
-        else:
-            found = predict(model, batches, progress=lambda done: self.control.check())
-        logits, labels = self.team.join(found) if shared else found
-        return logits, labels
+        size = self.shape.batch_size(EVAL_BATCH[self.device.type])
+        return self.images.batches(size, indices=indices, device=self.device)
+
+    def _check_alone(self, done: int) -> None:
+        if self.team.size == 1:  # one process alone must not stop in here, while the others wait for it
+            self.control.check()
 
 
 def do_run(run: Run, control: Control) -> None:
@@ -130,7 +140,7 @@ def do_run(run: Run, control: Control) -> None:
         say=control.note,
     )
     job.store = open_teacher_cache(run, job, materials.train, student.pretrained_cfg)
-    examiner = Evaluator(materials.teacher, materials.test, settings.eval_images, settings.seed, control, team)
+    examiner = Evaluator(materials, settings.eval_images, settings.seed, control, team)
     control.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
     if saved is None:
         job.parts = team.told(control.parts)
@@ -221,29 +231,21 @@ def _first_rows(job: Distillation, examiner: Evaluator, control: Control) -> Non
 def _speeds(job: Distillation, examiner: Evaluator) -> tuple[Throughput | None, Throughput | None, float]:
     """Speed of the teacher, where there is one, of the student, and their ratio, measured in turns."""
     device = job.accelerator.device
-    batch = next(iter(examiner.images.batches(SPEED_BATCH[device.type], indices=None, device=device)))[0]
+    size = examiner.shape.batch_size(SPEED_BATCH[device.type])
+    batch = next(iter(examiner.images.batches(size, device=device)))[0]
     dtype = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[job.accelerator.mixed_precision]
     teacher, student = job.teacher, job.student
     if teacher is None:
-        (speed,) = _in_halves(
-            lambda images: measure([student], images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
+        _, (speed,) = next(
+            in_halves(lambda images: measure([student], images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch)
         )
         return None, speed, 1.0
-    both = _in_halves(
-        lambda images: compare(teacher, student, images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
+    _, both = next(
+        in_halves(
+            lambda images: compare(teacher, student, images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
+        )
     )
     return both.first, both.second, both.ratio
-
-
-def _in_halves(measure_on: Callable[[Tensor], Measured], batch: Tensor) -> Measured:
-    """With half the images, and half again, where memory runs out."""
-    while True:
-        try:
-            return measure_on(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or len(batch) < 2:
-                raise
-        batch = batch[: len(batch) // 2]
 
 
 def _eval_row(job: Distillation, examiner: Evaluator, control: Control) -> None:
