@@ -93,11 +93,11 @@ def test_halves_a_batch_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> No
     expected = KL().attribute(adapter, TensorProxy(images()))
     run_from, sizes = adapter.run_from, []
 
-    def limited(block, x, weight=None):
+    def limited(block, x, *norm):
         sizes.append(len(x))
         if len(x) > 20:
             raise torch.OutOfMemoryError("out of memory")
-        return run_from(block, x, weight)
+        return run_from(block, x, *norm)
 
     monkeypatch.setattr(adapter, "run_from", limited)
     got = KL().attribute(adapter, TensorProxy(images()))

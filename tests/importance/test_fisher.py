@@ -37,7 +37,11 @@ def test_is_half_the_curvature_of_the_kl() -> None:
         for sign in (1, -1):
             weight = torch.ones(len(x), shape.embed_dim, dtype=torch.float64)
             weight[:, channel] += sign * step
-            total += kl_divergence(log_q, adapter.run_from(0, adapter.embed(x), weight)).sum().item()
+            total += (
+                kl_divergence(log_q, adapter.run_from(0, adapter.embed(x), adapter.weigh("residual", weight)))
+                .sum()
+                .item()
+            )
         assert record.residual[channel] == pytest.approx(total / 2 / step**2, rel=1e-5)
 
 

@@ -71,13 +71,8 @@ def masked_gradients(adapter: PVTAdapter, x: torch.Tensor) -> dict[str, torch.Te
 
 
 def weighted(adapter: PVTAdapter, key: str, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Logits with a weight on the channels of `key`, by way of the removal that takes weights of 0 and 1."""
-    adapter = PVTAdapter(adapter.model, adapter.shape)
-    adapter._weights = lambda *_: weight  # type: ignore[method-assign]
-    block = adapter.first_block(key)
-    for b in range(block):
-        x = adapter.run_block(b, x)
-    return adapter.logits_without(key, x, torch.tensor([0]))[0]
+    """Logits with a weight on the channels of `key`."""
+    return adapter.run_from(0, x, adapter.weigh(key, weight))
 
 
 def test_fisher_derivative_is_the_curvature_of_the_masks() -> None:

@@ -1,29 +1,24 @@
-"""What every architecture tells the rest of the library: its components, its blocks, how to run from block b on.
+"""The interface of an architecture to criteria and depth: its components, its blocks, and running from block b on.
 
-Criteria and depth speak to this Protocol only; attribute names of a model stay in `upvit_core.models`. What can be cut
-is named by the keys of `ModelShape.groups` (`residual` or `residual.{stage}`, `attention.{b}`, `ffn.{b}`,
-`reduction.{b}`), so no criterion asks which architecture it scores. To add one:
-
-1. `shape.py`: a `family`, and whatever fields its widths need, with values that older records can leave out;
-2. `layout.py`: the table of its tensors, from which checkpoints are checked, channels sliced and weights counted;
-3. `build.py`: a function that builds the model from a shape and one that reads the shape of a live model;
-4. an adapter like `vit.py`, and its line in `adapt.py`; `keys.py` where checkpoints use other names;
-5. `profiling/macs.py`: its multiply-accumulates by half-block.
-
-Then scores, plans, surgery, costs, runs and pages work. What holds for LayerNorm ViTs alone (directions, repair,
-calibrated latency) asks `shape.family` and refuses others with a sentence.
+Criteria and depth use this Protocol only; attribute names of a model stay in `upvit_core.models`. The keys of
+`ModelShape.groups` name what can be cut (`residual` or `residual.{stage}`, `attention.{b}`, `ffn.{b}`,
+`reduction.{b}`), so no criterion asks which architecture it scores. `TransformerAdapter` in `transformer.py` has all
+that families share; `records/family.py` lists the steps to add one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from upvit_core.models.layout import layout
 from upvit_core.records.shape import ModelShape
+
+if TYPE_CHECKING:
+    from upvit_core.models.transformer import BlockTrace
 
 
 class NormSite(NamedTuple):
@@ -85,13 +80,13 @@ class Adapter(Protocol):
     def first_block(self, key: str) -> int:
         """The block before which the removal of a channel of `key` first shows."""
 
-    def trace(self, block: int, x: Tensor) -> Any:
-        """What one block computes on its input, kept to make removals in it cheap."""
+    def trace(self, block: int, x: Tensor) -> BlockTrace:
+        """Intermediate results of one block on its input, which make removals in it cheap."""
 
-    def logits_without(self, key: str, x: Tensor, channels: Tensor, trace: Any = None) -> Tensor:
+    def logits_without(self, key: str, x: Tensor, channels: Tensor, trace: BlockTrace | None = None) -> Tensor:
         """Logits (C, B, classes) without each of `channels` (C,) of `key`, one at a time, exactly as Eq. 1 removes it.
 
-        x is the stream before `first_block(key)`, `trace` what `trace` gave on it (None: it is made here).
+        x is the stream before `first_block(key)`, `trace` the result of `trace` on it (None: it is made here).
         """
 
     def sensitivities(self, inputs: Tensor) -> Sensitivities:

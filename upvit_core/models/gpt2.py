@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.errors import UnsupportedModelError
-from upvit_core.models.adapter import NormSite, Sensitivities
-from upvit_core.models.vit import weighted_layer_norm
+from upvit_core.models.transformer import Keep, Norm, TransformerAdapter, keep_nothing, stock_norm
 from upvit_core.records.shape import BlockShape, ModelShape
 
 STD = 0.02
@@ -179,137 +178,37 @@ def _draw(model: nn.Module, depth: int) -> None:
                 parameter.zero_()
 
 
-@dataclass(frozen=True)
-class GPT2Trace:
-    """One block's forward pass. q, k, v: (B, heads, T, head_dim); weights: causal softmax attention (B, heads, T, T);
-    after_attention and output: (B, T, D); hidden: (B, T, H)."""
+class GPT2Adapter(TransformerAdapter):
+    """Adapter of a GPT-2. Logits are (B, T, vocabulary)."""
 
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    weights: Tensor
-    after_attention: Tensor
-    hidden: Tensor
-    output: Tensor
-
-
-class GPT2Adapter:
-    """Adapter of a GPT-2; the model is neither changed nor copied. Logits are (B, T, vocabulary)."""
+    causal = True
 
     def __init__(self, model: nn.Module, shape: ModelShape):
-        self.model, self.shape = model, shape
-        self._t: Any = model.transformer
+        gpt2: Any = model.transformer
+        super().__init__(model, shape, list(gpt2.h), [block.attn.scaling for block in gpt2.h])
+        self.gpt2 = gpt2
 
     def embed(self, ids: Tensor) -> Tensor:
-        return self._t.wte(ids) + self._t.wpe.weight[: ids.shape[1]]  # (B, T, D)
+        return self.gpt2.wte(ids) + self.gpt2.wpe.weight[: ids.shape[1]]  # (B, T, D)
 
-    def logits(self, ids: Tensor) -> Tensor:
-        return self.model(ids)
+    def attend(
+        self, block: int, x: Tensor, norm: Norm = stock_norm, keep: Keep = keep_nothing, *, last: bool | None = None
+    ) -> Tensor:
+        blk = self.blocks[block]
+        q, k, v = blk.attn.c_attn(keep("normed", norm(x, blk.ln_1))).chunk(3, dim=-1)  # (B, T, A) each
+        mixed = keep("mixed", self.mix(block, keep("q", q), keep("k", k), keep("v", v)))
+        return keep("shortcut", x) + keep("written", blk.attn.c_proj(mixed))
 
-    def _split(self, block: int, normed: Tensor) -> list[Tensor]:
-        attn = self._t.h[block].attn
-        qkv = attn.c_attn(normed).unflatten(-1, (3, attn.num_heads, attn.head_dim))  # (B, T, 3, h, d)
-        return list(qkv.permute(2, 0, 3, 1, 4).unbind(0))  # (B, h, T, d) each
+    def feed(self, block: int, x: Tensor, norm: Norm = stock_norm, keep: Keep = keep_nothing) -> Tensor:
+        blk = self.blocks[block]
+        hidden = keep("hidden", blk.mlp.act(keep("before", blk.mlp.c_fc(keep("normed", norm(x, blk.ln_2))))))
+        return keep("shortcut", x) + keep("written", blk.mlp.c_proj(hidden))
 
-    def _attend(self, block: int, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        blk = self._t.h[block]
-        q, k, v = self._split(block, weighted_layer_norm(x, blk.ln_1, weight))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=blk.attn.scaling)
-        return x + blk.attn.c_proj(out.transpose(1, 2).flatten(2))
+    def head(self, x: Tensor, norm: Norm = stock_norm) -> Tensor:
+        return F.linear(norm(x, self.gpt2.ln_f), self.gpt2.wte.weight)
 
-    def _hidden(self, block: int, normed: Tensor) -> Tensor:
-        return self._t.h[block].mlp.act(self._t.h[block].mlp.c_fc(normed))
+    def projection(self, block: int) -> Tensor:
+        return self.blocks[block].attn.c_proj.weight
 
-    def _feed_forward(self, block: int, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        blk = self._t.h[block]
-        return x + blk.mlp.c_proj(self._hidden(block, weighted_layer_norm(x, blk.ln_2, weight)))
-
-    def run_block(self, block: int, x: Tensor) -> Tensor:
-        return self._feed_forward(block, self._attend(block, x))
-
-    def _head(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        return F.linear(weighted_layer_norm(x, self._t.ln_f, weight), self._t.wte.weight)
-
-    def run_from(self, block: int, x: Tensor, weight: Tensor | None = None) -> Tensor:
-        """As in the Protocol; `weight` (B, D) goes into every LayerNorm."""
-        for b in range(block, self.shape.depth):
-            x = self._feed_forward(b, self._attend(b, x, weight), weight)
-        return self._head(x, weight)
-
-    def run_half_block(self, half: int, x: Tensor, *, previous: int | None = None, last: bool = False) -> Tensor:
-        block, is_ffn = divmod(half, 2)
-        return self._feed_forward(block, x) if is_ffn else self._attend(block, x)
-
-    def after_half_block(self, half: int, x: Tensor) -> Tensor:
-        return self._head(x)
-
-    def first_block(self, key: str) -> int:
-        return 0 if key == "residual" else int(key.split(".")[1])
-
-    def _causal(self, scores: Tensor) -> Tensor:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        return scores.masked_fill(mask, -torch.inf).softmax(-1)
-
-    def trace(self, block: int, x: Tensor) -> GPT2Trace:
-        blk = self._t.h[block]
-        q, k, v = self._split(block, blk.ln_1(x))
-        weights = self._causal(q @ k.transpose(-2, -1) * blk.attn.scaling)
-        after = x + blk.attn.c_proj((weights @ v).transpose(1, 2).flatten(2))
-        hidden = self._hidden(block, blk.ln_2(after))
-        return GPT2Trace(q, k, v, weights, after, hidden, after + blk.mlp.c_proj(hidden))
-
-    def logits_without(self, key: str, x: Tensor, channels: Tensor, trace: GPT2Trace | None = None) -> Tensor:
-        C, B = len(channels), len(x)
-        block = self.first_block(key)
-        if key == "residual":
-            weight = torch.ones(C, self.shape.embed_dim, dtype=x.dtype, device=x.device)
-            weight[torch.arange(C, device=x.device), channels] = 0
-            stream = x.unsqueeze(0).expand(C, *x.shape).flatten(0, 1)
-            return self.run_from(0, stream, weight.repeat_interleave(B, 0)).unflatten(0, (C, B))
-        trace = self.trace(block, x) if trace is None else trace
-        without = self._without_attention if key.startswith("attention") else self._without_ffn
-        return self.run_from(block + 1, without(block, trace, channels).flatten(0, 1)).unflatten(0, (C, B))
-
-    def _without_attention(self, block: int, trace: GPT2Trace, channels: Tensor) -> Tensor:
-        """The block's output with each channel masked to 0 in q, k and v, one at a time: (C, B, T, D)."""
-        attn = self._t.h[block].attn
-        d = attn.head_dim
-        heads, inside = channels // d, channels % d
-        q, k, v = (t[:, heads].transpose(0, 1) for t in (trace.q, trace.k, trace.v))  # (C, B, T, d)
-        each = torch.arange(len(channels), device=channels.device)
-        scores = q @ k.transpose(-2, -1)
-        scores = scores - q[each, :, :, inside].unsqueeze(-1) * k[each, :, :, inside].unsqueeze(-2)
-        before = trace.weights[:, heads].transpose(0, 1) @ v
-        after = self._causal(scores * attn.scaling) @ v
-        after[each, :, :, inside] = 0
-        projection = attn.c_proj.weight.unflatten(0, (-1, d))[heads]  # (C, d, D)
-        change = torch.einsum("cbtd,cdo->cbto", after - before, projection)
-        stream = trace.after_attention + change
-        return self._feed_forward(block, stream.flatten(0, 1)).unflatten(0, (len(channels), -1))
-
-    def _without_ffn(self, block: int, trace: GPT2Trace, channels: Tensor) -> Tensor:
-        """The block's output with each hidden channel removed, one at a time: (C, B, T, D)."""
-        activation = trace.hidden[..., channels].permute(2, 0, 1).unsqueeze(-1)  # (C, B, T, 1)
-        row = self._t.h[block].mlp.c_proj.weight[channels][:, None, None, :]  # (C, 1, 1, D)
-        return torch.addcmul(trace.output.unsqueeze(0), activation, row, value=-1)
-
-    def sensitivities(self, ids: Tensor) -> Sensitivities:
-        sites: list[NormSite] = []
-        activations: dict[str, tuple[Tensor, ...]] = {}
-
-        def norm(x: Tensor, layer: nn.LayerNorm) -> Tensor:
-            out = layer(x)
-            sites.append(NormSite(x.detach(), out, layer.weight, layer.bias, layer.eps))
-            return out
-
-        x = self.embed(ids).detach().requires_grad_()
-        for b, blk in enumerate(self._t.h):
-            q, k, v = blk.attn.c_attn(norm(x, blk.ln_1)).chunk(3, dim=-1)  # (B, T, A) each
-            activations[f"attention.{b}"] = (q, v)
-            split = [t.unflatten(-1, (blk.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v)]
-            out = F.scaled_dot_product_attention(split[0], split[1], split[2], is_causal=True, scale=blk.attn.scaling)
-            x = x + blk.attn.c_proj(out.transpose(1, 2).flatten(2))
-            hidden = self._hidden(b, norm(x, blk.ln_2))
-            activations[f"ffn.{b}"] = (hidden,)
-            x = x + blk.mlp.c_proj(hidden)
-        return Sensitivities(F.linear(norm(x, self._t.ln_f), self._t.wte.weight), {"residual": sites}, activations)
+    def output_layer(self, block: int) -> Tensor:
+        return self.blocks[block].mlp.c_proj.weight

@@ -51,15 +51,13 @@ def score_blocks(
     thin = whole if after is None else adapt(prune(loaded.model, loaded.shape, after), after.shape_after)
 
     def named(record: BlockRemovals) -> BlockRemovals:
-        known = {"model": loaded.name, "model_digest": loaded.digest, "after": "" if after is None else after.digest}
-        return record.model_copy(update=known)
+        names = {"model": loaded.name, "model_digest": loaded.digest, "after": "" if after is None else after.digest}
+        return record.model_copy(update=names)
 
-    return named(
-        remove_blocks(
-            thin, proxy, depth, teacher=None if after is None else whole, journal=journal,
-            report=report, on_step=None if on_step is None else lambda record: on_step(named(record)),
-        )
-    )  # fmt: skip
+    teacher = None if after is None else whole
+    with_names = None if on_step is None else lambda record: on_step(named(record))
+    record = remove_blocks(thin, proxy, depth, teacher=teacher, journal=journal, report=report, on_step=with_names)
+    return named(record)
 
 
 def at_depth(loaded: LoadedModel, removals: BlockRemovals, depth: int) -> LoadedModel:

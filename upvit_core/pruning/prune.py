@@ -1,4 +1,4 @@
-"""Plan to student: the one way in which pages, runs and the command line make a thinner model."""
+"""Plan to student: pages, runs and the command line make thinner models with this."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, prune_directions
+from upvit_core.pruning.repair.repair import repair as repair_student
 from upvit_core.pruning.surgery import prune
-from upvit_core.records.family import load
 from upvit_core.records.plan import Fitted, PruningPlan
 
 IMAGES, SEED = 2000, 0
@@ -36,17 +36,17 @@ def cut_and_record(
     stats: ProxyStatistics | None = None,
     report: Report = silent,
 ) -> tuple[nn.Module, PruningPlan]:
-    """The thinner model in eval mode, and the plan with `fitted`: what it takes to make the same weights again.
+    """The thinner model in eval mode, and the plan with `fitted`, from which the same weights can be made again.
 
-    `data` (its training split) is read for `repair`, and for plans of directions. What is None comes from the plan's
-    own `fitted` where it has one, else 2,000 images by seed 0 without repair. `stats`: what `gather` found on the same
-    proxy images, where that is known already.
+    `data` (its training split) is read for `repair`, and for plans of directions. None takes the value of
+    the plan's `fitted` where it has one, else 2,000 images by seed 0 without repair. `stats`: statistics of the same
+    proxy images, if they have been collected already.
 
     Raises PlanError where images are needed and `data` is not given, and where the images of a plan that was fitted
     before are not the ones that it was fitted to.
     """
-    known = plan.fitted
-    repair = (known.repair if known else False) if repair is None else repair
+    fitted = plan.fitted
+    repair = (fitted.repair if fitted else False) if repair is None else repair
     plan = plan.at_size(loaded.shape.img_size)
     if plan.basis == "channels" and not repair:
         return prune(loaded.model, loaded.shape, plan), plan.model_copy(update={"fitted": None})
@@ -57,28 +57,31 @@ def cut_and_record(
         data = open_images(
             data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
         )
-    again = known is not None and images is None and seed is None
-    images = (known.images if known else IMAGES) if images is None else images
-    seed = (known.seed if known else SEED) if seed is None else seed
+    again = fitted is not None and images is None and seed is None
+    images = (fitted.images if fitted else IMAGES) if images is None else images
+    seed = (fitted.seed if fitted else SEED) if seed is None else seed
     proxy = draw_proxy(data, min(images, len(data)), seed)
-    if again and known is not None:
-        _check_same(known, proxy)
+    if again and fitted is not None:
+        _check_same(fitted, proxy)
     adapter = adapt(loaded.model, loaded.shape)
     if plan.basis == "directions" and stats is None:
-        metric: Any = known.metric if again and known is not None and known.metric else "reading"
+        metric: Any = fitted.metric if again and fitted is not None and fitted.metric else "reading"
         stats = collect_statistics(adapter, proxy, metric=metric, report=report)
     if plan.basis == "channels" or stats is None:
         stats, student = None, prune(loaded.model, loaded.shape, plan)
     else:
         student = prune_directions(loaded.model, loaded.shape, plan, stats)
     if repair:
-        refit = load(loaded.shape.architecture.repair)
-        student, _ = refit(student, loaded.model, plan, proxy, stats=stats, report=report)
-    fitted = Fitted(
-        repair=repair, metric=stats.metric if stats else "", data=proxy.name, digest=proxy.digest, images=len(proxy),
+        student, _ = repair_student(student, loaded.model, plan, proxy, stats=stats, report=report)
+    made = Fitted(
+        repair=repair,
+        metric=stats.metric if stats else "",
+        data=proxy.name,
+        digest=proxy.digest,
+        images=len(proxy),
         seed=seed,
-    )  # fmt: skip
-    return student, plan.model_copy(update={"fitted": fitted})
+    )
+    return student, plan.model_copy(update={"fitted": made})
 
 
 def _check_same(known: Fitted, proxy: ProxySet) -> None:

@@ -6,7 +6,7 @@ Everything else goes by `ModelShape.groups`, so no other module asks which archi
 1. `records/shape.py`: the fields that its widths need, with defaults that older records can leave out, and a function
    that makes its well-known shapes;
 2. a file in `models/`: `layout` (its tensors, without torch), `build`, `arguments`, a reader of live models, an adapter
-   with the methods of `models/adapter.py`; `models/keys.py` and `models/checkpoint.py` where its files name the
+   that extends `TransformerAdapter`; `models/keys.py` and `models/checkpoint.py` where its files name the
    tensors in another way;
 3. functions for the other fields of `Family`; the ones that exist serve wherever they are true of it (GPT-2 and ViT
    share the multiply-accumulates of a block). What it cannot do gets a function that refuses in one sentence;
@@ -53,7 +53,7 @@ class Family:
     latency: str  # (shape, batch, calibration) -> its estimate in parts
     calibration: str  # (shape) -> the models that one calibration holds for
     bench: str  # (device, dtype, clock, shape) -> Bench
-    repair: str  # (student, teacher, plan, proxy, *, stats, report) -> repaired student, report
+    repair: str  # (student, original, plan, batches, report, *, stats, basis) -> LayerwiseRepair
     diagram: str  # (shape, theme, after, *, emphasis, height) -> Chart
 
 
@@ -87,7 +87,7 @@ VIT = Family(
     latency="profiling.latency:Latency",
     calibration="profiling.calibration:vit_scope",
     bench="profiling.bench:Bench",
-    repair="pruning.repair.repair:repair",
+    repair="pruning.repair.families:ViTRepair",
     diagram="figures.model_diagram:draw_plain",
 )
 PVT = Family(
@@ -117,7 +117,7 @@ PVT = Family(
     latency="profiling.latency:PyramidLatency",
     calibration="profiling.calibration:pvt_scope",
     bench="profiling.bench_pyramid:PyramidBench",
-    repair="pruning.repair.pyramid:repair_pyramid",
+    repair="pruning.repair.families:PVTRepair",
     diagram="figures.model_diagram_stages:pyramid",
 )
 GPT2 = Family(
@@ -147,7 +147,7 @@ GPT2 = Family(
     latency="profiling.latency:LanguageLatency",
     calibration="profiling.calibration:gpt2_scope",
     bench="profiling.bench_language:LanguageBench",
-    repair="pruning.repair.language:repair_language",
+    repair="pruning.repair.families:GPT2Repair",
     diagram="figures.model_diagram:draw_plain",
 )
 

@@ -160,13 +160,13 @@ def metrics(
     """The residual alone, and everything, with directions by each metric; repaired."""
     from dataclasses import replace
 
-    from tests.benchmarks.basis.metrics import METRICS, by_fisher
+    from tests.benchmarks.basis.metrics import METRICS, by_fisher, with_metric
     from upvit_core.planning.ratios import plan_uniform
 
     setting, rows = Setting(teacher, data, images, seed), Rows(out)
     own, like = setting.stats, next(setting.loaded.model.parameters())
     scores = setting.directions
-    kinds = {m: (lambda m=m: own.with_metric(m)) for m in METRICS}
+    kinds = {m: (lambda m=m: with_metric(own, m)) for m in METRICS}
     kinds |= {f"Fisher of {m}": (lambda m=m: by_fisher(own, setting.proxy, like, m)) for m in ("activations", "both")}
     for name, choose in kinds.items():
         chosen = None

@@ -8,36 +8,43 @@ import torch
 from torch import Tensor
 
 from upvit_core.importance.criterion import Proxy, frozen
+from upvit_core.importance.output_directions import leading_directions
+from upvit_core.models.vit import ViTAdapter
 from upvit_core.pruning.basis import ProxyStatistics
 from upvit_core.pruning.basis.fold import load
-from upvit_core.pruning.basis.statistics import output_directions
-from upvit_core.pruning.basis.stream import Stream
+from upvit_core.pruning.basis.residual import Metric, residual_directions
 
-METRICS = ("activations", "gradients", "both", "product", "reading")
+METRICS: tuple[Metric, ...] = ("activations", "gradients", "both", "product", "reading")
 
 
-def by_fisher(stats: ProxyStatistics, proxy: Proxy, like: Tensor, rotation: str) -> ProxyStatistics:
+def with_metric(stats: ProxyStatistics, metric: Metric) -> ProxyStatistics:
+    """The same moments with the residual's directions chosen by another metric."""
+    directions, scores = residual_directions(*stats.readers(), metric)
+    return replace(stats, directions=directions, direction_scores=scores, metric=metric)
+
+
+def by_fisher(stats: ProxyStatistics, proxy: Proxy, like: Tensor, rotation: Metric) -> ProxyStatistics:
     """The directions of metric `rotation`, ranked by their own Fisher scores: the score of a mask on each direction.
 
     The mask of direction d acts at every reader and token at once: ½ Σ_images Σ_r (Σ_readers,tokens x_d ∂/∂x_d)².
     """
-    rotated = stats.with_metric(rotation)  # type: ignore[arg-type]
+    rotated = with_metric(stats, rotation)
     model = load(stats.state, stats.shape, like=like)
-    stream = Stream(model, stats.shape)
+    vit = ViTAdapter(model, stats.shape)
     P = rotated.directions.to(like)
     scores = torch.zeros(P.shape[1], dtype=torch.float64)
     with frozen(model), torch.enable_grad():
         for images, _ in proxy.batches(50):
-            x = stream.embed(images).requires_grad_()
+            x = vit.embed(images).requires_grad_()
             seen = []
             for b in range(stats.shape.depth):
-                attention = stream.attention(b, x)
-                feed_forward = stream.feed_forward(b, attention.stream)
+                attention = vit.attention(b, x)
+                feed_forward = vit.feed_forward(b, attention.stream)
                 seen += [attention.normed, feed_forward.normed]
                 x = feed_forward.stream
-            seen.append(stream.features(x))
-            logits = stream.head(seen[-1])
-            for output in output_directions(logits.detach(), 2):
+            seen.append(vit.features(x))
+            logits = vit.classify(seen[-1])
+            for output in leading_directions(logits.detach(), 2).vectors:
                 gradients = torch.autograd.grad(logits, seen, output, retain_graph=True)
                 each = sum(((s @ P) * (g @ P)).sum(1) for s, g in zip(seen, gradients, strict=True))  # (B, D - 1)
                 scores += torch.as_tensor(each).double().square().sum(0).cpu() / 2

@@ -6,7 +6,8 @@ C_q^½ C_k^½ = U S Vᵀ: q' = S^½ Uᵀ C_q^-½ q, k' = S^½ Vᵀ C_k^-½ k. A 
 with M the metric of what it does there, the SVD of M^½ C_o^½ gives v' and proj's columns the same way.
 
 Where heads are merged, a merged head has one set of logits: the mean of its heads', each weighed by how much its output
-matters. Rotating knows no order of heads, so those are merged that attend most alike (`alike`), neighbours or not.
+matters. Rotating does not depend on the order of heads, so those that attend most alike are merged (`group_heads`),
+neighbours or not.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class HeadFactors:
     output: Tensor
 
     def to(self, like: Tensor) -> HeadFactors:
-        """On the device and in the dtype of `like`."""
+        """A copy on the device and in the dtype of `like`."""
         return HeadFactors(self.query.to(like), self.key.to(like), self.value.to(like), self.output.to(like))
 
 
@@ -41,7 +42,7 @@ def head_factors(stats: ProxyStatistics, block: int, attention: KeptAttention) -
     """Factors of the source's `block` that stay; entry i of a (merged) head is its i-th strongest factor."""
     own, heads = stats.shape.blocks[block], attention.heads
     d, rank = own.head_dim, len(attention.keep) // heads
-    groups, weights = alike(stats, block, heads)
+    groups, weights = group_heads(stats, block, heads)
     parts: dict[str, list[Tensor]] = {"query": [], "key": [], "value": [], "output": []}
     for h, members in enumerate(groups):
         here = torch.cat([torch.arange(m * d, (m + 1) * d) for m in members])
@@ -62,22 +63,20 @@ def head_factors(stats: ProxyStatistics, block: int, attention: KeptAttention) -
     return HeadFactors(whole["query"], whole["key"], whole["value"], whole["output"].T)
 
 
-def alike(stats: ProxyStatistics, block: int, heads: int) -> tuple[list[list[int]], Tensor]:
+def group_heads(stats: ProxyStatistics, block: int, heads: int) -> tuple[list[list[int]], Tensor]:
     """Source heads in `heads` groups of equal size whose logits differ least, and each head's weight (num_heads,).
 
-    The weight w of a head is how much its output matters: tr(C_o G_o), G_o its gradients. A group costs
+    The weight w of a head is the importance of its output, tr(C_o G_o), with G_o its gradients. A group costs
     Σ w |l - l̄|², l a head's logits and l̄ the group's weighted mean, with ⟨l_a, l_b⟩ = tr(C_q,ab C_k,baᵀ). Groups of
     neighbours are improved by the best exchange of two heads until none helps.
     """
     own = stats.shape.blocks[block]
     size = own.num_heads // heads
+    gradients = stats.grams[f"mixed_gradient.{block}"]
     query, key, mixed, gradient = (
         gram.unflatten(0, (own.num_heads, -1)).unflatten(2, (own.num_heads, -1)).transpose(1, 2)  # (h, h, d, d)
-        for gram in (
-            stats.mean(f"query.{block}"), stats.mean(f"key.{block}"), stats.mean(f"mixed.{block}"),
-            stats.grams[f"mixed_gradient.{block}"],
-        )
-    )  # fmt: skip
+        for gram in (*(stats.mean(f"{name}.{block}") for name in ("query", "key", "mixed")), gradients)
+    )
     weights = (mixed * gradient).sum((-1, -2)).diagonal()
     weights = weights.clamp_min(1e-6 * float(weights.mean()) + 1e-300)
     inner = (query * key).sum((-1, -2))  # (h, h)

@@ -1,7 +1,7 @@
 """FFN channels in the order in which the others can make up for them.
 
-GELU allows no rotation, so FFN channels stay channels. But fc2 is refitted after the cut, so what a channel is worth is
-not what it carries, but what the rest cannot reconstruct of it. Backward elimination on second moments (kin: Optimal
+GELU allows no rotation, so FFN channels stay channels. But fc2 is refitted after the cut, so a channel is worth what
+the rest cannot reconstruct of it. Backward elimination on second moments (kin: Optimal
 Brain Surgeon, Hassibi & Stork 1993): with K the second moment of [activation; 1] and W fc2, removing channel c with the
 best refit of the rest costs |w_c|²_M / (K⁻¹)_cc; the cheapest goes, W and K⁻¹ are updated, and so on. M is the metric
 of what fc2 writes: half gradients, half plain distance.
@@ -17,7 +17,7 @@ from upvit_core.pruning.basis.statistics import ProxyStatistics
 
 
 def elimination_scores(stats: ProxyStatistics, block: int, at_once: int | None = None) -> Tensor:
-    """What each FFN channel of `block` cost when it was removed (H,), in nats; the last one removed scores highest.
+    """The cost (H,), in nats, of each FFN channel of `block` when it was removed; the last one removed scores highest.
 
     at_once: how many cheapest channels leave together, with one update; by default 1 in 256 of all.
     """

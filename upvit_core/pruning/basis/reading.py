@@ -27,17 +27,19 @@ def reading_directions(C: Sequence[Tensor], G: Sequence[Tensor], steps: int = 40
 
 
 def _ordered(A: Tensor, G: Tensor, B: Tensor, steps: int) -> Tensor:
-    """An orthonormal basis (m, m), the best part first, of a space in which, given all that is known outside it, A are
-    the readers' second moments, G their gradients' and B = A G A as seen from it; each (S, m, m)."""
+    """An orthonormal basis (m, m), the best part first, of a subspace, given all that is known outside it.
+
+    Inside it A are the readers' second moments, G their gradients' and B = A G A; each (S, m, m).
+    """
     m = A.shape[-1]
     start = _mixture(A, G)
     if m <= SMALLEST_PART:
         return start
     chosen, rest = best_subspace(A, B, start[:, : m // 2], steps)
     first = chosen @ _ordered(chosen.T @ A @ chosen, chosen.T @ G @ chosen, chosen.T @ B @ chosen, steps)
-    # Of the rest, what the chosen part does not tell already.
-    told = torch.linalg.solve(chosen.T @ A @ chosen, chosen.T @ A @ rest)  # (S, k, m - k)
-    new = rest - chosen @ told  # (S, m, m - k)
+    # The rest, less its best guess from the chosen part.
+    guess = torch.linalg.solve(chosen.T @ A @ chosen, chosen.T @ A @ rest)  # (S, k, m - k)
+    new = rest - chosen @ guess  # (S, m, m - k)
     given = new.mT @ A @ new, rest.T @ G @ rest, new.mT @ B @ new
     return torch.cat([first, rest @ _ordered(*given, steps)], 1)
 
@@ -74,8 +76,9 @@ def best_subspace(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tens
     everything, first = _trace(torch.linalg.solve(A, B)), _gain(A, B, start)[0]
     scale = float(everything - first)
     X = start.clone(memory_format=torch.contiguous_format).requires_grad_()
-    search = torch.optim.LBFGS([X], lr=0.1, max_iter=steps, history_size=20, line_search_fn="strong_wolfe",
-                               tolerance_grad=0, tolerance_change=0)  # fmt: skip
+    search = torch.optim.LBFGS(
+        [X], 0.1, steps, tolerance_grad=0, tolerance_change=0, history_size=20, line_search_fn="strong_wolfe"
+    )
 
     def unread() -> Tensor:
         search.zero_grad()
@@ -87,8 +90,8 @@ def best_subspace(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tens
     if scale > ROUNDING * abs(float(everything)):
         with torch.enable_grad():
             search.step(unread)
-    found = X.detach()
-    if not bool(found.isfinite().all()) or not bool(_gain(A, B, torch.linalg.qr(found)[0])[0] >= first):
-        found = start
-    whole = torch.linalg.qr(found, mode="complete")[0]
+    best = X.detach()
+    if not bool(best.isfinite().all()) or not bool(_gain(A, B, torch.linalg.qr(best)[0])[0] >= first):
+        best = start
+    whole = torch.linalg.qr(best, mode="complete")[0]
     return whole[:, : start.shape[1]], whole[:, start.shape[1] :]

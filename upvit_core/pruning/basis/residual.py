@@ -21,7 +21,7 @@ Metric = Literal["reading", "both", "product", "activations", "gradients"]
 def residual_directions(
     activations: Sequence[Tensor], gradients: Sequence[Tensor], metric: Metric
 ) -> tuple[Tensor, Tensor]:
-    """All directions (D, D-1), the most important first, and what each adds to those before it (D-1,), in nats.
+    """All directions (D, D-1), the most important first, and the gain of each over those before it (D-1,), in nats.
 
     activations: at every reader the mean second moment of the normalised stream (D, D); gradients: the sum of the
     gradient's over tokens and images.
@@ -37,7 +37,7 @@ def residual_directions(
 
 
 def best_directions(activations: Sequence[Tensor], gradients: Sequence[Tensor], start: Tensor) -> Tensor:
-    """The directions (D, k) that read best for just this k, sought from `start` (D, k)."""
+    """The directions (D, k) that read best for this k alone, searched from `start` (D, k)."""
     A, G = torch.stack([c + regularise(c) for c in activations]), torch.stack(list(gradients))
     complement = constant_complement(len(start)).to(start)
     A, G = complement.T @ A @ complement, complement.T @ G @ complement
@@ -58,8 +58,8 @@ def _mixture(C: Sequence[Tensor], G: Sequence[Tensor], metric: Metric) -> Tensor
 
 
 def explained_gain(C: Sequence[Tensor], G: Sequence[Tensor], Q: Tensor) -> Tensor:
-    """What each column of the orthonormal Q adds to the columns before it, in every reader's best linear guess of all
-    that it read: half the gradient-weighted square, in nats, made non-increasing by pooling neighbours.
+    """The gain of each column of the orthonormal Q over the columns before it, in every reader's best linear guess of
+    its input: half the gradient-weighted square, in nats, made non-increasing by pooling neighbours.
 
     With QᵀCQ = LLᵀ the j-th innovation is seen through column j of QL, so the gains are the diagonal of LᵀQᵀGQL.
     """
@@ -101,17 +101,17 @@ def embedding(directions: Tensor) -> Tensor:
 
 
 def matrix_power(matrix: Tensor, power: float, floor: float = 1e-10) -> Tensor:
-    """A power of a symmetric positive matrix; eigenvalues below `floor` of the mean are lifted to it."""
+    """A power of a symmetric positive matrix; eigenvalues below `floor` of the mean are raised to it."""
     values, vectors = torch.linalg.eigh(matrix)
     least = floor * values.mean().clamp_min(1e-300)
     return (vectors * values.clamp_min(least).pow(power)) @ vectors.T
 
 
 def regularise(matrix: Tensor, floor: float = 1e-6) -> Tensor:
-    """`floor` of the mean of the diagonal, on the diagonal: makes a second moment of few rows positive definite."""
+    """`floor` times the mean diagonal, on the diagonal; makes a second moment of few rows positive definite."""
     return torch.diag(torch.full_like(matrix.diagonal(), floor * float(matrix.diagonal().mean()) + 1e-300))
 
 
 def cholesky(matrix: Tensor, floor: float = 1e-6) -> Tensor:
-    """Lower factor of a symmetric positive matrix after `lift`."""
+    """Lower factor of a symmetric positive matrix after `regularise`."""
     return torch.linalg.cholesky(matrix + regularise(matrix, floor))

@@ -92,16 +92,14 @@ def directions_scores(
         values[f"attention.{b}"] = torch.cat([pool_blocks(head) for head in inside]).numpy()
     if criterion == "fisher":
         values |= {f"ffn.{b}": elimination_scores(stats, b).cpu().numpy() for b in range(shape.depth)}
+    origin = {"statistics_images": stats.images, "statistics_digest": stats.data_digest, "statistics_seed": stats.seed}
     return scores.with_values(
         values,
         stderr={key: value for key, value in scores.stderr.items() if criterion == "kl" or key not in values},
         basis="directions",
         seconds=time.perf_counter() - start,
-        notes={
-            **scores.notes, "metric": stats.metric, "constant": 0, "statistics_images": stats.images,
-            "statistics_digest": stats.data_digest, "statistics_seed": stats.seed,
-        },
-    )  # fmt: skip
+        notes={**scores.notes, "metric": stats.metric, "constant": 0, **origin},
+    )
 
 
 def score_directions(
@@ -118,8 +116,8 @@ def score_directions(
     proxy = draw_proxy(images, min(n, len(images)), seed, balanced=balanced)
     adapter = adapt(loaded.model, loaded.shape)
     stats = collect_statistics(adapter, proxy, report=report)
-    found = directions_scores(adapter, proxy, stats, criterion, report=report)
-    return replace(found, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest)
+    scores = directions_scores(adapter, proxy, stats, criterion, report=report)
+    return replace(scores, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from upvit_core.records.shape import ModelShape
 
 @dataclass(frozen=True)
 class Basis:
-    """How a thinner model's quantities follow from the source's: stream' = Eᵀ·stream, E (D, k), and by block its heads.
+    """Maps from a source's quantities to the thinner model's: stream' = Eᵀ·stream, E (D, k), and by block its heads.
 
     For a plan of directions the source is the folded model; for one of channels E and the maps merely select.
     """
@@ -28,7 +28,7 @@ class Basis:
     heads: tuple[HeadFactors, ...]
 
     def to(self, like: Tensor) -> Basis:
-        """On the device and in the dtype of `like`."""
+        """A copy on the device and in the dtype of `like`."""
         return Basis(self.embedding.to(like), tuple(h.to(like) for h in self.heads))
 
 

@@ -9,17 +9,18 @@ of the rest, whose moments float32 would leave indefinite. Memory does not depen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, silent
+from upvit_core.importance.output_directions import leading_directions
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.transformer import AttentionTrace, FeedForwardTrace
+from upvit_core.models.vit import ViTAdapter
 from upvit_core.pruning.basis.fold import State, fold, state_of
 from upvit_core.pruning.basis.residual import Metric, residual_directions
-from upvit_core.pruning.basis.stream import AttentionTrace, FeedForwardTrace, Stream
 from upvit_core.records.shape import ModelShape
 
 
@@ -31,10 +32,10 @@ class ProxyStatistics:
     `reader_gradient.{s}` the gradient there, where s counts norm1 and norm2 of every block and then the final norm; of
     block b `query.{b}` q, `key.{b}` k less its mean over the image, `mixed.{b}` the input of proj and
     `mixed_gradient.{b}` its gradient, `hidden.{b}` [activation; 1] before fc2, `written_gradient.{b}` the gradient of
-    what fc2 writes. rows: over how many tokens each of these sums runs. token_gradients: of what a linear layer writes
+    what fc2 writes. rows: the number of tokens in each of these sums. token_gradients: of what a linear layer writes
     (`q`, `k`, `v`, `proj`, `fc1`, `fc2` of every block, as `{part}.{b}`) the squared gradient, summed over images and
-    channels, token by token (T,): which positions the answer hangs on. directions: the residual's D - 1 directions
-    (D, D-1) by `metric`, the most important first, and what each adds to those before it, in nats.
+    channels, token by token (T,): the positions on which the output depends. directions: the residual's D - 1
+    directions (D, D-1) by `metric`, the most important first, and the gain of each over those before it, in nats.
     """
 
     shape: ModelShape
@@ -59,11 +60,6 @@ class ProxyStatistics:
         """At every reader the mean second moment of the normalised stream, and the summed one of the gradient."""
         return reader_moments(self.grams, self.rows, self.shape)
 
-    def with_metric(self, metric: Metric) -> ProxyStatistics:
-        """The same moments with the residual's directions chosen by another metric."""
-        directions, scores = residual_directions(*self.readers(), metric)
-        return replace(self, directions=directions, direction_scores=scores, metric=metric)
-
 
 def reader_moments(
     grams: dict[str, Tensor], rows: dict[str, int], shape: ModelShape
@@ -82,17 +78,17 @@ def collect_statistics(
     batch_size: int = 32,
     report: Report = silent,
 ) -> ProxyStatistics:
-    """Fold the adapter's model and gather everything that choosing a basis needs; the model is not touched.
+    """Fold a copy of the adapter's model and collect everything that choosing a basis needs.
 
     num_directions: eigenvectors of each image's output Fisher that are sent back, one backward pass each.
     """
     parameter = next(adapter.model.parameters())
     folded = fold(adapter.model, adapter.shape)
-    stream = Stream(folded, adapter.shape)
+    vit = ViTAdapter(folded, adapter.shape)
     sums, clock = _Sums(), Clock(len(proxy), "images", report)
     with frozen(folded), torch.enable_grad():
         for images, _ in proxy.batches(batch_size, parameter.device):
-            _add_batch(sums, stream, images.to(parameter.dtype), num_directions)
+            _add_batch(sums, vit, images.to(parameter.dtype), num_directions)
             clock.advance(len(images), "statistics")
     directions, scores = residual_directions(*reader_moments(sums.grams, sums.rows, adapter.shape), metric)
     return ProxyStatistics(
@@ -131,18 +127,18 @@ class _Sums:
         self.tokens[name] = self.tokens[name] + squares if name in self.tokens else squares
 
 
-def _add_batch(sums: _Sums, stream: Stream, images: Tensor, num_directions: int) -> None:
-    x = stream.embed(images).detach().requires_grad_()
+def _add_batch(sums: _Sums, vit: ViTAdapter, images: Tensor, num_directions: int) -> None:
+    x = vit.embed(images).detach().requires_grad_()
     attention: list[AttentionTrace] = []
     feed_forward: list[FeedForwardTrace] = []
-    for b in range(stream.shape.depth):
-        attention.append(stream.attention(b, x))
-        feed_forward.append(stream.feed_forward(b, attention[-1].stream))
+    for b in range(vit.shape.depth):
+        attention.append(vit.attention(b, x))
+        feed_forward.append(vit.feed_forward(b, attention[-1].stream))
         x = feed_forward[-1].stream
-    features = stream.features(x)
-    logits = stream.head(features)
+    features = vit.features(x)
+    logits = vit.classify(features)
 
-    wanted: dict[str, Tensor] = {f"reader_gradient.{2 * stream.shape.depth}": features}
+    wanted: dict[str, Tensor] = {f"reader_gradient.{2 * vit.shape.depth}": features}
     tokens: dict[str, Tensor] = {}
     for b, (a, f) in enumerate(zip(attention, feed_forward, strict=True)):
         tokens |= {f"q.{b}": a.q, f"k.{b}": a.k, f"v.{b}": a.v, f"proj.{b}": a.written}
@@ -154,12 +150,12 @@ def _add_batch(sums: _Sums, stream: Stream, images: Tensor, num_directions: int)
         sums.add(f"key.{b}", centred)
         sums.add(f"mixed.{b}", a.mixed)
         sums.add(f"hidden.{b}", torch.nn.functional.pad(f.hidden, (0, 1), value=1))
-        blk = stream.model.blocks[b]
+        blk = vit.blocks[b]
         sums.add(f"reader.{2 * b}", (a.normed - blk.norm1.bias).double())
         sums.add(f"reader.{2 * b + 1}", (f.normed - blk.norm2.bias).double())
-    sums.add(f"reader.{2 * stream.shape.depth}", features.double())
+    sums.add(f"reader.{2 * vit.shape.depth}", features.double())
 
-    outputs = output_directions(logits.detach(), num_directions)
+    outputs = leading_directions(logits.detach(), num_directions).vectors
     for r, output in enumerate(outputs):
         asked = [*wanted.values(), *tokens.values()]
         gradients = torch.autograd.grad(logits, asked, output, retain_graph=r + 1 < len(outputs))
@@ -167,14 +163,3 @@ def _add_batch(sums: _Sums, stream: Stream, images: Tensor, num_directions: int)
             sums.add(name, gradient, count=r == 0)
         for name, gradient in zip(tokens, gradients[len(wanted) :], strict=True):
             sums.add_tokens(name, gradient)
-
-
-def output_directions(logits: Tensor, count: int, num_classes: int = 64) -> Sequence[Tensor]:
-    """Leading √λ_r·u_r, each (B, classes), of diag(q) - q qᵀ; for many classes, of the `num_classes` likeliest."""
-    q = logits.double().softmax(-1)
-    top, index = q.topk(min(num_classes, q.shape[-1]), dim=-1)
-    values, vectors = torch.linalg.eigh(torch.diag_embed(top) - top.unsqueeze(-1) * top.unsqueeze(-2))
-    count = min(count, top.shape[-1])
-    scaled = vectors[..., -count:] * values[:, None, -count:].clamp_min(0).sqrt()  # (B, width, count)
-    full = q.new_zeros(*q.shape, count).scatter(1, index.unsqueeze(-1).expand_as(scaled), scaled)
-    return [direction.to(logits.dtype) for direction in full.flip(-1).unbind(-1)]

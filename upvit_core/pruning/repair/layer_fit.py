@@ -1,21 +1,18 @@
-"""One layer's least squares, gathered batch by batch, and what became of it; every repair fits its layers so."""
+"""Least squares of one layer, gathered batch by batch, and its result."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upvit_core.errors import PlanError
-from upvit_core.importance.criterion import Proxy
 from upvit_core.pruning.repair.least_squares import Moments, solve
 
 
 @dataclass(frozen=True)
 class LayerRepair:
-    """What became of one layer: squared error on held-out images over the target's own square, before and after."""
+    """One layer's squared error on held-out images over the square of its target, before and after."""
 
     layer: str
     kept: bool
@@ -33,20 +30,12 @@ class RepairReport:
     held_out: int
     seconds: float
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
-def check_enough(proxy: Proxy, held_out: int, unit: str) -> None:
-    """Raises PlanError where there are fewer images (or blocks of tokens) than one in `held_out` needs."""
-    if len(proxy) < held_out:
-        raise PlanError(
-            f"Repair needs at least {held_out} {unit}, of which one in {held_out} is held out; got {len(proxy)}."
-        )
-
-
 class LinearFit:
-    """What a linear layer still misses of its target, for some proxy images; it is changed in place at the end.
+    """The difference between a linear layer's output and its target; the layer is changed in place at the end.
 
     weight: (outputs, inputs), which may be a view of some rows, of a transposed or of a flattened weight; bias:
     (outputs,) or None; weights: (T,), by which each token counts, where such are given.
@@ -61,11 +50,14 @@ class LinearFit:
 
     @classmethod
     def of(
-        cls, linear: nn.Linear, rows: slice = slice(None), bias: bool = True, weights: Tensor | None = None
+        cls, layer: nn.Module, rows: slice = slice(None), bias: bool = True, weights: Tensor | None = None
     ) -> LinearFit:
-        """Of some output rows of a linear layer, with or without its bias."""
-        has_bias = bias and linear.bias is not None
-        return cls(linear.weight.data[rows], linear.bias.data[rows] if has_bias else None, weights)
+        """The fit of some outputs of a linear layer, a convolution (as a map of patches) or a `Conv1D`."""
+        parameters = dict(layer.named_parameters())
+        weight = parameters["weight"].data
+        weight = weight.flatten(1) if isinstance(layer, nn.Linear | nn.Conv2d) else weight.T  # (outputs, inputs)
+        has_bias = bias and "bias" in parameters
+        return cls(weight[rows], parameters["bias"].data[rows] if has_bias else None, weights)
 
     def add(self, x: Tensor, target: Tensor, held: Tensor) -> None:
         """x: (B, ..., inputs), target: (B, ..., outputs), held: (B,) marks images that choose the ridge."""

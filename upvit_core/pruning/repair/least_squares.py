@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 RIDGES = (1e-9, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Ridges that are tried, in units of each feature's own second moment."""
+"""Ridges to try, in units of each feature's second moment."""
 
 
 class Moments:
-    """Sums over rows of one problem: which change of a layer, a linear map of its features x (n), would supply the
-    remainder y (m) that its output still misses. A ridge therefore shrinks towards the layer as it is."""
+    """Sums over rows of one problem: the change of a layer, a linear map of its features x (n), that supplies the
+    difference y (m) between its output and the target. A ridge therefore shrinks towards the layer as it is."""
 
     def __init__(self, features: int, outputs: int, device: torch.device | str = "cpu"):
         self.xx = torch.zeros(features, features, dtype=torch.float64, device=device)

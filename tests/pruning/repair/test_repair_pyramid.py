@@ -12,7 +12,7 @@ from upvit_core.errors import PlanError
 from upvit_core.importance.magnitude import Magnitude
 from upvit_core.models.build import adapt
 from upvit_core.planning.ratios import plan_uniform
-from upvit_core.pruning.repair.pyramid import repair_pyramid
+from upvit_core.pruning.repair import repair
 from upvit_core.pruning.surgery import prune
 
 
@@ -48,14 +48,14 @@ def test_the_answer_comes_nearer_on_images_never_seen() -> None:
     plan = plan_of(residual=0.3, attention=0.3, ffn=0.5, reduction=0.3)
     thin = prune(model, shape, plan)
     before = {name: tensor.clone() for name, tensor in thin.state_dict().items()}
-    mended, told = repair_pyramid(thin, model, plan, Images(images(150)))
+    repaired, report = repair(thin, model, plan, Images(images(150)))
     fresh = images(40, seed=9)
-    assert kl(mended, fresh) < 0.5 * kl(thin, fresh)
+    assert kl(repaired, fresh) < 0.5 * kl(thin, fresh)
     assert all(torch.equal(before[name], tensor) for name, tensor in thin.state_dict().items())
-    names = {layer.layer for layer in told.layers}
+    names = {layer.layer for layer in report.layers}
     assert {"blocks.0.attn.sr", "blocks.4.attn.kv", "stages.2.downsample.proj", "head"} <= names
     assert "blocks.4.attn.sr" not in names  # the last stage reduces nothing
-    assert all(layer.after < layer.before for layer in told.layers if layer.kept)
+    assert all(layer.after < layer.before for layer in report.layers if layer.kept)
 
 
 @torch.no_grad()
@@ -67,14 +67,14 @@ def test_a_spoilt_layer_is_found_again(where: str) -> None:
     model, _ = tiny_pvt()
     spoilt = copy.deepcopy(model)
     spoilt.get_submodule(where).weight.mul_(0.1)
-    mended, _ = repair_pyramid(spoilt, model, plan_of(), Images(images(150)))
+    repaired, _ = repair(spoilt, model, plan_of(), Images(images(150)))
     fresh = images(20, seed=4)
     assert kl(spoilt, fresh) > 1e-4
-    assert kl(mended, fresh) < 1e-3 * kl(spoilt, fresh)
+    assert kl(repaired, fresh) < 1e-3 * kl(spoilt, fresh)
 
 
 def test_too_few_images_are_refused() -> None:
     model, shape = tiny_pvt()
     plan = plan_of(ffn=0.5)
     with pytest.raises(PlanError, match="at least 5 images"):
-        repair_pyramid(prune(model, shape, plan), model, plan, Images(images(3)))
+        repair(prune(model, shape, plan), model, plan, Images(images(3)))
