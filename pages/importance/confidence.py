@@ -13,6 +13,7 @@ from upvit_core.figures.agreement import rank_against_rank
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.agreement import compare, uncertain
 from upvit_core.planning.what_if import WhatIf
+from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import criterion_name, task_of
@@ -120,5 +121,6 @@ def agreement(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> No
 
 def _first(scores: ImportanceScores, others: dict[str, ImportanceScores]) -> str:
     """What is worth comparing first: an estimate with the exact, refined scores with their own estimate."""
-    wanted = "fisher" if scores.criterion == "refine" else "kl"
+    known = CRITERIA.get(scores.criterion)
+    wanted = "fisher" if known and known.kl == "refined" else "kl"
     return next((name for name, record in others.items() if record.criterion == wanted), next(iter(others)))

@@ -13,15 +13,15 @@ from pages.widgets import progress
 from pages.widgets.tables import table
 from upvit_core import units
 from upvit_core.figures.theme import TITLES
-from upvit_core.importance.criterion_names import CriterionName
 from upvit_core.planning.what_if import WhatIf
+from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import Task
 
 if TYPE_CHECKING:
     from upvit_core.comparison import CriterionResult
 
-OFFERED = [name.value for name in CriterionName if name not in (CriterionName.KL, CriterionName.REFINE)]
+OFFERED = [name for name, entry in CRITERIA.items() if entry.kl not in ("exact", "refined")]
 SCORE_IMAGES, TEST_IMAGES = 200, 1000
 
 

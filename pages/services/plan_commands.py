@@ -49,11 +49,7 @@ def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf,
         folder = shlex.quote(model.source.removeprefix(open_model.PUBLISHED))
         lines = [f"{run} import-scores {folder} --out scores.safetensors"]
     else:
-        criterion = (
-            scores.criterion
-            if scores is not None and scores.criterion in {c.value for c in scoring.LABELS}
-            else "fisher"
-        )
+        criterion = scores.criterion if scores is not None and scores.criterion in scoring.LABELS else "fisher"
         images, seed = (scores.images, scores.seed) if scores is not None and scores.images else (2000, 0)
         lines = [
             f"{run} score {name}{heads_option} --data {data} --criterion {criterion} --images {images} --seed {seed} "

@@ -12,22 +12,13 @@ from pages.services import evaluation, folders, jobs, open_model
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from upvit_core import units
-from upvit_core.importance.criterion_names import CriterionName
 from upvit_core.planning.what_if import WhatIf
+from upvit_core.records.criteria import CriterionName
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import data_name, scores_words
 
 BUNDLED = "bundled"
-LABELS = {
-    CriterionName.FISHER: "fisher · fast, all channels from a few passes",
-    CriterionName.KL: "kl · exact, channel by channel",
-    CriterionName.REFINE: "refine · fast, then exact near the cut",
-    CriterionName.L1: "l1 · size of the weights",
-    CriterionName.L2: "l2 · size of the weights, squared",
-    CriterionName.TAYLOR: "taylor · first order",
-    CriterionName.VARIANCE: "variance · of the activations",
-    CriterionName.RANDOM: "random · for comparison",
-}
+LABELS = {name: f"{name.value} · {name.entry.menu}" for name in CriterionName}
 
 
 def folder(model: OpenModel) -> Path:
@@ -99,8 +90,9 @@ def start_scoring(model: OpenModel, request: Request, what_if: WhatIf | None = N
 
     def work(report: jobs.Report) -> str:
         report.step("reading the weights")
-        from upvit_core.importance.refine import Refine
-        from upvit_core.importance.score import cut_of, default_cuts, make_criterion, score
+        from upvit_core.importance import criterion as criteria
+        from upvit_core.importance.refine import Refine, cut_of, default_cuts
+        from upvit_core.importance.score import make_criterion, score
 
         live, data = model.weights(), model.images("train")
         journal = path.with_suffix(".partial.jsonl")
@@ -114,7 +106,7 @@ def start_scoring(model: OpenModel, request: Request, what_if: WhatIf | None = N
                 estimate.save(folder(model) / f"{estimate_name}.safetensors")
             report.changed()
 
-        way = make_criterion(criterion.value, live.shape, seed=seed, journal=journal)
+        way = make_criterion(criterion.value, criteria.Request(live.shape, seed=seed, journal=journal))
         if isinstance(way, Refine):
             cuts = default_cuts(live.shape)
             if what_if is not None:

@@ -8,7 +8,7 @@ from pages.services import jobs, open_model, scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import progress, terms
-from upvit_core.importance.criterion_names import CriterionName
+from upvit_core.records.criteria import CriterionName
 from upvit_core.records.scores import ImportanceScores
 
 WHICH = "which-scores"

@@ -16,7 +16,7 @@ from torch import nn
 from tests.oracle import reference
 from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import Cancelled, ScoresError
-from upvit_core.importance.blocks import preview, remove_blocks
+from upvit_core.importance.blocks import remove_blocks
 from upvit_core.models.build import adapt
 from upvit_core.records.block_removals import BlockRemovals, half_name
 
@@ -46,7 +46,7 @@ def naive_kl(model, x, left) -> float:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_first_removal_equals_the_oracle(variant: str) -> None:
     model, shape = tiny(variant)
-    record = preview(adapt(model, shape), TensorProxy(images()), images=100)
+    record = remove_blocks(adapt(model, shape), TensorProxy(images()), shape.depth - 1)
     assert len(record.steps) == 1
     candidates = record.steps[0].candidates
     assert len(candidates) == 2 * shape.depth - 1
@@ -80,7 +80,8 @@ def test_standard_error_is_that_of_a_sum_over_images() -> None:
     first = remove_blocks(adapt(model, shape), TensorProxy(x), 2, image_batch=3).steps[0].candidates[1]
     each = [naive_kl(model, one[None], [half for half in range(6) if half not in first.halves]) for one in x]
     assert first.stderr == pytest.approx(np.std(each, ddof=1) * 7**0.5, rel=1e-9)
-    assert preview(adapt(model, shape), TensorProxy(x), images=1).steps[0].candidates[0].stderr is None
+    one = remove_blocks(adapt(model, shape), TensorProxy(x[:1]), shape.depth - 1)
+    assert one.steps[0].candidates[0].stderr is None
 
 
 def test_against_another_teacher() -> None:

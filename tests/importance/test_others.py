@@ -9,13 +9,15 @@ from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import ScoresError
 from upvit_core.importance.activation import Activation
 from upvit_core.importance.agreement import compare, spearman, uncertain
+from upvit_core.importance.criterion import Request
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude, Random
-from upvit_core.importance.refine import Refine
-from upvit_core.importance.score import CRITERIA, cut_of, default_cuts, make_criterion
+from upvit_core.importance.refine import Refine, cut_of, default_cuts
+from upvit_core.importance.score import make_criterion
 from upvit_core.models.build import adapt
 from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.scores import ImportanceScores
 
 
@@ -142,9 +144,10 @@ def test_record_round_trip_and_refusals(tmp_path) -> None:
 
 def test_every_criterion_has_a_name_and_an_unknown_one_is_refused() -> None:
     _, shape = tiny()
-    assert [make_criterion(name, shape).name for name in CRITERIA] == list(CRITERIA)
+    request = Request(shape)
+    assert [make_criterion(name, request).name for name in CRITERIA] == list(CRITERIA)
     with pytest.raises(ScoresError, match="choose one of"):
-        make_criterion("best", shape)
+        make_criterion("best", request)
 
 
 def test_undecided_channels_are_those_whose_errors_reach_the_cut() -> None:

@@ -124,7 +124,7 @@ def with_weights(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_the_whole_way_with_weights(page: Run, with_weights: str, jobs_at_once: None) -> None:
     """Looked at, scored, one channel removed, cut and measured, on the demo's images."""
     from pages.services import open_model, scoring
-    from upvit_core.importance.criterion_names import CriterionName
+    from upvit_core.records.criteria import CriterionName
 
     test = AppTest.from_file(str(ROOT / MODEL), default_timeout=120)
     test.query_params["open"] = with_weights

@@ -21,7 +21,7 @@ from upvit_core.cli.options import (
     ProxyOptions,
     takes_options,
 )
-from upvit_core.importance.criterion_names import CriterionName, Precision
+from upvit_core.records.criteria import WITHOUT_IMAGES, CriterionName, Precision, criteria_help
 
 app = typer.Typer()
 
@@ -34,7 +34,7 @@ def score(
     images: OptionalData,
     proxy: ProxyOptions,
     out: Annotated[Path, typer.Option(help="scores record to write, .safetensors")],
-    criterion: Annotated[CriterionName, typer.Option()] = CriterionName.FISHER,
+    criterion: Annotated[CriterionName, typer.Option(help=criteria_help())] = CriterionName.FISHER,
     basis: Annotated[Basis, typer.Option(help="what is scored: channels, or directions (by fisher or kl)")] = (
         Basis.CHANNELS
     ),
@@ -47,10 +47,9 @@ def score(
 ) -> None:
     """Score every channel by the KL divergence that its removal causes; with --depth, in the model cut to that first.
 
-    l1, l2 and random need no --data.
+    Criteria of weights alone (l1, l2, random) need no --data.
     """
     from upvit_core.errors import ScoresError
-    from upvit_core.importance.score import WITHOUT_IMAGES
     from upvit_core.importance.score import score as run
     from upvit_core.ranks import rank
 
@@ -59,17 +58,17 @@ def score(
         from upvit_core.pruning.depth import at_depth
 
         loaded = at_depth(loaded, *removals)
-    dataset = None if criterion.value in WITHOUT_IMAGES else images.given
-    if dataset is None and criterion.value not in WITHOUT_IMAGES:
+    dataset = None if criterion in WITHOUT_IMAGES else images.given
+    if dataset is None and criterion not in WITHOUT_IMAGES:
         raise ScoresError(f"The criterion {criterion.value} needs images; give --data.")
     train = None if dataset is None else dataset.open(loaded, "train")
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     if basis is Basis.DIRECTIONS:
         from upvit_core.pruning.basis.scores import score_directions
 
-        if train is None or criterion not in (CriterionName.FISHER, CriterionName.KL):
+        if train is None or criterion not in ("fisher", "kl"):
             raise ScoresError(f"Directions can be scored by fisher or kl, not {criterion.value!r}.")
-        kind: Literal["fisher", "kl"] = "kl" if criterion is CriterionName.KL else "fisher"
+        kind: Literal["fisher", "kl"] = "kl" if criterion == "kl" else "fisher"
         record = score_directions(
             loaded, train, kind, n=proxy.images or 2000, seed=proxy.seed, balanced=proxy.balanced, report=Bar()
         )

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, frozen, silent
+from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, Request, frozen, silent
 from upvit_core.models.adapter import Adapter
 from upvit_core.records.scores import ImportanceScores
 
@@ -60,6 +60,14 @@ class Activation:
             seed=proxy.seed,
             seconds=clock.seconds,
         )
+
+
+def make_taylor(request: Request) -> Activation:
+    return Activation("taylor")
+
+
+def make_variance(request: Request) -> Activation:
+    return Activation("variance")
 
 
 class _Moments:

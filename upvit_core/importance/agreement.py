@@ -1,4 +1,4 @@
-"""How far two scores of the same channels agree: Spearman's rank correlation and overlap of what they would keep."""
+"""Agreement of two scores of the same channels: Spearman's rank correlation and overlap of the channels kept."""
 
 from __future__ import annotations
 
@@ -59,12 +59,13 @@ def _kept(plan: PruningPlan, component: str) -> set[tuple[str, int]]:
 
 
 def uncertain(scores: ImportanceScores, plan: PruningPlan, errors: float = 2.0) -> dict[str, tuple[int, int]]:
-    """By component, how many channels lie within so many of their standard errors of the cut, and how many there are.
+    """By component, the number of channels within `errors` standard errors of the cut, and the number of all.
 
     The cut is halfway between the lowest score that the plan keeps and the highest that it removes, among channels that
-    compete for the same places (all of a group, or those of one merged head). Without standard errors nothing is told.
+    compete for the same places (all of a group, or those of one merged head). Components without
+    standard errors are left out.
     """
-    found: dict[str, tuple[int, int]] = {}
+    counts: dict[str, tuple[int, int]] = {}
     for group in scores.shape.groups:
         if group.key not in scores.stderr:
             continue
@@ -76,6 +77,6 @@ def uncertain(scores: ImportanceScores, plan: PruningPlan, errors: float = 2.0) 
             if stays.any() and not stays.all():
                 cut = (score[stays].min() + score[~stays].max()) / 2
                 count += int((np.abs(score - cut) < errors * error).sum())
-        before = found.get(group.component, (0, 0))
-        found[group.component] = (before[0] + count, before[1] + group.width)
-    return found
+        before = counts.get(group.component, (0, 0))
+        counts[group.component] = (before[0] + count, before[1] + group.width)
+    return counts

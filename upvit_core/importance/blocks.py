@@ -62,49 +62,55 @@ def remove_blocks(
     if image_batch is None:
         image_batch = _image_batch(shape)
     device = next(adapter.model.parameters()).device
-    fingerprint = {
-        "half_blocks": shape.to_dict(), "weights": _weight_sum(adapter), "teacher": _weight_sum(teacher or adapter),
-        "data": proxy.digest, "seed": proxy.seed, "images": len(proxy), "image_batch": image_batch,
+    fingerprint: dict[str, object] = {
+        "half_blocks": shape.to_dict(),
+        "weights": _weight_sum(adapter),
+        "teacher": _weight_sum(teacher or adapter),
+        "data": proxy.digest,
+        "seed": proxy.seed,
+        "images": len(proxy),
+        "image_batch": image_batch,
         **({"least": least} if least else {}),
-    }  # fmt: skip
+    }
     batches = -(-len(proxy) // image_batch)
     left: Halves = tuple(range(2 * shape.depth))
     steps: list[Step] = []
     with Journal(journal, fingerprint) as book:
         clock, spent = Clock(_work_left(shape, left, least, 0, removals, batches), "half-blocks", report), 0
-        clock.found(sum(_cost_of(name, shape.depth) for name in book.found))
+        clock.skip(sum(_cost_of(name, shape.depth) for name in book.finished))
         work = _Work(adapter, teacher, memory_mb * 2**20)
         for number in range(removals):
             pairs = candidates(shape, left, least)
             mine = _pieces(number, left, pairs, batches)
             clock.expect(spent + _work_left(shape, left, least, number, removals, batches))
             spent += sum(piece.cost for piece in mine)
-            if any(piece.name not in book.found for piece in mine):
+            if any(piece.name not in book.finished for piece in mine):
                 with frozen(adapter.model), torch.inference_mode():
                     for batch, (images, _) in enumerate(proxy.batches(image_batch, device)):
-                        todo = [piece for piece in mine if piece.batch == batch and piece.name not in book.found]
+                        todo = [piece for piece in mine if piece.batch == batch and piece.name not in book.finished]
                         scored = work.scores(batch, images, left, [pairs[piece.index] for piece in todo])
                         for piece, kl in zip(todo, scored, strict=True):
                             sums = kl.sum().cpu().numpy(), kl.square().sum().cpu().numpy()
                             book.append(piece.name, *sums)
-                            book.found[piece.name] = sums
+                            book.finished[piece.name] = sums
                             what = f"removal {number + 1} of {removals}: {pair_name(pairs[piece.index])}"
                             clock.advance(piece.cost, f"{what} on images {batch * image_batch}…")
             steps.append(_step(mine, book, pairs, len(proxy)))
             left = without(left, steps[-1].removed)
             work.forget(steps[-1].removed)
             record = BlockRemovals(
-                source_shape=shape.to_dict(), data=proxy.name, data_digest=proxy.digest, images=len(proxy),
-                seed=proxy.seed, seconds=clock.seconds, least=least, steps=tuple(steps),
-            )  # fmt: skip
+                source_shape=shape.to_dict(),
+                data=proxy.name,
+                data_digest=proxy.digest,
+                images=len(proxy),
+                seed=proxy.seed,
+                seconds=clock.seconds,
+                least=least,
+                steps=tuple(steps),
+            )
             if on_step is not None:
                 on_step(record)
     return record
-
-
-def preview(adapter: Adapter, proxy: Proxy, images: int = 32, report: Report = silent) -> BlockRemovals:
-    """The first removal only, exact, on the first few images of the proxy set, with standard errors."""
-    return remove_blocks(adapter, proxy.part(0, min(images, len(proxy))), adapter.shape.depth - 1, report=report)
 
 
 def _targets(shape: ModelShape, depth: int | Sequence[int]) -> tuple[tuple[int, ...], int]:
@@ -162,9 +168,9 @@ def _weight_sum(adapter: Adapter) -> float:
 def _step(pieces: list[_Piece], book: Journal, pairs: tuple[Pair, ...], images: int) -> Step:
     total, squares = np.zeros(len(pairs)), np.zeros(len(pairs))
     for piece in pieces:
-        found = book.found[piece.name]
-        total[piece.index] += found[0]
-        squares[piece.index] += found[1]
+        kl, kl_squared = book.finished[piece.name]
+        total[piece.index] += kl
+        squares[piece.index] += kl_squared
     variance = np.maximum(squares - total**2 / images, 0) * images / max(images - 1, 1)
     scored = tuple(
         Candidate(halves=pair, kl=float(kl), stderr=float(error) if images > 1 else None)

@@ -1,4 +1,4 @@
-"""What every criterion has in common: how it is called, how it reports, how sums over images become a record."""
+"""The interface of criteria, and their common parts: progress, sums over images, forward passes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from upvit_core.models.adapter import Adapter
 from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape
 
 
 class Proxy(Protocol):
@@ -39,7 +41,7 @@ class Proxy(Protocol):
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a long computation is: `done` of `total` in `unit`, and the seconds left (None before any is known)."""
+    """State of a long computation: `done` of `total` in `unit`, and the seconds left (None before they are known)."""
 
     done: float
     total: float
@@ -61,9 +63,9 @@ def silent(_: Progress) -> None:
 
 
 class Clock:
-    """Turns work done into progress with time left; work found on disk does not count towards the speed.
+    """Turns work done into progress with time left; skipped work does not count towards the speed.
 
-    With `totals`, the work of each kind, every kind has a speed of its own as soon as some of it has been done.
+    With `totals`, the work of each kind, the speed of each kind is measured separately.
     """
 
     def __init__(
@@ -85,14 +87,14 @@ class Clock:
     def seconds(self) -> float:
         return self._now() - self._start
 
-    def found(self, work: float, kind: str = "") -> None:
-        """Work that need not be done, because an earlier run did it."""
+    def skip(self, work: float, kind: str = "") -> None:
+        """Count work that an earlier run has done."""
         self.done += work
         self._left[kind] -= work
         self._last = self._now()
 
     def expect(self, total: float, kind: str = "") -> None:
-        """The work turns out to be another in all."""
+        """Correct the total."""
         self._left[kind] += total - self.total
         self.total = total
 
@@ -133,7 +135,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Forward passes inside run in that precision: float32 (also where a GPU would take TF32), bf16 or fp16."""
+    """Run forward passes inside in this precision: float32 (also where a GPU would take TF32), bf16 or fp16."""
     if precision == "float32":
         cuda = device.type == "cuda"  # matrix products are of float32 by default, convolutions are not
         return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if cuda else nullcontext()
@@ -167,13 +169,33 @@ class ImageSums:
         }
 
 
+@dataclass(frozen=True)
+class Request:
+    """Everything that a criterion may need to be made with its default settings.
+
+    seed: of whatever it draws. precision: of the forward passes. journal: file that keeps the finished part of an exact
+    score.
+    """
+
+    shape: ModelShape
+    seed: int = 0
+    precision: str = "float32"
+    journal: Path | None = None
+
+
 class Criterion(Protocol):
-    """A way to score channels; every one is called the same way."""
+    """A way to score channels."""
 
     @property
     def name(self) -> str: ...
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores: ...
+
+
+class WeightCriterion(Protocol):
+    """A criterion that needs no images."""
+
+    def attribute(self, adapter: Adapter, proxy: Proxy | None = None, report: Report = silent) -> ImportanceScores: ...
 
 
 def log_softmax(logits: Tensor) -> Tensor:

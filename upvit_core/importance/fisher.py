@@ -21,14 +21,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, autocast, frozen, silent
+from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, Request, autocast, frozen, silent
+from upvit_core.importance.output_directions import LIKELIEST, Directions, output_directions
 from upvit_core.models.adapter import Adapter, NormSite
 from upvit_core.out_of_memory import in_halves
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
 
-Directions = Literal["eigenvectors", "all", "labels"]
 SECONDS_OF_MACS = {"cpu": 3e11, "cuda": 5e13}
 """Work between two reports, by device: a few seconds, so that a cancel is soon obeyed."""
 
@@ -45,7 +45,7 @@ class Fisher:
 
     num_directions: int = 2
     directions: Directions = "eigenvectors"
-    num_classes: int = 64
+    num_classes: int = LIKELIEST
     residual: Literal["removal", "derivative"] = "removal"
     site_error: float = 0.2
     batch_size: int | None = None
@@ -65,7 +65,6 @@ class Fisher:
                         sums.add(key, value)
                     kept += share
                     clock.advance(len(part), "all components")
-        share = kept / len(proxy)
         return ImportanceScores(
             values=sums.total,
             stderr=sums.standard_errors(len(proxy)),
@@ -78,10 +77,13 @@ class Fisher:
             seed=proxy.seed,
             seconds=clock.seconds,
             notes={
-                "directions": self.directions, "num_directions": self.num_directions, "trace_share": share,
-                "residual": self.residual, "site_error": self.site_error if self.residual == "removal" else 0.0,
+                "directions": self.directions,
+                "num_directions": self.num_directions,
+                "trace_share": kept / len(proxy),
+                "residual": self.residual,
+                "site_error": self.site_error if self.residual == "removal" else 0.0,
             },
-        )  # fmt: skip
+        )
 
     def _batch_size(self, shape: ModelShape, device: torch.device) -> int:
         passes = 1 + 2 * (shape.num_classes if self.directions == "all" else self.num_directions)
@@ -94,7 +96,8 @@ class Fisher:
             state = adapter.sensitivities(images)
         wanted = [out for group in state.norm_sites.values() for _, out, *_ in group]
         wanted += [a for group in state.activations.values() for a in group]
-        outputs = self._output_directions(state.logits.detach(), generator)
+        logits = state.logits.detach()
+        outputs = output_directions(logits, self.directions, self.num_directions, self.num_classes, generator)
         scores: dict[str, Tensor] = {}
         removal = self.residual == "removal"
         changes: dict[str, list[Tensor]] = {key: [] for key in state.norm_sites}  # of each direction, (sites, B, D)
@@ -119,60 +122,9 @@ class Fisher:
                     scores[key] = scores[key] + self.site_error * by_site.square().sum((0, 1)) / 2
         return scores, outputs.share
 
-    def _output_directions(self, logits: Tensor, generator: torch.Generator) -> _Directions:
-        """Vectors w_r with Σ_r w_r w_rᵀ ≈ diag(q) - q qᵀ."""
-        if logits.ndim == 3:
-            return self._token_directions(logits, generator)
-        q = logits.double().softmax(-1)
-        B, classes = q.shape
-        if self.directions == "labels":
-            drawn = torch.multinomial(q.cpu(), self.num_directions, replacement=True, generator=generator).to(q.device)
-            onehot = torch.nn.functional.one_hot(drawn, classes).double() - q.unsqueeze(1)  # (B, S, classes)
-            return _Directions((onehot / self.num_directions**0.5).transpose(0, 1).to(logits.dtype), float(B))
-        width = classes if self.directions == "all" else min(self.num_classes, classes)
-        top, index = q.topk(width, dim=-1)
-        fisher = torch.diag_embed(top) - top.unsqueeze(-1) * top.unsqueeze(-2)  # (B, width, width)
-        values, vectors = torch.linalg.eigh(fisher)
-        count = width if self.directions == "all" else min(self.num_directions, width)
-        values, vectors = values[:, -count:].clamp_min(0), vectors[..., -count:]
-        small = vectors * values.sqrt().unsqueeze(1)  # (B, width, count)
-        full = q.new_zeros(B, classes, count).scatter(1, index.unsqueeze(-1).expand_as(small), small)
-        trace = (1 - q.square().sum(-1)).clamp_min(1e-300)
-        share = float((values.sum(-1) / trace).clamp_max(1).sum())
-        unit = vectors / values.sqrt().clamp_min(1e-12).unsqueeze(1)
-        back = full.permute(2, 0, 1).flip(0).to(logits.dtype)
-        return _Directions(back, share, top, unit.flip(-1))
 
-    def _token_directions(self, logits: Tensor, generator: torch.Generator) -> _Directions:
-        """Of a language model: every token's directions with a random sign each, all of a block in one pass.
-
-        A mask is one for the whole block, so its gradient sums over tokens; with signs of mean 0 the squares of the
-        single tokens stay and their products vanish on average (Hutchinson 1990). logits: (B, T, classes).
-        """
-        B, T, _ = logits.shape
-        rows = self._output_directions(logits.flatten(0, 1), generator)
-        signs = torch.randint(0, 2, (len(rows.vectors), B, T, 1), generator=generator).to(logits) * 2 - 1
-        return _Directions(rows.vectors.unflatten(1, (B, T)) * signs, rows.share / T)
-
-
-@dataclass(frozen=True)
-class _Directions:
-    """vectors: w_r = √λ_r u_r, (S, B, classes). Of the likeliest classes: their probabilities `top` (B, k) and, for
-    eigenvectors, `unit` = u_r / √λ_r (B, k, S), which turns changes along w_r back into changes of logits.
-    """
-
-    vectors: Tensor
-    share: float
-    top: Tensor | None = None
-    unit: Tensor | None = None
-
-    def kl(self, change: Tensor) -> Tensor:
-        """KL(q || p) in nats, (B, D), of logits that change by `change` (S, B, D) along the directions."""
-        if self.top is None or self.unit is None:
-            return change.square().sum(0) / 2
-        logits = torch.einsum("sbd,bks->bdk", change, self.unit).clamp(-500, 500)
-        q = self.top.unsqueeze(1)
-        return torch.log1p((q * torch.expm1(logits)).sum(-1)) - (q * logits).sum(-1)
+def make_fisher(request: Request) -> Fisher:
+    return Fisher(seed=request.seed, precision=request.precision)
 
 
 def _accumulate(scores: dict[str, Tensor], key: str, change: Tensor) -> None:

@@ -14,13 +14,13 @@ from upvit_core.errors import ScoresError
 class Journal:
     """Finished pieces, one JSON line each, appended and flushed; a torn last line is ignored.
 
-    `found` maps a piece's name to its sums over images and sums of squares. The first line is the `fingerprint` of what
-    is scored; a file with another one is refused with ScoresError. Without a path nothing is written.
+    `finished` maps a piece's name to its sums over images and sums of squares. The first line is the `fingerprint` of
+    what is scored; a file with another one is refused with ScoresError. Without a path nothing is written.
     """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, object]):
         self.path, self.fingerprint = path, json.loads(json.dumps(fingerprint))
-        self.found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.finished: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self._file: BinaryIO | None = None
 
     def __enter__(self) -> Journal:
@@ -43,7 +43,7 @@ class Journal:
                             "delete it or choose another output file."
                         )
                     continue
-                self.found[row["piece"]] = (np.asarray(row["sum"]), np.asarray(row["squares"]))
+                self.finished[row["piece"]] = (np.asarray(row["sum"]), np.asarray(row["squares"]))
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from upvit_core.importance.criterion import (
     ImageSums,
     Proxy,
     Report,
+    Request,
     autocast,
     frozen,
     kl_divergence,
@@ -29,6 +29,7 @@ from upvit_core.importance.criterion import (
 )
 from upvit_core.importance.journal import Journal
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.transformer import BlockTrace
 from upvit_core.out_of_memory import in_halves
 from upvit_core.profiling.macs import half_block_macs
 from upvit_core.records.scores import ImportanceScores, expected_widths
@@ -65,11 +66,11 @@ class KL:
         with Journal(self.journal, self._fingerprint(adapter, proxy, size)) as journal:
             totals = {key: n * _suffix_macs(shape, key) * len(proxy) for key, n in self._counts(shape).items()}
             clock = Clock(sum(totals.values()), "MACs", report, totals=totals)
-            if journal.found:
+            if journal.finished:
                 for number, first in enumerate(starts):
                     for piece in self._pieces(shape, number, min(size, len(proxy) - first), limit):
-                        if piece.name in journal.found:
-                            clock.found(piece.cost, piece.key)
+                        if piece.name in journal.finished:
+                            clock.skip(piece.cost, piece.key)
             sums = ImageSums()
             for key, width in expected_widths(shape).items():
                 sums.add_sums(key, np.zeros(width), np.zeros(width))
@@ -77,8 +78,8 @@ class KL:
                 for number, (images, _) in enumerate(proxy.batches(size, device)):
                     work: _ImageBatch | None = None
                     for piece in self._pieces(shape, number, len(images), limit):
-                        if piece.name in journal.found:
-                            total, squares = journal.found[piece.name]
+                        if piece.name in journal.finished:
+                            total, squares = journal.finished[piece.name]
                         else:
                             work = work or _ImageBatch(adapter, images)
                             kl = self._score(work, piece)  # (C, B)
@@ -101,13 +102,12 @@ class KL:
 
     def _fingerprint(self, adapter: Adapter, proxy: Proxy, image_batch: int) -> dict[str, object]:
         weights = sum(float(p.detach().double().abs().sum()) for p in adapter.model.parameters())
-        return {
-            "weights": weights, "shape": adapter.shape.to_dict(), "data": proxy.digest, "seed": proxy.seed,
-            "images": len(proxy), "image_batch": image_batch, "precision": self.precision,
-        }  # fmt: skip
+        data = {"data": proxy.digest, "seed": proxy.seed, "images": len(proxy)}
+        setting = {"image_batch": image_batch, "precision": self.precision}
+        return {"weights": weights, "shape": adapter.shape.to_dict(), **data, **setting}
 
     def _counts(self, shape: ModelShape) -> dict[str, int]:
-        """How many channels of each key are to be scored."""
+        """The number of channels of each key to be scored."""
         widths = expected_widths(shape)
         return widths if self.channels is None else {key: len(self.channels.get(key, ())) for key in widths}
 
@@ -147,6 +147,10 @@ class KL:
         placed = np.zeros((2, width))
         placed[:, list(piece.channels)] = total, squares
         sums.add_sums(piece.key, placed[0], placed[1])
+
+
+def make_kl(request: Request) -> KL:
+    return KL(journal=request.journal, precision=request.precision)
 
 
 @dataclass(frozen=True)
@@ -199,9 +203,9 @@ class _ImageBatch:
             x = adapter.run_block(b, x)
             self.inputs.append(x)
         self.log_q = log_softmax(adapter.run_from(adapter.shape.depth - 1, x))
-        self._traced: tuple[int, Any] | None = None
+        self._traced: tuple[int, BlockTrace] | None = None
 
-    def _trace(self, block: int) -> Any:
+    def _trace(self, block: int) -> BlockTrace:
         if self._traced is None or self._traced[0] != block:
             self._traced = (block, self.adapter.trace(block, self.inputs[block]))
         return self._traced[1]

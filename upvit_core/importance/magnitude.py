@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from upvit_core.importance.criterion import Proxy, Report, silent
+from upvit_core.importance.criterion import Proxy, Report, Request, silent
 from upvit_core.models.adapter import Adapter, carriers
 from upvit_core.records.scores import ImportanceScores, expected_widths
 
@@ -39,15 +39,13 @@ class Magnitude:
                 tensors = carriers(adapter.model, adapter.shape, key).values()
                 total = torch.stack([power(t.detach().double()).sum(1) for t in tensors]).sum(0)
                 values[key] = (total if self.order == 1 else total.sqrt()).cpu().numpy()
-        return ImportanceScores(
-            values=values, criterion=self.name, unit="weight magnitude", shape=adapter.shape,
-            seconds=time.perf_counter() - start,
-        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        return ImportanceScores(values, self.name, "weight magnitude", adapter.shape, seconds=seconds)
 
 
 @dataclass(frozen=True)
 class Random:
-    """Uniform random scores: what any criterion has to beat."""
+    """Uniform random scores, a lower bound for every criterion."""
 
     seed: int = 0
     name: str = "random"
@@ -60,3 +58,15 @@ class Random:
             for key, width in expected_widths(adapter.shape).items()
         }
         return ImportanceScores(values=values, criterion=self.name, unit="none", shape=adapter.shape, seed=self.seed)
+
+
+def make_l1(request: Request) -> Magnitude:
+    return Magnitude(1)
+
+
+def make_l2(request: Request) -> Magnitude:
+    return Magnitude(2)
+
+
+def make_random(request: Request) -> Random:
+    return Random(request.seed)

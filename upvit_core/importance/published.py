@@ -114,7 +114,7 @@ def _numbers(path: Path, width: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RankCheck:
-    """A published list against its own scores: `not_chosen` of its `kept` channels the scores would have dropped."""
+    """A published list beside its scores, which would have removed `not_chosen` of the `kept` channels."""
 
     key: str
     kept: int
@@ -122,7 +122,7 @@ class RankCheck:
 
 
 def check_rank_lists(scores: ImportanceScores, folder: str | Path) -> list[RankCheck]:
-    """Per list of channels to delete: how many channels it keeps that its scores would not have chosen.
+    """For each list of channels to delete, the number of kept channels that its scores would not have chosen.
 
     Blocks without a list are left out. Raises ScoresError for a list that is malformed.
     """

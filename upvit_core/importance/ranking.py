@@ -1,4 +1,4 @@
-"""Ranks channels by their scores: the best of all, or the best inside each merged head (the letter's component 2)."""
+"""Ranking of channels by score: the best of all, or the best inside each merged head (the letter's component 2)."""
 
 from __future__ import annotations
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from upvit_core.importance.criterion import Clock, Progress, Proxy, Report, silent
-from upvit_core.importance.fisher import Fisher
-from upvit_core.importance.kl import KL
+from upvit_core.importance.criterion import Clock, Progress, Proxy, Report, Request, silent
+from upvit_core.importance.fisher import Fisher, make_fisher
+from upvit_core.importance.kl import KL, make_kl
 from upvit_core.models.adapter import Adapter
+from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,24 @@ class Cut:
     """One cut: per key, in how many equal groups (merged heads) the channels fall and how many of each group stay."""
 
     groups: dict[str, tuple[int, int]]
+
+
+def default_cuts(shape: ModelShape) -> tuple[Cut, ...]:
+    """Cuts at 50 % and 75 % of every component, heads as they are."""
+    cuts = []
+    for share in (0.5, 0.25):
+        groups = {g.key: (g.heads, max(1, round(g.width // g.heads * share))) for g in shape.groups}
+        cuts.append(Cut(groups))
+    return tuple(cuts)
+
+
+def cut_of(plan: PruningPlan) -> Cut:
+    """The cut that a plan makes in every group of its source model."""
+    groups = {}
+    for group in plan.shape_before.groups:
+        heads = (plan.heads_of(group.place) or group.heads) if group.component == "attention" else group.heads
+        groups[group.key] = (heads, len(plan.kept(group.key)) // heads)
+    return Cut(groups)
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class Refine:
     name: str = "refine"
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
-        """Scores of all channels; `notes` tell how many are `exact`, per key, which, and the `exact_share` of all."""
+        """Scores of all channels; `notes` hold by key how many are `exact` and which, and their share of all."""
         clock = Clock(1.0, "share", silent)
         scores = self.fisher.attribute(adapter, proxy, report)
         estimate = {key: value.copy() for key, value in scores.values.items()}
@@ -88,11 +108,12 @@ class Refine:
     def _exactly(
         self, adapter: Adapter, proxy: Proxy, chosen: dict[str, tuple[int, ...]], name: str, clock: Clock
     ) -> ImportanceScores:
-        count, told = sum(len(channels) for channels in chosen.values()), [0.0]
+        count, reported = sum(len(channels) for channels in chosen.values()), 0.0
 
         def relay(progress: Progress) -> None:
-            clock.advance(count * (progress.share - told[0]), f"exact: {progress.what}")
-            told[0] = progress.share
+            nonlocal reported
+            clock.advance(count * (progress.share - reported), f"exact: {progress.what}")
+            reported = progress.share
 
         journal = self.kl.journal and self.kl.journal.with_suffix(f".{name}{self.kl.journal.suffix}")
         return replace(self.kl, journal=journal, channels=chosen).attribute(adapter, proxy, relay)
@@ -136,14 +157,15 @@ class Refine:
         seconds: float,
     ) -> ImportanceScores:
         share = sum(int(e.sum()) for e in exact.values()) / sum(len(e) for e in exact.values())
-        notes = {
-            **scores.notes, "exact": {key: int(e.sum()) for key, e in exact.items()}, "exact_share": share,
-            "exact_channels": {key: np.flatnonzero(e).tolist() for key, e in exact.items()},
-        }  # fmt: skip
-        return scores.with_values(
-            {key: value.copy() for key, value in values.items()},
-            stderr=dict(stderr), criterion=self.name, seconds=seconds, notes=notes,
-        )  # fmt: skip
+        channels = {key: np.flatnonzero(e).tolist() for key, e in exact.items()}
+        counts = {key: len(indices) for key, indices in channels.items()}
+        notes = {**scores.notes, "exact": counts, "exact_share": share, "exact_channels": channels}
+        copies = {key: value.copy() for key, value in values.items()}
+        return scores.with_values(copies, stderr=dict(stderr), criterion=self.name, seconds=seconds, notes=notes)
+
+
+def make_refine(request: Request) -> Refine:
+    return Refine(default_cuts(request.shape), kl=make_kl(request), fisher=make_fisher(request))
 
 
 def _parts(chosen: dict[str, tuple[int, ...]], most: int) -> list[dict[str, tuple[int, ...]]]:

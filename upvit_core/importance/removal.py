@@ -1,4 +1,4 @@
-"""Remove one channel and nothing else: what the model says about each image with and without it (one term of Eq. 1)."""
+"""The model's output on each image with and without one channel (one term of Eq. 1)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Removal:
 
     @property
     def changed(self) -> Tensor:
-        """Images (N,) whose likeliest class is another one."""
+        """Images (N,) whose likeliest class changes."""
         return self.before.argmax(-1) != self.after.argmax(-1)
 
 

@@ -1,4 +1,4 @@
-"""How many images, and how many directions, are enough: a stopping rule on the stability of the kept set.
+"""A stopping rule for images and directions, on the stability of the kept set.
 
 Directions: on a pilot of images, S grows until S and S + 1 would keep the same channels to within the tolerance.
 Images: their number doubles until the channels kept at half of them and at all of them agree to within the tolerance.
@@ -24,8 +24,8 @@ from upvit_core.records.scores import ImportanceScores
 class StableFisher:
     """`fisher` with as many images of the proxy set, and as many directions, as a stable kept set needs.
 
-    tolerance: share of kept channels that may still change. The notes tell `stability`, the overlap reached, and
-    whether the images ran out before it was (`stable`).
+    tolerance: share of kept channels that may still change. In the notes, `stability` is the overlap reached,
+    and `stable` whether that was before the images ran out.
     """
 
     tolerance: float = 0.03
@@ -50,11 +50,8 @@ class StableFisher:
                 stable = stability >= 1 - self.tolerance
             record, done = joined, wanted
         assert record is not None
-        notes = {
-            **record.notes, "stability": stability, "stable": stable, "tolerance": self.tolerance,
-            "directions_agreement": agreed,
-        }  # fmt: skip
-        return replace(record, data_digest=proxy.digest, notes=notes)
+        notes = {"stability": stability, "stable": stable, "tolerance": self.tolerance, "directions_agreement": agreed}
+        return replace(record, data_digest=proxy.digest, notes={**record.notes, **notes})
 
     def _directions(self, adapter: Adapter, proxy: Proxy) -> tuple[int, float]:
         """The smallest S that keeps what S + 1 keeps on the pilot images, and their overlap."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from upvit_core.errors import UnsupportedModelError
+from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.family import load
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
@@ -130,14 +131,10 @@ def model_name(shape: ModelShape) -> str:
 
 def criterion_name(scores: ImportanceScores) -> str:
     """How the scores were made, in a few words."""
-    names = {
-        "kl": "exact scores",
-        "kl (published)": "published scores",
-        "fisher": "fast scores",
-        "l1": "L1 magnitude",
-        "l2": "L2 magnitude",
-    }
-    return names.get(scores.criterion, f"{scores.criterion} scores")
+    if scores.criterion == "kl (published)":
+        return "published scores"
+    known = CRITERIA.get(scores.criterion)
+    return known.title if known else f"{scores.criterion} scores"
 
 
 def scores_words(scores: ImportanceScores | None) -> str:

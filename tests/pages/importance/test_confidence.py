@@ -16,6 +16,7 @@ from tests.support import ROOT
 from tests.support.reading import html_of
 from upvit_core.importance.agreement import uncertain
 from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.scores import ImportanceScores
 
 PAGE = "pages/importance/page.py"
@@ -28,6 +29,11 @@ def score(test: AppTest, criterion: str, images: int) -> None:
     form["Criterion"].select(next(o for o in form["Criterion"].options if o.startswith(criterion)))
     next(n for n in test.number_input if n.label == "Number of images").set_value(images)
     next(b for b in test.button if b.label == "Score").click().run()
+
+
+def test_the_menu_offers_every_criterion(page: Run) -> None:
+    menu = next(box for box in page(PAGE).selectbox if box.label == "Criterion")
+    assert menu.options == [f"{name} · {entry.menu}" for name, entry in CRITERIA.items()]
 
 
 def test_undecided_channels_are_told(page: Run) -> None:
