@@ -1,31 +1,31 @@
 import copy
 import math
 import random
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.support.small_job import make_job, nothing
 from tests.support.small_run import CFG, write_images
 from tests.support.tiny import tiny
-from upvit_core.data import open_images
+from upvit_core.data import ImageSet, open_images
 from upvit_core.errors import RunError
 from upvit_core.models.drop_path import set_drop_path
 from upvit_core.training.batches import CachedBatches, TrainingBatches, batch_source, own_positions, shift_and_flip
-from upvit_core.training.distillation import Distillation, distill, distillation_loss, isolated_rng
+from upvit_core.training.distillation import Distillation, Row, distill, distillation_loss, isolated_rng
 from upvit_core.training.settings import PRESETS
 
 
 @pytest.fixture(scope="module")
-def train_images(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def train_images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     root = write_images(tmp_path_factory.mktemp("data") / "images")
     return open_images(str(root), "train", pretrained_cfg=CFG)
 
 
-def slow_loss(logits: Any, targets: Any, teacher: Any, alpha: float, T: float) -> tuple[float, float, float]:
+def slow_loss(logits: Tensor, targets: Tensor, teacher: Tensor, alpha: float, T: float) -> tuple[float, float, float]:
     """Eq. 2 in plain Python, image by image."""
     ce = kl = 0.0
     for row, target, other in zip(logits.tolist(), targets.tolist(), teacher.tolist(), strict=True):
@@ -60,7 +60,7 @@ def test_released_preset_is_the_released_sum() -> None:
 
 
 def test_teacher_sees_the_mixed_image_and_ce_takes_mixed_targets(
-    train_images: Any, monkeypatch: pytest.MonkeyPatch
+    train_images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(train_images)
     seen: dict[str, torch.Tensor] = {}
@@ -84,9 +84,9 @@ def test_teacher_sees_the_mixed_image_and_ce_takes_mixed_targets(
     }  # fmt: skip
 
 
-def test_features_are_matched_through_a_linear_map(train_images: Any) -> None:
+def test_features_are_matched_through_a_linear_map(train_images: ImageSet) -> None:
     """The first step's term by hand; with a heavy weight the student's feature nears the teacher's."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     job = make_job(train_images, epochs=20, feature_weight=50.0, drop_path=0.0, cutmix=0.0, alpha=0.0, lr=3e-3)
     assert isinstance(job.map, nn.Linear)
     assert (job.map.in_features, job.map.out_features) == (8, 16)
@@ -105,7 +105,7 @@ def test_features_are_matched_through_a_linear_map(train_images: Any) -> None:
     assert all(not m._forward_pre_hooks for model in (job.teacher, job.student) for m in model.modules())
 
 
-def test_training_leaves_the_teacher_and_the_random_state_alone(train_images: Any) -> None:
+def test_training_leaves_the_teacher_and_the_random_state_alone(train_images: ImageSet) -> None:
     job = make_job(train_images)
     before = copy.deepcopy(job.teacher.state_dict())
     torch.manual_seed(5), np.random.seed(5), random.seed(5)
@@ -116,15 +116,15 @@ def test_training_leaves_the_teacher_and_the_random_state_alone(train_images: An
     assert all(torch.equal(before[name], value) for name, value in job.teacher.state_dict().items())
 
 
-def test_a_heavy_kl_term_brings_the_student_to_its_teacher(train_images: Any) -> None:
-    rows: list[dict[str, Any]] = []
+def test_a_heavy_kl_term_brings_the_student_to_its_teacher(train_images: ImageSet) -> None:
+    rows: list[Row] = []
     job = make_job(train_images, epochs=30, drop_path=0.0, lr=3e-3, alpha=1000.0)
     distill(job, report=rows.append, after_step=nothing)
     assert rows[-1]["kl"] < rows[0]["kl"] / 2
 
 
-def test_the_student_learns(train_images: Any) -> None:
-    rows: list[dict[str, Any]] = []
+def test_the_student_learns(train_images: ImageSet) -> None:
+    rows: list[Row] = []
     job = make_job(train_images, epochs=30, cutmix=0.0, drop_path=0.0, lr=3e-3, alpha=0.0)
     distill(job, report=rows.append, after_step=nothing)
     assert rows[-1]["loss"] < rows[0]["loss"] / 2
@@ -143,10 +143,10 @@ def test_the_student_learns(train_images: Any) -> None:
     ids=["recipe", "stochastic depth and mixup", "no averaging", "clipping", "features"],
 )
 def test_going_on_from_any_step_is_the_same_run_bit_for_bit(
-    train_images: Any, settings: dict[str, Any], tmp_path: Any
+    train_images: ImageSet, settings: dict[str, object], tmp_path: Path
 ) -> None:
-    states: dict[int, dict[str, Any]] = {}
-    rows: list[dict[str, Any]] = []
+    states: dict[int, dict[str, object]] = {}
+    rows: list[Row] = []
     whole = make_job(train_images, **settings)
     distill(
         whole, report=rows.append, after_step=lambda job: states.update({job.step: copy.deepcopy(job.state_dict())})
@@ -156,21 +156,21 @@ def test_going_on_from_any_step_is_the_same_run_bit_for_bit(
         torch.save(states[step], tmp_path / "state.pt")
         again = make_job(train_images, **settings)
         again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-        later: list[dict[str, Any]] = []
+        later: list[Row] = []
         result = distill(again, report=later.append, after_step=nothing).state_dict()
         assert all(torch.equal(expected[name], result[name]) for name in expected), f"from step {step}"
         strip = {"seconds": 0}
         assert [row | strip for row in later] == [row | strip for row in rows if row["step"] > step]
 
 
-def test_a_checkpoint_of_another_run_is_refused(train_images: Any) -> None:
+def test_a_checkpoint_of_another_run_is_refused(train_images: ImageSet) -> None:
     with pytest.raises(RunError, match=r"15 steps, this one has 20"):
         make_job(train_images, epochs=4).load_state_dict(make_job(train_images).state_dict())
     with pytest.raises(RunError, match="does not fit"):
         make_job(train_images).load_state_dict(make_job(train_images, student_ratio=0.0).state_dict())
 
 
-def test_a_loss_that_is_no_number_stops_the_run(train_images: Any) -> None:
+def test_a_loss_that_is_no_number_stops_the_run(train_images: ImageSet) -> None:
     job = make_job(train_images)
     with torch.no_grad():
         job.student.get_submodule("head").weight.fill_(float("nan"))
@@ -178,7 +178,7 @@ def test_a_loss_that_is_no_number_stops_the_run(train_images: Any) -> None:
         distill(job, report=nothing, after_step=nothing)
 
 
-def test_averaged_weights_follow_their_definition(train_images: Any) -> None:
+def test_averaged_weights_follow_their_definition(train_images: ImageSet) -> None:
     job = make_job(train_images, epochs=2, ema_decay=0.9)
     name = "head.weight"
     average = job.student.state_dict()[name].clone()
@@ -193,7 +193,7 @@ def test_averaged_weights_follow_their_definition(train_images: Any) -> None:
     assert torch.allclose(result.state_dict()[name], average, atol=1e-6)
 
 
-def test_schedule_warms_up_then_follows_a_cosine(train_images: Any) -> None:
+def test_schedule_warms_up_then_follows_a_cosine(train_images: ImageSet) -> None:
     rates: list[float] = []
     job = make_job(train_images, epochs=8, warmup_epochs=1.0, lr=1e-2, min_lr=1e-4)
     rates.append(job.optimizer.param_groups[0]["lr"])
@@ -224,7 +224,7 @@ def test_processes_share_a_batch_in_mirrored_pairs(batch: int, processes: int) -
         assert [batch - 1 - i for i in share] == share[::-1]
 
 
-def test_every_image_comes_once_an_epoch_in_an_order_of_its_own(train_images: Any) -> None:
+def test_every_image_comes_once_an_epoch_in_an_order_of_its_own(train_images: ImageSet) -> None:
     batches = TrainingBatches(batch_source(train_images, CFG, seed=3), batch_size=8, seed=3)
     orders = [batches.indices(epoch).ravel().tolist() for epoch in (0, 1)]
     assert [sorted(order) for order in orders] == [list(range(40))] * 2
@@ -234,7 +234,7 @@ def test_every_image_comes_once_an_epoch_in_an_order_of_its_own(train_images: An
 
 @pytest.mark.parametrize("side", [16, 48], ids=["in memory", "image by image"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_do_not_depend_on_where_one_starts(tmp_path: Any, side: int, workers: int) -> None:
+def test_batches_do_not_depend_on_where_one_starts(tmp_path: Path, side: int, workers: int) -> None:
     root = write_images(tmp_path / "images", side=side)
     cfg = {**CFG, "input_size": (3, side, side)}
     images = open_images(str(root), "train", pretrained_cfg=cfg)
@@ -263,7 +263,7 @@ def test_shift_and_flip_equals_a_slow_copy() -> None:
                 assert torch.equal(result[i, :, row, column], expected)
 
 
-def test_in_memory_images_are_what_the_loader_gives(train_images: Any) -> None:
+def test_in_memory_images_are_what_the_loader_gives(train_images: ImageSet) -> None:
     plain = next(iter(train_images.batches(40)))[0]
     source = CachedBatches(train_images, seed=0, max_shift=0, flip=False)
     x, y = next(source.load(0, [list(range(40))]))

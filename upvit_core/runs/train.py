@@ -137,7 +137,7 @@ def do_run(run: Run, control: Control) -> None:
         epochs=spec.epochs,
         num_classes=student.shape.num_classes,
         accelerator=accelerator,
-        say=control.note,
+        notify=control.note,
     )
     job.store = open_teacher_cache(run, job, materials.train, student.pretrained_cfg)
     examiner = Evaluator(materials, settings.eval_images, settings.seed, control, team)

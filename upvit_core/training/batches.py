@@ -1,6 +1,6 @@
 """Training batches whose content depends on (seed, epoch, position) alone, so that a run can go on anywhere.
 
-Every epoch's order and every image's augmentation are drawn from seeds of their own, whatever process makes them. Split
+Every epoch's order and every image's augmentation are drawn from their own seeds, whichever process makes them. Split
 over processes, the batches together are those of one process; each process holds pairs i, B-1-i of the global batch,
 which timm's Mixup mixes with each other. Sets of small images that fit in memory are augmented a batch at a time: for
 28x28 images that is some fifty times faster than one by one.
@@ -28,7 +28,7 @@ SMALL_SHIFTS = ((28, 2), (32, 4))
 
 
 class BatchSource(Protocol):
-    """Gives the images of one batch, augmented as epoch and image decide."""
+    """Loads the images of batches, with an augmentation that depends on epoch and image."""
 
     def __len__(self) -> int: ...
 
@@ -137,7 +137,7 @@ def shift_and_flip(x: Tensor, shifts: Tensor, flips: Tensor, max_shift: int) -> 
 def batch_source(
     images: ImageSet, pretrained_cfg: dict[str, Any], *, seed: int, augment: bool = True, workers: int | None = None
 ) -> BatchSource:
-    """The faster way that fits: in memory for up to 32 pixels where the whole set is kept, else image by image."""
+    """The faster source that fits: in memory for up to 32 pixels where the whole set is kept, else image by image."""
     if isinstance(images, TokenSet):
         return TokenBlocks(images, seed=seed, augment=augment)
     side = max(images.pixels.size[1:])
@@ -184,7 +184,7 @@ class TrainingBatches:
         return len(self.source) // self.batch_size
 
     def indices(self, epoch: int) -> np.ndarray:
-        """Which images each step of an epoch takes, (steps, batch_size), over all processes."""
+        """The images that each step of an epoch takes, (steps, batch_size), over all processes."""
         order = np.random.default_rng((self.seed, epoch, 0)).permutation(len(self.source))
         return order[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
 

@@ -1,4 +1,4 @@
-"""Fine-tuning under the original model's eyes (Yu & Wu 2023, Eq. 2): L = CE(y, p) + α·T²·KL(q || p).
+"""Fine-tuning with the original model as the teacher (Yu & Wu 2023, Eq. 2): L = CE(y, p) + α·T²·KL(q || p).
 
 q is the teacher's softmax at temperature T, p the student's; both terms are means over the batch, in nats, so the loss
 depends neither on the batch size nor on the number of processes. (The released code sums the KL over one GPU's batch
@@ -87,7 +87,7 @@ def distillation_loss(
 
 @contextmanager
 def isolated_rng() -> Iterator[None]:
-    """Whatever is drawn or seeded inside, the random states of torch, NumPy and Python come back as they were."""
+    """Restore the random states of torch, NumPy and Python on the way out."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
@@ -109,14 +109,14 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
 
 
 class Distillation:
-    """One run's moving parts; `state_dict` holds all of what a later step depends on.
+    """One run in progress; `state_dict` holds everything that a later step depends on.
 
     Without a teacher the loss is the cross-entropy alone (fine-tuning), and rows have no `kl`.
 
-    `store`, where one is set, keeps the teacher's answers for other runs, and reads theirs.
+    `store`, where one is set, keeps the teacher's logits for other runs, and reads theirs.
 
     The student is trained in place; `result` is its averaged copy where weights are averaged, else the student. A batch
-    that does not fit into memory is trained in `parts`, of which `say` is told.
+    that does not fit into memory is trained in `parts`, which `notify` receives a sentence about.
     """
 
     def __init__(
@@ -129,9 +129,9 @@ class Distillation:
         epochs: int,
         num_classes: int,
         accelerator: Accelerator,
-        say: Callable[[str], None] = lambda sentence: None,
+        notify: Callable[[str], None] = lambda sentence: None,
     ):
-        self.parts, self.say = 1, say
+        self.parts, self.notify = 1, notify
         self.store: TeacherStore | None = None
         self.settings, self.batches, self.accelerator = settings, batches, accelerator
         self.epochs, self.num_classes = epochs, num_classes
@@ -162,15 +162,23 @@ class Distillation:
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         warmup = min(round(settings.warmup_epochs * batches.steps_per_epoch), self.total_steps // 4)
         self.schedule = CosineLRScheduler(
-            optimizer, t_initial=self.total_steps - warmup, lr_min=min(settings.min_lr, settings.lr), t_in_epochs=False,
-            warmup_t=warmup, warmup_lr_init=min(1e-6, settings.lr), warmup_prefix=True,
-        )  # fmt: skip
+            optimizer,
+            t_initial=self.total_steps - warmup,
+            lr_min=min(settings.min_lr, settings.lr),
+            t_in_epochs=False,
+            warmup_t=warmup,
+            warmup_lr_init=min(1e-6, settings.lr),
+            warmup_prefix=True,
+        )
         self.mixup = None
         if settings.cutmix or settings.mixup:
             self.mixup = Mixup(
-                mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix, prob=settings.mix_probability,
-                label_smoothing=settings.label_smoothing, num_classes=num_classes,
-            )  # fmt: skip
+                mixup_alpha=settings.mixup,
+                cutmix_alpha=settings.cutmix,
+                prob=settings.mix_probability,
+                label_smoothing=settings.label_smoothing,
+                num_classes=num_classes,
+            )
         # loss, ce, kl, and with a feature term its mean square, since the last row
         parts = 3 if self.map is None else 4
         self.sums = torch.zeros(parts, dtype=torch.float64, device=accelerator.device)
@@ -239,13 +247,13 @@ class Distillation:
         means = self._gradients(images, targets, answers)
         while means is None:
             self.parts = halved(len(images), self.parts, self.accelerator.num_processes)
-            self.say(sentence(len(images), self.parts))
+            self.notify(sentence(len(images), self.parts))
             means = self._gradients(images, targets, answers)
         try:
             answers.keep()
         except OSError as error:
             self.store = None
-            self.say(f"The teacher's answers are no longer stored ({error.strerror}); the run goes on without.")
+            self.notify(f"The teacher's answers are no longer stored ({error.strerror}); the run goes on without.")
         if settings.clip_grad is not None:
             self.accelerator.clip_grad_norm_(self.model.parameters(), settings.clip_grad)
         self.optimizer.step()
@@ -327,8 +335,8 @@ class Distillation:
             )
         self.sums.zero_()
         self.summed = 0
-        row = {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "phase": "train", "loss": loss,
-               "ce": ce, "lr": lr, "seconds": round(self.seconds, 3)}  # fmt: skip
+        row = {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "phase": "train"}
+        row |= {"loss": loss, "ce": ce, "lr": lr, "seconds": round(self.seconds, 3)}
         row |= {"features": features[0]} if features else {}
         return row if self.teacher is None else row | {"kl": kl}
 

@@ -14,49 +14,68 @@ RELEASED_KL_WEIGHT, RELEASED_BATCH_PER_GPU = 0.2, 32
 class DistillSettings(BaseModel):
     """Everything that decides what a run computes, beside its model, data and epochs.
 
-    alpha weighs the KL term, whose reduction is the mean over the batch, in nats, times temperature². The defaults are
-    the recipe of the letter's released script; `cutmix` and `mixup` are the alphas of their Beta distributions (0:
-    off). `batch_size` is the global one, over all processes; the warm-up takes at most a quarter of the run.
-    `eval_every` is a share of an epoch (0.25: four times an epoch; None: spread over the run); `eval_images` limits
-    the evaluations along the way; the end is measured on those images and once more on all. `checkpoint_minutes`
-    bounds the work that a kill can lose. `teacher_top_k` stores that many of the teacher's logits for every
-    augmented image, for other runs on the same images with the same seed (teacher_store.py); `tensorboard` writes
-    the metrics as event files too. `from_scratch` keeps the student's shape and draws fresh weights, for the
-    baseline. `layer_decay` multiplies the learning rate once more for each layer further from the head (timm's
-    rule); `head_only` trains nothing but the head. `feature_weight` adds that many times the mean square by which
-    the student's last feature, through a linear map that is learnt with it, misses the teacher's (0: off).
+    The defaults are the recipe of the letter's released script.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     alpha: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)] = 1.0
+    """Weight of the KL term: its mean over the batch, in nats, times temperature²."""
     temperature: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
+    """Temperature of teacher and student in the KL term."""
     lr: Annotated[float, Field(gt=0, le=10, allow_inf_nan=False)] = 1e-3
+    """Peak learning rate of AdamW."""
     min_lr: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1e-5
+    """Learning rate at the end of the cosine."""
     weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 1e-3
+    """Weight decay of AdamW."""
     warmup_epochs: Annotated[float, Field(ge=0, le=1e4, allow_inf_nan=False)] = 2.0
+    """Epochs of linear warm-up; at most a quarter of the run."""
     batch_size: Annotated[int, Field(ge=2, le=65536)] = 256
+    """Images in a batch, over all processes."""
     cutmix: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 1.0
+    """Alpha of CutMix's Beta distribution; 0: off."""
     mixup: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.0
+    """Alpha of Mixup's Beta distribution; 0: off."""
     mix_probability: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of batches that are mixed."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label that is spread over all classes."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9998
+    """Decay of the weights' moving average, which is the result; 0: no average."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Rate of stochastic depth in the last block; it grows linearly from 0 in the first."""
     clip_grad: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    """Largest norm of the gradient; without it nothing is clipped."""
     augmentation: Literal["auto", "none"] = "auto"
+    """auto: as the images' size asks; none: images as they are evaluated."""
     amp: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """Mixed precision; auto: bf16, else fp16, on a GPU and none on a CPU."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of batches, augmentation and whatever is drawn in training."""
     threads: Annotated[int | None, Field(ge=1, le=1024)] = None
+    """CPU threads of PyTorch; by default those of the machine."""
     workers: Annotated[int | None, Field(ge=0, le=256)] = None
+    """Processes that load images; by default one less than there are cores, at most 8."""
     eval_every: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
+    """Share of an epoch between evaluations (0.25: four an epoch); by default spread over the run."""
     eval_images: Annotated[int | None, Field(ge=1)] = None
+    """Test images of evaluations along the way; the end is measured on these and once more on all."""
     teacher_top_k: Annotated[int | None, Field(ge=1, le=1 << 20)] = None
+    """Logits of the teacher that are kept for each augmented image, for other runs with the same seed."""
     tensorboard: bool = False
+    """Write the metrics as TensorBoard event files too."""
     checkpoint_minutes: Annotated[float, Field(gt=0, le=24 * 60, allow_inf_nan=False)] = 5.0
+    """Minutes between checkpoints, the most work that a kill can lose."""
     from_scratch: bool = False
+    """Keep the student's shape but draw fresh weights, for a baseline."""
     layer_decay: Annotated[float | None, Field(gt=0, le=1)] = None
+    """Factor on the learning rate for each layer further from the head (timm's rule)."""
     head_only: bool = False
+    """Train nothing but the head."""
     feature_weight: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
+    """Weight of the mean square by which the student's last feature, through a linear map that is learnt, misses
+    the teacher's; 0: off."""
 
 
 PRESETS: dict[str, DistillSettings] = {
@@ -94,7 +113,7 @@ FINETUNE_PRESETS: dict[str, DistillSettings] = {
 
 
 def usual_preset(family: str = "vit", *, repaired: bool, small: bool = False) -> str:
-    """Name of the preset for a start: small steps where repair left it near the teacher, as large ones would undo that.
+    """Name of the preset to start with: small steps after a repair, since large ones would undo it.
 
     `family` is that of the model's shape; `small`: a model and images that a CPU trains in minutes.
     """

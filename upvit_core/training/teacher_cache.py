@@ -1,12 +1,12 @@
-"""The teacher's answers to augmented images, kept in a file and read again by the other runs of a sweep.
+"""The teacher's logits for augmented images, kept in a file and read again by the other runs of a sweep.
 
 What a step shows the teacher depends on seeds alone, so runs that share teacher, images, seed, batches and augmentation
-ask it the same questions. Of each answer the k largest logits are kept, and the others as one number, their
+need the same logits. Of each image the k largest are kept, and the others as one number, their
 log-sum-exp: the k probabilities at temperature 1 come back as they were, and what is left is shared equally by the
 other classes. With all classes kept, the logits come back bit for bit.
 
-A file holds one record a step, at a place of its own, with a checksum: a record that is missing, torn or of another run
-reads as absent, and the teacher is asked again. Two runs that write at once write the same.
+A file holds one record a step, at its own offset, with a checksum: a record that is missing, torn or of another run
+reads as absent, and the teacher is run again. Two runs that write at once write the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HEADER = 4  # bytes of the checksum before each record
 
 
 class TeacherStore:
-    """Answers for `images` images a step, of `classes` logits each, the `k` largest kept."""
+    """Logits of `images` images a step, the `k` largest of `classes` kept."""
 
     def __init__(self, path: Path, *, images: int, classes: int, k: int):
         self.path, self.images, self.classes, self.k = path, images, classes, min(k, classes)
@@ -77,12 +77,12 @@ class TeacherStore:
 
 
 class TeacherLogits:
-    """The teacher's answers to one step's images, part by part: from the store where it has them, else by asking."""
+    """The teacher's logits for one step's images, part by part, from the store or else from the teacher."""
 
     def __init__(self, store: TeacherStore | None, step: int, images: int):
         self.store, self.step = store, step
         self.rows = None if store is None else store.read(step)
-        self.known = self.rows is not None
+        self.is_stored = self.rows is not None
         if store is not None and self.rows is None:
             self.rows = np.zeros(images, store.row)
 
@@ -91,16 +91,16 @@ class TeacherLogits:
         if self.store is None or self.rows is None:
             return teacher(x).float()
         own = slice(first, first + len(x))
-        if not self.known:
+        if not self.is_stored:
             self.rows[own] = self.store.encode(teacher(x))
         return self.store.decode(self.rows[own], x.device)
 
     def keep(self) -> None:
-        """Write the answers once all parts are there. Raises OSError where the disk is full."""
-        if self.store is not None and self.rows is not None and not self.known:
+        """Write the logits once all parts are there. Raises OSError where the disk is full."""
+        if self.store is not None and self.rows is not None and not self.is_stored:
             self.store.write(self.step, self.rows)
 
 
 def _checksum(step: int, content: bytes) -> bytes:
-    """Never zero, which is what a hole in the file reads as."""
+    """Four bytes that are never zero, since a hole in the file reads as zeros."""
     return (zlib.crc32(content, step + 1) | 1).to_bytes(HEADER, "little")
