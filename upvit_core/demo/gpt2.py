@@ -11,7 +11,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from upvit_core.atomic import replaced
 from upvit_core.data.text import open_text
@@ -23,7 +22,7 @@ from upvit_core.models.gpt2 import language_shape, require_transformers
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.records.shape import BlockShape
 from upvit_core.training.batches import TrainingBatches, batch_source
-from upvit_core.training.distillation import Distillation, distill, make_accelerator
+from upvit_core.training.distillation import Distillation, Row, distill, make_accelerator
 from upvit_core.training.settings import PRESETS
 
 VOCABULARY, CONTEXT, WIDTH, DEPTH, HEADS = 512, 64, 96, 4, 4
@@ -63,9 +62,9 @@ def train_language(
     width: int = WIDTH,
     depth: int = DEPTH,
     seed: int = 0,
-    report: Callable[[dict[str, Any]], None] = lambda row: None,
-) -> dict[str, Any]:
-    """Train and write the folder: config, weights, tokenizer, and the text itself; what was reached is returned.
+    report: Callable[[Row], None] = lambda row: None,
+) -> dict[str, object]:
+    """Train and write the folder: config, weights, tokenizer, and the text itself; what is reached is returned.
 
     `report` receives the rows of training. perplexity is that of the evaluation part, the last twentieth, per token.
     Raises UnsupportedModelError where `transformers` is not installed.
@@ -82,15 +81,26 @@ def train_language(
         "language", vocabulary=len(train.class_names), context=CONTEXT, embed_dim=width, blocks=blocks
     )
     settings = PRESETS["language"].model_copy(update={"seed": seed})
-    job = Distillation(
-        build_model(shape, seed=seed), None,
-        TrainingBatches(batch_source(train, {}, seed=seed), batch_size=settings.batch_size, seed=seed), settings,
-        epochs=epochs, num_classes=shape.num_classes, accelerator=make_accelerator("cpu", "no"),
-    )  # fmt: skip
-    model = distill(job, report=report, after_step=lambda job: None)
+    batches = TrainingBatches(batch_source(train, {}, seed=seed), batch_size=settings.batch_size, seed=seed)
+    run = Distillation(
+        build_model(shape, seed=seed),
+        None,
+        batches,
+        settings,
+        epochs=epochs,
+        num_classes=shape.num_classes,
+        accelerator=make_accelerator("cpu", "no"),
+    )
+    model = distill(run, report=report, after_step=lambda run: None)
     save_model(model, out, shape=shape, pretrained_cfg=cfg, name=out.name)
     result = evaluate(model, test.batches(shape.batch_size(100)))
     return {
-        "out": str(out), "text": str(out / TEXT), "perplexity": result.perplexity, "top1": result.top1,
-        "tokens": result.images, "params": count_parameters(shape), "steps": job.step, "seconds": round(job.seconds, 1),
-    }  # fmt: skip
+        "out": str(out),
+        "text": str(out / TEXT),
+        "perplexity": result.perplexity,
+        "top1": result.top1,
+        "tokens": result.images,
+        "params": count_parameters(shape),
+        "steps": run.step,
+        "seconds": round(run.seconds, 1),
+    }

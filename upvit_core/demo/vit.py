@@ -36,15 +36,22 @@ from upvit_core.models.checkpoint import load_model, save_model, shape_of
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
+from upvit_core.training.batches import shift_and_flip as move_pixels
 
 CLASS_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 MEAN, STD = 0.286, 0.353
 ARCHITECTURE = "deit_tiny_patch16_224"
-MODEL_ARGS: dict[str, Any] = {
-    "img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 10, "embed_dim": 96, "depth": 6, "num_heads": 6,
-}  # fmt: skip
+SIZES: dict[str, Any] = {
+    "img_size": 28,
+    "patch_size": 4,
+    "in_chans": 1,
+    "num_classes": 10,
+    "embed_dim": 96,
+    "depth": 6,
+    "num_heads": 6,
+}
 FULL_DATA = Path("/usr/share/datasets/fashion-mnist")
 
 
@@ -95,14 +102,9 @@ def normalise(images: Tensor) -> Tensor:
 
 def shift_and_flip(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
     """Flip half of the images and shift each by up to `max_shift` pixels; the border is filled with zeros."""
-    n, _, height, width = images.shape
-    padded = nn.functional.pad(images, [max_shift] * 4)
-    offsets = torch.randint(0, 2 * max_shift + 1, (2, n, 1), generator=generator)
-    rows = offsets[0] + torch.arange(height)  # (N, H)
-    columns = offsets[1] + torch.arange(width)  # (N, W)
-    flip = torch.rand(n, 1, generator=generator) < 0.5
-    columns = torch.where(flip, columns.flip(1), columns)
-    return padded[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    shifts = torch.randint(0, 2 * max_shift + 1, (2, len(images), 1), generator=generator)
+    flips = torch.rand(len(images), 1, generator=generator) < 0.5
+    return move_pixels(images, shifts[..., 0].T, flips[:, 0], max_shift)
 
 
 @torch.no_grad()
@@ -116,9 +118,9 @@ def top1(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500
     return 100 * right / len(labels)
 
 
-def build(**overrides: Any) -> nn.Module:
+def build(patch_drop_rate: float = 0.0) -> nn.Module:
     """The demo's architecture with fresh weights (timm's `jax` initialisation)."""
-    model: nn.Module = timm.create_model(ARCHITECTURE, weight_init="jax", **{**MODEL_ARGS, **overrides})
+    model: nn.Module = timm.create_model(ARCHITECTURE, weight_init="jax", patch_drop_rate=patch_drop_rate, **SIZES)
     return model
 
 
@@ -128,90 +130,111 @@ def train(
     recipe: DemoRecipe = DemoRecipe(),
     *,
     compile_model: bool = False,
-    report: Callable[[dict[str, Any]], None] = lambda row: print(json.dumps(row), flush=True),
+    report: Callable[[dict[str, float]], None] = lambda row: print(json.dumps(row), flush=True),
 ) -> nn.Module:
-    """Train the demo teacher, or go on from the last epoch found in `work_dir`; returns the averaged weights' model.
+    """Train the demo teacher, or go on from the last epoch saved in `work_dir`; returns the averaged weights' model.
 
     `report` receives one row an epoch: epoch, loss (mean cross-entropy, nats), top1 and ema_top1 (percent of the
     10,000 test images), seconds.
     """
     work_dir.mkdir(parents=True, exist_ok=True)
     images, labels = load_full_data(data_root, "train")
-    test_images, test_labels = load_full_data(data_root, "test")
-    torch.manual_seed(recipe.seed)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    dropped = build(patch_drop_rate=recipe.patch_drop_rate)
-    model = build()
-    ema = ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True)
-    steps_per_epoch = len(images) // recipe.batch_size
-    optimizer = create_optimizer_v2(dropped, opt="adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
-    # Both modules hold the same tensors: one drops patches, the other does not.
-    for name, parameter in dropped.named_parameters():
-        owner, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(owner), leaf, parameter)
-    ema.set(model)
-    schedule = CosineLRScheduler(
-        optimizer, t_initial=recipe.epochs * steps_per_epoch, lr_min=1e-5, t_in_epochs=False, warmup_prefix=True,
-        warmup_t=recipe.warmup_epochs * steps_per_epoch, warmup_lr_init=1e-6,
-    )  # fmt: skip
-    first_epoch, seconds = 0, 0.0
+    test_set = load_full_data(data_root, "test")
+    training = _Training(images, labels, recipe, compile_model=compile_model)
     checkpoint = work_dir / "checkpoint.pt"
     if checkpoint.exists():
+        training.load(checkpoint)
+    while training.epoch < recipe.epochs:
+        loss = training.run_epoch()
+        training.save(checkpoint)
+        row = {"epoch": training.epoch, "loss": round(loss, 4), "top1": top1(training.model, *test_set)}
+        report(row | {"ema_top1": top1(training.ema.module, *test_set), "seconds": round(training.seconds, 1)})
+    averaged: nn.Module = training.ema.module
+    facts = {
+        "recipe": asdict(recipe),
+        "seconds": round(training.seconds, 1),
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "top1": top1(averaged, *test_set),
+        "test_images": len(test_set[1]),
+    }
+    (work_dir / "training.json").write_text(json.dumps(facts, indent=1))
+    return averaged.eval()
+
+
+class _Training:
+    """One training in progress; `dropped`, which drops patches, and `model` hold the same tensors."""
+
+    def __init__(self, images: Tensor, labels: Tensor, recipe: DemoRecipe, *, compile_model: bool):
+        self.images, self.labels, self.recipe, self.compile_model = images, labels, recipe, compile_model
+        torch.manual_seed(recipe.seed)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        self.dropped, self.model = build(patch_drop_rate=recipe.patch_drop_rate), build()
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True)
+        self.steps = len(images) // recipe.batch_size
+        self.optimizer = create_optimizer_v2(self.dropped, "adamw", recipe.lr, recipe.weight_decay)
+        for name, parameter in self.dropped.named_parameters():
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), leaf, parameter)
+        self.ema.set(self.model)
+        self.schedule = CosineLRScheduler(
+            self.optimizer,
+            t_initial=recipe.epochs * self.steps,
+            lr_min=1e-5,
+            t_in_epochs=False,
+            warmup_prefix=True,
+            warmup_t=recipe.warmup_epochs * self.steps,
+            warmup_lr_init=1e-6,
+        )
+        self.epoch, self.seconds = 0, 0.0
+
+    def load(self, checkpoint: Path) -> None:
         state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.generator.set_state(state["generator"])
         torch.set_rng_state(state["rng"])
-        first_epoch, seconds = state["epoch"], state["seconds"]
-    for epoch in range(first_epoch, recipe.epochs):
-        start = time.perf_counter()
-        network = dropped if epoch < recipe.dropped_epochs else model
+        self.epoch, self.seconds = state["epoch"], state["seconds"]
+
+    def save(self, checkpoint: Path) -> None:
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "generator": self.generator.get_state(),
+            "rng": torch.get_rng_state(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+        }
+        with replaced(checkpoint) as temporary:
+            torch.save(state, temporary)
+
+    def run_epoch(self) -> float:
+        """Train for the next epoch; returns its mean loss."""
+        start, recipe = time.perf_counter(), self.recipe
+        network = self.dropped if self.epoch < recipe.dropped_epochs else self.model
         network.train()
-        forward = torch.compile(network) if compile_model else network
-        order = torch.randperm(len(images), generator=generator)
+        forward = torch.compile(network) if self.compile_model else network
+        order = torch.randperm(len(self.images), generator=self.generator)
         total = 0.0
-        for step in range(steps_per_epoch):
+        for step in range(self.steps):
             chosen = order[step * recipe.batch_size : (step + 1) * recipe.batch_size]
-            batch = normalise(shift_and_flip(images[chosen], recipe.max_shift, generator))
-            loss = nn.functional.cross_entropy(forward(batch), labels[chosen])
-            optimizer.zero_grad()
+            batch = normalise(shift_and_flip(self.images[chosen], recipe.max_shift, self.generator))
+            loss = nn.functional.cross_entropy(forward(batch), self.labels[chosen])
+            self.optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            update = epoch * steps_per_epoch + step + 1
-            schedule.step_update(update)
-            ema.update(model, step=update)
+            self.optimizer.step()
+            update = self.epoch * self.steps + step + 1
+            self.schedule.step_update(update)
+            self.ema.update(self.model, step=update)
             total += loss.item()
-        seconds += time.perf_counter() - start
-        torch.save(
-            {
-                "model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
-                "generator": generator.get_state(), "rng": torch.get_rng_state(), "epoch": epoch + 1,
-                "seconds": seconds,
-            },
-            checkpoint.with_suffix(".tmp"),
-        )  # fmt: skip
-        checkpoint.with_suffix(".tmp").replace(checkpoint)
-        report(
-            {
-                "epoch": epoch + 1, "loss": round(total / steps_per_epoch, 4),
-                "top1": top1(model, test_images, test_labels),
-                "ema_top1": top1(ema.module, test_images, test_labels), "seconds": round(seconds, 1),
-            }
-        )  # fmt: skip
-    averaged: nn.Module = ema.module
-    (work_dir / "training.json").write_text(
-        json.dumps(
-            {
-                "recipe": asdict(recipe), "seconds": round(seconds, 1), "threads": torch.get_num_threads(),
-                "machine": platform.machine(), "torch": str(torch.__version__), "timm": timm.__version__,
-                "top1": top1(averaged, test_images, test_labels), "test_images": len(test_labels),
-            },
-            indent=1,
-        )
-    )  # fmt: skip
-    return averaged.eval()
+        self.epoch += 1
+        self.seconds += time.perf_counter() - start
+        return total / self.steps
 
 
 TRAIN_SHIPPED, TEST_SHIPPED = 12_000, 3_000
@@ -225,7 +248,7 @@ def write_assets(
     *,
     score_images: int = 1000,
     report: Report = silent,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write the demo folder: model, images, licence, card, and exact scores of every channel.
 
     The shipped images are class-balanced draws by seed 0 from the published training and test sets. The exact scores
@@ -254,8 +277,8 @@ def write_assets(
     shipped = evaluate(loaded.model, test.batches(500))
     training = json.loads((work_dir / "training.json").read_text())
     (out / "README.md").write_text(_card(training, shipped.top1, record, shape))
-    return {"out": str(out), "top1_full_test": training["top1"], "top1_shipped_test": shipped.top1,
-            "scores_seconds": record.seconds}  # fmt: skip
+    results = {"top1_full_test": training["top1"], "top1_shipped_test": shipped.top1}
+    return {"out": str(out), **results, "scores_seconds": record.seconds}
 
 
 def _balanced(labels: Tensor, count: int) -> Tensor:
