@@ -21,7 +21,7 @@ from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.score_grid import heads_after
 from upvit_core.figures.theme import TITLES, Chart
 from upvit_core.importance import ranking
-from upvit_core.planning.what_if import MOST, WhatIf, default_what_if, head_options
+from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf, default_what_if, head_options
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component, ModelShape
@@ -164,7 +164,7 @@ def the_cut(model: OpenModel, scores: ImportanceScores) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
     with text:
         component = component_choice(model, "rank")
-        ratio = st.slider("Removed, %", 0, MOST, 50, key="lesson-ratio", format="%d%%")
+        ratio = st.slider("Removed, %", 0, MAX_REMOVED_PERCENT, 50, key="lesson-ratio", format="%d%%")
         plan = alone(model.shape, component, ratio).plan(scores)
         block, where = place_shown(model.shape, component)
         where = f" ({where} is shown)" if where else ""
@@ -208,7 +208,7 @@ def merging_heads(model: OpenModel, scores: ImportanceScores) -> None:
 def thinner(model: OpenModel) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
     with text:
-        ratio = st.slider("Removed from everything, %", 0, MOST, 50, key="lesson-all", format="%d%%")
+        ratio = st.slider("Removed from everything, %", 0, MAX_REMOVED_PERCENT, 50, key="lesson-all", format="%d%%")
         heads = default_what_if(model.shape).heads if ratio >= 50 else model.shape.num_heads
         after = WhatIf(ratio, ratio, heads, ratio).plan(open_model.no_scores(model.shape)).shape_after
         before, now = count_parameters(model.shape), count_parameters(after)

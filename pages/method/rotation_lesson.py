@@ -19,7 +19,7 @@ from pages.widgets.cards import MEASURED, Card, cards
 from pages.widgets.tables import gallery
 from upvit_core.figures.channel import before_after
 from upvit_core.figures.spectrum import held, spectrum_curves
-from upvit_core.planning.what_if import MOST, WhatIf
+from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf
 from upvit_core.records.scores import ImportanceScores
 
 MOMENTS = ("As trained", "Rotated", "Cut")
@@ -78,7 +78,7 @@ def lesson(model: OpenModel, scores: ImportanceScores | None, *, height: int) ->
         words = st.container()
         ratio = 50
         if moment != MOMENTS[1]:
-            ratio = st.slider("Residual removed", 5, MOST, 50, step=5, key="lesson-basis", format="%d%%")
+            ratio = st.slider("Residual removed", 5, MAX_REMOVED_PERCENT, 50, step=5, key="lesson-basis", format="%d%%")
     with picture:
         found = progress.show(rotation_job(model), height=height)
         if found is None:

@@ -12,7 +12,7 @@ from pages.services import block_removals, folders, limits, scoring
 from pages.services.open_model import OpenModel
 from pages.services.recipes import Training
 from pages.services.session import session
-from upvit_core.planning.what_if import MOST, WhatIf
+from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs.devices import Device, device_named
 from upvit_core.runs.executors import executor_for
@@ -42,7 +42,9 @@ def ratio_sweep(what_if: WhatIf) -> list[WhatIf]:
 
     def moved(share: float) -> WhatIf:
         asked = {key: getattr(what_if, key) for key in ("residual", "attention", "ffn", "reduction")}
-        ratios = {key: min(round(value * share), MOST) for key, value in asked.items() if value is not None}
+        ratios = {
+            key: min(round(value * share), MAX_REMOVED_PERCENT) for key, value in asked.items() if value is not None
+        }
         spread = "uniform" if what_if.widths else what_if.allocation
         return replace(what_if, **ratios, allocation=spread, widths="")
 

@@ -16,6 +16,7 @@ from upvit_core.errors import UPViTError
 from upvit_core.figures.live import Points
 from upvit_core.figures.runs import RunCurve, colour_of
 from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.what_if import Basis, WhatIf
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
 from upvit_core.runs.folder import RunSummary
@@ -172,13 +173,9 @@ def _plan_words(run_id: str, _unhashed: _Unhashed) -> str:
     asked = spec.plan.get("requested", {})
     if "preset" in asked:
         return str(asked["preset"])
-    shares = [asked.get(name) for name in ("residual", "attention", "ffn")]
-    if all(isinstance(share, (int, float)) for share in shares):
-        heads = f", {asked['heads']} heads" if asked.get("heads") else ""
-        basis = ", directions" if spec.plan.get("basis") == "directions" else ""
-        repaired = ", repaired" if spec.repair else ""
-        return "/".join(f"{100 * share:.0f}" for share in shares) + f" %{heads}{basis}{repaired}"
-    return "a plan of its own"
+    basis: Basis = "directions" if spec.plan.get("basis") == "directions" else "channels"
+    what_if = WhatIf.from_request(asked, basis=basis, repair=spec.repair)
+    return what_if.words if what_if else "a plan of its own"
 
 
 def plan_words(spec: RunSpec) -> str:

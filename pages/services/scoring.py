@@ -75,7 +75,7 @@ class Request:
     def name(self, dataset: str, cut: WhatIf | None = None) -> str:
         """Name of the record; that of `refine` depends on the cut near which it is exact."""
         data = hashlib.sha256(dataset.encode()).hexdigest()[:6]
-        near = f"-{'-'.join(map(str, cut.percents))}" if cut and self.criterion is CriterionName.REFINE else ""
+        near = f"-{'-'.join(map(str, cut.slider_values))}" if cut and self.criterion is CriterionName.REFINE else ""
         return f"{self.criterion.value}-{self.images or 'stable'}-{self.seed}-{data}{near}"
 
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import streamlit as st
 
-from upvit_core.planning.what_if import WhatIf
+from upvit_core.planning.what_if import SliderValues, WhatIf
 
 if TYPE_CHECKING:
     from pages.services.open_model import OpenModel
     from upvit_core.records.scores import ImportanceScores
 
 KEY = "studio"
-Percents = tuple[int, int, int | None, int]
 T = TypeVar("T")
 
 
@@ -34,7 +33,7 @@ class Session:
     scoring: dict[str, str] = field(default_factory=dict)  # names of records in the making, by job key
     previewed: set[str] = field(default_factory=set)  # jobs whose first record has been shown
     what_if: WhatIf | None = None
-    widths: tuple[str, Percents] | None = None  # block by block, and the sliders at which they were set
+    widths: tuple[str, SliderValues] | None = None  # block by block, and the sliders at which they were set
     move_to: WhatIf | None = None  # where the sliders go on the next run
     lessons: dict[str, str] = field(default_factory=dict)  # runs started on Method
     cancelling: str | None = None  # the run whose cancellation is to be confirmed

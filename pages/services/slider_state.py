@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import streamlit as st
@@ -10,11 +11,12 @@ from pages.services.session import resolve, session
 from upvit_core.errors import PlanError
 from upvit_core.planning.what_if import (
     ALLOCATIONS,
-    MOST,
+    MAX_REMOVED_PERCENT,
     ROUNDINGS,
     Allocation,
     Basis,
     Order,
+    SliderValues,
     WhatIf,
     default_what_if,
     head_options,
@@ -52,33 +54,30 @@ def current(shape: ModelShape) -> WhatIf:
     basis: Basis = "directions" if setting(BASIS) in ("directions", DIRECTIONS) else "channels"
     depth = _whole(resolve(DEPTH, saved.depth or ALL_BLOCKS if saved else None))
     order: Order = next((order for order in get_args(Order) if setting(ORDER, "order") == order), "together")
-    allocation, widths = _spread(setting(ALLOCATION), setting(WIDTHS), shape, (residual, attention, heads, ffn))
     round_to = _whole(setting(ROUND_TO, "round_to"))
-    return WhatIf(
+    what_if = WhatIf(
         residual,
         attention,
         heads,
         ffn,
         basis,
         repair=setting(REPAIR) in (True, "true"),
-        allocation=allocation,
         round_to=round_to if round_to in ROUNDINGS else 1,
-        widths=widths,
         reduction=reduction,
         depth=depth if depth is not None and len(shape.depths) <= depth < shape.depth else None,
         order=order,
     )
+    allocation, widths = _spread(setting(ALLOCATION), setting(WIDTHS), shape, what_if.slider_values)
+    return replace(what_if, allocation=allocation, widths=widths)
 
 
-def _spread(
-    asked: object, text: object, shape: ModelShape, percents: tuple[int, int, int | None, int]
-) -> tuple[Allocation, str]:
+def _spread(asked: object, text: object, shape: ModelShape, sliders: SliderValues) -> tuple[Allocation, str]:
     """Allocation and widths of single blocks; widths hold only while no slider has moved since they were set."""
     allocation: Allocation = "uniform"
     for key, name in ALLOCATIONS.items():
         allocation = key if asked in (key, name) else allocation
-    widths, at = session().widths or (str(text or ""), percents)
-    if allocation != "widths" or at != percents:
+    widths, at = session().widths or (str(text or ""), sliders)
+    if allocation != "widths" or at != sliders:
         return allocation, ""
     try:
         if widths:
@@ -95,14 +94,14 @@ def _whole(value: object) -> int | None:
         return None
 
 
-def _percent(value: object, default: int) -> int:
+def _percent(value: object, default: float) -> float:
     number = _whole(value)
-    return number if number is not None and 0 <= number <= MOST else default
+    return number if number is not None and 0 <= number <= MAX_REMOVED_PERCENT else default
 
 
 def remember(what_if: WhatIf) -> None:
     """Keep the what-if for pages that do not draw its sliders."""
-    session().what_if, session().widths = what_if, (what_if.widths, what_if.percents)
+    session().what_if, session().widths = what_if, (what_if.widths, what_if.slider_values)
 
 
 def set_to(what_if: WhatIf) -> None:

@@ -21,7 +21,7 @@ from pages.services.slider_state import (
     set_to,
 )
 from pages.widgets import terms
-from upvit_core.planning.what_if import MOST, WhatIf, default_what_if, head_options, preset_what_ifs
+from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf, default_what_if, head_options, preset_what_ifs
 from upvit_core.records.shape import ModelShape
 from upvit_core.records.task import task_of
 
@@ -77,7 +77,7 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
                     st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
             else:
                 st.slider(
-                    NAMES[key], 0, MOST, value=getattr(start, key), step=1, format="%d%%", key=key, bind="query-params",
+                    NAMES[key], 0, MAX_REMOVED_PERCENT, value=getattr(start, key), step=1, format="%d%%", key=key, bind="query-params",
                     help=terms.tip(HELP[key], *TERMS[key]),
                 )  # fmt: skip
     result = current(shape)
@@ -161,7 +161,7 @@ def preset_picker(shape: ModelShape) -> None:
     )  # fmt: skip
     with st.container(horizontal=True, gap="xsmall", key="presets"):
         for name, value in preset_what_ifs(shape).items():
-            marked = (*value.percents, value.reduction) == (*now.percents, now.reduction) and not now.widths
+            marked = value.slider_values == now.slider_values and not now.widths
             st.button(
                 name, key=f"preset-{name}", type="primary" if marked else "secondary", on_click=apply, args=(value,)
             )

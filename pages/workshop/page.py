@@ -16,7 +16,7 @@ from pages.workshop.exercises import EXERCISES, REFERENCE, Answer, Demo, Exercis
 from pages.workshop.room import LONGEST_NAME, Participant, Person, Room, RoomError
 from upvit_core import units
 from upvit_core.errors import CheckpointError
-from upvit_core.planning.what_if import MOST, head_options
+from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, head_options
 from upvit_core.profiling.macs import count_parameters
 
 COOKIE = "upvit_workshop"
@@ -102,7 +102,8 @@ def _ask_plan(demo: Demo, before: Answer) -> Answer:
             if name == "heads":
                 answer.append(int(st.select_slider(label, head_options(shape), value=value, key="ws-beat-heads")))
             else:
-                answer.append(int(st.slider(label, 0, MOST, value, format="%d%%", key=f"ws-beat-{name}")))
+                key = f"ws-beat-{name}"
+                answer.append(int(st.slider(label, 0, MAX_REMOVED_PERCENT, value, format="%d%%", key=key)))
     mine, limit = demo.macs(what_if_of(answer)), demo.macs(REFERENCE)
     size = units.short(count_parameters(demo.plan(what_if_of(answer)).shape_after))
     fits = "fits" if mine <= limit else "too many"

@@ -85,35 +85,32 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Choose what stays, from scores and ratios, a preset, a budget, or widths."""
-    from upvit_core.planning.ratios import plan_preset, plan_uniform
+    from upvit_core.errors import PlanError
+    from upvit_core.planning.ratios import plan_preset
+    from upvit_core.planning.what_if import Allocation, WhatIf, percent_of
     from upvit_core.profiling.macs import count_macs, count_parameters
     from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
     found: dict[str, Any] = {}
-    if widths is not None:
-        made = _given(record, widths, basis.value, bool(residual or attention or ffn or preset or budget))
-    elif budget:
+    has_ratios = bool(residual or attention or ffn or preset)
+    if widths is not None and (has_ratios or budget):
+        raise PlanError("--widths names all widths itself; leave ratios, presets and budgets out.")
+    if budget:
         made, found = _within(
             record, budget, (allocation or AllocationName.BEST).value, per.value, heads, round_to, basis.value,
-            calibration, batch_size, bool(residual or attention or ffn or preset),
-            None if depth is not None else depth_scores,
+            calibration, batch_size, has_ratios, None if depth is not None else depth_scores,
         )  # fmt: skip
         depth_scores = depth_scores if depth is not None else None
     elif preset is not None:
         made = plan_preset(record, preset.value, basis=basis.value)
-    elif allocation is not None or round_to > 1:
-        from upvit_core.planning.allocate import plan_allocated
-
-        made = plan_allocated(
-            record, residual=residual, attention=attention, ffn=ffn, heads=heads, round_to=round_to, per=per.value,
-            allocation=(allocation or AllocationName.UNIFORM).value, basis=basis.value,  # type: ignore[arg-type]
-        )  # fmt: skip
     else:
-        made = plan_uniform(
-            record, residual=residual, attention=attention, ffn=ffn, reduction=reduction, heads=heads,
-            snap=snap, basis=basis.value,
+        what_if = WhatIf(
+            percent_of(residual), percent_of(attention), heads, percent_of(ffn), basis.value,
+            allocation=cast(Allocation, (allocation or AllocationName.UNIFORM).value), round_to=round_to,
+            widths=widths or "", reduction=None if reduction is None else percent_of(reduction),
         )  # fmt: skip
+        made = what_if.plan_widths(record, snap=snap or allocation is not None, per=per.value)
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.planning.depth import plan_depth
 
@@ -128,15 +125,6 @@ def plan(
         },
         as_json,
     )  # fmt: skip
-
-
-def _given(record: ImportanceScores, widths: str, basis: str, has_more: bool) -> PruningPlan:
-    from upvit_core.errors import PlanError
-    from upvit_core.planning.widths import plan_from_widths
-
-    if has_more:
-        raise PlanError("--widths names all widths itself; leave ratios, presets and budgets out.")
-    return plan_from_widths(record, widths, basis=basis)
 
 
 def _within(

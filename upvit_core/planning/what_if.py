@@ -6,11 +6,13 @@ shares are spread over the blocks equally, by one ranking (`ALLOCATIONS`), or bl
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from upvit_core.planning.allocate import plan_allocated
+from upvit_core.planning.allocate import Allocation as RatioAllocation
+from upvit_core.planning.allocate import Per, plan_allocated
 from upvit_core.planning.curves import Widths
 from upvit_core.planning.depth import plan_depth
 from upvit_core.planning.depth_records import DepthRecords
@@ -24,98 +26,137 @@ Basis = Literal["channels", "directions"]
 Order = Literal["together", "depth first", "width first"]
 Allocation = Literal["uniform", "isomorphic", "global", "widths"]
 ALLOCATIONS: dict[Allocation, str] = {
-    "uniform": "Equal", "isomorphic": "By kind", "global": "One threshold", "widths": "Block by block",
-}  # fmt: skip
+    "uniform": "Equal",
+    "isomorphic": "By kind",
+    "global": "One threshold",
+    "widths": "Block by block",
+}
+SliderValues = tuple[float | None, ...]
 ROUNDINGS = (1, 8, 16)
-MOST = 95
-MOST_PLANS = 40  # a plan of DeiT-B takes 2 MB
+MAX_REMOVED_PERCENT = 95
+MAX_CACHED_PLANS = 40  # a plan of DeiT-B takes 2 MB
 
 
 @dataclass(frozen=True)
 class WhatIf:
     """Percent removed of each component, and the heads that stay (None: as they are, in every block).
 
-    `basis` says what is removed: channels, or directions of a rotated basis; `repair`, whether least squares mend it.
-    `allocation` spreads the ratios over the blocks; with `widths` it is the text of `planning.widths` that decides, and
-    the percents are only near. Widths are multiples of `round_to`. `reduction`: percent of spatial reductions, None
-    where the model has none. `depth`: blocks that stay, None for all; a record of block removals says which, and
-    `order` what was scored first.
+    `basis`: channels or directions of a rotated basis; `repair`: least squares after the cut. `allocation` spreads the
+    ratios over the blocks; with `widths`, a text as `planning.widths` writes it, the plan has those widths and the
+    percents are only near. Widths are multiples of `round_to`. `reduction`: percent of spatial reductions, None where
+    the model has none or they go with the residual. `depth`: blocks that stay, None for all; a record of block removals
+    names them, and `order` says which record was scored first.
     """
 
-    residual: int
-    attention: int
+    residual: float
+    attention: float
     heads: int | None
-    ffn: int
+    ffn: float
     basis: Basis = "channels"
     repair: bool = False
     allocation: Allocation = "uniform"
     round_to: int = 1
     widths: str = ""
-    reduction: int | None = None
+    reduction: float | None = None
     depth: int | None = None
     order: Order = "together"
 
+    @classmethod
+    def from_request(cls, requested: Mapping[str, Any], *, basis: Basis, repair: bool) -> WhatIf | None:
+        """The settings of a plan by its `requested`; None where it came from widths, a preset or a budget."""
+        shares = [requested.get(name) for name in ("residual", "attention", "ffn", "reduction")]
+        residual, attention, ffn, reduction = (
+            round(100 * share) if isinstance(share, int | float) else None for share in shares
+        )
+        if residual is None or attention is None or ffn is None:
+            return None
+        heads = requested.get("heads")
+        if isinstance(heads, list) and heads.count(heads[0]) == len(heads):
+            heads = heads[0]
+        allocation: Allocation = next((name for name in ALLOCATIONS if name == requested.get("allocation")), "uniform")
+        order: Order = next((name for name in get_args(Order) if name == requested.get("order")), "together")
+        wholes = (heads, requested.get("round_to"), requested.get("depth"))
+        heads, round_to, depth = (number if type(number) is int else None for number in wholes)
+        return cls(
+            residual, attention, heads, ffn, basis, repair, allocation, round_to or 1,
+            reduction=reduction, depth=depth, order=order,
+        )  # fmt: skip
+
+    @property
+    def slider_values(self) -> SliderValues:
+        """Residual, attention, heads and FFN as their sliders stand, then the reduction where it has one."""
+        values = (self.residual, self.attention, self.heads, self.ffn)
+        return values if self.reduction is None else (*values, self.reduction)
+
     @property
     def words(self) -> str:
-        heads = f", {self.heads} head{'s' if self.heads != 1 else ''}" if self.heads else ""
-        spread = {"uniform": "", "widths": ", block by block"}.get(self.allocation, f", {self.allocation}")
-        multiple = f", multiples of {self.round_to}" if self.round_to > 1 else ""
-        way = (", directions" if self.basis == "directions" else "") + (", repaired" if self.repair else "")
-        last = "" if self.reduction is None else f"/{self.reduction}"
-        blocks = f", {self.depth} block{'s' if self.depth != 1 else ''}" if self.depth else ""
-        blocks += f", {self.order}" if self.depth and self.order != "together" else ""
-        return f"{self.residual}/{self.attention}/{self.ffn}{last} %{heads}{spread}{multiple}{way}{blocks}"
-
-    @property
-    def percents(self) -> tuple[int, int, int | None, int]:
-        """The four that sliders set."""
-        return self.residual, self.attention, self.heads, self.ffn
+        percents = (self.residual, self.attention, self.ffn, *self.slider_values[4:])
+        parts = ["/".join(f"{percent:g}" for percent in percents) + " %"]
+        if self.heads:
+            parts.append(f"{self.heads} head{'s' if self.heads != 1 else ''}")
+        if self.allocation != "uniform":
+            parts.append("block by block" if self.allocation == "widths" else self.allocation)
+        if self.round_to > 1:
+            parts.append(f"multiples of {self.round_to}")
+        parts += ["directions"] * (self.basis == "directions") + ["repaired"] * self.repair
+        if self.depth:
+            parts.append(f"{self.depth} block{'s' if self.depth != 1 else ''}")
+            parts += [self.order] * (self.order != "together")
+        return ", ".join(parts)
 
     def plan(self, scores: ImportanceScores, records: DepthRecords | None = None) -> PruningPlan:
-        """The plan of these settings, at the nearest widths that the heads divide.
+        """The plan of these settings as far as the model and its scores allow them, at the nearest legal widths.
 
-        records: where block removals are looked up for a lesser depth; without them, or where none of them leads to
-        that depth, all blocks stay. Until what `order` needs has been scored, both cuts are taken on the whole model.
+        records: block removals for a lesser depth; without them, or where none of them leads to that depth, all blocks
+        stay. Until the record that `order` needs has been scored, both cuts are taken on the whole model.
         """
         plan = self._cached_widths(scores)
         if records is None or self.depth is None or self.depth >= plan.shape_before.depth:
             return plan
-        found = records.of_model(plan.model_digest)
-        if found is None or found.least_depth > self.depth or found.shape.blocks != plan.shape_before.blocks:
+        removals = records.of_model(plan.model_digest)
+        if removals is None or removals.least_depth > self.depth or removals.shape.blocks != plan.shape_before.blocks:
             return plan
         if self.order == "depth first" and plan.basis == "channels":
-            shallow = records.at_depth(found, self.depth)
+            shallow = records.at_depth(removals, self.depth)
             if shallow is not None:
-                return plan_depth(self._cached_widths(shallow), found, self.depth)
+                return plan_depth(self._cached_widths(shallow), removals, self.depth)
         if self.order == "width first" and plan.basis == "channels":
-            thin = records.after_widths(plan)
-            if thin is not None:
-                return plan_depth(plan, thin, self.depth)
-        return plan_depth(plan, found, self.depth)
+            removals = records.after_widths(plan) or removals
+        return plan_depth(plan, removals, self.depth)
 
     def _cached_widths(self, scores: ImportanceScores) -> PruningPlan:
-        """`widths_of`, made once for all that ask for the same."""
         names = (scores.digest, scores.model, scores.model_digest, scores.basis)
-        return _made(self, _Scores(names, scores.shape, scores))
+        return _plan_widths(self.adapted_to(scores), _Scores(names, scores.shape, scores))
 
-    def widths_of(self, scores: ImportanceScores) -> PruningPlan:
-        """All blocks, at the nearest legal widths."""
+    def adapted_to(self, scores: ImportanceScores) -> WhatIf:
+        """These settings without what the model or its scores rule out."""
         if scores.shape.one_share:
-            reduction = None if self.reduction in (None, self.residual) else self.reduction / 100
-            return plan_uniform(
-                scores, residual=self.residual / 100, attention=self.attention / 100, ffn=self.ffn / 100,
-                reduction=reduction, heads=self.heads, snap=True,
-            )  # fmt: skip
-        basis = self.basis if scores.shape.has_directions and scores.basis == "channels" else scores.basis
+            reduction = None if self.reduction == self.residual else self.reduction
+            return replace(self, basis="channels", allocation="uniform", round_to=1, widths="", reduction=reduction)
+        follows = scores.shape.has_directions and scores.basis == "channels"
+        basis: Basis = self.basis if follows else "directions" if scores.basis == "directions" else "channels"
+        equal = self.allocation == "widths" or scores.criterion == "none"
+        return replace(self, basis=basis, allocation="uniform" if equal else self.allocation, reduction=None)
+
+    def plan_widths(self, scores: ImportanceScores, *, snap: bool = True, per: Per = "channel") -> PruningPlan:
+        """All blocks at the widths of exactly these settings.
+
+        `snap`: equal ratios are taken to the nearest widths that the heads divide; else such widths are an error.
+        `per`: see `plan_allocated`. Raises PlanError where the model or its scores do not allow the settings.
+        """
         if self.widths:
-            return plan_from_widths(scores, self.widths, basis=basis)
-        ratios = {"residual": self.residual / 100, "attention": self.attention / 100, "ffn": self.ffn / 100}
-        allocation = "uniform" if self.allocation == "widths" or scores.criterion == "none" else self.allocation
-        if allocation == "uniform" and self.round_to == 1:
-            return plan_uniform(scores, **ratios, heads=self.heads, snap=True, basis=basis)
+            return plan_from_widths(scores, self.widths, basis=self.basis)
+        residual, attention, ffn = self.residual / 100, self.attention / 100, self.ffn / 100
+        if self.allocation == "uniform" and self.round_to == 1:
+            reduction = None if self.reduction is None else self.reduction / 100
+            return plan_uniform(
+                scores, residual=residual, attention=attention, ffn=ffn, reduction=reduction, heads=self.heads,
+                snap=snap, basis=self.basis,
+            )  # fmt: skip
         return plan_allocated(
-            scores, **ratios, heads=self.heads, allocation=allocation, round_to=self.round_to, basis=basis
-        )
+            scores, residual=residual, attention=attention, ffn=ffn, heads=self.heads, per=per, basis=self.basis,
+            allocation=cast(RatioAllocation, self.allocation), round_to=self.round_to,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,9 +168,9 @@ class _Scores:
     scores: ImportanceScores = field(compare=False)
 
 
-@lru_cache(MOST_PLANS)
-def _made(what_if: WhatIf, known: _Scores) -> PruningPlan:
-    return what_if.widths_of(known.scores)
+@lru_cache(MAX_CACHED_PLANS)
+def _plan_widths(what_if: WhatIf, scores: _Scores) -> PruningPlan:
+    return what_if.plan_widths(scores.scores)
 
 
 def head_options(shape: ModelShape) -> tuple[int, ...]:
@@ -147,44 +188,51 @@ def default_what_if(shape: ModelShape) -> WhatIf:
 
 def preset_what_ifs(shape: ModelShape) -> dict[str, WhatIf]:
     """Named what-ifs that this model allows."""
-    found: dict[str, WhatIf] = {}
+    reduces = "reduction" in shape.components
+    presets: dict[str, WhatIf] = {}
     for name in presets_for(shape):
         target = PRESETS[name]
-        block, own = target.blocks[0], shape.blocks[0]
+        small, full = target.blocks[0], shape.blocks[0]
         label = {"deit_small": "DeiT-S", "deit_tiny": "DeiT-T"}.get(name, name.replace("pvt_v2_b", "PVTv2-B"))
-        residual = round(100 * (1 - target.embed_dim / shape.embed_dim))
-        found[label] = WhatIf(
-            residual,
-            round(100 * (1 - block.attention / own.attention)),
-            target.num_heads,
-            round(100 * (1 - block.ffn / own.ffn)),
-            reduction=residual if "reduction" in shape.components else None,
-        )
-    heads = shape.num_heads
-    start = default_what_if(shape)
-    for share in (25, 50, 75):
-        kept = heads if share == 25 else start.heads
-        candidate = WhatIf(share, share, kept, share, reduction=share if "reduction" in shape.components else None)
-        if candidate not in found.values():
-            found[f"{share} %"] = candidate
-    return found
+        residual = _percent_removed(target.embed_dim, shape.embed_dim)
+        attention, ffn = _percent_removed(small.attention, full.attention), _percent_removed(small.ffn, full.ffn)
+        presets[label] = WhatIf(residual, attention, target.num_heads, ffn, reduction=residual if reduces else None)
+    halved = default_what_if(shape).heads
+    for percent in (25, 50, 75):
+        heads = shape.num_heads if percent == 25 else halved
+        candidate = WhatIf(percent, percent, heads, percent, reduction=percent if reduces else None)
+        if candidate not in presets.values():
+            presets[f"{percent} %"] = candidate
+    return presets
+
+
+def percent_of(share: float) -> float:
+    """A share in percent: 30.0 for 0.3, not 30.000000000000004."""
+    return round(100 * share, 10)
+
+
+def _percent_removed(kept: int, full: int) -> int:
+    return round(100 * (1 - kept / full))
 
 
 def is_legal(what_if: WhatIf, shape: ModelShape) -> bool:
-    """Whether controls of this model can stand so, for what-ifs from files. Raises PlanError for widths of another."""
+    """True where the sliders of this model can show a what-if from a file. Raises PlanError for illegal widths."""
 
     def whole(value: object, low: int, high: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
-    shares = [what_if.residual, what_if.attention, what_if.ffn]
-    shares += [what_if.reduction] if what_if.reduction is not None else []  # fmt: skip
-    choices = (
-        (what_if.heads, (None, *head_options(shape))), (what_if.basis, get_args(Basis)),
-        (what_if.repair, (True, False)), (what_if.allocation, tuple(ALLOCATIONS)), (what_if.round_to, ROUNDINGS),
+    percents = [what_if.residual, what_if.attention, what_if.ffn]
+    percents += [] if what_if.reduction is None else [what_if.reduction]
+    choices: tuple[tuple[object, tuple[object, ...]], ...] = (
+        (what_if.heads, (None, *head_options(shape))),
+        (what_if.basis, get_args(Basis)),
+        (what_if.repair, (True, False)),
+        (what_if.allocation, tuple(ALLOCATIONS)),
+        (what_if.round_to, ROUNDINGS),
         (what_if.order, get_args(Order)),
-    )  # fmt: skip
-    legal = all(whole(share, 0, MOST) for share in shares)
-    legal = legal and all(type(value) in map(type, known) and value in known for value, known in choices)
+    )
+    legal = all(whole(percent, 0, MAX_REMOVED_PERCENT) for percent in percents)
+    legal = legal and all(type(value) in map(type, options) and value in options for value, options in choices)
     legal = legal and (what_if.depth is None or whole(what_if.depth, len(shape.depths), shape.depth - 1))
     if legal and what_if.widths:
         parse_widths(what_if.widths, shape)
@@ -195,7 +243,7 @@ def what_if_from_widths(widths: Widths, shape: ModelShape, now: WhatIf, allocati
     """These widths as a what-if: the sliders stand at the shares they remove on the whole."""
 
     def percent(kept: int, full: int) -> int:
-        return min(round(100 * (1 - kept / full)), MOST)
+        return min(_percent_removed(kept, full), MAX_REMOVED_PERCENT)
 
     heads = {h for h, _, _ in widths.blocks}
     common = heads.pop() if len(heads) == 1 else None
