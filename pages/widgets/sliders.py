@@ -77,8 +77,8 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
                     st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
             else:
                 st.slider(
-                    NAMES[key], 0, MAX_REMOVED_PERCENT, value=getattr(start, key), step=1, format="%d%%", key=key, bind="query-params",
-                    help=terms.tip(HELP[key], *TERMS[key]),
+                    NAMES[key], 0, MAX_REMOVED_PERCENT, value=getattr(start, key), step=1, format="%d%%", key=key,
+                    bind="query-params", help=terms.tip(HELP[key], *TERMS[key]),
                 )  # fmt: skip
     result = current(shape)
     remember(result)

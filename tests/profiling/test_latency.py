@@ -13,6 +13,7 @@ from upvit_core.profiling.calibrate import calibrate, fitted
 from upvit_core.profiling.calibration import FAR, NEAR, Calibration, Grid, HeldOutError, Ladder
 from upvit_core.profiling.held_out import held_out, random_shape
 from upvit_core.profiling.latency import Latency, estimate_latency, estimate_speed_up
+from upvit_core.profiling.throughput import CLOCKS
 from upvit_core.records.shape import deit_shape
 
 
@@ -116,7 +117,7 @@ def test_unknown_types_and_clocks() -> None:
 
 
 def test_weights_are_found_again() -> None:
-    blocks = list(bench.Bench(torch.device("cpu"), "float32", bench.CLOCKS["cpu"]).blocks())
+    blocks = list(bench.Bench(torch.device("cpu"), "float32", CLOCKS["cpu"]).blocks())
     truth = {"linear": 1.3, "attention": 0.8, "norm": 0.9, "gelu": 1.2, "add": 1.1, "block": 4e-4}
     raw = device(weights=dict.fromkeys(truth, 1.0) | {"block": 0.0})
     real = replace(raw, weights=truth)

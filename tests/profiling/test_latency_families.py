@@ -20,6 +20,7 @@ from upvit_core.profiling.calibrate import calibrate, fitted
 from upvit_core.profiling.calibration import Calibration, default_path, newest, scope
 from upvit_core.profiling.held_out import held_out, random_shape
 from upvit_core.profiling.latency import Latency, estimate_latency, latency_of
+from upvit_core.profiling.throughput import CLOCKS
 from upvit_core.records.shape import ModelShape, pvt_shape
 
 
@@ -103,9 +104,7 @@ TRUTH: Mapping[str, Mapping[str, float]] = {
 @pytest.mark.parametrize("family", ["gpt2", "pvt_v2"])
 def test_weights_are_found_again_on_blocks_that_run(family: str) -> None:
     shape = TEXT if family == "gpt2" else tiny_pvt()[1]
-    made = (LanguageBench if family == "gpt2" else PyramidBench)(
-        torch.device("cpu"), "float32", bench.CLOCKS["cpu"], shape
-    )
+    made = (LanguageBench if family == "gpt2" else PyramidBench)(torch.device("cpu"), "float32", CLOCKS["cpu"], shape)
     blocks = list(made.blocks())
     with made.running():
         for block in blocks[:: max(1, len(blocks) // 6)]:

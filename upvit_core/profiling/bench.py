@@ -1,28 +1,30 @@
-"""What a calibration times: the operations of a family of models over a grid of sizes, and whole blocks to fit on.
+"""The timings of a calibration: the operations of a family of models over a grid of sizes, and whole blocks to fit on.
 
-Here those of plain ViTs and how to time any; `bench_language.py` and `bench_pyramid.py` have the others. All points are
-timed in turns, round after round, and each keeps the lower quartile of its rounds, so that a disturbance spoils a round
-and not a point. Weights are taken from a pool larger than the caches, as a model of many blocks does.
+Here those of plain ViTs, and how to time any; `bench_language.py` and `bench_pyramid.py` have the others. All points
+are timed in turns, round after round, and each keeps the lower quartile of its rounds, so that a disturbance spoils a
+round and not a point. Weights are taken from a pool larger than the caches, as a model of many blocks does.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import product
+from typing import cast
 
 import numpy as np
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.models.build import build_model
 from upvit_core.profiling.calibration import KINDS, Grid, Ladder, geometry
-from upvit_core.profiling.throughput import DTYPES
-from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
+from upvit_core.profiling.throughput import DTYPES, Clock, autocast, seconds_of
+from upvit_core.records.shape import BlockShape, ModelShape, deit_shape, legal_head_counts
 
 ROWS = (1, 8, 50, 200, 800, 3200)
 WIDTHS = (8, 16, 32, 48, 96, 192, 384, 768, 1536, 3072)
@@ -36,14 +38,14 @@ LADDER = 256
 FAR_LAYER = (1600, 384, 1008)  # rows, inputs, outputs: FAR multiply-accumulates
 LADDER_WIDTH, LADDER_GROUPS, LADDER_TOKENS = 192, 4, (50, 197)
 POOL = 16 * 2**20
-FITTED_ON = (
+FITTED_ON = (  # batch, tokens, width, heads
     (8, 50, 96, 6), (32, 50, 96, 6), (1, 197, 192, 3), (8, 197, 192, 3), (1, 197, 384, 6), (4, 197, 384, 6),
     (1, 197, 768, 12), (2, 197, 768, 12),
 )  # fmt: skip
-CLOCKS: Mapping[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.thread_time}
 Progress = Callable[[float, float], None]
-Point = tuple[Any, ...]
-Points = Iterator[tuple[Point, Callable[[], Any]]]
+Run = Callable[[], object]
+Point = tuple[str | int, ...]
+Axes = tuple[tuple[int, ...], ...]
 DEMO = replace(
     deit_shape("tiny"), name="demo", embed_dim=96, blocks=(BlockShape(6, 96, 384),) * 6, img_size=(28, 28),
     patch_size=(4, 4), in_chans=1, num_classes=10,
@@ -57,7 +59,7 @@ class TimedBlock:
     shape: ModelShape
     number: int
     batch: int
-    run: Callable[[], Any]
+    run: Run
 
 
 class Bench:
@@ -72,9 +74,9 @@ class Bench:
     tokens: tuple[int, ...] = TOKENS
     ladder_tokens: tuple[int, ...] = LADDER_TOKENS
 
-    def __init__(self, device: torch.device, dtype: str, clock: Callable[[], float], shape: ModelShape | None = None):
+    def __init__(self, device: torch.device, dtype: str, clock: Clock, shape: ModelShape | None = None):
         self.device, self._clock, self._shape = device, clock, shape
-        self._autocast = nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
+        self._autocast = autocast(device, dtype)
         self._generator = torch.Generator().manual_seed(0)
         self._type = DTYPES[dtype]
         self._turn = 0
@@ -96,18 +98,21 @@ class Bench:
         """Values of an activation, in the type that linear layers give."""
         return self._pool[: int(np.prod(sizes))].view(*sizes)
 
-    def linear(self, rows: int, inputs: int, outputs: int) -> Callable[[], Any]:
-        x, bias = self._tensor(rows, inputs), self._tensor(outputs)
-        copies = self._copies(inputs * outputs)
-        return self._in_turn([partial(F.linear, x, copy.view(outputs, inputs), bias) for copy in copies])
+    def _stream(self, *sizes: int) -> Tensor:
+        """Values of the residual stream, in float32."""
+        return self._plain[: int(np.prod(sizes))].view(*sizes)
 
-    def _copies(self, size: int) -> list[Tensor]:
-        """Several pieces of the pool of a weight's size."""
-        return [self._pool[i * size : (i + 1) * size] for i in range(min(12, POOL // size))]
+    def linear(self, rows: int, inputs: int, outputs: int) -> Run:
+        x, bias, size = self._tensor(rows, inputs), self._tensor(outputs), inputs * outputs
+        weights = [self._pool[i * size : (i + 1) * size] for i in range(min(12, POOL // size))]
+        return self._in_turn([self._layer(x, weight, bias) for weight in weights])
 
-    def attention(self, groups: int, tokens: int, head_dim: int) -> Callable[[], Any]:
-        heads = min(4, groups)
-        batch, width = groups // heads, heads * head_dim
+    def _layer(self, x: Tensor, weight: Tensor, bias: Tensor) -> Run:
+        return partial(F.linear, x, weight.view(len(bias), -1), bias)
+
+    def attention(self, groups: int, tokens: int, head_dim: int) -> Run:
+        batch, heads = heads_in(groups)
+        width = heads * head_dim
         qkv = self._tensor(batch, tokens, 3 * width)
 
         def run() -> None:
@@ -116,23 +121,22 @@ class Bench:
 
         return run
 
-    def norm(self, rows: int, width: int) -> Callable[[], Any]:
-        x, weight = self._plain[: rows * width].view(rows, width), self._plain[:width]
+    def norm(self, rows: int, width: int) -> Run:
+        x, weight = self._stream(rows, width), self._stream(width)
         return lambda: F.layer_norm(x, (width,), weight, weight, 1e-6)
 
-    def gelu(self, rows: int, width: int) -> Callable[[], Any]:
-        x = self._tensor(rows, width)
-        return lambda: F.gelu(x)
+    def gelu(self, rows: int, width: int) -> Run:
+        return partial(F.gelu, self._tensor(rows, width))
 
-    def add(self, rows: int, width: int) -> Callable[[], Any]:
-        x, y = self._plain[: rows * width].view(rows, width), self._tensor(rows, width)
-        return lambda: x + y
+    def add(self, rows: int, width: int) -> Run:
+        return partial(torch.add, self._stream(rows, width), self._tensor(rows, width))
 
-    def embedding(self, shape: ModelShape, batch: int, width: int) -> Callable[[], Any]:
+    def embedding(self, shape: ModelShape, batch: int, width: int) -> Run:
         """Everything before block 0, by timm's own code."""
-        model: Any = random_model(replace(shape, embed_dim=width, blocks=(BlockShape(1, 8, 8),)), self.device)
-        images = self._random(batch * shape.in_chans * shape.img_size[0] * shape.img_size[1], torch.float32)
-        images = images.view(batch, shape.in_chans, *shape.img_size)
+        narrow = replace(shape, embed_dim=width, blocks=(BlockShape(1, 8, 8),))
+        model = cast(VisionTransformer, random_model(narrow, self.device))
+        sizes = (batch, shape.in_chans, *shape.img_size)
+        images = self._random(int(np.prod(sizes)), torch.float32).view(*sizes)
         return lambda: model.norm_pre(model._pos_embed(model.patch_embed(images)))
 
     def embedded(self) -> dict[str, ModelShape]:
@@ -140,29 +144,29 @@ class Bench:
         shapes = [DEMO, deit_shape("tiny"), *([] if self._shape is None else [self._shape])]
         return {geometry(shape): shape for shape in shapes}
 
-    def operations(self) -> Points:
-        """Every operation at every point of its grid."""
-        yield from self.common()
-        for groups in GROUPS:
-            for tokens in self.tokens:
-                for head_dim in HEAD_DIMS:
-                    yield ("attention", groups, tokens, head_dim), self.attention(groups, tokens, head_dim)
-        for name, shape in self.embedded().items():
-            for batch in BATCHES:
-                for width in EMBED_DIMS:
-                    yield ("embedding", name, batch, width), self.embedding(shape, batch, width)
+    def axes(self) -> dict[str, Axes]:
+        """The sizes over which each operation is timed, by its name in a calibration's grids."""
+        attention: dict[str, Axes] = {"attention": (GROUPS, self.tokens, HEAD_DIMS)}
+        return self.common_axes() | attention
 
-    def common(self) -> Points:
-        """What every family has: linear layers, norms, GELU, additions, and the ladders."""
-        for rows in self.rows:
-            for inputs in self.widths:
-                for outputs in self.widths:
-                    if rows * inputs * outputs <= LARGEST and rows * inputs <= POOL:
-                        yield ("linear", rows, inputs, outputs), self.linear(rows, inputs, outputs)
-                if rows * inputs <= POOL:
-                    for kind, made in (("norm", self.norm), ("gelu", self.gelu), ("add", self.add)):
-                        if kind in self.kinds:
-                            yield (kind, rows, inputs), made(rows, inputs)
+    def common_axes(self) -> dict[str, Axes]:
+        """Those of linear layers, norms, GELU and additions, which every family has."""
+        elementwise = [kind for kind in ("norm", "gelu", "add") if kind in self.kinds]
+        return {"linear": (self.rows, self.widths, self.widths), **dict.fromkeys(elementwise, (self.rows, self.widths))}
+
+    def operation(self, name: str, *sizes: int) -> Run:
+        """One operation at one point of its axes."""
+        operations: dict[str, Callable[..., Run]] = {
+            "linear": self.linear, "attention": self.attention, "norm": self.norm, "gelu": self.gelu, "add": self.add,
+        }  # fmt: skip
+        return operations[name](*sizes)
+
+    def operations(self) -> Iterator[tuple[Point, Run]]:
+        """Every operation at every point of its grid that is not too large, the ladders, and the embeddings."""
+        for name, axes in self.axes().items():
+            for sizes in product(*axes):
+                if name not in self.common_axes() or (np.prod(sizes) <= LARGEST and np.prod(sizes[:2]) <= POOL):
+                    yield (name, *sizes), self.operation(name, *sizes)
         for rest in range(16):
             yield ("far", rest), self.linear(*FAR_LAYER[:2], FAR_LAYER[2] + rest)
         for width in range(1, LADDER + 1):
@@ -170,21 +174,30 @@ class Bench:
             yield ("outputs", width), self.linear(self.ladder_rows, LADDER_WIDTH, width)
             for tokens in self.ladder_tokens if width <= HEAD_DIMS[-1] else ():
                 yield ("head_dim", tokens, width), self.attention(LADDER_GROUPS, tokens, width)
+        for name, shape in self.embedded().items():
+            for batch, width in product(BATCHES, EMBED_DIMS):
+                yield ("embedding", name, batch, width), self.embedding(shape, batch, width)
 
     def blocks(self) -> Iterator[TimedBlock]:
         """Blocks to fit the weights on; three of four are narrowed by seed 0."""
         rng = np.random.default_rng(0)
-        for batch, tokens, full, heads in FITTED_ON:
-            for own, width in narrowed(rng, full, BlockShape(heads, full, 4 * full), 3):
-                shape = replace(DEMO, embed_dim=width, blocks=(own,), img_size=(4 * (tokens - 1), 4))
-                yield TimedBlock(shape, 0, batch, self.block(batch, tokens, width, own))
+        for batch, base, full, heads in self.fitted_on():
+            for block, width in narrowed(rng, full, BlockShape(heads, full, 4 * full), 3):
+                shape = replace(base, embed_dim=width, blocks=(block,))
+                x = self._stream(batch, shape.num_tokens, width)
+                yield TimedBlock(shape, 0, batch, self._in_turn([partial(b, x) for b in self._three_blocks(shape)]))
 
-    def block(self, batch: int, tokens: int, width: int, own: BlockShape) -> Callable[[], Any]:
-        model: Any = random_model(replace(DEMO, embed_dim=width, blocks=(own,) * 3), self.device)
-        x = self._plain[: batch * tokens * width].view(batch, tokens, width)
-        return self._in_turn([partial(block, x) for block in model.blocks])
+    def fitted_on(self) -> Iterator[tuple[int, ModelShape, int, int]]:
+        """Batch, model, residual width and heads of blocks to fit the weights on."""
+        for batch, tokens, width, heads in FITTED_ON:
+            yield batch, replace(DEMO, img_size=(4 * (tokens - 1), 4)), width, heads
 
-    def _in_turn(self, runs: Sequence[Callable[[], Any]]) -> Callable[[], Any]:
+    def _three_blocks(self, shape: ModelShape) -> Sequence[Callable[[Tensor], object]]:
+        """Three blocks of random weights, each as the one of `shape`."""
+        model = random_model(replace(shape, blocks=shape.blocks * 3), self.device)
+        return list(cast(VisionTransformer, model).blocks)
+
+    def _in_turn(self, runs: Sequence[Run]) -> Run:
         def run() -> None:
             self._turn += 1
             runs[self._turn % len(runs)]()
@@ -193,23 +206,13 @@ class Bench:
 
     def grids(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
         """The grids of all operations, of measured seconds."""
-        attention = grid(taken, "attention", GROUPS, self.tokens, HEAD_DIMS)
-        return self.common_grids(taken) | {"attention": attention}
-
-    def common_grids(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
-        """Those of `common`."""
-        each = {
-            kind: grid(taken, kind, self.rows, self.widths) for kind in ("norm", "gelu", "add") if kind in self.kinds
-        }
-        return each | {"linear": grid(taken, "linear", self.rows, self.widths, self.widths)}
+        return {name: grid(taken, name, *axes) for name, axes in self.axes().items()}
 
     def embeddings(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
         """The grids of the embeddings, by geometry."""
         return {name: grid(taken, ("embedding", name), BATCHES, EMBED_DIMS) for name in self.embedded()}
 
-    def take_turns(
-        self, points: Mapping[Point, Callable[[], Any]], seconds: float, progress: Progress
-    ) -> dict[Point, float]:
+    def take_turns(self, points: Mapping[Point, Run], seconds: float, progress: Progress) -> dict[Point, float]:
         """Seconds of every point: the lower quartile over rounds; at least three rounds."""
         begun = time.perf_counter()
         shortest = 1e-3 if self.device.type == "cuda" else 2e-4
@@ -228,16 +231,20 @@ class Bench:
         progress(seconds, seconds)
         return {name: float(np.quantile(values, 0.25)) for name, values in samples.items()}
 
-    def _timed(self, run: Callable[[], Any], repeats: int) -> float:
-        run()  # what it reads was just written, as in a model
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        start = self._clock()
-        for _ in range(repeats):
-            run()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return max(self._clock() - start, 1e-9)
+    def _timed(self, run: Run, repeats: int) -> float:
+        run()  # its inputs were just written, as in a model
+
+        def repeated() -> None:
+            for _ in range(repeats):
+                run()
+
+        return max(seconds_of(repeated, self.device, self._clock), 1e-9)
+
+
+def heads_in(groups: int) -> tuple[int, int]:
+    """Batch size and heads, at most four, of so many groups of attention."""
+    heads = min(4, groups)
+    return groups // heads, heads
 
 
 def random_model(shape: ModelShape, device: torch.device) -> nn.Module:
@@ -250,19 +257,17 @@ def random_model(shape: ModelShape, device: torch.device) -> nn.Module:
     return model
 
 
-def narrowed(
-    rng: np.random.Generator, full: int, block: BlockShape, count: int
-) -> Iterator[tuple[BlockShape, int]]:  # fmt: skip
+def narrowed(rng: np.random.Generator, full: int, block: BlockShape, count: int) -> Iterator[tuple[BlockShape, int]]:
     """A block with its residual width `full`, then `count` random narrower ones."""
     yield block, full
     for _ in range(count):
         width, attention, ffn, reduction = (rng.uniform(0.15, 1) for _ in range(4))
-        merged = int(rng.choice([h for h in range(1, block.num_heads + 1) if block.num_heads % h == 0]))
-        own = BlockShape(
-            merged, max(int(block.attention * attention) // merged, 1) * merged, max(int(block.ffn * ffn), 1),
+        heads = int(rng.choice(legal_head_counts(block.num_heads)[::-1]))
+        thin = BlockShape(
+            heads, max(int(block.attention * attention) // heads, 1) * heads, max(int(block.ffn * ffn), 1),
             max(int(block.reduction * reduction), 1) if block.reduction else 0,
         )  # fmt: skip
-        yield own, max(int(full * width), 1)
+        yield thin, max(int(full * width), 1)
 
 
 def grid(taken: Mapping[Point, float], name: str | Point, *axes: tuple[int, ...]) -> Grid:
@@ -282,7 +287,7 @@ def grid(taken: Mapping[Point, float], name: str | Point, *axes: tuple[int, ...]
 
 
 def ladders(bench: Bench, taken: Mapping[Point, float], grids: Mapping[str, Grid]) -> dict[str, Ladder]:
-    """Time at every single width over what the grids say there."""
+    """Time at every single width over the interpolated time of the grids."""
     rows = bench.ladder_rows
     widths = np.arange(1, LADDER + 1)
     inputs = np.array([taken["inputs", int(width)] for width in widths])

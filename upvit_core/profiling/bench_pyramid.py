@@ -1,21 +1,22 @@
-"""What a calibration times of a PVTv2, as timm runs it, at the maps of one image size."""
+"""The timings of a PVTv2's calibration, as timm runs it, at the maps of one image size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import cast
 
 import numpy as np
 import torch
 from timm.layers.norm import LayerNorm
-from timm.models.pvt_v2 import OverlapPatchEmbed, PyramidVisionTransformerStage
+from timm.models.pvt_v2 import OverlapPatchEmbed, PyramidVisionTransformerStage, PyramidVisionTransformerV2
 from torch import nn
 from torch.nn import functional as F
 
-from upvit_core.profiling.bench import Bench, Point, Points, TimedBlock, grid, narrowed, random_model
-from upvit_core.profiling.calibration import PYRAMID_KINDS, Grid
+from upvit_core.profiling.bench import Axes, Bench, Run, TimedBlock, heads_in, narrowed, random_model
+from upvit_core.profiling.calibration import PYRAMID_KINDS
+from upvit_core.profiling.throughput import Clock
 from upvit_core.records.shape import BlockShape, ModelShape, pvt_shape
 
 GROUPS = (1, 8, 64)
@@ -31,9 +32,9 @@ class PyramidBench(Bench):
     rows = (1, 8, 50, 200, 800, 3200, MOST_ROWS)
     widths = (8, 16, 32, 64, 128, 320, 512, 1024, 2048)
 
-    def __init__(self, device: torch.device, dtype: str, clock: Callable[[], float], shape: ModelShape):
+    def __init__(self, device: torch.device, dtype: str, clock: Clock, shape: ModelShape):
         super().__init__(device, dtype, clock, shape)
-        self._own = shape
+        self._model = shape
         most = int(np.clip(MOST_ROWS // shape.tokens_at(0), 2, 64))
         self.batches = (1, max(2, round(most**0.5)), most) if most > 2 else (1, most)
         self._maps = [shape.map_size(stage) for stage in range(len(shape.stages))]
@@ -41,60 +42,62 @@ class PyramidBench(Bench):
     def dims(self, stage: int) -> tuple[int, ...]:
         """Residual widths at which a stage is timed: up to timm's widest, or the model's own."""
         widest = pvt_shape("b2").embed_dims
-        most = max(self._own.embed_dims[stage], widest[min(stage, len(widest) - 1)])
+        most = max(self._model.embed_dims[stage], widest[min(stage, len(widest) - 1)])
         return tuple(most // share for share in SHARES)
 
     def hidden(self, stage: int) -> tuple[int, ...]:
         """Hidden widths of the FFN at which a stage is timed."""
-        own = max(block.ffn for b, block in enumerate(self._own.blocks) if self._own.stage_of(b) == stage)
-        return tuple(max(own, (8, 8, 4, 4)[min(stage, 3)] * self.dims(stage)[-1]) // share for share in SHARES)
+        widest = max(block.ffn for b, block in enumerate(self._model.blocks) if self._model.stage_of(b) == stage)
+        most = max(widest, (8, 8, 4, 4)[min(stage, 3)] * self.dims(stage)[-1])
+        return tuple(most // share for share in SHARES)
 
-    def operations(self) -> Points:
-        yield from self.common()
-        for stage, own in enumerate(self._own.stages):
-            before = self.dims(stage - 1) if stage else (self._own.in_chans,)
-            for batch in self.batches:
-                for inputs in before:
-                    for width in self.dims(stage):
-                        yield (f"opening.{stage}", batch, inputs, width), self.opening(stage, batch, inputs, width)
-                for width in self.dims(stage) if own.reduction_ratio > 1 else ():
-                    for reduced in self.dims(stage):
-                        yield (
-                            (f"reduction.{stage}", batch, width, reduced),
-                            self.reduction(stage, batch, width, reduced),
-                        )
-                for width in self.hidden(stage):
-                    yield (f"depthwise.{stage}", batch, width), self.depthwise(stage, batch, width)
-            for groups in self.groups(stage):
-                for head_dim in HEAD_DIMS:
-                    yield (f"attention.{stage}", groups, head_dim), self.cross_attention(stage, groups, head_dim)
+    def axes(self) -> dict[str, Axes]:
+        axes = self.common_axes()
+        for number, stage in enumerate(self._model.stages):
+            before, dims = self.dims(number - 1) if number else (self._model.in_chans,), self.dims(number)
+            axes[f"opening.{number}"] = (self.batches, before, dims)
+            axes[f"depthwise.{number}"] = (self.batches, self.hidden(number))
+            axes[f"attention.{number}"] = (self.groups(number), HEAD_DIMS)
+            if stage.reduction_ratio > 1:
+                axes[f"reduction.{number}"] = (self.batches, dims, dims)
+        return axes
+
+    def operation(self, name: str, *sizes: int) -> Run:
+        kind, _, stage = name.partition(".")
+        if not stage:
+            return super().operation(name, *sizes)
+        operations: dict[str, Callable[..., Run]] = {
+            "opening": self.opening, "depthwise": self.depthwise, "attention": self.cross_attention,
+            "reduction": self.reduction,
+        }  # fmt: skip
+        return operations[kind](int(stage), *sizes)
+
+    def embedded(self) -> dict[str, ModelShape]:
+        return {}
 
     def groups(self, stage: int) -> tuple[int, ...]:
         """Batch times heads, as many as memory and patience allow."""
         height, width = self._maps[stage]
         return tuple(groups for groups in GROUPS if groups == 1 or groups * height * width <= 2 * MOST_ROWS)
 
-    def opening(self, stage: int, batch: int, inputs: int, width: int) -> Callable[[], Any]:
+    def opening(self, stage: int, batch: int, inputs: int, width: int) -> Run:
         """All of a stage but its blocks."""
-        arguments: dict[str, Any] = {"norm_layer": partial(LayerNorm, eps=self._own.norm_eps), "depth": 0}
-        arguments |= {"dim_out": width, "downsample": stage > 0, "device": self.device}
-        part = PyramidVisionTransformerStage(inputs if stage else width, **arguments).eval()
-        first = self._own.stages[0]
+        part = PyramidVisionTransformerStage(
+            inputs if stage else width, width, depth=0, downsample=stage > 0, device=self.device,
+            norm_layer=partial(LayerNorm, eps=self._model.norm_eps),
+        ).eval()  # fmt: skip
         if stage:
-            x = self._maps_of(stage - 1, batch, inputs)
-            return lambda: part(x)
+            height, across = self._maps[stage - 1]
+            return partial(part, self._stream(batch, inputs, height, across))
+        first = self._model.stages[0]
         embed = OverlapPatchEmbed(first.kernel, first.stride, inputs, width, device=self.device).eval()
-        images = self._random(batch * inputs * int(np.prod(self._own.img_size)), torch.float32)
-        x = images.view(batch, inputs, *self._own.img_size)
-        return lambda: part(embed(x))
+        sizes = (batch, inputs, *self._model.img_size)
+        images = self._random(int(np.prod(sizes)), torch.float32).view(*sizes)
+        return lambda: part(embed(images))
 
-    def _maps_of(self, stage: int, batch: int, channels: int) -> torch.Tensor:
-        height, width = self._maps[stage]
-        return self._plain[: batch * channels * height * width].view(batch, channels, height, width)
-
-    def reduction(self, stage: int, batch: int, width: int, reduced: int) -> Callable[[], Any]:
+    def reduction(self, stage: int, batch: int, width: int, reduced: int) -> Run:
         """The convolution that shrinks the map for keys and values, and its norm."""
-        ratio, (height, across) = self._own.stages[stage].reduction_ratio, self._maps[stage]
+        ratio, (height, across) = self._model.stages[stage].reduction_ratio, self._maps[stage]
         conv = nn.Conv2d(width, reduced, ratio, ratio, device=self.device)
         norm = nn.LayerNorm(reduced, device=self.device)
         x = self._tensor(batch, height * across, width)
@@ -104,8 +107,8 @@ class PyramidBench(Bench):
 
         return run
 
-    def depthwise(self, stage: int, batch: int, width: int) -> Callable[[], Any]:
-        """The depthwise convolution of the FFN and GELU, up to what the next linear layer reads."""
+    def depthwise(self, stage: int, batch: int, width: int) -> Run:
+        """The depthwise convolution of the FFN and GELU, up to the input of the next linear layer."""
         height, across = self._maps[stage]
         conv = nn.Conv2d(width, width, 3, 1, 1, groups=width, device=self.device)
         x = self._tensor(batch, height * across, width)
@@ -115,11 +118,11 @@ class PyramidBench(Bench):
 
         return run
 
-    def cross_attention(self, stage: int, groups: int, head_dim: int) -> Callable[[], Any]:
+    def cross_attention(self, stage: int, groups: int, head_dim: int) -> Run:
         """From queries, keys and values to the input of proj."""
-        ratio, (height, across) = self._own.stages[stage].reduction_ratio, self._maps[stage]
-        heads = min(4, groups)
-        batch, width = groups // heads, heads * head_dim
+        ratio, (height, across) = self._model.stages[stage].reduction_ratio, self._maps[stage]
+        batch, heads = heads_in(groups)
+        width = heads * head_dim
         queries = self._tensor(batch, height * across, width)
         both = self._tensor(batch, (height // ratio) * (across // ratio), 2 * width)
 
@@ -132,40 +135,24 @@ class PyramidBench(Bench):
 
     def blocks(self) -> Iterator[TimedBlock]:
         rng = np.random.default_rng(0)
-        for stage, own in enumerate(self._own.stages):
-            full = self._own.blocks[self._own.first_block(stage)]
+        for number, stage in enumerate(self._model.stages):
+            full = self._model.blocks[self._model.first_block(number)]
             for batch in self.batches[:2]:
-                for narrow, width in narrowed(rng, own.embed_dim, full, 2):
-                    yield self._block(stage, batch, width, narrow)
+                for thin, width in narrowed(rng, stage.embed_dim, full, 2):
+                    yield self._block(number, batch, width, thin)
 
-    def _block(self, stage: int, batch: int, width: int, own: BlockShape) -> TimedBlock:
+    def _block(self, number: int, batch: int, width: int, block: BlockShape) -> TimedBlock:
         """One block of a stage; the other stages are as narrow as can be."""
-        stages = tuple(
-            replace(other, depth=3 if number == stage else 1, embed_dim=width if number == stage else 1)
-            for number, other in enumerate(self._own.stages)
-        )
-        blocks = [
-            own if number == stage else BlockShape(1, 1, 1, int(other.reduction_ratio > 1))
-            for number, other in enumerate(stages)
-            for _ in range(other.depth)
-        ]
-        shape = replace(self._own, stages=stages, embed_dim=stages[-1].embed_dim, blocks=tuple(blocks))
-        model: Any = random_model(shape, self.device)
-        size = self._maps[stage]
-        x = self._plain[: batch * size[0] * size[1] * width].view(batch, size[0] * size[1], width)
-        runs = [partial(block, x, size) for block in model.stages[stage].blocks]
-        return TimedBlock(shape, shape.first_block(stage), batch, self._in_turn(runs))
-
-    def grids(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
-        grids = self.common_grids(taken)
-        for stage, own in enumerate(self._own.stages):
-            before, dims = self.dims(stage - 1) if stage else (self._own.in_chans,), self.dims(stage)
-            sizes = {"opening": (self.batches, before, dims), "depthwise": (self.batches, self.hidden(stage)),
-                     "attention": (self.groups(stage), HEAD_DIMS)}  # fmt: skip
-            if own.reduction_ratio > 1:
-                sizes["reduction"] = (self.batches, dims, dims)
-            grids |= {f"{kind}.{stage}": grid(taken, f"{kind}.{stage}", *axes) for kind, axes in sizes.items()}
-        return grids
-
-    def embeddings(self, taken: Mapping[Point, float]) -> dict[str, Grid]:
-        return {}
+        stages = [replace(stage, depth=1, embed_dim=1) for stage in self._model.stages]
+        stages[number] = replace(stages[number], depth=3, embed_dim=width)
+        blocks = [BlockShape(1, 1, 1, int(stage.reduction_ratio > 1)) for stage in stages]
+        shape = replace(
+            self._model, stages=tuple(stages), embed_dim=stages[-1].embed_dim,
+            blocks=(*blocks[:number], block, block, block, *blocks[number + 1 :]),
+        )  # fmt: skip
+        model = cast(PyramidVisionTransformerV2, random_model(shape, self.device))
+        height, across = self._maps[number]
+        x = self._stream(batch, height * across, width)
+        stage = cast(PyramidVisionTransformerStage, model.stages[number])
+        runs = [partial(timm_block, x, (height, across)) for timm_block in stage.blocks]
+        return TimedBlock(shape, shape.first_block(number), batch, self._in_turn(runs))

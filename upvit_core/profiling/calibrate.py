@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,10 +16,10 @@ import timm
 import torch
 
 from upvit_core.errors import CalibrationError
-from upvit_core.profiling.bench import CLOCKS, Bench, Point, Progress, TimedBlock, ladders
+from upvit_core.profiling.bench import Bench, Point, Progress, Run, TimedBlock, ladders
 from upvit_core.profiling.calibration import Calibration, scope
 from upvit_core.profiling.latency import latency_of
-from upvit_core.profiling.throughput import DTYPES, device_name
+from upvit_core.profiling.throughput import CLOCKS, DTYPES, device_name
 from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 
@@ -49,7 +49,7 @@ def calibrate(
     bench = _bench(shape)(device, dtype, CLOCKS[clock], shape)
     begun = time.perf_counter()
     with bench.running():
-        points: dict[Point, Callable[[], object]] = {}
+        points: dict[Point, Run] = {}
         for name, run in bench.operations():
             progress(0.0, seconds)
             points[name] = run
@@ -80,21 +80,20 @@ def _bench(shape: ModelShape | None) -> type[Bench]:
 def fitted(raw: Calibration, blocks: Sequence[TimedBlock], measured: np.ndarray) -> dict[str, float]:
     """Factors of every kind, and seconds a block besides, from measured seconds of blocks."""
     names = tuple(raw.weights)  # the last is `block`
-    relative = np.zeros((len(blocks), len(names)))
+    seconds = np.zeros((len(blocks), len(names)))
     for column, name in enumerate(names):
         alone = replace(raw, weights=dict.fromkeys(names, 0.0) | {name: 1.0})
         for row, block in enumerate(blocks):
-            relative[row, column] = (
-                latency_of(block.shape, block.batch, alone).of_block(block.shape, block.number) / 1e3
-            )
-    relative /= measured[:, None]
+            ms = latency_of(block.shape, block.batch, alone).of_block(block.shape, block.number)
+            seconds[row, column] = ms / 1e3
+    relative = seconds / measured[:, None]
     unit = float(np.median(measured)) * 0.1
     relative[:, -1] *= unit
     kinds = len(names) - 1
     prior = np.array([1.0] * kinds + [0.0])
     pull = 0.1 * np.eye(len(names))
-    solution = np.linalg.lstsq(
-        np.vstack([relative, pull]), np.concatenate([np.ones(len(measured)), pull @ prior]), rcond=None
-    )[0]
+    targets = np.concatenate([np.ones(len(measured)), pull @ prior])
+    solution = np.linalg.lstsq(np.vstack([relative, pull]), targets, rcond=None)[0]
     solution = np.maximum(solution, [0.2] * kinds + [0.0])
-    return dict(zip(names, (float(v) for v in (*solution[:-1], solution[-1] * unit)), strict=True))
+    solution[-1] *= unit
+    return dict(zip(names, solution.tolist(), strict=True))

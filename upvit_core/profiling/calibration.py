@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from upvit_core.atomic import write_atomically
 from upvit_core.errors import CalibrationError
@@ -39,7 +40,7 @@ class Grid:
     axes: tuple[tuple[float, ...], ...]
     seconds: np.ndarray
 
-    def at(self, *sizes: Any) -> np.ndarray:
+    def at(self, *sizes: ArrayLike) -> np.ndarray:
         """Seconds at sizes that broadcast; beyond the grid the last slope goes on."""
         points = np.broadcast_arrays(*(np.log(np.asarray(size, float)) for size in sizes))
         logs = np.log(self.seconds)
@@ -60,7 +61,7 @@ class Grid:
             total += weight * logs[tuple(index)]
         return np.exp(total)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"axes": [list(axis) for axis in self.axes], "seconds": self.seconds.tolist()}
 
     @classmethod
@@ -85,7 +86,7 @@ class Ladder:
     factors: np.ndarray
     far: np.ndarray | None = None
 
-    def at(self, width: Any, macs: Any = NEAR) -> np.ndarray:
+    def at(self, width: ArrayLike, macs: ArrayLike = NEAR) -> np.ndarray:
         """Factor at whole widths, of any shape, in layers of so many multiply-accumulates."""
         wide, n = np.asarray(width, float), len(self.factors)
         rest = np.mod(wide, 16)
@@ -97,7 +98,7 @@ class Ladder:
         share = np.clip(np.log(np.asarray(macs, float) / NEAR) / np.log(FAR / NEAR), 0, 1)
         return np.asarray(near ** (1 - share) * self.far[rest.astype(int)] ** share)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return {"factors": self.factors.tolist(), "far": None if self.far is None else self.far.tolist()}
 
     @classmethod
@@ -153,13 +154,13 @@ class Calibration:
     seconds: float = 0.0
     error: HeldOutError | None = None
 
-    def linear(self, rows: Any, inputs: Any, outputs: Any) -> np.ndarray:
+    def linear(self, rows: ArrayLike, inputs: ArrayLike, outputs: ArrayLike) -> np.ndarray:
         """Seconds of a linear layer alone."""
-        macs = np.asarray(rows, float) * inputs * outputs
+        macs = np.asarray(rows, float) * np.asarray(inputs) * np.asarray(outputs)
         factor = self.ladders["inputs"].at(inputs) * self.ladders["outputs"].at(outputs, macs)
         return self.grids["linear"].at(rows, inputs, outputs) * factor
 
-    def attention(self, groups: Any, tokens: Any, head_dim: Any) -> np.ndarray:
+    def attention(self, groups: ArrayLike, tokens: ArrayLike, head_dim: ArrayLike) -> np.ndarray:
         """Seconds of attention alone, between qkv and proj."""
         return self.grids["attention"].at(groups, tokens, head_dim) * self.ladders["head_dim"].at(head_dim)
 

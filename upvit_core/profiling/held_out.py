@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
 from upvit_core.models.gpt2 import random_inputs
-from upvit_core.profiling.bench import CLOCKS, DEMO, Progress, random_model
+from upvit_core.profiling.bench import DEMO, Progress, random_model
 from upvit_core.profiling.calibrate import calibrate
 from upvit_core.profiling.calibration import Calibration, HeldOutError, scope
 from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
 from upvit_core.profiling.macs import count_macs
-from upvit_core.profiling.throughput import DTYPES
-from upvit_core.records.shape import ModelShape, deit_shape
+from upvit_core.profiling.throughput import CLOCKS, autocast, seconds_of
+from upvit_core.records.shape import ModelShape, deit_shape, legal_head_counts
 
 SLOW = 4e9  # multiply-accumulates of a pass
 
@@ -43,7 +43,7 @@ class Case:
 def random_shape(shape: ModelShape, rng: np.random.Generator, most: float = 0.8) -> ModelShape:
     """A legal narrower shape, its heads merged alike within a stage; every other one has blocks of different widths."""
     first = [shape.blocks[shape.first_block(stage)].num_heads for stage in range(len(shape.depths))]
-    merged = [int(rng.choice([h for h in range(1, heads + 1) if heads % h == 0])) for heads in first]
+    merged = [int(rng.choice(legal_head_counts(heads)[::-1])) for heads in first]
     heads = {b: merged[shape.stage_of(b)] for b in range(shape.depth)}
     even = rng.random() < 0.5
     shared = {component: rng.uniform(0, most) for component in shape.components}
@@ -85,12 +85,17 @@ def held_out(
         for batch in batches:
             images = random_inputs(shape, batch).to(device)
             seconds = _in_turns(networks, images, rounds, calibration, tick)
-            for one, own in zip(shapes[1:], seconds[1:], strict=True):
+            for thin, taken in zip(shapes[1:], seconds[1:], strict=True):
                 case = Case(
-                    shape.name, batch, one, count_macs(shape) / count_macs(one), 1e3 * float(np.median(own)),
-                    estimate_latency(one, batch, calibration), float(np.median(seconds[0] / own)),
-                    estimate_speed_up(shape, one, batch, calibration),
-                )  # fmt: skip
+                    model=shape.name,
+                    batch=batch,
+                    shape=thin,
+                    macs_ratio=count_macs(shape) / count_macs(thin),
+                    measured_ms=1e3 * float(np.median(taken)),
+                    estimated_ms=estimate_latency(thin, batch, calibration),
+                    measured_speed_up=float(np.median(seconds[0] / taken)),
+                    estimated_speed_up=estimate_speed_up(shape, thin, batch, calibration),
+                )
                 cases.append(case)
                 report(case)
     errors = np.array([case.error for case in cases])
@@ -146,20 +151,12 @@ def _in_turns(
     tick: Callable[[], None],
 ) -> np.ndarray:
     """Seconds (networks, rounds) of a forward pass, after one to warm up."""
-    clock, dtype = CLOCKS[calibration.clock], calibration.dtype
-    on_gpu = images.device.type == "cuda"
-    autocast = nullcontext() if dtype == "float32" else torch.autocast(images.device.type, DTYPES[dtype])
     taken = np.zeros((len(networks), rounds + 1))
-    with torch.inference_mode(), autocast:
+    with torch.inference_mode(), autocast(images.device, calibration.dtype):
         for turn in range(rounds + 1):
             for n, network in enumerate(networks):
-                if on_gpu:
-                    torch.cuda.synchronize()
-                start = clock()
-                network(images)
-                if on_gpu:
-                    torch.cuda.synchronize()
-                taken[n, turn] = max(clock() - start, 1e-9)
+                seconds = seconds_of(partial(network, images), images.device, CLOCKS[calibration.clock])
+                taken[n, turn] = max(seconds, 1e-9)
                 tick()
     return taken[:, 1:]
 

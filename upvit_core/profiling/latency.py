@@ -8,9 +8,9 @@ reduction of keys and values, and the depthwise convolution. Nothing here assume
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from upvit_core.errors import CalibrationError
 from upvit_core.profiling.calibration import Calibration, geometry, scope
@@ -47,7 +47,7 @@ class _Pass:
 class Latency(_Pass):
     """Milliseconds of a forward pass of `shape`'s kind at one batch size, in parts; widths are arguments.
 
-    Fits `planning.best.LatencyParts`. Raises CalibrationError where the calibration is of other models.
+    Fits `planning.budget.LatencyParts`. Raises CalibrationError where the calibration is of other models.
     """
 
     def __init__(self, shape: ModelShape, batch: int, calibration: Calibration):
@@ -111,7 +111,7 @@ class LanguageLatency(Latency):
 class PyramidLatency(_Pass):
     """Milliseconds of a forward pass of a PVTv2 at one batch size, in parts; widths are arguments that broadcast.
 
-    Fits `planning.staged.StagedLatency`. Raises CalibrationError where the calibration is of other models.
+    Fits `planning.budget_stages.StagedLatency`. Raises CalibrationError where the calibration is of other models.
     """
 
     def __init__(self, shape: ModelShape, batch: int, calibration: Calibration):
@@ -130,16 +130,19 @@ class PyramidLatency(_Pass):
         attention = self.attention(stage, D, block.num_heads, block.attention, block.reduction)
         return float(attention + self.ffn(stage, D, block.ffn))
 
-    def fixed(self, embed_dims: Sequence[Any]) -> np.ndarray:
+    def fixed(self, embed_dims: Sequence[ArrayLike]) -> np.ndarray:
         """Patch embeddings and last norms of all stages, and the head, for residual widths by stage."""
-        known, before = self._calibration, float(self._shape.in_chans)
+        known = self._calibration
+        before: ArrayLike = self._shape.in_chans
         seconds = known.linear(self._batch, embed_dims[-1], self._shape.num_classes)
         for stage, width in enumerate(embed_dims):
             seconds = seconds + known.grids[f"opening.{stage}"].at(self._batch, before, width)
             before = width
         return 1e3 * seconds
 
-    def attention(self, stage: int, embed_dim: Any, heads: int, attention: Any, reduction: Any) -> np.ndarray:
+    def attention(
+        self, stage: int, embed_dim: ArrayLike, heads: int, attention: ArrayLike, reduction: ArrayLike
+    ) -> np.ndarray:
         """The attention half of a block of a stage; reduction: 0 where keys and values are not reduced."""
         known, weights = self._calibration, self._calibration.weights
         D, A, R = (np.asarray(width, float) for width in (embed_dim, attention, reduction))
@@ -152,7 +155,7 @@ class PyramidLatency(_Pass):
             seconds = seconds + weights["reduction"] * known.grids[f"reduction.{stage}"].at(self._batch, D, source)
         return 1e3 * seconds
 
-    def ffn(self, stage: int, embed_dim: Any, widths: Any) -> np.ndarray:
+    def ffn(self, stage: int, embed_dim: ArrayLike, widths: ArrayLike) -> np.ndarray:
         """The FFN half of a block of a stage, with its depthwise convolution."""
         known, weights, rows = self._calibration, self._calibration.weights, self._rows[stage]
         D, H = np.asarray(embed_dim, float), np.asarray(widths, float)
@@ -160,7 +163,7 @@ class PyramidLatency(_Pass):
         seconds = seconds + weights["depthwise"] * known.grids[f"depthwise.{stage}"].at(self._batch, H)
         return 1e3 * (seconds + self._norm_and_add(stage, D))
 
-    def _norm_and_add(self, stage: int, D: Any) -> np.ndarray:
+    def _norm_and_add(self, stage: int, D: np.ndarray) -> np.ndarray:
         grids, weights, rows = self._calibration.grids, self._calibration.weights, self._rows[stage]
         both = weights["norm"] * grids["norm"].at(rows, D) + weights["add"] * grids["add"].at(rows, D)
         return both + weights["block"] / 2

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Clock = Callable[[], float]
+CLOCKS: Mapping[str, Clock] = {"wall": time.perf_counter, "cpu": time.thread_time}
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,19 @@ class SpeedUp:
     high: float
 
 
+class Timing(TypedDict, total=False):
+    """Options of `measure`."""
+
+    dtype: str
+    warmup: int
+    repeats: int
+    seconds: float | None
+    progress: Callable[[int, int], None] | None
+    clock: Clock
+
+
 def device_name(device: torch.device | str) -> str:
-    """What the device calls itself."""
+    """Name of the GPU, or of the processor."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -70,6 +85,7 @@ def measure(
     repeats: int = 10,
     seconds: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    clock: Clock = time.perf_counter,
 ) -> list[Throughput]:
     """Throughput of each model on the same batch (B, C, H, W), on the batch's device; the models take turns.
 
@@ -80,57 +96,49 @@ def measure(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
     if repeats < 1 or warmup < 0:
         raise ValueError(f"repeats must be at least 1 and warmup at least 0, not {repeats} and {warmup}.")
-    device = images.device
-    autocast = nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
     modes = [model.training for model in models]
     samples: list[list[float]] = [[] for _ in models]
     try:
         for model in models:
             model.eval()
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode(), autocast(images.device, dtype):
             for _ in range(warmup):
                 for model in models:
-                    _timed(model, images)
-            began = time.perf_counter()
+                    seconds_of(partial(model, images), images.device, clock)
+            began = clock()
             for done in range(repeats):
-                if seconds is not None and done >= 3 and time.perf_counter() - began > seconds:
+                if seconds is not None and done >= 3 and clock() - began > seconds:
                     break
                 for model, rates in zip(models, samples, strict=True):
-                    rates.append(len(images) / _timed(model, images))
+                    rates.append(len(images) / seconds_of(partial(model, images), images.device, clock))
                 if progress is not None:
                     progress(done + 1, repeats)
     finally:
         for model, mode in zip(models, modes, strict=True):
             model.train(mode)
-    name, threads = device_name(device), torch.get_num_threads()
+    name, threads = device_name(images.device), torch.get_num_threads()
     return [Throughput(*_spread(r), tuple(r), len(images), dtype, name, threads) for r in samples]
 
 
-def compare(
-    first: nn.Module,
-    second: nn.Module,
-    images: Tensor,
-    *,
-    dtype: str = "float32",
-    warmup: int = 2,
-    repeats: int = 10,
-    seconds: float | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> SpeedUp:
+def compare(first: nn.Module, second: nn.Module, images: Tensor, **timing: Unpack[Timing]) -> SpeedUp:
     """Measure two models in turns, so that both see the same load of the machine."""
-    a, b = measure(
-        [first, second], images, dtype=dtype, warmup=warmup, repeats=repeats, seconds=seconds, progress=progress
-    )
+    a, b = measure([first, second], images, **timing)
     ratio, low, high = _spread([y / x for x, y in zip(a.samples, b.samples, strict=True)])
     return SpeedUp(a, b, ratio, low, high)
 
 
-def _timed(model: nn.Module, images: Tensor) -> float:
-    _synchronise(images.device)
-    start = time.perf_counter()
-    model(images)
-    _synchronise(images.device)
-    return time.perf_counter() - start
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """Forward passes in the number type of that name."""
+    return nullcontext() if dtype == "float32" else torch.autocast(device.type, DTYPES[dtype])
+
+
+def seconds_of(run: Callable[[], object], device: torch.device, clock: Clock) -> float:
+    """Seconds of a run, with the device idle before and after."""
+    _synchronise(device)
+    start = clock()
+    run()
+    _synchronise(device)
+    return clock() - start
 
 
 def _synchronise(device: torch.device) -> None:
