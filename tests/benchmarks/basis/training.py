@@ -29,7 +29,7 @@ CIFAR_CFG: dict[str, Any] = {
 RECIPES = {**PRESETS, "unmixed": PRESETS["demo"].model_copy(update={"cutmix": 0.0})}
 
 
-def climb(
+def train(
     setting: Setting, student: nn.Module, epochs: int, seed: int, recipe: str, lr: float | None = None
 ) -> tuple[int, float]:
     """Train the student in place by a recipe; returns steps and seconds. It ends with its averaged weights."""

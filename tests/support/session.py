@@ -6,57 +6,16 @@ every rerun. A rerun lasts from its request until the server says that the scrip
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Origin, Subprotocol
 
-from tests.support import ROOT
-
+FINISHED = (ForwardMsg.FINISHED_SUCCESSFULLY, ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY)
 KEPT_RUNS = 2  # Streamlit's global.maxCachedMessageAge
-
-
-@contextlib.contextmanager
-def server(home: Path, **environment: str) -> Iterator[tuple[str, int]]:
-    """A studio of its own on loopback, with folders of its own; gives its address and pid."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = {"UPVIT_HOME": str(home / "home"), "UPVIT_RUNS": str(home / "runs")}
-    with (home / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)],
-            cwd=ROOT, env={**os.environ, **places, **environment}, stdout=log, stderr=log,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + 180
-        while True:
-            with contextlib.suppress(urllib.error.URLError, ConnectionError):
-                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health")
-                break
-            if time.monotonic() > deadline or process.poll() is not None:
-                raise RuntimeError((home / "server.log").read_text())
-            time.sleep(0.2)
-        yield f"localhost:{port}", process.pid
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 class Session:
@@ -74,9 +33,13 @@ class Session:
         self.kept: dict[str, tuple[int, ForwardMsg]] = {}  # large messages, as a browser keeps them, by hash
         self.runs = 0
         self.socket: ClientConnection = connect(
-            f"ws://{address}/_stcore/stream", subprotocols=["streamlit"],  # type: ignore[list-item]
-            origin=f"http://{address}", max_size=None, compression=None, open_timeout=120,  # type: ignore[arg-type]
-        )  # fmt: skip
+            f"{address.replace('http', 'ws', 1)}/_stcore/stream",
+            subprotocols=[Subprotocol("streamlit")],
+            origin=Origin(address),
+            max_size=None,
+            compression=None,
+            open_timeout=120,
+        )
 
     def close(self) -> None:
         self.socket.close()
@@ -146,9 +109,7 @@ class Session:
             self.fragments[message.auto_rerun.fragment_id] = message.auto_rerun.interval
         elif kind == "session_event" and message.session_event.WhichOneof("type") == "script_compilation_exception":
             self.errors.append("the script does not compile")
-        return kind == "script_finished" and message.script_finished in (
-            ForwardMsg.FINISHED_SUCCESSFULLY, ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY,
-        )  # fmt: skip
+        return kind == "script_finished" and message.script_finished in FINISHED
 
     def _element(self, element: Any) -> None:
         kind = element.WhichOneof("type")
