@@ -11,11 +11,10 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tests.benchmarks.report import publish
+from tests.benchmarks.report import Row, publish
 from upvit_core.data import open_images, proxy_indices
 from upvit_core.evaluation import evaluate, predict
 from upvit_core.models.checkpoint import load_model
@@ -56,7 +55,7 @@ def main() -> None:
     for ratio in RATIOS:
         equal = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True)
         macs = count_macs(equal.shape_after)
-        row: dict[str, Any] = {"ratio": f"{ratio:.0%}", "MACs": f"{macs / full:.1%}"}
+        row: Row = {"ratio": f"{ratio:.0%}", "MACs": f"{macs / full:.1%}"}
         equal_kl, top1 = measure(equal)
         row |= {"KL, equal ratios": equal_kl, "top-1": top1}
         for family in arguments.families:
@@ -70,9 +69,14 @@ def main() -> None:
         rows.append(row)
     never = all(row["KL, best"] <= row["KL, equal ratios"] for row in rows) if "best" in arguments.families else None
     publish(
-        "budgets on the demo, right after surgery", rows, arguments.out, images=arguments.images,
-        criterion=scores.criterion, never_worse=never, slowest_solution_s=round(max(solved), 2),
-    )  # fmt: skip
+        "budgets on the demo, right after surgery",
+        rows,
+        arguments.out,
+        images=arguments.images,
+        criterion=scores.criterion,
+        never_worse=never,
+        slowest_solution_s=round(max(solved), 2),
+    )
 
 
 if __name__ == "__main__":

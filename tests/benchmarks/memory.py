@@ -61,15 +61,23 @@ def main() -> None:
                 errors.append(known.total / held - 1)
                 rows.append(
                     {
-                        "model": shape.name.replace("_patch16_224", ""), "batch": batch, "whole": one is shape,
-                        "weights MiB": weights / 2**20, "measured MiB": held / 2**20,
-                        "estimated MiB": known.total / 2**20, "error": f"{errors[-1]:+.1%}",
+                        "model": shape.name.replace("_patch16_224", ""),
+                        "batch": batch,
+                        "whole": one is shape,
+                        "weights MiB": weights / 2**20,
+                        "measured MiB": held / 2**20,
+                        "estimated MiB": known.total / 2**20,
+                        "error": f"{errors[-1]:+.1%}",
                     }
-                )  # fmt: skip
+                )
     publish(
-        "weights and peak activations", rows, arguments.out, cases=len(rows),
-        median_error=f"{np.median(np.abs(errors)):.1%}", worst_error=f"{np.max(np.abs(errors)):.1%}",
-    )  # fmt: skip
+        "weights and peak activations",
+        rows,
+        arguments.out,
+        cases=len(rows),
+        median_error=f"{np.median(np.abs(errors)):.1%}",
+        worst_error=f"{np.max(np.abs(errors)):.1%}",
+    )
 
 
 if __name__ == "__main__":

@@ -7,14 +7,12 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import plotly.graph_objects as go
 
-from tests.benchmarks.report import table
+from tests.benchmarks.report import Row, table
 from upvit_core.runs.forecast import Outcome, forecast
 
-Row = dict[str, Any]
 COLOURS = {"ours": "#0072B2", "peer": "#D55E00", "random": "#6b7480", "scratch": "#6b7480"}
 GROUPS = {"ours": "this studio", "peer": "Torch-Pruning", "random": "random channels", "scratch": "from scratch"}
 
@@ -92,9 +90,10 @@ def tables(path: Path) -> None:
 
 
 def in_short(
-    found: dict[tuple[str, float], dict[int, list[Row]]], gently: dict[tuple[str, float], dict[int, list[Row]]],
+    found: dict[tuple[str, float], dict[int, list[Row]]],
+    gently: dict[tuple[str, float], dict[int, list[Row]]],
     last: int,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Every ratio of every way, those that the figure draws first: top-1, and at 50 % how it goes on."""
     ratios = sorted({ratio for _, ratio in found})
     drawn = [way for way, _, _ in LINES]
@@ -166,23 +165,33 @@ def forecasts(path: Path, teacher_top1: float = 92.13) -> None:
         if not found:
             continue
         inside = sum(band.low <= run.top1 <= band.high for run, band in found)
-        listed.append({
-            "recipe": recipe, "runs": len(runs), "forecast": len(found), "inside the 80 % band": inside,
-            "share": f"{inside / len(found):.0%}", "width, points": mean(band.high - band.low for _, band in found),
-            "error of the middle, points": mean(abs(run.top1 - band.middle) for run, band in found),
-        })  # fmt: skip
+        listed.append(
+            {
+                "recipe": recipe,
+                "runs": len(runs),
+                "forecast": len(found),
+                "inside the 80 % band": inside,
+                "share": f"{inside / len(found):.0%}",
+                "width, points": mean(band.high - band.low for _, band in found),
+                "error of the middle, points": mean(abs(run.top1 - band.middle) for run, band in found),
+            }
+        )
     print(table(listed))
 
 
 LINES = (
     ("fisher, budget, directions, repaired", "circle", "solid"),
     ("fisher, uniform, directions, repaired", "square", "solid"),
-    ("fisher, budget, channels, repaired", "diamond", "dash"), ("kl, budget, channels", "triangle-up", "dash"),
-    ("kl, uniform, channels", "cross", "dot"), ("Torch-Pruning taylor, isomorphic", "circle", "solid"),
-    ("Torch-Pruning taylor, uniform", "square", "solid"), ("Torch-Pruning hessian, isomorphic", "diamond", "dash"),
-    ("Torch-Pruning l2, uniform", "triangle-up", "dot"), ("random channels", "x", "dot"),
+    ("fisher, budget, channels, repaired", "diamond", "dash"),
+    ("kl, budget, channels", "triangle-up", "dash"),
+    ("kl, uniform, channels", "cross", "dot"),
+    ("Torch-Pruning taylor, isomorphic", "circle", "solid"),
+    ("Torch-Pruning taylor, uniform", "square", "solid"),
+    ("Torch-Pruning hessian, isomorphic", "diamond", "dash"),
+    ("Torch-Pruning l2, uniform", "triangle-up", "dot"),
+    ("random channels", "x", "dot"),
     ("from scratch", "star", "dot"),
-)  # fmt: skip
+)
 
 
 def picture(path: Path, out: Path) -> None:
@@ -190,16 +199,19 @@ def picture(path: Path, out: Path) -> None:
     rows = read(path)
     found, gently = by_way(rows), by_way(rows, "repaired")
     ratios, last = sorted({row["ratio"] for row in rows}), max(row["epoch"] for row in rows)
-    traces: list[Any] = []
+    traces: list[Row] = []
     for way, symbol, dash in LINES:
         cuts = [(ratio, found[way, ratio][0]) for ratio in ratios if found[way, ratio].get(0)]
         if not cuts:
             continue
         trained = sorted(found[way, 0.5])
         look = {
-            "name": way, "legendgroup": way, "mode": "lines+markers", "marker": {"size": 10, "symbol": symbol},
+            "name": way,
+            "legendgroup": way,
+            "mode": "lines+markers",
+            "marker": {"size": 10, "symbol": symbol},
             "line": {"color": COLOURS[cuts[0][1][0]["kind"]], "width": 2, "dash": dash},
-        }  # fmt: skip
+        }
         traces.append({**look, **_points([100 * ratio for ratio, _ in cuts], [own for _, own in cuts])})
         if trained[-1] > 0:
             own = [found[way, 0.5][epoch] for epoch in trained]
@@ -216,22 +228,36 @@ def picture(path: Path, out: Path) -> None:
     grid = {"gridcolor": "#dfe3e8", "zeroline": False}
     seeds = len({row["seed"] for row in rows})
     layout = {
-        "width": 1320, "height": 560, "paper_bgcolor": "white", "plot_bgcolor": "white",
+        "width": 1320,
+        "height": 560,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
         "font": {"family": "Source Sans Pro, sans-serif", "size": 15, "color": "#1f2328"},
         "title": f"Demo ViT, equal MACs, {rows[0]['test_images']:,} test images, {seeds} seed{'s' * (seeds > 1)}; "
         "blue: this studio, pale blue: trained gently, orange: Torch-Pruning",
-        "xaxis": {"title": "right after surgery; % of every component removed", "domain": [0, 0.36],
-                  "tickvals": [100 * ratio for ratio in ratios], **grid},
+        "xaxis": {
+            "title": "right after surgery; % of every component removed",
+            "domain": [0, 0.36],
+            "tickvals": [100 * ratio for ratio in ratios],
+            **grid,
+        },
         "yaxis": {"title": "top-1, %", "range": [0, 96], **grid},
-        "xaxis2": {"title": "at 50 %; epochs of distillation, 12,000 images each", "domain": [0.42, 0.7],
-                   "anchor": "y2", "tickvals": list(range(last + 1)), "range": [-0.15, last + 0.15], **grid},
-        "yaxis2": {"range": [0, 96], "anchor": "x2", **grid}, "legend": {"font": {"size": 13}, "x": 0.72},
+        "xaxis2": {
+            "title": "at 50 %; epochs of distillation, 12,000 images each",
+            "domain": [0.42, 0.7],
+            "anchor": "y2",
+            "tickvals": list(range(last + 1)),
+            "range": [-0.15, last + 0.15],
+            **grid,
+        },
+        "yaxis2": {"range": [0, 96], "anchor": "x2", **grid},
+        "legend": {"font": {"size": 13}, "x": 0.72},
         "margin": {"t": 60, "r": 10},
-    }  # fmt: skip
+    }
     screenshot(go.Figure({"data": traces, "layout": layout}), out)
 
 
-def _points(x: list[Any], own: list[list[Row]]) -> Row:
+def _points(x: list[float], own: list[list[Row]]) -> Row:
     values = [[row["top1"] for row in rows] for rows in own]
     spreads = [stdev(v) if len(v) > 1 else 0 for v in values]
     return {"x": x, "y": [mean(v) for v in values], "error_y": {"type": "data", "array": spreads, "thickness": 1.3}}

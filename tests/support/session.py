@@ -7,9 +7,9 @@ every rerun. A rerun lasts from its request until the server says that the scrip
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.Element_pb2 import Element
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
@@ -23,8 +23,8 @@ class Session:
 
     def __init__(self, address: str, page: str = "", query: str = ""):
         self.page, self.query, self.hash = page, query, ""
-        self.widgets: dict[str, tuple[str, Any]] = {}  # key or label: kind and id
-        self.values: dict[str, tuple[str, Any]] = {}  # id: field of the state and value
+        self.widgets: dict[str, tuple[str, str]] = {}  # key or label: kind and id
+        self.values: dict[str, tuple[str, list[str] | list[float]]] = {}  # id: field of the state and value
         self.buttons: dict[str, str] = {}
         self.errors: list[str] = []
         self.texts: list[str] = []
@@ -111,7 +111,7 @@ class Session:
             self.errors.append("the script does not compile")
         return kind == "script_finished" and message.script_finished in FINISHED
 
-    def _element(self, element: Any) -> None:
+    def _element(self, element: Element) -> None:
         kind = element.WhichOneof("type")
         proto = getattr(element, kind)
         if kind == "exception":

@@ -197,8 +197,15 @@ def time_left(images: int = 48, out: Out = None) -> None:
         later = [(at, left, left / (took - at) - 1) for at, left in reports if moment <= at < 0.95 * took]
         at, left, error = later[0]
         worst = f"{max(abs(error) for _, _, error in later):.0%}"
-        rows.append({"after s": at, "reported s left": left, "were left": took - at, "error": f"{error:+.0%}",
-                     "worst from there to 95 %": worst})  # fmt: skip
+        rows.append(
+            {
+                "after s": at,
+                "reported s left": left,
+                "were left": took - at,
+                "error": f"{error:+.0%}",
+                "worst from there to 95 %": worst,
+            }
+        )
     if not rows:
         raise typer.BadParameter(f"scoring took {took:.1f} s, less than {MOMENTS[0]:g} s; give more --images")
     publish("time left of exact scores", rows, out, images=images, took=round(took, 1))
@@ -223,6 +230,13 @@ def cancel(seconds: float = 60.0, out: Out = None) -> None:
         with suppress(Cancelled):
             criterion.attribute(adapter, proxy, report)
         gaps = [b - a for a, b in pairwise(marks[1:])]
-        rows.append({"criterion": name, "reports": len(marks) - 1, "first after s": marks[1] - marks[0],
-                     "longest gap s": max(gaps, default=0.0), "mean gap s": sum(gaps) / max(len(gaps), 1)})  # fmt: skip
+        rows.append(
+            {
+                "criterion": name,
+                "reports": len(marks) - 1,
+                "first after s": marks[1] - marks[0],
+                "longest gap s": max(gaps, default=0.0),
+                "mean gap s": sum(gaps) / max(len(gaps), 1),
+            }
+        )
     publish("chances to stop at DeiT-B's size", rows, out)

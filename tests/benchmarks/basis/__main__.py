@@ -2,8 +2,7 @@
 
 python -m tests.benchmarks.basis table                  25, 50, 75 % of everything on the demo, and Torch-Pruning
 python -m tests.benchmarks.basis distil                 one epoch from both starts, three seeds
-python -m tests.benchmarks.basis teacher CIFAR OUT      a small teacher for CIFAR-10, a folder or archive of classes
-python -m tests.benchmarks.basis table --teacher OUT --data CIFAR
+python -m tests.benchmarks.basis table --teacher FOLDER --data IMAGES
 """
 
 from __future__ import annotations
@@ -11,20 +10,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from torch import nn
 
 from tests.benchmarks.basis.setting import Setting
-from tests.benchmarks.report import publish
+from tests.benchmarks.report import Row, publish
 
 app = typer.Typer(help=__doc__, rich_markup_mode=None)
 Teacher = Annotated[str, typer.Option(help="demo, or a folder")]
 Data = Annotated[str, typer.Option(help="demo, or a folder of classes")]
 Images = Annotated[int, typer.Option(help="proxy images")]
 Out = Annotated[Path | None, typer.Option(help="JSON file; rows that it holds already are not made again")]
-Row = dict[str, Any]
 HESSIAN_BATCHES = 5  # it needs a backward pass for every image
 
 
@@ -85,7 +83,7 @@ def table(
 
 def _both(setting: Setting, rows: Rows, basis: str, ratio: float, heads: int | None) -> None:
     key = {"removed": f"{ratio:.0%}", "heads": heads or setting.loaded.shape.num_heads}
-    cut: dict[str, Any] = {}
+    cut: Row = {}
 
     def plain() -> Row:
         cut["plan"] = setting.plan(basis, ratio, heads)
@@ -150,14 +148,6 @@ def distil(
 
                 rows.add({"start": basis, "recipe": recipe, "lr": lr, "seed": seed}, make)
     publish("one epoch of distillation", rows.rows, out, **about(setting), ratio=ratio, epochs=epochs)
-
-
-@app.command()
-def teacher(data: str, folder: Path, steps: int = 3000, seed: int = 0) -> None:
-    """Train a small teacher on 32 × 32 colour images, in some ten minutes of one core, and write it to a folder."""
-    from tests.benchmarks.basis.training import train_teacher
-
-    typer.echo(json.dumps(train_teacher(data, folder, steps, seed)))
 
 
 if __name__ == "__main__":
