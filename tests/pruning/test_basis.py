@@ -13,9 +13,7 @@ from upvit_core.planning.ratios import plan_uniform
 from upvit_core.pruning.basis import basis_for, collect_statistics, directions_scores, fold, prune_directions
 from upvit_core.pruning.basis.fold import state_of
 from upvit_core.pruning.basis.heads import alike
-from upvit_core.pruning.basis.neurons import elimination_scores
-from upvit_core.pruning.basis.reading import best_subspace, reading_directions
-from upvit_core.pruning.basis.residual import embedding, explained_gain, pool_blocks
+from upvit_core.pruning.basis.residual import embedding
 from upvit_core.pruning.basis.scores import whole_plan
 from upvit_core.pruning.basis.slice import Basis, channel_basis
 from upvit_core.records.plan import Kept
@@ -273,92 +271,6 @@ def test_heads_that_attend_most_alike_are_merged(block):
     every = [[[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0, 3], [1, 2]]]
     assert sorted(map(sorted, groups)) in every
     assert cost(groups) <= min(map(cost, every)) * 1.1
-
-
-def random_readers(n=10, sites=3, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    make = lambda: torch.randn(n, n, generator=generator, dtype=torch.float64)  # noqa: E731
-    C = [a @ torch.diag(torch.logspace(0, -3, n).double()) @ a.T for a in (make() for _ in range(sites))]
-    G = [a @ a.T for a in (make() for _ in range(sites))]
-    return C, G
-
-
-def unread(C, G, P):
-    """Half the weighted error of the best linear guess from P, by explicit regression."""
-    total = 0.0
-    for c, g in zip(C, G, strict=True):
-        guess = c @ P @ torch.linalg.inv(P.T @ c @ P) @ P.T
-        rest = torch.eye(len(c)).double() - guess
-        total += 0.5 * torch.trace(g @ rest @ c @ rest.T)
-    return float(total)
-
-
-def test_gains_add_up_to_what_is_read():
-    C, G = random_readers()
-    Q = torch.linalg.qr(torch.randn(10, 10, generator=torch.Generator().manual_seed(4), dtype=torch.float64))[0]
-    everything = sum(float(0.5 * torch.trace(g @ c)) for c, g in zip(C, G, strict=True))
-    found = explained_gain(C, G, Q)
-    steps = [unread(C, G, Q[:, :j]) for j in range(1, 10)]
-    exact = -np.diff([everything, *steps, 0.0])
-    assert np.allclose(found.numpy(), pool_blocks(torch.tensor(exact)).numpy(), rtol=1e-3, atol=1e-3)
-    assert (found.diff() <= 1e-12).all()
-
-
-@pytest.mark.parametrize("k", [2, 5, 7])
-def test_reading_beats_eigenvectors_and_random_search(k):
-    C, G = random_readers()
-    Q = reading_directions(C, G)
-    assert torch.allclose(Q.T @ Q, torch.eye(10).double(), atol=1e-10)
-    A, weights = torch.stack(C), torch.stack(G)
-    best, rest = best_subspace(A, A @ weights @ A, Q[:, :k], 60)
-    assert torch.allclose(torch.cat([best, rest], 1).T @ torch.cat([best, rest], 1), torch.eye(10).double(), atol=1e-10)
-    found = unread(C, G, best)
-    assert found <= unread(C, G, Q[:, :k])
-    generator = torch.Generator().manual_seed(5)
-    draws = (torch.linalg.qr(torch.randn(10, k, generator=generator, dtype=torch.float64))[0] for _ in range(300))
-    assert found < min(unread(C, G, P) for P in draws)
-    leading = torch.linalg.eigh(sum(c / c.trace() for c in C)).eigenvectors[:, -k:]
-    assert found < unread(C, G, leading)
-
-
-def test_pooled_is_the_nearest_non_increasing_sequence():
-    values = torch.tensor([3.0, 5.0, 1.0, 2.0, 2.5, 0.0])
-    assert pool_blocks(values).tolist() == pytest.approx([4, 4, 11 / 6, 11 / 6, 11 / 6, 0])
-
-
-def test_elimination_equals_refitting_by_hand():
-    stats = statistics_of(count=40)
-    block, H = 1, stats.shape.blocks[1].ffn
-    K = stats.mean(f"hidden.{block}")
-    W = torch.cat([stats.state[f"blocks.{block}.mlp.fc2.weight"], torch.zeros(16, 1).double()], 1)
-    gradient = stats.grams[f"written_gradient.{block}"]
-    M = (gradient + torch.eye(16).double() * gradient.trace() / 16) / 2
-
-    def error(kept):
-        index = [*kept, H]
-        fitted = torch.linalg.lstsq(K[index][:, index], K[index] @ W.T).solution.T  # (D, kept)
-        rest = W.clone()
-        rest[:, index] -= fitted
-        return float(torch.trace(M @ rest @ K @ rest.T)) / 2
-
-    scores = elimination_scores(stats, block)
-    order = scores.argsort(stable=True).tolist()
-    kept, spent, passed = list(range(H)), 0.0, []
-    for c in order[:12]:
-        others = {j: error([i for i in kept if i != j]) for j in kept}
-        assert others[c] <= min(others.values()) * 1.02 + 1e-9
-        passed.append(others[c] - spent)
-        kept.remove(c)
-        spent = others[c]
-    assert np.allclose(np.maximum.accumulate(passed), scores[order[:12]].numpy(), rtol=0.02, atol=1e-9)
-    assert scores.unique().numel() == H
-
-
-def test_elimination_in_groups_is_close_to_one_by_one():
-    stats = statistics_of(count=40)
-    one, some = (elimination_scores(stats, 0, at_once=n) for n in (1, 4))
-    half = len(one) // 2
-    assert len(set(one.topk(half).indices.tolist()) & set(some.topk(half).indices.tolist())) > 0.8 * half
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
