@@ -136,7 +136,7 @@ def test_a_calibration_estimates_the_same_time(previous: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["demo", "teacher"])
 def test_saved_plans_are_listed_with_their_sliders(name: str, previous: Path) -> None:
-    """The demo's are found by its digest; those of a folder lie by its path, which is another on this machine."""
+    """The demo's are option by its digest; those of a folder lie by its path, which is another on this machine."""
     model = open_model.peek("demo" if name == "demo" else str(previous / name))
     assert model is not None
     if name == "teacher":
@@ -226,7 +226,7 @@ def verbs(command: Any, name: str = "") -> dict[str, Any]:
     if not hasattr(command, "commands"):
         return {name: command}
     below = [verbs(own, f"{name} {word}".strip()) for word, own in command.commands.items()]
-    return {key: found for group in below for key, found in group.items()}
+    return {key: verb for group in below for key, verb in group.items()}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -239,12 +239,12 @@ def test_every_verb_takes_the_same_options(verb: str, monkeypatch: pytest.Monkey
         if "argument" in expected:
             continue
         options = set(expected["options"])
-        found = next((p for p in parameters.values() if options <= {*p.opts, *p.secondary_opts}), None)
-        assert found is not None, f"{verb} has no {options}"
-        assert found.multiple == expected.get("multiple", False)
-        assert found.required == expected.get("required", False), f"{verb}: {options} is required"
-        if found.default is not None and not callable(found.default):
-            assert getattr(found.default, "value", str(found.default)) == str(expected.get("default", False))
+        option = next((p for p in parameters.values() if options <= {*p.opts, *p.secondary_opts}), None)
+        assert option is not None, f"{verb} has no {options}"
+        assert option.multiple == expected.get("multiple", False)
+        assert option.required == expected.get("required", False), f"{verb}: {options} is required"
+        if option.default is not None and not callable(option.default):
+            assert getattr(option.default, "value", str(option.default)) == str(expected.get("default", False))
         for choice in expected.get("choices", ()):
             assert re.search(rf"[<\[|]{re.escape(choice)}[|>\]]", help_text), f"{verb}: {options} has no {choice}"
     arguments = [name for name, expected in VERBS[verb].items() if "argument" in expected]

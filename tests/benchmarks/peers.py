@@ -183,14 +183,14 @@ class Bench:
             num_classes=self.shape.num_classes,
             accelerator=make_accelerator("cpu", "no"),
         )
-        found = []
+        epochs = []
 
         def after_step(now: Distillation) -> None:
             if now.step % batches.steps_per_epoch == 0 and now.step < now.total_steps:
-                found.append((now.step // batches.steps_per_epoch, self.row(now.result, now.seconds)))
+                epochs.append((now.step // batches.steps_per_epoch, self.row(now.result, now.seconds)))
 
         result = distill(run, report=lambda row: None, after_step=after_step)
-        yield from found
+        yield from epochs
         yield self.epochs, self.row(result, run.seconds)
 
 

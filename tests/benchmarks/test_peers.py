@@ -74,10 +74,10 @@ def test_a_report_keeps_recipes_apart_and_gives_each_its_better_one() -> None:
     ]
     assert [r["top1"] for r in by_way(rows)["a", 0.5][1]] == [80]
     assert [r["top1"] for r in by_way(rows, "repaired")["a", 0.5][0]] == [90]
-    told = verdict(rows)
-    assert "ours 91.00" in told
-    assert "others 85.00" in told
-    assert "ahead by +6.00" in told
+    text = verdict(rows)
+    assert "ours 91.00" in text
+    assert "others 85.00" in text
+    assert "ahead by +6.00" in text
 
 
 def test_the_short_table_lists_every_way_the_drawn_ones_first() -> None:

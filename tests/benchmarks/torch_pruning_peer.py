@@ -1,10 +1,10 @@
 """Torch-Pruning (Fang et al., CVPR 2023; isomorphic grouping: ECCV 2024) on timm's ViT, through an adapter.
 
 What the adapter does for the peer, so that it is compared at its best: class token and positions are pruned along
-their last axis; qkv is told its heads, so that every head loses the same dimensions and no head is lost; the head's
-outputs stay. timm's attention is told its new widths afterwards. A narrower head divides q·k by another root: the ratio
+their last axis; qkv is given its heads, so that every head loses the same dimensions and none goes; the head's
+outputs stay. timm's attention gets its new widths afterwards. A narrower head divides q·k by another root: the ratio
 is folded into q, as our own surgery does, or the peer's attention would change for no reason. Its Hessian estimator
-(1.6.1) forgets all images but the last, since it looks sums up under another key than it stores them by; they are
+(1.6.1) forgets all images but the last, since it reads sums under another key than it stores them by; they are
 added up here.
 """
 

@@ -184,11 +184,11 @@ def test_keys_walk_from_point_to_point(page: Page, store: RunStore) -> None:
     page.locator('[data-chart="task"] .plot').focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)
-    said = str(page.locator('[data-chart="task"] .said').text_content())
-    assert said.startswith("run demo ")
-    assert "top-1, %" in said
+    label = str(page.locator('[data-chart="task"] .said').text_content())
+    assert label.startswith("run demo ")
+    assert "top-1, %" in label
     tip = page.locator('[data-chart="task"] .tip')
-    assert said.split(", ")[0].removeprefix("run ") in str(tip.text_content())
+    assert label.split(", ")[0].removeprefix("run ") in str(tip.text_content())
     page.keyboard.press("+")
     page.locator('[data-chart="task"] .whole').wait_for()
     page.keyboard.press("Escape")

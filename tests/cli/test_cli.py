@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support import ROOT
-from upvit_core.cli import app
+from upvit_core.cli import app, main
 from upvit_core.data import open_images
 from upvit_core.errors import UPViTError
 from upvit_core.importance.score import score
@@ -104,11 +104,21 @@ def test_import_scores(shared_data: Path, tmp_path: Path) -> None:
         (["score", "demo", "--data", "demo", "--images", "999999", "--out", "s"], "999999 proxy images"),
     ],
 )
-def test_errors_are_one_sentence_without_traceback(arguments: list[str], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "upvit_core", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def test_errors_are_one_sentence_without_traceback(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["upvit_core", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_an_error_of_the_program_itself() -> None:
+    command = [sys.executable, "-m", "upvit_core", "plan", "no.safetensors", "--out", "p.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("Error: ")

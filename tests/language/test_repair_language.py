@@ -34,12 +34,12 @@ def test_the_answer_comes_nearer_on_blocks_never_seen() -> None:
     plan = plan_of(residual=1 / 3, attention=0.5, ffn=0.5, heads=2)
     thin = prune(model, shape, plan)
     before = {name: tensor.clone() for name, tensor in thin.state_dict().items()}
-    mended, told = repair_language(thin, model, plan, Blocks(tokens(200)))
+    repaired, report = repair_language(thin, model, plan, Blocks(tokens(200)))
     fresh = tokens(60, seed=9)
-    assert kl(mended, fresh) < 0.6 * kl(thin, fresh)
+    assert kl(repaired, fresh) < 0.6 * kl(thin, fresh)
     assert all(torch.equal(before[name], tensor) for name, tensor in thin.state_dict().items())
-    assert len(told.layers) == 4 * shape.depth
-    assert all(layer.after < layer.before for layer in told.layers if layer.kept)
+    assert len(report.layers) == 4 * shape.depth
+    assert all(layer.after < layer.before for layer in report.layers if layer.kept)
 
 
 @torch.no_grad()
@@ -49,12 +49,12 @@ def test_a_spoilt_layer_is_found_again() -> None:
     plan = plan_of()
     spoilt = copy.deepcopy(model)
     spoilt.transformer.h[1].mlp.c_proj.weight.mul_(0.1)
-    mended, told = repair_language(spoilt, model, plan, Blocks(tokens(200)))
+    repaired, report = repair_language(spoilt, model, plan, Blocks(tokens(200)))
     torch.testing.assert_close(
-        mended.transformer.h[1].mlp.c_proj.weight, model.transformer.h[1].mlp.c_proj.weight, rtol=1e-3, atol=1e-3
+        repaired.transformer.h[1].mlp.c_proj.weight, model.transformer.h[1].mlp.c_proj.weight, rtol=1e-3, atol=1e-3
     )
-    assert kl(mended, tokens(20, seed=4)) < 1e-5
-    assert next(layer for layer in told.layers if layer.layer == "1.mlp.c_proj").kept
+    assert kl(repaired, tokens(20, seed=4)) < 1e-5
+    assert next(layer for layer in report.layers if layer.layer == "1.mlp.c_proj").kept
 
 
 def test_too_few_blocks_are_refused() -> None:

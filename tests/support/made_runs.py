@@ -1,4 +1,4 @@
-"""Run folders with made-up curves, for the page's looks and speed; never shown as results."""
+"""Run folders with made-up curves, for pages and their speed; never shown as results."""
 
 from __future__ import annotations
 
