@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tests.benchmarks.report import publish
+from tests.support.allocated import peak
 from upvit_core.models.gpt2 import language_shape, random_inputs
 from upvit_core.profiling.bench import DEMO, random_model
 from upvit_core.profiling.held_out import random_shape
@@ -22,20 +23,6 @@ from upvit_core.profiling.memory import estimate_memory
 from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
 
 TEXT = language_shape("gpt2, 4 blocks", vocabulary=512, context=64, embed_dim=96, blocks=(BlockShape(4, 96, 384),) * 4)
-
-
-def peak(model: torch.nn.Module, images: torch.Tensor) -> int:
-    """Bytes held at most during a second pass, beyond weights and images."""
-    with torch.inference_mode():
-        model(images)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            model(images)
-    held = highest = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest
 
 
 def main() -> None:
