@@ -16,7 +16,7 @@ import typer
 from streamlit.testing.v1 import AppTest
 from typer.testing import CliRunner
 
-from pages.services import folders, open_model
+from pages.services import folders, jobs, open_model
 from pages.tradeoff import saved_plans
 from pages.workshop.room import Room
 from tests.support import ROOT
@@ -57,12 +57,11 @@ def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def studio(previous: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The studio's folders are those that the previous version wrote; jobs are queued and not run."""
-    from pages.services import jobs
-
+    workers = jobs.Workers(submit=lambda job: None)
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("UPVIT_HOME", str(previous / "home"))
     monkeypatch.setenv("UPVIT_RUNS", str(previous / "runs"))
-    monkeypatch.setattr(jobs, "_run", lambda job, work: None)
+    monkeypatch.setattr(jobs, "workers", lambda: workers)
 
 
 def command(*words: object) -> dict[str, Any]:
