@@ -10,22 +10,33 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 
-def run(name: str, *command: str) -> int:
+@dataclass(frozen=True)
+class Step:
+    name: str
+    failed: bool
+    seconds: float
+
+
+def run(name: str, *command: str) -> Step:
     print(f"== {name}", flush=True)
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    began = time.monotonic()
+    failed = subprocess.run(command, cwd=ROOT, check=False).returncode != 0
+    return Step(name, failed, time.monotonic() - began)
 
 
 def chromium() -> str | None:
     """Path of a Chromium, after trying to install Debian's where there is none."""
-    found = next((path for path in map(shutil.which, CHROMIUM) if path), None)
-    if found or not shutil.which("apt-get"):
-        return found
+    installed = next((path for path in map(shutil.which, CHROMIUM) if path), None)
+    if installed or not shutil.which("apt-get"):
+        return installed
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     if sudo and not shutil.which("sudo"):
         return None
@@ -36,31 +47,25 @@ def chromium() -> str | None:
 
 
 def main() -> int:
-    here = Path(sys.executable).parent
-    failures = [
-        name
-        for name, command in {
-            "style": (str(here / "ruff"), "check", "."),
-            "format": (str(here / "ruff"), "format", "--check", "."),
-            "types": (str(here / "mypy"), "upvit_core", "pages", "app.py"),
-            "imports": (str(here / "lint-imports"),),
-        }.items()
-        if run(name, *command)
-    ]
-    browser = chromium()
+    tools = Path(sys.executable).parent
     pytest = (sys.executable, "-m", "pytest", *sys.argv[1:])
-    first = ("-m", "not browser and not slow and not gpu", "-n", str(os.cpu_count() or 1), "--dist", "loadfile")
-    if run("tests", *pytest, *first):
-        failures.append("tests")
-    if browser:
-        if run("browser tests", *pytest, "-m", "browser and not slow"):
-            failures.append("browser tests")
+    workers = ("-n", str(os.cpu_count() or 1), "--dist", "loadfile")
+    steps = [
+        run("style", str(tools / "ruff"), "check", "."),
+        run("format", str(tools / "ruff"), "format", "--check", "."),
+        run("types", str(tools / "mypy"), "upvit_core", "pages", "app.py"),
+        run("imports", str(tools / "lint-imports")),
+        run("tests", *pytest, "-m", "not browser and not slow and not gpu", *workers),
+    ]
+    if chromium():
+        steps.append(run("browser tests", *pytest, "-m", "browser and not slow"))
     else:
         print("NOT RUN: the browser tests (tests/browser), since there is no Chromium and it could not be installed.")
-        if os.environ.get("CI"):
-            failures.append("browser tests")
-    print("All checks passed." if not failures else f"Failed: {', '.join(failures)}.")
-    return 1 if failures else 0
+        steps.append(Step("browser tests", failed=bool(os.environ.get("CI")), seconds=0.0))
+    print(", ".join(f"{step.name} {step.seconds:.0f} s" for step in steps))
+    failures = [step.name for step in steps if step.failed]
+    print(f"Failed: {', '.join(failures)}." if failures else "All checks passed.")
+    return bool(failures)
 
 
 if __name__ == "__main__":

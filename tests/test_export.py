@@ -19,9 +19,9 @@ from upvit_core.export import export_onnx
 )
 def test_the_file_gives_the_models_logits(variant: str, tmp_path: Path) -> None:
     model, shape = tiny(variant, torch.float32)
-    told = export_onnx(model, shape, tmp_path / "model.onnx")
-    assert told["max_abs_difference"] < 1e-4
-    assert told["bytes"] == (tmp_path / "model.onnx").stat().st_size
+    report = export_onnx(model, shape, tmp_path / "model.onnx")
+    assert report["max_abs_difference"] < 1e-4
+    assert report["bytes"] == (tmp_path / "model.onnx").stat().st_size
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))

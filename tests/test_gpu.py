@@ -92,14 +92,14 @@ class TestOnTheDevice:
         assert store.state(run.id).state == "interrupted", store.tail_log(run.id)
         store.resume(run.id)
         subprocess.run([*command, str(run.folder)], check=False)
-        expected, found = (
+        expected, losses = (
             {row["step"]: row["loss"] for row in store.read_metrics(one.id)[0] if row["phase"] == "train"}
             for one in (whole, run)
         )
-        assert found.keys() >= expected.keys()
+        assert losses.keys() >= expected.keys()
         tolerance = 0 if DEVICE == "cpu" else 2e-2  # a GPU adds in another order each time
         for step, loss in expected.items():
-            assert found[step] == pytest.approx(loss, rel=tolerance, abs=1e-9), step
+            assert losses[step] == pytest.approx(loss, rel=tolerance, abs=1e-9), step
 
     def test_two_gpus_follow_one(self, tmp_path: Path) -> None:
         """NCCL between two GPUs (gloo between two CPU processes): the same curve at the same global batch."""

@@ -1,4 +1,4 @@
-"""Memory that runs out: batches in parts give the whole batch's loss and gradients, and it is said."""
+"""Memory that runs out: batches in parts give the whole batch's loss and gradients, and the log says so."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def room_for(model: torch.nn.Module, images: int, kind: type[Exception] = torch.
 
 def steps(job: Distillation, count: int = 3) -> list[torch.Tensor]:
     """Losses, then gradients of the last step."""
-    found = []
+    gradients = []
     with isolated_rng():
         for images, labels in list(job.batches.epoch(0))[:count]:
             job.train_step(images.clone(), labels)
-            found.append(job.sums.clone())
-    return found + [p.grad.clone() for p in job.student.parameters() if p.grad is not None]
+            gradients.append(job.sums.clone())
+    return gradients + [p.grad.clone() for p in job.student.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize(("room", "parts"), [(4, 2), (3, 4), (2, 4), (1, 8)])
 def test_loss_and_gradients_are_the_whole_batch_s(train_images: Any, room: int, parts: int) -> None:
     expected = steps(make_job(train_images, **WHOLE))
     job = make_job(train_images, **WHOLE)
-    said: list[str] = []
-    job.say = said.append
+    lines: list[str] = []
+    job.say = lines.append
     room_for(job.student, room)
-    found = steps(job)
+    others = steps(job)
     assert job.parts == parts
-    assert len(said) == parts.bit_length() - 1
-    assert said[-1] == f"Out of memory: the batch of 8 is trained {8 // parts} images at a time, gradients added up."
-    for a, b in zip(expected, found, strict=True):
+    assert len(lines) == parts.bit_length() - 1
+    assert lines[-1] == f"Out of memory: the batch of 8 is trained {8 // parts} images at a time, gradients added up."
+    for a, b in zip(expected, others, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-6)
 
 
@@ -77,11 +77,11 @@ def test_memory_that_runs_out_in_the_backward_pass_leaves_no_gradient_behind(tra
 
     job.accelerator.backward = fails_once
     try:
-        found = steps(job)
+        others = steps(job)
     finally:
         job.accelerator.backward = backward
     assert job.parts == 2
-    for a, b in zip(expected, found, strict=True):
+    for a, b in zip(expected, others, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-4, atol=2e-6)
 
 
@@ -136,8 +136,8 @@ def test_evaluation_halves_too(train_images: Any) -> None:
     batches = list(train_images.batches(16))
     expected, labels = predict(job.teacher, batches)
     room_for(job.teacher, 3)
-    found, same = predict(job.teacher, batches)
-    torch.testing.assert_close(found, expected)
+    others, same = predict(job.teacher, batches)
+    torch.testing.assert_close(others, expected)
     assert torch.equal(labels, same)
 
 
@@ -209,8 +209,7 @@ def test_a_tight_run_begins_in_parts_and_an_impossible_one_fails(
 
 
 def test_devices_of_this_machine() -> None:
-    found = devices()
-    cpu = found[-1]
+    cpu = devices()[-1]
     assert cpu.name == "cpu"
     assert 0 < cpu.free <= cpu.total
     assert cpu.used == cpu.total - cpu.free
@@ -234,9 +233,9 @@ nonsense
     ],
 )
 def test_gpus_are_numbered_as_torch_numbers_them(visible: str | None, names: list[str]) -> None:
-    found = parse_gpus(TABLE, visible)
-    assert [device.label for device in found] == names
-    assert [device.name for device in found] == [f"cuda:{i}" for i in range(len(names))]
+    gpus = parse_gpus(TABLE, visible)
+    assert [device.label for device in gpus] == names
+    assert [device.name for device in gpus] == [f"cuda:{i}" for i in range(len(names))]
 
 
 @pytest.mark.parametrize(
@@ -266,14 +265,14 @@ def test_the_command_line_says_what_does_not_fit(
     asked = RunSpec(name="r", **demo)
     needed = check_memory(asked, a_device(1 << 40))
     assert needed is not None
-    for free, said in (
+    for free, sentence in (
         (2 * needed.needed, ""),
         (needed.needed - 1, "gradients added up"),
         (1, "choose another device"),
     ):
         monkeypatch.setattr("upvit_core.runs.memory_check.device_named", lambda name, free=free: a_device(free))
         runs._warn_of_memory(asked)
-        told = capsys.readouterr().err
-        assert (said in told) if said else not told
+        err = capsys.readouterr().err
+        assert (sentence in err) if sentence else not err
     runs._warn_of_memory(asked.model_copy(update={"executor": "slurm"}))
     assert not capsys.readouterr().err

@@ -11,31 +11,36 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from tests.benchmarks.report import publish
+from tests.benchmarks.report import Row, publish
 from upvit_core.models.checkpoint import build_model, load_model
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.profiling.throughput import measure
+from upvit_core.profiling.throughput import Throughput, measure
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
 from upvit_core.runs.worker import main as work
 from upvit_core.training.settings import PRESETS
 
 
-def run(plan: PruningPlan, root: Path, epochs: int, *, seed: int, scratch: bool) -> list[dict[str, Any]]:
+def run(plan: PruningPlan, root: Path, epochs: int, *, seed: int, scratch: bool) -> list[Row]:
     """Metrics of one run, carried out in this process."""
     settings = PRESETS["demo"].model_copy(update={"from_scratch": scratch, "seed": seed})
     spec = RunSpec(
-        name="scratch" if scratch else "pruned", teacher="demo", plan=plan.model_dump(mode="json"), data="demo",
-        epochs=epochs, settings=settings, device="cpu",
-    )  # fmt: skip
+        name="scratch" if scratch else "pruned",
+        teacher="demo",
+        plan=plan.model_dump(mode="json"),
+        data="demo",
+        epochs=epochs,
+        settings=settings,
+        device="cpu",
+    )
     store = RunStore(root)
     order = store.create(spec)
     if work([str(order.folder)]):
@@ -58,19 +63,23 @@ def main() -> None:
         )
     thin = plan.shape_after
     speeds = measure(
-        [loaded.model, build_model(thin)], torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
+        [loaded.model, build_model(thin)],
+        torch.randn(32, 1, 28, 28, generator=torch.Generator().manual_seed(0)),
         repeats=20,
-    )  # fmt: skip
+    )
     final = {name: rows[-1] for name, rows in (("pruned", pruned), ("scratch", scratch))}
     teacher = next(row for row in pruned if row["phase"] == "teacher")
     surgery = next(row for row in pruned if row["phase"] == "surgery")
 
-    def row(name: str, top1: float, steps: int, shape: Any, speed: Any) -> dict[str, Any]:
+    def row(name: str, top1: float, steps: int, shape: ModelShape, speed: Throughput) -> Row:
         return {
-            "model": name, "top-1 %": f"{top1:.2f}", "steps": steps, "params": count_parameters(shape),
+            "model": name,
+            "top-1 %": f"{top1:.2f}",
+            "steps": steps,
+            "params": count_parameters(shape),
             "MACs": count_macs(shape),
             "images/s, batch 32": f"{speed.images_per_s:.0f} ({speed.low:.0f}–{speed.high:.0f})",
-        }  # fmt: skip
+        }
 
     rows = [
         row("teacher", teacher["top1"], 0, loaded.shape, speeds[0]),
@@ -79,10 +88,16 @@ def main() -> None:
         row("same shape from scratch", final["scratch"]["top1"], final["scratch"]["step"], thin, speeds[1]),
     ]
     publish(
-        "demo, 50 % of every component, 3 heads", rows, arguments.out, epochs=arguments.epochs, seed=arguments.seed,
-        test_images=final["pruned"].get("images"), criterion=scores.criterion, score_images=scores.images,
+        "demo, 50 % of every component, 3 heads",
+        rows,
+        arguments.out,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+        test_images=final["pruned"].get("images"),
+        criterion=scores.criterion,
+        score_images=scores.images,
         distillation_seconds=final["pruned"].get("seconds"),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

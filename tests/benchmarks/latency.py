@@ -65,18 +65,30 @@ def main() -> None:
         known.with_error(error).save(arguments.save)
     rows = [
         {
-            "model": case.model.replace("_patch16_224", ""), "batch": case.batch, "fewer MACs": case.macs_ratio,
-            "measured ms": case.measured_ms, "estimated ms": case.estimated_ms,
-            "measured speed-up": case.measured_speed_up, "estimated": case.estimated_speed_up,
+            "model": case.model.replace("_patch16_224", ""),
+            "batch": case.batch,
+            "fewer MACs": case.macs_ratio,
+            "measured ms": case.measured_ms,
+            "estimated ms": case.estimated_ms,
+            "measured speed-up": case.measured_speed_up,
+            "estimated": case.estimated_speed_up,
             "error": f"{case.error:.1%}",
         }
         for case in cases
-    ]  # fmt: skip
+    ]
     publish(
-        "estimated against measured speed-up", rows, arguments.out, calibration_seconds=round(seconds, 1),
-        clock=known.clock, dtype=known.dtype, rounds=arguments.rounds, median_error=f"{error.median_error:.1%}",
-        worst_error=f"{error.worst_error:.1%}", rank_correlation=round(error.correlation, 4), plans=error.plans,
-    )  # fmt: skip
+        "estimated against measured speed-up",
+        rows,
+        arguments.out,
+        calibration_seconds=round(seconds, 1),
+        clock=known.clock,
+        dtype=known.dtype,
+        rounds=arguments.rounds,
+        median_error=f"{error.median_error:.1%}",
+        worst_error=f"{error.worst_error:.1%}",
+        rank_correlation=round(error.correlation, 4),
+        plans=error.plans,
+    )
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tests.benchmarks.report import publish
+from tests.support.allocated import peak
 from upvit_core.models.gpt2 import language_shape, random_inputs
 from upvit_core.profiling.bench import DEMO, random_model
 from upvit_core.profiling.held_out import random_shape
@@ -22,20 +23,6 @@ from upvit_core.profiling.memory import estimate_memory
 from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
 
 TEXT = language_shape("gpt2, 4 blocks", vocabulary=512, context=64, embed_dim=96, blocks=(BlockShape(4, 96, 384),) * 4)
-
-
-def peak(model: torch.nn.Module, images: torch.Tensor) -> int:
-    """Bytes held at most during a second pass, beyond weights and images."""
-    with torch.inference_mode():
-        model(images)
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            model(images)
-    held = highest = 0
-    for event in profile.profiler.kineto_results.events():  # type: ignore[union-attr]
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest
 
 
 def main() -> None:
@@ -61,15 +48,23 @@ def main() -> None:
                 errors.append(known.total / held - 1)
                 rows.append(
                     {
-                        "model": shape.name.replace("_patch16_224", ""), "batch": batch, "whole": one is shape,
-                        "weights MiB": weights / 2**20, "measured MiB": held / 2**20,
-                        "estimated MiB": known.total / 2**20, "error": f"{errors[-1]:+.1%}",
+                        "model": shape.name.replace("_patch16_224", ""),
+                        "batch": batch,
+                        "whole": one is shape,
+                        "weights MiB": weights / 2**20,
+                        "measured MiB": held / 2**20,
+                        "estimated MiB": known.total / 2**20,
+                        "error": f"{errors[-1]:+.1%}",
                     }
-                )  # fmt: skip
+                )
     publish(
-        "weights and peak activations", rows, arguments.out, cases=len(rows),
-        median_error=f"{np.median(np.abs(errors)):.1%}", worst_error=f"{np.max(np.abs(errors)):.1%}",
-    )  # fmt: skip
+        "weights and peak activations",
+        rows,
+        arguments.out,
+        cases=len(rows),
+        median_error=f"{np.median(np.abs(errors)):.1%}",
+        worst_error=f"{np.max(np.abs(errors)):.1%}",
+    )
 
 
 if __name__ == "__main__":

@@ -24,13 +24,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tests.benchmarks import peers_report
-from tests.benchmarks.report import machine
+from tests.benchmarks.report import Row, machine
 from tests.benchmarks.torch_pruning_peer import cut_to
 from upvit_core.data import draw_proxy, open_images
 from upvit_core.evaluation import evaluate, predict
@@ -165,28 +164,33 @@ class Bench:
         thin = cut(self.teacher, plan, repair=way.repair, data=self.train, images=self.images, seed=seed, stats=stats)
         return Cut(thin, plan.shape_after, seconds, time.perf_counter() - began)
 
-    def row(self, model: nn.Module, seconds: float = 0.0) -> dict[str, Any]:
+    def row(self, model: nn.Module, seconds: float = 0.0) -> Row:
         result = evaluate(model, self.test, teacher_logits=self.teacher_logits)
         return {"top1": result.top1, "kl": result.kl, "seconds": round(seconds, 1)}
 
-    def train_on(self, student: nn.Module, seed: int, recipe: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def train_on(self, student: nn.Module, seed: int, recipe: str) -> Iterator[tuple[int, Row]]:
         """Evaluations after each epoch."""
         settings = PRESETS[recipe].model_copy(update={"seed": seed})
         source = batch_source(self.train, self.teacher.pretrained_cfg, seed=seed)
         batches = TrainingBatches(source, batch_size=settings.batch_size, seed=seed)
         remembered = Remembered(self.teacher.model, self._mixed.setdefault((seed, recipe), []))
         run = Distillation(
-            student, remembered, batches, settings, epochs=self.epochs, num_classes=self.shape.num_classes,
+            student,
+            remembered,
+            batches,
+            settings,
+            epochs=self.epochs,
+            num_classes=self.shape.num_classes,
             accelerator=make_accelerator("cpu", "no"),
-        )  # fmt: skip
-        found = []
+        )
+        epochs = []
 
         def after_step(now: Distillation) -> None:
             if now.step % batches.steps_per_epoch == 0 and now.step < now.total_steps:
-                found.append((now.step // batches.steps_per_epoch, self.row(now.result, now.seconds)))
+                epochs.append((now.step // batches.steps_per_epoch, self.row(now.result, now.seconds)))
 
         result = distill(run, report=lambda row: None, after_step=after_step)
-        yield from found
+        yield from epochs
         yield self.epochs, self.row(result, run.seconds)
 
 
@@ -214,15 +218,20 @@ def with_ffn_of(directions: ImportanceScores, scores: ImportanceScores) -> Impor
 
 
 def run(
-    bench: Bench, out: Path, ratios: list[float], seeds: list[int], trained_ratios: list[float], minutes: float,
+    bench: Bench,
+    out: Path,
+    ratios: list[float],
+    seeds: list[int],
+    trained_ratios: list[float],
+    minutes: float,
     only: str = "",
-) -> None:  # fmt: skip
+) -> None:
     """Every row that `out` lacks, the most telling first, until `minutes` are over; `only`: ways that match it."""
     done = {key(row) for row in peers_report.read(out)}
     end = time.monotonic() + 60 * minutes
     settings = {"images": bench.images, "epochs": bench.epochs, "test_images": len(bench.teacher_logits), **machine()}
 
-    def write(way: Way, row: dict[str, Any]) -> None:
+    def write(way: Way, row: Row) -> None:
         row = {"way": way.name, "kind": way.kind, **row, **settings}
         with out.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -271,7 +280,7 @@ def run(
         train(WAYS, seed)
 
 
-def key(row: dict[str, Any]) -> tuple[str, float, int, int, str]:
+def key(row: Row) -> tuple[str, float, int, int, str]:
     return row["way"], row["ratio"], row["seed"], row["epoch"], row.get("recipe", "demo")
 
 

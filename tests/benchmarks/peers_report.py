@@ -7,14 +7,12 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 import plotly.graph_objects as go
 
-from tests.benchmarks.report import table
+from tests.benchmarks.report import Row, table
 from upvit_core.runs.forecast import Outcome, forecast
 
-Row = dict[str, Any]
 COLOURS = {"ours": "#0072B2", "peer": "#D55E00", "random": "#6b7480", "scratch": "#6b7480"}
 GROUPS = {"ours": "this studio", "peer": "Torch-Pruning", "random": "random channels", "scratch": "from scratch"}
 
@@ -45,11 +43,11 @@ def with_speeds(path: Path) -> list[Row]:
 
 def by_way(rows: list[Row], recipe: str = "demo") -> dict[tuple[str, float], dict[int, list[Row]]]:
     """Rows of the seeds, by (way, ratio) and epoch; after training, those of one recipe."""
-    found: dict[tuple[str, float], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    epochs: dict[tuple[str, float], dict[int, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         if row["epoch"] == 0 or row.get("recipe", "demo") == recipe:
-            found[row["way"], row["ratio"]][row["epoch"]].append(row)
-    return found
+            epochs[row["way"], row["ratio"]][row["epoch"]].append(row)
+    return epochs
 
 
 def spread(rows: list[Row], key: str, digits: int = 2) -> str:
@@ -63,15 +61,16 @@ def spread(rows: list[Row], key: str, digits: int = 2) -> str:
 def tables(path: Path) -> None:
     """One table a ratio, best right after surgery first."""
     rows = with_speeds(path)
-    found, gently = by_way(rows), by_way(rows, "repaired")
+    epochs, gently = by_way(rows), by_way(rows, "repaired")
     last = max((row["epoch"] for row in rows), default=0)
     for ratio in sorted({row["ratio"] for row in rows}):
         ways = sorted(
-            (way for way, r in found if r == ratio), key=lambda way: -mean(x["top1"] for x in found[way, ratio][0])
+            (way for way, r in epochs if r == ratio),
+            key=lambda way: -mean(x["top1"] for x in epochs[way, ratio][0]),
         )
         listed = []
         for way in ways:
-            own = found[way, ratio]
+            own = epochs[way, ratio]
             cut = own[0]
             entry = {"way": way, "MACs": f"{mean(r['macs'] for r in cut) / 1e6:.2f} M"}
             entry |= {f"to {what}, s": f"{mean(r[f'{what}_seconds'] for r in cut):.1f}" for what in ("score", "cut")}
@@ -88,24 +87,25 @@ def tables(path: Path) -> None:
         print(f"\n{ratio:.0%} of every component, top-1 in %: {json.dumps(settings)}\n\n{table(listed)}")
         print(f"\nlargest difference in MACs from the target: {largest_difference(rows, ratio):.2%}")
     print(verdict(rows))
-    print(f"\nin short\n\n{table(in_short(found, gently, last))}")
+    print(f"\nin short\n\n{table(in_short(epochs, gently, last))}")
 
 
 def in_short(
-    found: dict[tuple[str, float], dict[int, list[Row]]], gently: dict[tuple[str, float], dict[int, list[Row]]],
+    epochs: dict[tuple[str, float], dict[int, list[Row]]],
+    gently: dict[tuple[str, float], dict[int, list[Row]]],
     last: int,
-) -> list[Row]:  # fmt: skip
+) -> list[Row]:
     """Every ratio of every way, those that the figure draws first: top-1, and at 50 % how it goes on."""
-    ratios = sorted({ratio for _, ratio in found})
+    ratios = sorted({ratio for _, ratio in epochs})
     drawn = [way for way, _, _ in LINES]
-    others = {way: mean(row["top1"] for row in own[0]) for (way, ratio), own in found.items() if ratio == 0.5}
+    others = {way: mean(row["top1"] for row in own[0]) for (way, ratio), own in epochs.items() if ratio == 0.5}
     listed = []
     for way in (*drawn, *sorted(set(others) - set(drawn), key=lambda way: -others[way])):
-        half = found[way, 0.5]
+        half = epochs[way, 0.5]
         if not half.get(0):
             continue
-        row = {"way": told(way), "to score, s": f"{mean(r['score_seconds'] for r in half[0]):.0f}"}
-        row |= {f"{ratio * 100:.0f} %": spread(found[way, ratio][0], "top1", 1) for ratio in ratios}
+        row = {"way": readable_name(way), "to score, s": f"{mean(r['score_seconds'] for r in half[0]):.0f}"}
+        row |= {f"{ratio * 100:.0f} %": spread(epochs[way, ratio][0], "top1", 1) for ratio in ratios}
         row |= {f"{n} epoch{'s' * (n > 1)}": spread(half[n], "top1", 1) for n in range(1, last + 1)}
         row |= {f"{last} epochs, gently": spread(gently[way, 0.5][last], "top1", 1)}
         row |= {"KL at 50 %": spread(half[0], "kl", 3), "images/s": spread(half[0], "images_per_s", 0)}
@@ -114,7 +114,7 @@ def in_short(
     return listed
 
 
-def told(way: str) -> str:
+def readable_name(way: str) -> str:
     """A way as the README names it: its criterion as it is typed, equal ratios for uniform, the letter's own marked."""
     way += " (the letter)" if way == "kl, uniform, channels" else ""
     for criterion in ("kl", "fisher", "refine"):
@@ -135,7 +135,7 @@ def verdict(rows: list[Row]) -> str:
     for ratio in sorted({row["ratio"] for row in rows}):
         for epoch in sorted({row["epoch"] for row in rows if row["ratio"] == ratio}):
             best: dict[bool, tuple[float, float, str]] = {}
-            for (way, r), own in (item for found in both for item in found.items()):
+            for (way, r), own in (item for ways in both for item in ways.items()):
                 if r != ratio or not own.get(epoch):
                     continue
                 values = [row["top1"] for row in own[epoch]]
@@ -162,76 +162,103 @@ def forecasts(path: Path, teacher_top1: float = 92.13) -> None:
         runs = [row for row in rows if row["epoch"] == last and row.get("recipe", "demo") == recipe]
         known = [(r["way"], Outcome("", kl[r["way"], r["ratio"], r["seed"]], teacher_top1, r["top1"])) for r in runs]
         bands = [(run, forecast([o for other, o in known if other != way], run.kl, last)) for way, run in known]
-        found = [(run, band) for run, band in bands if band is not None]
-        if not found:
+        predicted = [(run, band) for run, band in bands if band is not None]
+        if not predicted:
             continue
-        inside = sum(band.low <= run.top1 <= band.high for run, band in found)
-        listed.append({
-            "recipe": recipe, "runs": len(runs), "forecast": len(found), "inside the 80 % band": inside,
-            "share": f"{inside / len(found):.0%}", "width, points": mean(band.high - band.low for _, band in found),
-            "error of the middle, points": mean(abs(run.top1 - band.middle) for run, band in found),
-        })  # fmt: skip
+        inside = sum(band.low <= run.top1 <= band.high for run, band in predicted)
+        listed.append(
+            {
+                "recipe": recipe,
+                "runs": len(runs),
+                "forecast": len(predicted),
+                "inside the 80 % band": inside,
+                "share": f"{inside / len(predicted):.0%}",
+                "width, points": mean(band.high - band.low for _, band in predicted),
+                "error of the middle, points": mean(abs(run.top1 - band.middle) for run, band in predicted),
+            }
+        )
     print(table(listed))
 
 
 LINES = (
     ("fisher, budget, directions, repaired", "circle", "solid"),
     ("fisher, uniform, directions, repaired", "square", "solid"),
-    ("fisher, budget, channels, repaired", "diamond", "dash"), ("kl, budget, channels", "triangle-up", "dash"),
-    ("kl, uniform, channels", "cross", "dot"), ("Torch-Pruning taylor, isomorphic", "circle", "solid"),
-    ("Torch-Pruning taylor, uniform", "square", "solid"), ("Torch-Pruning hessian, isomorphic", "diamond", "dash"),
-    ("Torch-Pruning l2, uniform", "triangle-up", "dot"), ("random channels", "x", "dot"),
+    ("fisher, budget, channels, repaired", "diamond", "dash"),
+    ("kl, budget, channels", "triangle-up", "dash"),
+    ("kl, uniform, channels", "cross", "dot"),
+    ("Torch-Pruning taylor, isomorphic", "circle", "solid"),
+    ("Torch-Pruning taylor, uniform", "square", "solid"),
+    ("Torch-Pruning hessian, isomorphic", "diamond", "dash"),
+    ("Torch-Pruning l2, uniform", "triangle-up", "dot"),
+    ("random channels", "x", "dot"),
     ("from scratch", "star", "dot"),
-)  # fmt: skip
+)
 
 
 def picture(path: Path, out: Path) -> None:
     """Left, top-1 right after surgery against the share removed; right, at 50 %, along the epochs of training."""
     rows = read(path)
-    found, gently = by_way(rows), by_way(rows, "repaired")
+    epochs, gently = by_way(rows), by_way(rows, "repaired")
     ratios, last = sorted({row["ratio"] for row in rows}), max(row["epoch"] for row in rows)
-    traces: list[Any] = []
+    traces: list[Row] = []
     for way, symbol, dash in LINES:
-        cuts = [(ratio, found[way, ratio][0]) for ratio in ratios if found[way, ratio].get(0)]
+        cuts = [(ratio, epochs[way, ratio][0]) for ratio in ratios if epochs[way, ratio].get(0)]
         if not cuts:
             continue
-        trained = sorted(found[way, 0.5])
-        look = {
-            "name": way, "legendgroup": way, "mode": "lines+markers", "marker": {"size": 10, "symbol": symbol},
+        trained = sorted(epochs[way, 0.5])
+        style = {
+            "name": way,
+            "legendgroup": way,
+            "mode": "lines+markers",
+            "marker": {"size": 10, "symbol": symbol},
             "line": {"color": COLOURS[cuts[0][1][0]["kind"]], "width": 2, "dash": dash},
-        }  # fmt: skip
-        traces.append({**look, **_points([100 * ratio for ratio, _ in cuts], [own for _, own in cuts])})
+        }
+        traces.append({**style, **_points([100 * ratio for ratio, _ in cuts], [own for _, own in cuts])})
         if trained[-1] > 0:
-            own = [found[way, 0.5][epoch] for epoch in trained]
-            traces.append({**look, **_points(trained, own), "xaxis": "x2", "yaxis": "y2", "showlegend": False})
+            own = [epochs[way, 0.5][epoch] for epoch in trained]
+            traces.append({**style, **_points(trained, own), "xaxis": "x2", "yaxis": "y2", "showlegend": False})
         if cuts[0][1][0]["kind"] == "ours" and len(along := sorted(gently[way, 0.5])) > 1:
             own = [gently[way, 0.5][epoch] for epoch in along]
             line = {
-                **look,
+                **style,
                 **_points(along, own),
                 "name": f"{way}, gently",
-                "line": {**look["line"], "color": "#56B4E9"},
+                "line": {**style["line"], "color": "#56B4E9"},
             }
             traces.append({**line, "xaxis": "x2", "yaxis": "y2"})
     grid = {"gridcolor": "#dfe3e8", "zeroline": False}
     seeds = len({row["seed"] for row in rows})
     layout = {
-        "width": 1320, "height": 560, "paper_bgcolor": "white", "plot_bgcolor": "white",
+        "width": 1320,
+        "height": 560,
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
         "font": {"family": "Source Sans Pro, sans-serif", "size": 15, "color": "#1f2328"},
         "title": f"Demo ViT, equal MACs, {rows[0]['test_images']:,} test images, {seeds} seed{'s' * (seeds > 1)}; "
         "blue: this studio, pale blue: trained gently, orange: Torch-Pruning",
-        "xaxis": {"title": "right after surgery; % of every component removed", "domain": [0, 0.36],
-                  "tickvals": [100 * ratio for ratio in ratios], **grid},
+        "xaxis": {
+            "title": "right after surgery; % of every component removed",
+            "domain": [0, 0.36],
+            "tickvals": [100 * ratio for ratio in ratios],
+            **grid,
+        },
         "yaxis": {"title": "top-1, %", "range": [0, 96], **grid},
-        "xaxis2": {"title": "at 50 %; epochs of distillation, 12,000 images each", "domain": [0.42, 0.7],
-                   "anchor": "y2", "tickvals": list(range(last + 1)), "range": [-0.15, last + 0.15], **grid},
-        "yaxis2": {"range": [0, 96], "anchor": "x2", **grid}, "legend": {"font": {"size": 13}, "x": 0.72},
+        "xaxis2": {
+            "title": "at 50 %; epochs of distillation, 12,000 images each",
+            "domain": [0.42, 0.7],
+            "anchor": "y2",
+            "tickvals": list(range(last + 1)),
+            "range": [-0.15, last + 0.15],
+            **grid,
+        },
+        "yaxis2": {"range": [0, 96], "anchor": "x2", **grid},
+        "legend": {"font": {"size": 13}, "x": 0.72},
         "margin": {"t": 60, "r": 10},
-    }  # fmt: skip
+    }
     screenshot(go.Figure({"data": traces, "layout": layout}), out)
 
 
-def _points(x: list[Any], own: list[list[Row]]) -> Row:
+def _points(x: list[float], own: list[list[Row]]) -> Row:
     values = [[row["top1"] for row in rows] for rows in own]
     spreads = [stdev(v) if len(v) > 1 else 0 for v in values]
     return {"x": x, "y": [mean(v) for v in values], "error_y": {"type": "data", "array": spreads, "thickness": 1.3}}

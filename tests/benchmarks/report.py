@@ -14,16 +14,22 @@ import torch
 
 from upvit_core.profiling.throughput import device_name
 
+Row = dict[str, Any]
 
-def machine() -> dict[str, Any]:
+
+def machine() -> dict[str, object]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {
-        "date": time.strftime("%Y-%m-%d"), "device": device_name(device), "threads": torch.get_num_threads(),
-        "torch": str(torch.__version__), "timm": timm.__version__, "python": platform.python_version(),
-    }  # fmt: skip
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[Row]) -> str:
     """Markdown table of rows with the same keys."""
     keys = list(rows[0])
     lines = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)]
@@ -31,11 +37,11 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def publish(name: str, rows: Sequence[dict[str, Any]], out: Path | None, **settings: Any) -> None:
+def publish(name: str, rows: Sequence[Row], out: Path | None, **settings: object) -> None:
     """Print the table with its settings; with `out`, write them as JSON too."""
     where = machine()
     print(f"\n{name}: {json.dumps({**settings, **where})}\n\n{table(rows)}\n", flush=True)

@@ -64,28 +64,46 @@ def test_a_report_keeps_recipes_apart_and_gives_each_its_better_one() -> None:
     def row(way: str, kind: str, epoch: int, top1: float, recipe: str = "demo") -> dict[str, object]:
         return {"way": way, "kind": kind, "ratio": 0.5, "seed": 0, "epoch": epoch, "top1": top1, "recipe": recipe}
 
-    rows = [row("a", "ours", 0, 90), row("a", "ours", 1, 80), row("a", "ours", 1, 91, "repaired"),
-            row("b", "peer", 0, 20), row("b", "peer", 1, 85), row("b", "peer", 1, 70, "repaired")]  # fmt: skip
+    rows = [
+        row("a", "ours", 0, 90),
+        row("a", "ours", 1, 80),
+        row("a", "ours", 1, 91, "repaired"),
+        row("b", "peer", 0, 20),
+        row("b", "peer", 1, 85),
+        row("b", "peer", 1, 70, "repaired"),
+    ]
     assert [r["top1"] for r in by_way(rows)["a", 0.5][1]] == [80]
     assert [r["top1"] for r in by_way(rows, "repaired")["a", 0.5][0]] == [90]
-    told = verdict(rows)
-    assert "ours 91.00" in told
-    assert "others 85.00" in told
-    assert "ahead by +6.00" in told
+    text = verdict(rows)
+    assert "ours 91.00" in text
+    assert "others 85.00" in text
+    assert "ahead by +6.00" in text
 
 
 def test_the_short_table_lists_every_way_the_drawn_ones_first() -> None:
     from tests.benchmarks.peers_report import by_way, in_short
 
     def row(way: str, epoch: int, top1: float, recipe: str = "demo") -> dict[str, object]:
-        return {"way": way, "ratio": 0.5, "seed": 0, "epoch": epoch, "top1": top1, "recipe": recipe, "kl": 0.25,
-                "score_seconds": 3.0, "images_per_s": 900.0, "speed_up": 2.0}  # fmt: skip
+        return {
+            "way": way,
+            "ratio": 0.5,
+            "seed": 0,
+            "epoch": epoch,
+            "top1": top1,
+            "recipe": recipe,
+            "kl": 0.25,
+            "score_seconds": 3.0,
+            "images_per_s": 900.0,
+            "speed_up": 2.0,
+        }
 
     rows = [row("refine, uniform, channels", 0, 30), row("Torch-Pruning l1, uniform", 0, 50)]
     rows += [row("random channels", 0, 10), row("random channels", 1, 80), row("random channels", 1, 70, "repaired")]
     short = in_short(by_way(rows), by_way(rows, "repaired"), 1)
     assert [line["way"] for line in short] == [
-        "random channels", "Torch-Pruning L1, equal ratios", "`refine`, equal ratios, channels",
-    ]  # fmt: skip
+        "random channels",
+        "Torch-Pruning L1, equal ratios",
+        "`refine`, equal ratios, channels",
+    ]
     assert (short[0]["1 epoch"], short[0]["1 epochs, gently"], short[1]["1 epoch"]) == ("80.0", "70.0", "–")
     assert (short[0]["images/s"], short[0]["speed-up"], short[0]["KL at 50 %"]) == ("900", "2.00", "0.250")

@@ -1,10 +1,10 @@
 """Torch-Pruning (Fang et al., CVPR 2023; isomorphic grouping: ECCV 2024) on timm's ViT, through an adapter.
 
 What the adapter does for the peer, so that it is compared at its best: class token and positions are pruned along
-their last axis; qkv is told its heads, so that every head loses the same dimensions and no head is lost; the head's
-outputs stay. timm's attention is told its new widths afterwards. A narrower head divides q·k by another root: the ratio
+their last axis; qkv is given its heads, so that every head loses the same dimensions and none goes; the head's
+outputs stay. timm's attention gets its new widths afterwards. A narrower head divides q·k by another root: the ratio
 is folded into q, as our own surgery does, or the peer's attention would change for no reason. Its Hessian estimator
-(1.6.1) forgets all images but the last, since it looks sums up under another key than it stores them by; they are
+(1.6.1) forgets all images but the last, since it reads sums under another key than it stores them by; they are
 added up here.
 """
 
@@ -15,12 +15,14 @@ import time
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 import torch
 import torch_pruning as tp
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch_pruning.pruner.importance import Importance
 
 from upvit_core.models.build import build_model
 from upvit_core.profiling.macs import count_macs
@@ -39,7 +41,7 @@ class PeerCut:
     cut_seconds: float
 
 
-def importance(name: str) -> Any:
+def importance(name: str) -> Importance:
     """Torch-Pruning's estimator with its own defaults."""
     return {
         "l1": lambda: tp.importance.GroupMagnitudeImportance(p=1),
@@ -50,9 +52,16 @@ def importance(name: str) -> Any:
 
 
 def cut_to(
-    model: nn.Module, shape: ModelShape, criterion: str, images: Iterable[tuple[Tensor, Tensor]], *,
-    ratio: float, isomorphic: bool = False, macs: float | None = None, tolerance: float = 0.01,
-) -> PeerCut:  # fmt: skip
+    model: nn.Module,
+    shape: ModelShape,
+    criterion: str,
+    images: Iterable[tuple[Tensor, Tensor]],
+    *,
+    ratio: float,
+    isomorphic: bool = False,
+    macs: float | None = None,
+    tolerance: float = 0.01,
+) -> PeerCut:
     """Cut by Torch-Pruning: `ratio` of every layer, or, isomorphic, whatever share has about `macs` MACs.
 
     `images` are the batches (x, labels) that `taylor` and `hessian` take the loss of.
@@ -81,7 +90,7 @@ def cut_to(
     return PeerCut(*best, score_seconds, seconds)
 
 
-def gradients(model: nn.Module, estimator: Any, criterion: str, images: Iterable[tuple[Tensor, Tensor]]) -> None:
+def gradients(model: nn.Module, estimator: Importance, criterion: str, images: Iterable[tuple[Tensor, Tensor]]) -> None:
     """What the estimator needs: gradients of the mean loss, or of every image's own."""
     model.zero_grad()
     if criterion == "taylor":
@@ -105,25 +114,34 @@ def gradients(model: nn.Module, estimator: Any, criterion: str, images: Iterable
 
 
 def once(
-    scored: nn.Module, shape: ModelShape, estimator: Any, criterion: str, ratio: float, isomorphic: bool
+    scored: nn.Module, shape: ModelShape, estimator: Importance, criterion: str, ratio: float, isomorphic: bool
 ) -> tuple[nn.Module, ModelShape]:
     """One pruning step on a copy that keeps the gradients."""
     model, estimator = copied(scored, estimator, criterion)
-    vit: Any = model
+    vit = cast(VisionTransformer, model)
     pixels = torch.zeros(1, shape.in_chans, *shape.img_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pruner = tp.pruner.BasePruner(
-            model, pixels, importance=estimator, pruning_ratio=ratio, global_pruning=isomorphic, isomorphic=isomorphic,
-            ignored_layers=[vit.head], num_heads={b.attn.qkv: b.attn.num_heads for b in vit.blocks},
-            out_channel_groups={}, in_channel_groups={}, prune_head_dims=True, prune_num_heads=False,
+            model,
+            pixels,
+            importance=estimator,
+            pruning_ratio=ratio,
+            global_pruning=isomorphic,
+            isomorphic=isomorphic,
+            ignored_layers=[vit.head],
+            num_heads={b.attn.qkv: b.attn.num_heads for b in vit.blocks},
+            out_channel_groups={},
+            in_channel_groups={},
+            prune_head_dims=True,
+            prune_num_heads=False,
             unwrapped_parameters=[(vit.cls_token, 2), (vit.pos_embed, 2)],  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
         pruner.step()
     return rebuilt(model, shape)
 
 
-def copied(scored: nn.Module, estimator: Any, criterion: str) -> tuple[nn.Module, Any]:
+def copied(scored: nn.Module, estimator: Importance, criterion: str) -> tuple[nn.Module, Importance]:
     """Deep copies lose gradients, and the Hessian estimator keeps its sums by parameter."""
     model = copy.deepcopy(scored)
     for new, old in zip(model.parameters(), scored.parameters(), strict=True):
@@ -146,7 +164,7 @@ def copied(scored: nn.Module, estimator: Any, criterion: str) -> tuple[nn.Module
 
 def rebuilt(model: nn.Module, shape: ModelShape) -> tuple[nn.Module, ModelShape]:
     """The pruned weights in a model of our own builder: whatever does not fit raises."""
-    vit: Any = model
+    vit = cast(VisionTransformer, model)
     blocks = tuple(
         BlockShape(own.num_heads, b.attn.proj.in_features, b.mlp.fc1.out_features)
         for b, own in zip(vit.blocks, shape.blocks, strict=True)

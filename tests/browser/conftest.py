@@ -10,8 +10,9 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.support.browser import ARTEFACTS, Visit, chromium, server, settle
+from tests.support.browser import ARTEFACTS, Visit, chromium, settle
 from tests.support.made_up import made_up_scores
+from tests.support.server import server
 
 HAVE_CHROMIUM = Path("/usr/bin/chromium").exists()
 
@@ -32,8 +33,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def address(home: Path) -> Iterator[str]:
-    environment = {"UPVIT_HOME": str(home / "home"), "UPVIT_RUNS": str(home / "runs"), "OMP_NUM_THREADS": "1"}
-    with server(environment, log=home / "server.log") as url:
+    with server(home, OMP_NUM_THREADS="1") as (url, _):
         yield url
 
 

@@ -8,7 +8,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.support.browser import Visit, server, settle
+from tests.support.browser import Visit, settle
+from tests.support.server import server
 
 
 def strip(page: Page) -> str:
@@ -96,7 +97,7 @@ def test_a_click_on_a_picture_puts_the_channel_under_the_glass(visit: Visit, pub
 
 @pytest.mark.slow
 def test_the_first_deep_link_after_a_start_is_right(browser: Browser, tmp_path: Path, published: Path) -> None:
-    with server({"UPVIT_HOME": str(tmp_path)}) as url:
+    with server(tmp_path) as (url, _):
         context = browser.new_context(reduced_motion="reduce", viewport={"width": 1440, "height": 900})
         page = context.new_page()
         page.goto(f"{url}/tradeoff?open=published:{published}")

@@ -61,9 +61,9 @@ def query(page: Page) -> dict[str, list[str]]:
     return parse_qs(urlsplit(page.url).query)
 
 
-def until(page: Page, told: Callable[[], bool], what: str) -> None:
+def until(page: Page, condition: Callable[[], bool], what: str) -> None:
     for _ in range(300):
-        if told():
+        if condition():
             return
         page.wait_for_timeout(200)
     pytest.fail(f"waited in vain until {what}; the page is {page.url}")
@@ -131,8 +131,8 @@ def test_two_plans_are_compared_saved_and_brought_back(visit: Visit, tmp_path: P
     with page.expect_download() as got:
         page.get_by_role("button", name="File").first.click()
     got.value.save_as(tmp_path / "plan.json")
-    told = json.loads((tmp_path / "plan.json").read_text())["requested"]
-    assert (told["name"], told["what_if"]["residual"]) == ("My forty", 40)
+    requested = json.loads((tmp_path / "plan.json").read_text())["requested"]
+    assert (requested["name"], requested["what_if"]["residual"]) == ("My forty", 40)
     page.get_by_role("button", name="Forget").first.click()
     expect(page.get_by_role("button", name="Forget")).to_have_count(0)
 
@@ -240,9 +240,9 @@ def test_an_exercise_is_answered_by_measuring_and_progress_stays(visit: Visit, u
         page.get_by_role("radio", name=answer).check(force=True)
         page.get_by_role("button", name="Check by measuring").click()
         settle(page, 180)  # until then the verdict on the answer before may stand there
-        told = page.locator(".st-key-ws-verdict [data-testid=stAlert]")
-        expect(told).to_contain_text(re.compile("That is so|Not yet"), timeout=180 * SECOND)
-        if "That is so" in told.inner_text():
+        verdict = page.locator(".st-key-ws-verdict [data-testid=stAlert]")
+        expect(verdict).to_contain_text(re.compile("That is so|Not yet"), timeout=180 * SECOND)
+        if "That is so" in verdict.inner_text():
             break
     expect(page.get_by_text("1 of 8 solved in this browser.")).to_be_visible()
     page.reload()

@@ -12,8 +12,9 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from tests.support.browser import ARTEFACTS, PAGES, server, settle
+from tests.support.browser import ARTEFACTS, PAGES, settle
 from tests.support.made_runs import made_store
+from tests.support.server import server
 
 NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
 CHARTS = '[data-testid="stPlotlyChart"], .runs figure:not([hidden])'
@@ -31,8 +32,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of its own, with one run of every kind in the list."""
     home = tmp_path_factory.mktemp("site")
     made_store(home / "runs")
-    environment = {"UPVIT_HOME": str(home / "home"), "UPVIT_RUNS": str(home / "runs"), "OMP_NUM_THREADS": "1"}
-    with server(environment, log=home / "server.log") as url:
+    with server(home, OMP_NUM_THREADS="1") as (url, _):
         yield url
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.support.browser import server, settle
+from tests.support.browser import settle
 from tests.support.made_runs import made_run
+from tests.support.server import server
 from upvit_core.figures.runs import RunCurve, speed_table
 from upvit_core.runs import RunStore
 
@@ -27,8 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunStore:
 
 @pytest.fixture(scope="module")
 def runs_address(store: RunStore) -> Iterator[str]:
-    environment = {"UPVIT_HOME": str(store.root.parent / "home"), "UPVIT_RUNS": str(store.root), "OMP_NUM_THREADS": "1"}
-    with server(environment, log=store.root.parent / "server.log") as url:
+    with server(store.root.parent, OMP_NUM_THREADS="1") as (url, _):
         yield url
 
 
@@ -184,11 +184,11 @@ def test_keys_walk_from_point_to_point(page: Page, store: RunStore) -> None:
     page.locator('[data-chart="task"] .plot').focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
         page.keyboard.press(key)
-    said = str(page.locator('[data-chart="task"] .said').text_content())
-    assert said.startswith("run demo ")
-    assert "top-1, %" in said
+    label = str(page.locator('[data-chart="task"] .said').text_content())
+    assert label.startswith("run demo ")
+    assert "top-1, %" in label
     tip = page.locator('[data-chart="task"] .tip')
-    assert said.split(", ")[0].removeprefix("run ") in str(tip.text_content())
+    assert label.split(", ")[0].removeprefix("run ") in str(tip.text_content())
     page.keyboard.press("+")
     page.locator('[data-chart="task"] .whole').wait_for()
     page.keyboard.press("Escape")

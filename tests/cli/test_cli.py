@@ -11,7 +11,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support import ROOT
-from upvit_core.cli import app
+from upvit_core.cli import app, main
 from upvit_core.data import open_images
 from upvit_core.errors import UPViTError
 from upvit_core.importance.score import score
@@ -79,7 +79,7 @@ def test_preset_without_weights(tmp_path: Path) -> None:
     data = ("--data", "demo", "--images", 2, "--criterion", "variance")
     assert call("profile", "deit_base_patch16_224", "--no-pretrained")["params"] == 86_567_656
     result = CliRunner().invoke(
-        app, ["score", "deit_base_patch16_224", "--no-pretrained", *map(str, data), "--out", str(scores)]
+        app, ["score", "deit_tiny_patch16_224", "--no-pretrained", *map(str, data), "--out", str(scores)]
     )
     assert isinstance(result.exception, UPViTError), "ten classes do not fit a head of 1,000"
     assert "1,000" in str(result.exception) or "1000" in str(result.exception)
@@ -104,11 +104,21 @@ def test_import_scores(shared_data: Path, tmp_path: Path) -> None:
         (["score", "demo", "--data", "demo", "--images", "999999", "--out", "s"], "999999 proxy images"),
     ],
 )
-def test_errors_are_one_sentence_without_traceback(arguments: list[str], message: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "upvit_core", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+def test_errors_are_one_sentence_without_traceback(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["upvit_core", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+
+
+def test_an_error_of_the_program_itself() -> None:
+    command = [sys.executable, "-m", "upvit_core", "plan", "no.safetensors", "--out", "p.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("Error: ")

@@ -12,7 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.benchmarks.session import Session, server
+from tests.support.server import server
+from tests.support.session import Session
 from tests.support.small_run import small_home, spec_for
 from upvit_core.runs import RunState, RunStore
 from upvit_core.runs.pid import ProcessIdentity

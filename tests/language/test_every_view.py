@@ -53,7 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_each_model_has_its_judge() -> None:
+def test_each_model_has_its_task() -> None:
     _, shape = tiny_gpt2()
     assert task_of(shape) is TEXT
     assert task_of(deit_shape("tiny")) is IMAGES
@@ -85,7 +85,7 @@ def test_means_are_over_tokens_and_budgets_are_met() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "sentence"),
     [
         (["export", "{lm}", "--out", "{out}/x.onnx"], "ONNX export is defined for models of images"),
         (["export", "{lm}", "--backbone", "--out", "{out}/b.onnx"], "A backbone without a head"),
@@ -94,11 +94,11 @@ def test_means_are_over_tokens_and_budgets_are_met() -> None:
     ],
 )
 def test_what_only_images_have_is_refused_in_a_sentence(
-    command: list[str], told: str, folder: Path, tmp_path: Path
+    command: list[str], sentence: str, folder: Path, tmp_path: Path
 ) -> None:
     result = CliRunner().invoke(app, [part.format(lm=folder, out=tmp_path) for part in command])
     assert result.exit_code != 0
-    assert str(result.exception).startswith(told)
+    assert str(result.exception).startswith(sentence)
     assert "letters reads text" in str(result.exception)
     assert not list(tmp_path.iterdir())
 
@@ -113,15 +113,15 @@ def test_criteria_are_compared_by_perplexity(folder: Path) -> None:
     assert all(row["interval"][0] < row["value"] < row["interval"][1] for row in rows)
 
 
-def test_evaluate_tells_perplexity_alone(folder: Path) -> None:
+def test_evaluate_gives_perplexity_alone(folder: Path) -> None:
     command = ["evaluate", str(folder), "--data", str(folder / "text.txt"), "--json"]
-    told = json.loads(CliRunner().invoke(app, command).stdout)
+    measured = json.loads(CliRunner().invoke(app, command).stdout)
     loaded = load_model(folder)
     text = open_images(str(folder / "text.txt"), "val", pretrained_cfg=loaded.pretrained_cfg)
     result = evaluate(loaded.model, text.batches(8))
-    assert told["perplexity"] == pytest.approx(result.perplexity)
-    assert told["tokens"] == result.images
-    assert not {"top1", "images"} & set(told)
+    assert measured["perplexity"] == pytest.approx(result.perplexity)
+    assert measured["tokens"] == result.images
+    assert not {"top1", "images"} & set(measured)
 
 
 def test_a_passage_is_the_text_before_the_token(folder: Path) -> None:
@@ -153,10 +153,10 @@ def test_charts_of_runs_name_perplexity_and_the_features_curve() -> None:
     curves = [RunCurve("a", "a", "#000000", rows)]
     points = Points()
     points.add(rows)
-    told = shown([points], View())
-    assert told["quantity"] == "perplexity"
-    assert "top-1" not in json.dumps(told).lower()
-    assert told["titles"]["y"] == "perplexity (less is better) of 70 test tokens"
+    charts = shown([points], View())
+    assert charts["quantity"] == "perplexity"
+    assert "top-1" not in json.dumps(charts).lower()
+    assert charts["titles"]["y"] == "perplexity (less is better) of 70 test tokens"
     assert speed_table(curves).table()["y"].tolist() == [30.0, 20.0]
     lines = step_table(curves, "features").table()
     assert (lines["x"].tolist(), lines["y"].tolist()) == ([5], [0.5])

@@ -204,10 +204,10 @@ def test_surgery_equals_an_independent_slice() -> None:
         expected[f"{stem}.mlp.c_fc.bias"] = source[f"{stem}.mlp.c_fc.bias"][f]
         expected[f"{stem}.mlp.c_proj.weight"] = source[f"{stem}.mlp.c_proj.weight"][f][:, keep]
         expected[f"{stem}.mlp.c_proj.bias"] = source[f"{stem}.mlp.c_proj.bias"][keep]
-    found = thin.state_dict()
-    assert set(found) == set(expected)
+    tensors = thin.state_dict()
+    assert set(tensors) == set(expected)
     for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, msg=name)
+        torch.testing.assert_close(tensors[name], tensor, msg=name)
     torch.testing.assert_close(thin(tokens()), stock(plan.shape_after, expected)(input_ids=tokens()).logits)
 
 
@@ -239,9 +239,9 @@ def test_folders_open_here_and_in_transformers(tmp_path: Path) -> None:
     assert torch.equal(again.model(tokens()), thin(tokens()))
     assert replace(again.shape, name="") == replace(plan.shape_after, name="")
     assert again.pretrained_cfg["tokenizer"] == cfg["tokenizer"]
-    theirs, told = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
-    assert not told["missing_keys"]
-    assert not told["unexpected_keys"]
+    theirs, info = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
     torch.testing.assert_close(theirs.eval()(input_ids=tokens()).logits, thin(tokens()))
     assert transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"))("ab")["input_ids"] == [
         0,

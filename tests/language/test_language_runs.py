@@ -102,9 +102,9 @@ def slow_perplexity(folder: Path, text: Path) -> float:
 
 
 def test_the_whole_way_by_verbs(text: Path, teacher: Path, tmp_path: Path) -> None:
-    told = call("evaluate", teacher, "--data", text)
-    assert told["perplexity"] == pytest.approx(slow_perplexity(teacher, text), rel=1e-4)
-    assert told["tokens"] == 147
+    measured = call("evaluate", teacher, "--data", text)
+    assert measured["perplexity"] == pytest.approx(slow_perplexity(teacher, text), rel=1e-4)
+    assert measured["tokens"] == 147
     scores, plan, thin = tmp_path / "s.safetensors", tmp_path / "plan.json", tmp_path / "thin"
     for criterion in ("l2", "fisher", "kl"):
         call("score", teacher, "--data", text, "--criterion", criterion, "--images", 20, "--out", scores)
@@ -117,7 +117,7 @@ def test_the_whole_way_by_verbs(text: Path, teacher: Path, tmp_path: Path) -> No
     assert done["state"] == "done"
     model = Path(done["run"]) / "model"
     assert done["perplexity"] == pytest.approx(slow_perplexity(model, text), rel=1e-4)
-    assert done["perplexity"] < told["perplexity"], "two epochs on a text with habits"
+    assert done["perplexity"] < measured["perplexity"], "two epochs on a text with habits"
     rows = [json.loads(line) for line in (model.parent / "metrics.jsonl").read_text().splitlines()]
     assert all("perplexity" in row for row in rows if row["phase"] != "train")
     assert call("runs", "--out", tmp_path / "runs")["runs"][0]["perplexity"] == pytest.approx(done["perplexity"])
@@ -126,8 +126,8 @@ def test_the_whole_way_by_verbs(text: Path, teacher: Path, tmp_path: Path) -> No
 def test_a_small_model_is_trained_with_its_own_tokenizer(tmp_path: Path) -> None:
     source = tmp_path / "source.txt"
     source.write_text("In the beginning was the word, and the word was long.\n" * 200)
-    told = gpt2.train_language(tmp_path / "lm", source, epochs=3, width=16, depth=1)
+    measured = gpt2.train_language(tmp_path / "lm", source, epochs=3, width=16, depth=1)
     opened = load_model(tmp_path / "lm")
-    again = call("evaluate", tmp_path / "lm", "--data", told["text"])
-    assert again["perplexity"] == pytest.approx(told["perplexity"], rel=1e-4)
+    again = call("evaluate", tmp_path / "lm", "--data", measured["text"])
+    assert again["perplexity"] == pytest.approx(measured["perplexity"], rel=1e-4)
     assert opened.shape.num_classes <= gpt2.VOCABULARY

@@ -23,9 +23,9 @@ def missing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("ours", [True, False])
 def test_the_library_says_what_to_install(ours: bool, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError) as told:
+    with pytest.raises(UnsupportedModelError) as error:
         load_model(folder_of_weights(tmp_path / "lm", ours=ours))
-    assert str(told.value) == SENTENCE
+    assert str(error.value) == SENTENCE
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Written from METHOD.md and the timm sources alone, to check the fast code agains
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch import Tensor, nn
 Masks = dict[str, Tensor]
 
 
-def kl_scores(model: VisionTransformer, images: Tensor) -> dict[str, Tensor]:
+def kl_scores(model: VisionTransformer, images: Tensor, only: str = "") -> dict[str, Tensor]:
     """Eq. 1 for every channel, one at a time: KL(teacher || without the channel) in nats, SUMMED over images.
 
     images (B, 3, H, W) -> 'residual' (D,), 'attention.{b}' (A_b,), 'ffn.{b}' (H_b,). METHOD.md, 'Score (Eq. 1)':
     residual and ffn channels are removed, attention channels masked to 0 in q, k and v at the original softmax scale.
+    only: the key of the one component to score.
     """
     teacher = _evaluation_copy(model)
     teacher_logits = _logits(teacher, images)
@@ -28,16 +30,16 @@ def kl_scores(model: VisionTransformer, images: Tensor) -> dict[str, Tensor]:
     def score_of(student: nn.Module) -> Tensor:
         return _summed_kl(teacher_logits, _logits(student, images))
 
-    dim = teacher.embed_dim
-    scores = {"residual": torch.stack([score_of(_without_residual_channel(teacher, c)) for c in range(dim)])}
+    students = {"residual": (teacher.embed_dim, partial(_without_residual_channel, teacher))}
     for b, block in enumerate(teacher.blocks):
-        channels = range(block.attn.proj.in_features)
-        scores[f"attention.{b}"] = torch.stack(
-            [score_of(_with_attention_channel_zero(teacher, b, c)) for c in channels]
-        )
-        channels = range(block.mlp.fc1.out_features)
-        scores[f"ffn.{b}"] = torch.stack([score_of(_without_ffn_channel(teacher, b, c)) for c in channels])
-    return scores
+        attention = partial(_with_attention_channel_zero, teacher, b)
+        students[f"attention.{b}"] = (block.attn.proj.in_features, attention)
+        students[f"ffn.{b}"] = (block.mlp.fc1.out_features, partial(_without_ffn_channel, teacher, b))
+    return {
+        key: torch.stack([score_of(without(channel)) for channel in range(width)])
+        for key, (width, without) in students.items()
+        if key.startswith(only)
+    }
 
 
 def block_removal_kl(model: VisionTransformer, images: Tensor, removed: tuple[int, int]) -> Tensor:

@@ -1,12 +1,12 @@
 """Peak activations against what torch's profiler sees allocated."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 from timm.data.mixup import mixup_target
 
+from tests.support.allocated import allocated, peak
 from upvit_core.models.build import build_model
 from upvit_core.models.gpt2 import language_shape, random_inputs
 from upvit_core.profiling.memory import TrainingMemory, estimate_memory, estimate_training
@@ -44,24 +44,6 @@ TEXTS = {
     "nearly all residual": (text(64, 32, 256, (4, 16, 16), (2, 4, 8)), 8),
     "many words": (text(3000, 32, 16, (4, 16, 16), (4, 16, 16)), 4),
 }
-
-
-def peak(model: torch.nn.Module, images: torch.Tensor) -> int:
-    with torch.inference_mode():
-        return allocated(lambda: model(images))
-
-
-def allocated(work: Callable[[], object]) -> int:
-    """The most bytes beyond those held before."""
-    work()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        work()
-    held = highest = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            highest = max(highest, held)
-    return highest
 
 
 @pytest.mark.parametrize("name", SHAPES)

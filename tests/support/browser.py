@@ -13,14 +13,9 @@ one a page, light, in few colours to stay small; --runs shows the runs of a fold
 from __future__ import annotations
 
 import argparse
-import os
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,55 +23,11 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support import ROOT
+from tests.support.server import server
 
+ARTEFACTS = ROOT / "tests" / "artifacts"
+Visit = Callable[..., Page]
 PAGES = ("model", "importance", "tradeoff", "runs", "transfer", "method", "workshop", "glossary")
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-@contextmanager
-def server(environment: dict[str, str] | None = None, log: Path | None = None) -> Iterator[str]:
-    """The real app on a free port of the loopback; yields its address."""
-    port = free_port()
-    with (log or Path(os.devnull)).open("wb") as out:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "streamlit",
-                "run",
-                "app.py",
-                "--server.port",
-                str(port),
-                "--server.headless",
-                "true",
-            ],
-            cwd=ROOT,
-            env={**os.environ, **(environment or {})},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            address = f"http://localhost:{port}"
-            for _ in range(300):
-                try:
-                    urllib.request.urlopen(f"{address}/_stcore/health", timeout=1)
-                    break
-                except OSError:
-                    if process.poll() is not None:
-                        raise RuntimeError(f"the app ended with code {process.returncode}") from None
-                    time.sleep(0.1)
-            yield address
-        finally:
-            process.terminate()
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 @contextmanager
@@ -110,8 +61,8 @@ def readme(out: Path, runs: Path | None) -> None:
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as home:
-        environment = {"UPVIT_HOME": f"{home}/home", "UPVIT_RUNS": str((runs or Path(home) / "runs").resolve())}
-        with server(environment) as address, chromium() as browser:
+        environment = {"UPVIT_RUNS": str(runs.resolve())} if runs else {}
+        with server(Path(home), **environment) as (address, _), chromium() as browser:
             context = browser.new_context(
                 reduced_motion="reduce", viewport={"width": 1360, "height": 850}, color_scheme="light"
             )
@@ -145,7 +96,7 @@ def main() -> None:
     query = dict(urllib.parse.parse_qsl(arguments.query))
     if arguments.open:
         query["open"] = arguments.open
-    with server(log=arguments.out / "server.log") as address, chromium() as browser:
+    with tempfile.TemporaryDirectory() as home, server(Path(home)) as (address, _), chromium() as browser:
         for theme in arguments.theme or ["light", "dark"]:
             for width in arguments.width or [1440, 1024]:
                 context = browser.new_context(
@@ -169,9 +120,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-ARTEFACTS = ROOT / "tests" / "artifacts"
-
-
-Visit = Callable[..., Page]

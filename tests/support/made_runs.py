@@ -1,4 +1,4 @@
-"""Run folders with made-up curves, for the page's looks and speed; never shown as results."""
+"""Run folders with made-up curves, for pages and their speed; never shown as results."""
 
 from __future__ import annotations
 
@@ -27,24 +27,48 @@ def plan_json(ratio: float, heads: int) -> dict[str, Any]:
 
 
 def made_run(
-    store: RunStore, ratio: float, state: str = "done", *, heads: int = 3, evaluations: int = 8, steps: int = 400,
-    share: float = 1.0, group: str = "", name: str = "", owner: str = "", **settings: Any,
-) -> Run:  # fmt: skip
+    store: RunStore,
+    ratio: float,
+    state: str = "done",
+    *,
+    heads: int = 3,
+    evaluations: int = 8,
+    steps: int = 400,
+    share: float = 1.0,
+    group: str = "",
+    name: str = "",
+    owner: str = "",
+    **settings: Any,
+) -> Run:
     """One run of `steps` steps, `share` of them done."""
     spec = RunSpec(
-        name=name or f"demo {100 * ratio:.0f}/{100 * ratio:.0f}/{100 * ratio:.0f} %", teacher="demo", data="demo",
-        plan=plan_json(ratio, heads), epochs=4, group=group, owner=owner, device="cpu",
+        name=name or f"demo {100 * ratio:.0f}/{100 * ratio:.0f}/{100 * ratio:.0f} %",
+        teacher="demo",
+        data="demo",
+        plan=plan_json(ratio, heads),
+        epochs=4,
+        group=group,
+        owner=owner,
+        device="cpu",
         settings=DistillSettings(**settings),
-    )  # fmt: skip
+    )
     run = store.create(spec)
     speed = 900 / (1 - ratio) ** 1.3
     best, first = 91.5 - 6 * ratio**2, 91.5 - 90 * ratio**1.2
     common = {"images_per_s": speed, "images": 2000, "device": "made up"}
     lines: list[dict[str, Any]] = [
         {"step": 0, "epoch": 0.0, "phase": "teacher", "top1": 91.7, "seconds": 0, **common, "images_per_s": 900.0},
-        {"step": 0, "epoch": 0.0, "phase": "surgery", "top1": max(first, 10), "seconds": 0, **common, "kl_teacher": 2.0,
-         "speedup": speed / 900},
-    ]  # fmt: skip
+        {
+            "step": 0,
+            "epoch": 0.0,
+            "phase": "surgery",
+            "top1": max(first, 10),
+            "seconds": 0,
+            **common,
+            "kl_teacher": 2.0,
+            "speedup": speed / 900,
+        },
+    ]
     done = round(steps * share)
     every = max(1, steps // evaluations)
     for step in range(1, done + 1):
@@ -62,11 +86,23 @@ def made_run(
     top1 = [line["top1"] for line in lines if "top1" in line][-1]
     run.write_state(
         RunState(
-            state=state, pid=me.pid, started=me.started, boot=me.boot, step=done, total_steps=steps, epoch=4 * share,
-            epochs=4, seconds=done * 0.2, seconds_left=(steps - done) * 0.2, top1=top1, top1_images=2000,
-            teacher_top1=91.7, images_per_s=speed, stage="training" if state == "running" else "",
+            state=state,
+            pid=me.pid,
+            started=me.started,
+            boot=me.boot,
+            step=done,
+            total_steps=steps,
+            epoch=4 * share,
+            epochs=4,
+            seconds=done * 0.2,
+            seconds_left=(steps - done) * 0.2,
+            top1=top1,
+            top1_images=2000,
+            teacher_top1=91.7,
+            images_per_s=speed,
+            stage="training" if state == "running" else "",
         )  # type: ignore[arg-type]
-    )  # fmt: skip
+    )
     return run
 
 

@@ -16,8 +16,11 @@ def scores(shape=SHAPE, seed: int = 0, images: int = 10) -> ImportanceScores:
     rng = np.random.default_rng(seed)
     return ImportanceScores(
         values={key: rng.uniform(0.2, 2) * rng.exponential(size=n) for key, n in expected_widths(shape).items()},
-        criterion="kl", unit="nats", shape=shape, images=images,
-    )  # fmt: skip
+        criterion="kl",
+        unit="nats",
+        shape=shape,
+        images=images,
+    )
 
 
 class Steps:

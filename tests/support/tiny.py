@@ -28,8 +28,14 @@ def tiny(variant: str = "class token", dtype: torch.dtype = torch.float64) -> tu
     """A model with perturbed weights (norms and biases too) in eval mode, and its shape. Treat as read-only."""
     name, overrides = VARIANTS[variant]
     arguments = {
-        "img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 4, "num_classes": 5, **overrides,
-    }  # fmt: skip
+        "img_size": 16,
+        "patch_size": 8,
+        "embed_dim": 16,
+        "depth": 3,
+        "num_heads": 4,
+        "num_classes": 5,
+        **overrides,
+    }
     generator = torch.Generator().manual_seed(7)
     with torch.random.fork_rng():
         torch.manual_seed(11)

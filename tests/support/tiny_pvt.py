@@ -25,7 +25,7 @@ def tiny_pvt(dtype: torch.dtype = torch.float64, **changes: Any) -> tuple[nn.Mod
     generator = torch.Generator().manual_seed(7)
     with torch.random.fork_rng():
         torch.manual_seed(11)
-        model: Any = PyramidVisionTransformerV2(**{**SIZES, **changes}).double().eval()
+        model = PyramidVisionTransformerV2(**{**SIZES, **changes}).double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -17,26 +16,11 @@ from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel, load_model
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.ratios import plan_uniform
-from upvit_core.pruning.basis import Basis, ProxyStatistics, collect_statistics, directions_scores, prune_directions
+from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, directions_scores, prune_directions
 from upvit_core.pruning.repair import repair
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-
-
-@dataclass
-class Spent:
-    """Seconds by what they went for: on the clock, and of processor time over all threads."""
-
-    wall: dict[str, float] = field(default_factory=dict)
-    cpu: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def on(self, what: str) -> Iterator[None]:
-        wall, cpu = time.perf_counter(), time.process_time()
-        yield
-        self.wall[what] = time.perf_counter() - wall
-        self.cpu[what] = time.process_time() - cpu
 
 
 class Setting:
@@ -44,7 +28,8 @@ class Setting:
 
     def __init__(self, teacher: str, data: str, images: int, seed: int = 0):
         self.loaded: LoadedModel = load_model(teacher)
-        self.data, self.seed, self.spent = data, seed, Spent()
+        self.data, self.seed = data, seed
+        self.seconds: dict[str, float] = {}  # by what they went for
         cfg, classes = self.loaded.pretrained_cfg, self.loaded.shape.num_classes
         self.train, self.test = (
             open_images(data, split, pretrained_cfg=cfg, num_classes=classes) for split in ("train", "val")
@@ -54,9 +39,15 @@ class Setting:
         self.teacher_logits, _ = predict(self.loaded.model, self.batches)
         self.teacher_top1 = self.measure(self.loaded.model)[0]
 
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[what] = time.perf_counter() - began
+
     @cached_property
     def stats(self) -> ProxyStatistics:
-        with self.spent.on("statistics"):
+        with self.timed("statistics"):
             return collect_statistics(adapt(self.loaded.model, self.loaded.shape), self.proxy)
 
     @cached_property
@@ -64,29 +55,29 @@ class Setting:
         """The demo's own exact scores of 2,000 images, else `fisher` of the proxy images."""
         if (self.loaded.name, self.data) == ("demo", "demo"):
             return ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
-        with self.spent.on("scores of channels"):
+        with self.timed("scores of channels"):
             return score(self.loaded, self.train, "fisher", n=len(self.proxy), seed=self.seed)
 
     @cached_property
     def directions(self) -> ImportanceScores:
         stats = self.stats
-        with self.spent.on("scores of directions"):
+        with self.timed("scores of directions"):
             return directions_scores(adapt(self.loaded.model, self.loaded.shape), self.proxy, stats)
 
     def plan(self, basis: str, ratio: float, heads: int | None = None) -> PruningPlan:
         scores = self.directions if basis == "directions" else self.channels
         return plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, snap=True, basis=basis)
 
-    def cut(self, plan: PruningPlan, basis: Basis | None = None) -> nn.Module:
-        with self.spent.on("cut"):
+    def cut(self, plan: PruningPlan) -> nn.Module:
+        with self.timed("cut"):
             if plan.basis == "directions":
-                return prune_directions(self.loaded.model, self.loaded.shape, plan, self.stats, basis)
+                return prune_directions(self.loaded.model, self.loaded.shape, plan, self.stats)
             return prune(self.loaded.model, self.loaded.shape, plan)
 
-    def repaired(self, student: nn.Module, plan: PruningPlan, basis: Basis | None = None) -> nn.Module:
+    def repaired(self, student: nn.Module, plan: PruningPlan) -> nn.Module:
         stats = self.stats if plan.basis == "directions" else None
-        with self.spent.on("repair"):
-            return repair(student, self.loaded.model, plan, self.proxy, stats=stats, basis=basis)[0]
+        with self.timed("repair"):
+            return repair(student, self.loaded.model, plan, self.proxy, stats=stats)[0]
 
     def measure(self, student: nn.Module) -> tuple[float, float]:
         """Top-1 in percent and the mean KL to the teacher in nats, on all test images."""

@@ -13,8 +13,9 @@ from streamlit.testing.v1 import AppTest
 
 from pages.runs import live_charts
 from pages.services import run_data
-from tests.benchmarks.session import Session, server
 from tests.support.made_runs import made_run
+from tests.support.server import server
+from tests.support.session import Session
 from upvit_core.figures.live import Points
 from upvit_core.runs import Run, RunStore
 

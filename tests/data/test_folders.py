@@ -1,0 +1,181 @@
+"""Folders of images: what they hold, how they are split, and images that cannot be read."""
+
+import pickle
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from timm.data import create_transform, resolve_data_config
+from torch.utils.data import DataLoader
+from torchvision import datasets
+
+from tests.support.pictures import CLASSES, COLOUR, GREY, assert_one_sentence, files, fill, opened
+from upvit_core.data import eval_transform, training_transform
+from upvit_core.errors import DataError
+
+
+def test_folder_has_the_files_and_labels_of_torchvisions_image_folder(folder: Path) -> None:
+    for split in ("train", "val"):
+        images, reference = opened(folder, split), datasets.ImageFolder(folder / split)
+        assert images.class_names == tuple(reference.classes)
+        assert images.labels().tolist() == reference.targets
+        assert [folder / name for name in files(images)] == [Path(path) for path, _ in reference.samples]
+        assert np.array_equal(images.image(1), reference[1][0])
+
+
+def test_batches_are_what_timms_transform_gives(folder: Path) -> None:
+    images, reference = opened(folder), datasets.ImageFolder(folder / "train")
+    transform = create_transform(**resolve_data_config(pretrained_cfg=COLOUR), is_training=False)
+    wanted = torch.stack([transform(image) for image, _ in reference])
+    for _ in range(2):  # decoded, then from memory
+        x, y = (torch.cat(parts) for parts in zip(*images.batches(4), strict=True))
+        assert torch.equal(x, wanted)
+        assert y.tolist() == reference.targets
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+    assert [len(y) for _, y in images.batches(4)] == [4, 4, 4, 3]
+
+
+def test_batches_follow_the_indices_given(folder: Path) -> None:
+    images = opened(folder)
+    whole = torch.cat([x for x, _ in images.batches(4)])
+    order = [14, 0, 7, 7]
+    x, y = (torch.cat(parts) for parts in zip(*images.batches(3, indices=order), strict=True))
+    assert torch.equal(x, whole[order])
+    assert y.tolist() == images.labels()[order].tolist()
+
+
+def test_large_images_are_read_by_threads_in_the_same_order(folder: Path) -> None:
+    images = opened(folder, pretrained_cfg={**COLOUR, "input_size": (3, 112, 112)})
+    x = torch.cat([x for x, _ in images.batches(2)])
+    transform = eval_transform({**COLOUR, "input_size": (3, 112, 112)})
+    assert torch.equal(x, torch.stack([transform(images.image(index)) for index in range(len(images))]))
+    half_read = images.batches(2)
+    next(half_read)
+    half_read.close()
+    assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+
+
+def test_what_is_too_large_to_keep_is_read_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("upvit_core.data.images.CACHE_BYTES", 100)
+    images = opened(folder)
+    assert images.pixels.kept is None
+    first, second = (torch.cat([x for x, _ in images.batches(4)]) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["validation", "valid", "test"])
+def test_other_names_of_the_validation_folder(name: str, folder: Path) -> None:
+    (folder / "val").rename(folder / name)
+    assert len(opened(folder, "val")) == 6
+
+
+def test_validation_may_lack_a_class_but_not_have_one_of_its_own(folder: Path) -> None:
+    for path in (folder / "val" / "ant").iterdir():
+        path.unlink()
+    (folder / "val" / "ant").rmdir()
+    images = opened(folder, "val")
+    assert images.class_names == CLASSES
+    assert images.labels().tolist() == [1, 1, 2, 2]
+    fill(folder / "val", {"dog": 1})
+    with pytest.raises(DataError) as error:
+        opened(folder, "val")
+    assert_one_sentence(error, "'dog'", "train")
+
+
+def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
+    root = fill(tmp_path / "one", {"ant": 20, "bee": 31, "cat": 2, "dog": 1})
+    train, val = opened(root), opened(root, "val")
+    assert np.bincount(val.labels(), minlength=4).tolist() == [2, 3, 1, 0]
+    assert np.bincount(train.labels()).tolist() == [18, 28, 1, 1]
+    assert not set(files(train)) & set(files(val))
+    again, other = opened(root, "val"), opened(root, "val", seed=1)
+    assert (files(again), again.digest) == (files(val), val.digest)
+    assert files(other) != files(val)
+    assert other.digest != val.digest
+
+
+def test_classes_that_are_called_train_and_test_are_classes(tmp_path: Path) -> None:
+    root = fill(tmp_path / "vehicles", {"car": 3, "test": 3, "train": 3})
+    assert opened(root).class_names == ("car", "test", "train")
+
+
+def test_hidden_files_and_what_is_no_image_are_passed_over(folder: Path) -> None:
+    digest = opened(folder).digest
+    (folder / "train" / ".cache").mkdir()
+    (folder / "train" / "ant" / "._000.png").write_bytes(b"x")
+    (folder / "train" / "ant" / "notes.txt").write_text("x")
+    assert (len(opened(folder)), opened(folder).digest) == (15, digest)
+
+
+def test_images_may_lie_deeper_inside_a_class(folder: Path) -> None:
+    fill(folder / "train" / "ant", {"inner": 2})
+    assert np.bincount(opened(folder).labels()).tolist() == [6, 5, 6]
+
+
+def test_digest_follows_names_labels_and_sizes(folder: Path) -> None:
+    first = opened(folder)
+    assert re.fullmatch(r"[0-9a-f]{16}", first.digest)
+    assert opened(folder, pretrained_cfg=GREY).digest == first.digest
+    assert opened(folder, "val").digest != first.digest
+    path = folder / "train" / "ant" / "000.png"
+    path.write_bytes(path.read_bytes() + b"x")
+    changed = opened(folder).digest
+    assert changed != first.digest
+    path.rename(path.with_name("other.png"))
+    assert opened(folder).digest not in (changed, first.digest)
+
+
+@pytest.fixture
+def damaged(folder: Path) -> Path:
+    whole = (folder / "train" / "bee" / "001.png").read_bytes()
+    (folder / "train" / "ant" / "000.png").write_bytes(b"")
+    (folder / "train" / "bee" / "001.png").write_bytes(whole[: len(whole) // 2])
+    (folder / "train" / "cat" / "005.png").write_text("not an image")
+    return folder
+
+
+NAMES = ("train/ant/000.png", "train/bee/001.png", "train/cat/005.png")
+
+
+def test_unreadable_images_are_named_and_left_out(damaged: Path) -> None:
+    images = opened(damaged)
+    assert (len(images), images.skipped) == (15, ())
+    for _ in range(2):
+        labels = torch.cat([y for _, y in images.batches(4)])
+        assert np.bincount(labels).tolist() == [3, 4, 5]
+        assert images.skipped == NAMES
+    with pytest.raises(DataError) as error:
+        images.image(0)
+    assert_one_sentence(error, NAMES[0])
+
+
+def test_a_batch_of_unreadable_images_alone_is_an_error(damaged: Path) -> None:
+    images = opened(damaged)
+    for _ in range(2):
+        with pytest.raises(DataError) as error:
+            list(images.batches(4, indices=[0, 5]))
+        assert_one_sentence(error, NAMES[0], "2 images")
+
+
+def test_a_training_loader_goes_on_with_the_next_image(damaged: Path) -> None:
+    images = opened(damaged)
+    dataset = images.dataset(training_transform(COLOUR))
+    labels = torch.cat([y for _, y in DataLoader(dataset, batch_size=4)])
+    assert np.bincount(labels).tolist() == [5, 5, 5]  # after the last comes the first
+    assert images.skipped == NAMES
+    for path in damaged.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        opened(damaged).dataset(training_transform(COLOUR))[0]
+    assert_one_sentence(error, "15")
+
+
+def test_a_dataset_can_be_sent_to_a_worker_process(folder: Path) -> None:
+    dataset = pickle.loads(pickle.dumps(opened(folder).dataset(training_transform(COLOUR))))
+    x, y = dataset[14]
+    assert (x.shape, y) == ((3, 16, 16), 2)
+    with pytest.raises(IndexError):
+        dataset[15]

@@ -1,0 +1,61 @@
+"""Models whose every parameter counts, files of them, and what an error must look like."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from tests.support.tiny import images
+from upvit_core.errors import UPViTError
+from upvit_core.records.shape import BlockShape, ModelShape
+
+CFG = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 1.0, "interpolation": "bilinear"}
+WIDE = {"img_size": 16, "patch_size": 8, "embed_dim": 128, "depth": 2, "mlp_ratio": 1.0, "num_classes": 5}
+UNEVEN = ModelShape(
+    name="uneven",
+    embed_dim=14,
+    blocks=(BlockShape(2, 10, 9), BlockShape(3, 21, 30), BlockShape(1, 5, 1)),
+    img_size=(16, 24),
+    patch_size=(8, 4),
+    in_chans=2,
+    num_classes=3,
+)
+
+
+def perturbed(model: nn.Module, seed: int = 3) -> nn.Module:
+    """The same model with every parameter moved, so that no norm or bias is at its neutral value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def wide(distilled: bool = False, **overrides: object) -> nn.Module:
+    """A model with heads 64 wide, so that its head count can be guessed from its tensors."""
+    name = "deit_tiny_distilled_patch16_224" if distilled else "deit_tiny_patch16_224"
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        return perturbed(timm.create_model(name, **{**WIDE, "num_heads": 2, **overrides}))
+
+
+@torch.no_grad()
+def logits(model: nn.Module) -> Tensor:
+    return model(images(4, torch.float32))
+
+
+def assert_one_sentence(error: pytest.ExceptionInfo[UPViTError], *words: str) -> None:
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.endswith((".", "?"))
+    assert not re.search(r"[.!?] [A-Z]", text.removesuffix(".")), text
+    for word in words:
+        assert word in text
+
+
+def saved(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path

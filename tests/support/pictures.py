@@ -1,0 +1,48 @@
+"""Folders of made-up pictures, opened as image sets."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from upvit_core.data import ImageSet, open_images
+from upvit_core.errors import DataError
+
+COLOUR = {
+    "input_size": (3, 16, 16), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "crop_pct": 0.8,
+    "interpolation": "bicubic",
+}  # fmt: skip
+GREY = {"input_size": (1, 28, 28), "mean": (0.286,), "std": (0.353,), "crop_pct": 1.0, "interpolation": "bicubic"}
+CLASSES = ("ant", "bee", "cat")
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 24), mode: str = "RGB") -> Image.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def fill(folder: Path, counts: dict[str, int], seed: int = 0) -> Path:
+    for number, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            picture(seed + 1000 * number + index).save(folder / name / f"{index:03}.png")
+    return folder
+
+
+def opened(spec: object, split: str = "train", **arguments: object) -> ImageSet:
+    return open_images(str(spec), split, **{"pretrained_cfg": COLOUR, **arguments})  # type: ignore[arg-type]
+
+
+def files(images: ImageSet) -> list[str]:
+    return [images.source.file_name(index) for index in range(len(images))]
+
+
+def assert_one_sentence(error: pytest.ExceptionInfo[DataError], *words: str) -> None:
+    text = str(error.value)
+    assert "\n" not in text
+    assert text.endswith(".")
+    assert not re.search(r"[.!?] [A-Z]", text.removesuffix(".")), text
+    for word in words:
+        assert word in text
