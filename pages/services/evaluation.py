@@ -19,8 +19,8 @@ import numpy as np
 import streamlit as st
 
 from pages.services import folders, jobs
-from pages.services.cache import Cache
 from pages.services.open_model import OpenModel
+from upvit_core.cache import Cache
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.plan import PruningPlan
 

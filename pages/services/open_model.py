@@ -12,8 +12,8 @@ import streamlit as st
 from safetensors import SafetensorError, safe_open
 
 from pages.services import jobs, limits
-from pages.services.cache import Cache
 from pages.services.session import session
+from upvit_core.cache import Cache
 from upvit_core.errors import CheckpointError, DataError
 from upvit_core.importance.published import import_scores
 from upvit_core.paths import DEMO_FOLDER

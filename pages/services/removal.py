@@ -13,8 +13,8 @@ import numpy as np
 import streamlit as st
 
 from pages.services import evaluation, jobs
-from pages.services.cache import Cache
 from pages.services.open_model import OpenModel
+from upvit_core.cache import Cache
 from upvit_core.records.shape import OUTPUT_BYTES, Component
 
 if TYPE_CHECKING:

@@ -7,12 +7,13 @@ screen has pixels are averaged in log10.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
+from upvit_core.cache import Cache
 from upvit_core.figures.theme import TITLES
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
@@ -62,10 +63,6 @@ class Picture:
     share: float = -1.0
     staged: bool = False
     word: str = "channel"
-
-    @property
-    def uniform_kept(self) -> bool:
-        return self.kept >= 0
 
     @property
     def row_word(self) -> str:
@@ -220,10 +217,8 @@ def score_table(scores: ImportanceScores, plan: PruningPlan | None = None) -> di
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-MOST_KEPT = 64
-
-
-_kept: dict[tuple[Any, ...], Any] = {}
+_logs: Cache[tuple[np.ndarray, np.ndarray, float]] = Cache(64)
+_rankings: Cache[np.ndarray] = Cache(64)
 
 
 def component_rows(scores: ImportanceScores, component: Component, blocks: Sequence[int] | None = None) -> np.ndarray:
@@ -249,8 +244,7 @@ def logs_of(
         floor = float(positive.min()) if positive.size else 1e-12
         return np.log10(np.maximum(raw, floor, where=known, out=np.full_like(raw, np.nan))), known, floor
 
-    found: tuple[np.ndarray, np.ndarray, float] = _once(("logs", scores.digest, component, blocks), make)
-    return found
+    return _logs.get((scores.digest, component, blocks), make)
 
 
 def ranking_of(scores: ImportanceScores, component: Component, blocks: tuple[int, ...], groups: int) -> np.ndarray:
@@ -262,14 +256,4 @@ def ranking_of(scores: ImportanceScores, component: Component, blocks: tuple[int
         ranking = np.argsort(-raw.reshape(R, groups, C // groups), axis=-1, kind="stable")
         return (ranking + (np.arange(groups) * (C // groups))[None, :, None]).reshape(R, C)
 
-    found: np.ndarray = _once(("ranking", scores.digest, component, blocks, groups), make)
-    return found
-
-
-def _once(key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    found = _kept.get(key)
-    if found is None:
-        found = _kept[key] = make()
-        while len(_kept) > MOST_KEPT:
-            _kept.pop(next(iter(_kept)), None)
-    return found
+    return _rankings.get((scores.digest, component, blocks, groups), make)
