@@ -135,8 +135,8 @@ def test_a_calibration_estimates_the_same_time(previous: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["demo", "teacher"])
 def test_saved_plans_are_listed_with_their_sliders(name: str, previous: Path) -> None:
-    """The demo's are option by its digest; those of a folder lie by its path, which is another on this machine."""
-    model = open_model.peek("demo" if name == "demo" else str(previous / name))
+    """The demo's lie by its digest; those of a folder by its path, which is another on this machine."""
+    model = open_model.inspect("demo" if name == "demo" else str(previous / name))
     assert model is not None
     if name == "teacher":
         shutil.copytree(previous / "home" / "plans" / "of the teacher", saved_plans.folder(model))
