@@ -228,7 +228,7 @@ def nothing_yet() -> None:
             f"Distil {model.name} at {now.words}", type="primary", icon=":material/play_arrow:", key="first-run",
             disabled=planned is None,
         ):  # fmt: skip
-            launch.start_runs(model, scores, [now], recipes.asked(model))
+            launch.start_runs(model, scores, [now], recipes.requested_training(model))
             frame.go_to_runs()
     else:
         st.markdown("Open a model with weights and scores first, then choose a plan.")

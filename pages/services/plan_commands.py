@@ -73,7 +73,7 @@ def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf,
         else:
             lines.append(blocks)
         told += f" --depth {plan.shape_after.depth} --depth-scores blocks.json"
-    training = recipes.asked(model)
+    training = recipes.requested_training(model)
     options = f"--epochs {training.epochs} --preset {training.preset(model, what_if)}"
     options += f" --feature-weight {training.feature_weight:g}" if training.feature_weight else ""
     lines += [

@@ -1,4 +1,4 @@
-"""How a run is to be trained, as the form of Distil says: the same for the run and for the command line."""
+"""The training settings of a run, from the Distil form: the same for the run and for the command line."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from upvit_core.training.settings import PRESETS, DistillSettings, usual_preset
 USUAL = "usual"
 MOST_ANSWERS = 100  # of the teacher's logits an image
 NAMES = {
-    "letter": "the letter's", "released_code": "released code's", "demo": "minutes on a CPU",
-    "repaired": "small steps, after repair", "language": "a language model's",
-}  # fmt: skip
+    "letter": "the letter's",
+    "released_code": "released code's",
+    "demo": "minutes on a CPU",
+    "repaired": "small steps, after repair",
+    "language": "a language model's",
+}
 HELP = (
     "letter: Eq. 2 as written; released code's: the KL weight of the authors' script; minutes on a CPU: small batches; "
     "small steps: that with a tenth of the learning rate and unmixed images, which leave what repair reached as it is. "
@@ -25,7 +28,7 @@ HELP = (
 
 @dataclass(frozen=True)
 class Training:
-    """What the form says; `recipe` is the name of a preset, or USUAL."""
+    """The values of the form; `recipe` is the name of a preset, or USUAL."""
 
     epochs: int
     images: str
@@ -44,22 +47,39 @@ class Training:
 
 
 def is_small(model: OpenModel) -> bool:
-    """Whether a CPU trains it in minutes."""
+    """Whether a CPU trains the model in minutes."""
     return model.shape.is_small
 
 
 def usual(model: OpenModel, what_if: WhatIf) -> str:
-    """Name of the preset that suits this start."""
+    """Name of the preset that suits this plan."""
     return usual_preset(model.shape.family, repaired=what_if.repair, small=is_small(model))
 
 
-def asked(model: OpenModel) -> Training:
-    """What the form stands at, or will open with."""
-    start = Training(4 if is_small(model) else 30, model.dataset)
+@dataclass(frozen=True)
+class TrainingKeys:
+    """Keys of the form's widgets; images and epochs are by model."""
+
+    source: str
+    recipe = "distil-recipe"
+    features = "distil-features"
+
+    @property
+    def images(self) -> str:
+        return f"distil-images-{self.source}"
+
+    @property
+    def epochs(self) -> str:
+        return f"distil-epochs-{self.source}"
+
+
+def requested_training(model: OpenModel) -> Training:
+    """The training that the form stands at, or will open with."""
+    start, keys = Training(4 if is_small(model) else 30, model.dataset), TrainingKeys(model.source)
     state = st.session_state
     return Training(
-        int(state.get(f"distil-epochs-{model.source}", start.epochs)),
-        str(state.get(f"distil-images-{model.source}", start.images)).strip(),
-        str(state.get("distil-recipe", start.recipe)),
-        float(state.get("distil-features", start.feature_weight)),
+        int(state.get(keys.epochs, start.epochs)),
+        str(state.get(keys.images, start.images)).strip(),
+        str(state.get(keys.recipe, start.recipe)),
+        float(state.get(keys.features, start.feature_weight)),
     )

@@ -1,9 +1,9 @@
-"""How a plan is spread over the blocks: the choice of a way, and a table in which every block can be set."""
+"""The allocation of a plan to blocks: the choice of how, and a table in which every block can be set."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 import pandas as pd
 import streamlit as st
@@ -18,107 +18,111 @@ from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape, legal_head_counts
 
-HEADS, ATTENTION, FFN = "Heads", "Attention removed", "FFN removed"
+Edit = TypedDict("Edit", {"Heads": int, "Attention removed": float, "FFN removed": float}, total=False)
+ALLOCATION_HELP = (
+    "Equal: the same ratio in every block (the letter). By kind: one ranking of all attention channels and one of all "
+    "FFN channels, so that blocks lose what their scores say (isomorphic). One threshold: all channels of all "
+    "components in one ranking; the ratios say only how many go in total (global). Block by block: as the table below "
+    "or a budget says."
+)
+ROUND_TO_HELP = (
+    "Widths that are multiples of 8 or 16 run faster on many devices; a line under the cards shows what rounding "
+    "changes."
+)
 
 
-def spread_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
-    """What the ratios mean for single blocks, and which multiples widths are taken to."""
+def allocation_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
+    """Draw the choice of the allocation over blocks, and of the multiples that widths are rounded to."""
     now = slider_state.current(shape)
     st.session_state.setdefault(ALLOCATION, ALLOCATIONS[now.allocation])
     st.session_state.setdefault(ROUND_TO, now.round_to)
+
+    def start_block_by_block() -> None:
+        """Block by block begins with the widths of the current plan."""
+        saved = session().what_if
+        if saved is not None and scores is not None and st.session_state[ALLOCATION] == ALLOCATIONS["widths"]:
+            widths = widths_of(saved.plan(scores, block_removals.records()).shape_after)
+            slider_state.set_to(what_if_from_widths(widths, shape, saved))
+
+    def round_widths() -> None:
+        """Widths that were set block by block are rounded too."""
+        saved = session().what_if
+        if saved is not None and saved.widths:
+            round_to = int(st.session_state[ROUND_TO])
+            widths = nearest_widths(parse_widths(saved.widths, shape), shape, round_to)
+            slider_state.set_to(replace(what_if_from_widths(widths, shape, saved), round_to=round_to))
+
     one, two = st.columns(2)
-    one.selectbox(
-        "Over blocks", list(ALLOCATIONS.values()), key=ALLOCATION, bind="query-params",
-        disabled=scores is None, on_change=_to_blocks, args=(shape, scores),
-        help="Equal: the same ratio in every block (the letter). By kind: one ranking of all attention channels and "
-        "one of all FFN channels, so that blocks lose what their scores say (isomorphic). One threshold: all channels "
-        "of all components in one ranking; the ratios say only how many go in total (global). Block by block: as the "
-        "table below or a budget says.",
-    )  # fmt: skip
-    two.selectbox(
-        "Round to", ROUNDINGS, key=ROUND_TO, bind="query-params", on_change=_round, args=(shape,),
-        help="Widths that are multiples of 8 or 16 run faster on many devices; the facts beside the sliders show what "
-        "the rounding changes.",
-    )  # fmt: skip
-
-
-def _to_blocks(shape: ModelShape, scores: ImportanceScores | None) -> None:
-    """From any other way, "block by block" begins where the plan stands."""
-    saved = session().what_if
-    if saved is not None and scores is not None and st.session_state[ALLOCATION] == ALLOCATIONS["widths"]:
-        slider_state.set_to(
-            what_if_from_widths(widths_of(saved.plan(scores, block_removals.records()).shape_after), shape, saved)
+    names = list(ALLOCATIONS.values())
+    with one:
+        st.selectbox(
+            "Over blocks",
+            names,
+            key=ALLOCATION,
+            bind="query-params",
+            disabled=scores is None,
+            on_change=start_block_by_block,
+            help=ALLOCATION_HELP,
         )
-
-
-def _round(shape: ModelShape) -> None:
-    """Widths that were set block by block are rounded too."""
-    saved = session().what_if
-    if saved is not None and saved.widths:
-        round_to = int(st.session_state[ROUND_TO])
-        widths = nearest_widths(parse_widths(saved.widths, shape), shape, round_to)
-        slider_state.set_to(replace(what_if_from_widths(widths, shape, saved), round_to=round_to))
+    with two:
+        st.selectbox(
+            "Round to", ROUNDINGS, key=ROUND_TO, bind="query-params", on_change=round_widths, help=ROUND_TO_HELP
+        )
 
 
 def blocks_table(plan: PruningPlan, now: WhatIf) -> None:
-    """Heads and ratios of every block, to be edited; an edit makes the plan one of its own widths."""
-    shape, after = plan.shape_before, plan.shape_after
-    widths = widths_of(after)
-    rows = frame(widths, shape)
-    every = sorted({count for block in shape.blocks for count in legal_head_counts(block.num_heads)})
+    """Draw heads and ratios of every block, to be edited; an edit makes the plan one of widths block by block."""
+    shape, widths = plan.shape_before, widths_of(plan.shape_after)
+    counts = sorted({count for block in shape.blocks for count in legal_head_counts(block.num_heads)})
     key = f"blocks {write_widths(widths)} {now.round_to}"
+    column = st.column_config
+
+    def apply_edits() -> None:
+        edits = {int(row): cells for row, cells in st.session_state[key]["edited_rows"].items()}
+        slider_state.set_to(what_if_from_widths(edited_widths(widths, shape, edits, now.round_to), shape, now))
+
+    removed = column.NumberColumn(min_value=0, max_value=99.9, format="%.1f %%", required=True)
     st.data_editor(
-        rows, key=key, hide_index=True, width="stretch", height=36 * (shape.depth + 1) + 2,
-        disabled=["Block", "Attention kept", "FFN kept"], on_change=_edited, args=(key, widths, shape, now),
+        table_rows(widths, shape),
+        key=key,
+        hide_index=True,
+        width="stretch",
+        height=36 * (shape.depth + 1) + 2,
+        disabled=["Block", "Attention kept", "FFN kept"],
+        on_change=apply_edits,
         column_config={
-            "Block": st.column_config.NumberColumn(width="small"),
-            HEADS: st.column_config.SelectboxColumn(options=every, required=True, width="small"),
-            ATTENTION: st.column_config.NumberColumn(min_value=0, max_value=99.9, format="%.1f %%", required=True),
-            FFN: st.column_config.NumberColumn(min_value=0, max_value=99.9, format="%.1f %%", required=True),
+            "Block": column.NumberColumn(width="small"),
+            "Heads": column.SelectboxColumn(options=counts, required=True, width="small"),
+            "Attention removed": removed,
+            "FFN removed": removed,
         },
-    )  # fmt: skip
+    )
     st.html(
-        '<p class="quiet">Double-click a cell to set heads or the share removed in one block; widths are taken to the '
-        "nearest legal ones. A slider sets all blocks again.</p>"
+        '<p class="quiet">Double-click a cell to set the heads or the share removed in one block; widths are taken to '
+        "the nearest legal ones. A slider sets all blocks again.</p>"
     )
 
 
-def frame(widths: Widths, shape: ModelShape) -> pd.DataFrame:
+def table_rows(widths: Widths, shape: ModelShape) -> pd.DataFrame:
     """One row a block."""
     rows = [
-        {
-            "Block": number, HEADS: heads, ATTENTION: 100 * (1 - attention / own.attention),
-            "Attention kept": attention, FFN: 100 * (1 - ffn / own.ffn), "FFN kept": ffn,
-        }
+        (number, heads, 100 * (1 - attention / own.attention), attention, 100 * (1 - ffn / own.ffn), ffn)
         for number, ((heads, attention, ffn), own) in enumerate(zip(widths.blocks, shape.blocks, strict=True))
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    ]
+    columns = ["Block", "Heads", "Attention removed", "Attention kept", "FFN removed", "FFN kept"]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def edited(widths: Widths, shape: ModelShape, changes: dict[int, dict[str, Any]], round_to: int) -> Widths:
+def edited_widths(widths: Widths, shape: ModelShape, edits: dict[int, Edit], round_to: int) -> Widths:
     """The widths after edits of rows, legal again; blocks without an edit stay as they are."""
     blocks = list(widths.blocks)
-    for number, cells in changes.items():
+    for number, cells in edits.items():
         heads, attention, ffn = blocks[number]
         own = shape.blocks[number]
-        wanted = Widths(
-            widths.embed_dim,
-            (
-                (
-                    int(cells.get(HEADS) or heads),
-                    _kept(cells.get(ATTENTION), own.attention, attention),
-                    _kept(cells.get(FFN), own.ffn, ffn),
-                ),
-            ),
-        )
+        if (removed := cells.get("Attention removed")) is not None:
+            attention = round(own.attention * (1 - removed / 100))
+        if (removed := cells.get("FFN removed")) is not None:
+            ffn = round(own.ffn * (1 - removed / 100))
+        wanted = Widths(widths.embed_dim, ((int(cells.get("Heads") or heads), attention, ffn),))
         blocks[number] = nearest_widths(wanted, replace(shape, blocks=(own,)), round_to).blocks[0]
     return Widths(widths.embed_dim, tuple(blocks))
-
-
-def _kept(removed: float | None, full: int, otherwise: int) -> int:
-    return otherwise if removed is None else round(full * (1 - removed / 100))
-
-
-def _edited(key: str, widths: Widths, shape: ModelShape, now: WhatIf) -> None:
-    changes = {int(row): cells for row, cells in st.session_state[key]["edited_rows"].items()}
-    slider_state.set_to(what_if_from_widths(edited(widths, shape, changes, now.round_to), shape, now))

@@ -1,9 +1,10 @@
-"""Best under a budget of parameters, MACs and time, one or two at once: the solver's plan becomes the current one."""
+"""The best plan under a budget of parameters, MACs and time: the solver's plan becomes the one under the sliders."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -31,27 +32,79 @@ FAMILIES: dict[Family, str] = {
     "uniform": "equal shares in all blocks",
     "stock": "a shape of stock {library}",
 }
-STOPS = "The sum leaves out that removals interact: trust it to rank plans, and what is measured for the loss itself."
+CAVEAT = "The sum ignores that removals interact: trust it to rank plans, and the measured KL for the loss itself."
+WIDEST_UNIFORM = 400  # residual channels up to which the uniform family is solved for comparison too
 
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """What the solver found for one budget, by family; `chosen` is the current plan."""
+    """The best plans within one budget, by family; `chosen` names the one under the sliders."""
 
     source: str
     limits: dict[str, float]
     chosen: Family
-    found: dict[Family, BestPlan]
+    best: dict[Family, BestPlan]
     seconds: float
 
 
+@dataclass(frozen=True)
+class Search:
+    """A budget to be met: limits by name; `removals` where blocks may go too."""
+
+    model: OpenModel
+    scores: ImportanceScores
+    now: WhatIf
+    limits: dict[str, float]
+    removals: BlockRemovals | None
+
+    def solve(self, family: Family) -> BestPlan:
+        """The best plan of one family; where blocks may go, of every depth, the cost of their removal included."""
+        scores, latency = self.scores, device.latency(self.model)
+        if self.model.shape.one_share:
+            best = best_shares(scores, self.limits, stock=family == "stock", latency=latency)
+            return BestPlan(best.plan, best.predicted, best.predicted, best.params, best.macs, best.latency_ms)
+        choices: dict[str, Any] = {
+            "family": family,
+            "latency": latency,
+            "heads": self.now.heads,
+            "round_to": self.now.round_to,
+            "basis": "directions" if scores.basis == "directions" else self.now.basis,
+        }
+        if self.removals is None:
+            return best_plan(scores, Budget(**self.limits), **choices)
+        chosen, every = best_over_depth(scores, self.removals, Budget(**self.limits), **choices)
+        bound = min(choice.best.bound + choice.blocks for choice in every)
+        return replace(chosen.best, predicted=chosen.predicted, bound=min(bound, chosen.predicted))
+
+    def solve_all(self, chosen: Family) -> BudgetResult:
+        """The best of the chosen family and, for comparison, of the others. Raises PlanError where nothing fits."""
+        began = time.perf_counter()
+        best = {chosen: self.solve(chosen)}
+        seconds = time.perf_counter() - began
+        for other in families(self.model):
+            if other not in best and (other != "uniform" or self.model.shape.embed_dim < WIDEST_UNIFORM):
+                try:
+                    best[other] = self.solve(other)
+                except PlanError:
+                    continue
+        return BudgetResult(self.model.source, self.limits, chosen, best, seconds)
+
+
+def families(model: OpenModel) -> list[Family]:
+    """In a model of stages all shares are equal."""
+    return [family for family in FAMILIES if family != "best" or not model.shape.one_share]
+
+
+def family_name(model: OpenModel, family: Family) -> str:
+    return FAMILIES[family].format(library=model.shape.library)
+
+
 def budget_panel(model: OpenModel, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan) -> None:
-    """The form in its popover; pressing its button sets the plan."""
+    """Draw the form in its popover; its button sets the plan."""
+    help_text = "The plan that is predicted to lose least within a budget, found exactly."
     with st.popover(
-        "Best under…", icon=":material/target:", width="stretch",
-        help="The plan that is predicted to lose least within a budget, found exactly.",
-        key="best-under", on_change="rerun",
-    ) as box:  # fmt: skip
+        "Best under…", icon=":material/target:", width="stretch", help=help_text, key="best-under", on_change="rerun"
+    ) as box:
         if not box.open:
             return
         if scores is None:
@@ -59,88 +112,82 @@ def budget_panel(model: OpenModel, scores: ImportanceScores | None, now: WhatIf,
             return
         if model.shape.one_share:
             st.caption("One share of each component, the same in all stages: what a stage costs depends on the others.")
-        limits = inputs(model, plan)
-        family = st.radio(
-            "Among", families(model), format_func=lambda family: family_name(model, family), key="budget-family",
+        limits = limit_fields(model, plan)
+        chosen: Family = st.radio(
+            "Among",
+            families(model),
+            format_func=lambda family: family_name(model, family),
+            key="budget-family",
             persist_state="session",
-        )  # fmt: skip
+        )
         own = model.shape.num_heads
         if now.heads is not None and own is not None and now.heads != own:
-            st.caption(f"With {now.heads} heads, as the slider says; scores cannot foretell what merging {own} does.")
+            st.caption(f"With {now.heads} heads, as the slider says; scores do not predict what merging {own} does.")
         if now.round_to > 1:
             st.caption(f"Widths are multiples of {now.round_to}.")
-        removals = None if model.shape.one_share else block_removals.records().of_model(plan.model_digest)
-        if removals is not None and not st.toggle(
-            "Blocks may go too", value=now.depth is not None, key="budget-depth", persist_state="session",
-            help="Tries every depth with its best widths. What blocks cost was measured; channels are added up.",
-        ):  # fmt: skip
-            removals = None
-        ready = bool(limits)
+        search = Search(model, scores, now, limits, _removals(model, now, plan))
         if st.button(
-            "Find the best plan", type="primary", icon=":material/target:", key="find-best", disabled=not ready
+            "Find the best plan", type="primary", icon=":material/target:", key="find-best", disabled=not limits
         ):
-            find(model, scores, now, limits, family, removals)
-        if not ready:
+            apply_best(search, chosen)
+        if not limits:
             st.caption("Tick at least one limit.")
 
 
-def inputs(model: OpenModel, plan: PruningPlan) -> dict[str, float]:
-    """Limits that are ticked; each begins at what the current plan has."""
+def _removals(model: OpenModel, now: WhatIf, plan: PruningPlan) -> BlockRemovals | None:
+    """The record of block removals, where there is one and blocks may go."""
+    known = None if model.shape.one_share else block_removals.records().of_model(plan.model_digest)
+    help_text = "Tries every depth with its best widths. What blocks cost was measured; channels are added up."
+    if known is not None and st.toggle(
+        "Blocks may go too", value=now.depth is not None, key="budget-depth", persist_state="session", help=help_text
+    ):
+        return known
+    return None
+
+
+def limit_fields(model: OpenModel, plan: PruningPlan) -> dict[str, float]:
+    """Draw the limits; returns those that are ticked. Each begins at what the current plan has."""
+    before, after = model.shape, plan.shape_after
     limits: dict[str, float] = {}
-    shape = plan.shape_after
-    full = {"params": count_parameters(model.shape), "macs": count_macs(model.shape)}
-    one = f"MACs of one {model.task.batch_item}"
-    for name, label, value in (
-        ("params", "Parameters", count_parameters(shape)), ("macs", one, count_macs(shape)),
-    ):  # fmt: skip
-        suffix, scale = ("G", 1e9) if full[name] >= 2e9 else ("M", 1e6)
-        key, ticked = f"{name}-{model.source}", name == "params"
-        given = _limit(key, f"{label}, {suffix}", value / scale, full[name] / scale, ticked)
-        if given is not None:
-            limits[name] = (given + 5e-5) * scale
+    for name, label, value, full in (
+        ("params", "Parameters", count_parameters(after), count_parameters(before)),
+        ("macs", f"MACs of one {model.task.batch_item}", count_macs(after), count_macs(before)),
+    ):
+        suffix, scale = ("G", 1e9) if full >= 2e9 else ("M", 1e6)
+        key = f"{name}-{model.source}"
+        limit = _limit_field(key, f"{label}, {suffix}", value / scale, full / scale, ticked=name == "params")
+        if limit is not None:
+            limits[name] = (limit + 5e-5) * scale
     batch = device.batch_of(model)
-    now, before = (device.milliseconds(s, batch) for s in (shape, model.shape))
-    if now is None or before is None:
+    ms, most = device.milliseconds(after, batch), device.milliseconds(before, batch)
+    if ms is None or most is None:
         st.caption("A limit on time needs this device calibrated.")
         return limits
-    given = _limit(f"ms-{model.source}-{batch}", f"Time of a batch of {batch}, ms (estimated)", now, before, False)
-    if given is not None:
-        limits["latency_ms"] = given
-    return limits
+    label = f"Time of a batch of {batch}, ms (estimated)"
+    limit = _limit_field(f"ms-{model.source}-{batch}", label, ms, most, ticked=False)
+    return limits if limit is None else {**limits, "latency_ms": limit}
 
 
-def _limit(key: str, label: str, value: float, most: float, ticked: bool) -> float | None:
+def _limit_field(key: str, label: str, value: float, most: float, *, ticked: bool) -> float | None:
+    key = f"limit-{key}"
     one, two = st.columns([0.12, 0.88], vertical_alignment="bottom")
-    on = one.checkbox(f"Limit {label}", value=ticked, key=f"limit-{key}", label_visibility="collapsed",
-                      persist_state="session")  # fmt: skip
-    given = two.number_input(
-        f"{label}, at most", min_value=0.0, max_value=float(most), value=float(value), format="%.4f",
-        key=f"limit-{key}-value", disabled=not on,
-    )  # fmt: skip
-    return float(given) if on and given > 0 else None
+    with one:
+        on = st.checkbox(f"Limit {label}", value=ticked, key=key, label_visibility="collapsed", persist_state="session")
+    name = f"{label}, at most"
+    limit = two.number_input(name, 0.0, float(most), float(value), format="%.4f", key=f"{key}-value", disabled=not on)
+    return float(limit) if on and limit > 0 else None
 
 
-def find(
-    model: OpenModel, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family,
-    removals: BlockRemovals | None,
-) -> None:  # fmt: skip
-    """Solve for the family asked for and, to compare, for the others; then move the sliders."""
-    began = time.perf_counter()
+def apply_best(search: Search, chosen: Family) -> None:
+    """Solve, and move the sliders to the plan of the chosen family."""
     try:
         with st.spinner("Searching…"):
-            solved = {family: _solve(model, scores, now, limits, family, removals)}
+            result = search.solve_all(chosen)
     except PlanError as error:
         st.warning(str(error))
         return
-    seconds = time.perf_counter() - began
-    for other in families(model):
-        if other not in solved and (other != "uniform" or model.shape.embed_dim < 400):
-            try:
-                solved[other] = _solve(model, scores, now, limits, other, removals)
-            except PlanError:
-                continue
-    state().budget = BudgetResult(model.source, limits, family, solved, seconds)
-    best = solved[family].plan
+    state().budget = result
+    model, now, best = search.model, search.now, result.best[chosen].plan
     if model.shape.one_share:
         session().move_to = with_shares(now, best)
     else:
@@ -150,71 +197,49 @@ def find(
     st.rerun()
 
 
-def family_name(model: OpenModel, family: Family) -> str:
-    return FAMILIES[family].format(library=model.shape.library)
-
-
-def families(model: OpenModel) -> list[Family]:
-    """In a model of stages all shares are equal."""
-    return [family for family in FAMILIES if family != "best" or not model.shape.one_share]
-
-
-def _solve(
-    model: OpenModel, scores: ImportanceScores, now: WhatIf, limits: dict[str, float], family: Family,
-    removals: BlockRemovals | None,
-) -> BestPlan:  # fmt: skip
-    """The best of this family; where blocks may go, of every depth, what their removal costs included."""
-    if model.shape.one_share:
-        return best_shares(scores, limits, stock=family == "stock", latency=device.latency(model))
-    basis = "directions" if scores.basis == "directions" else now.basis
-    choices = {"family": family, "latency": device.latency(model), "heads": now.heads, "round_to": now.round_to,
-               "basis": basis}  # fmt: skip
-    if removals is None:
-        return best_plan(scores, Budget(**limits), **choices)
-    chosen, every = best_over_depth(scores, removals, Budget(**limits), **choices)
-    bound = min(choice.best.bound + choice.blocks for choice in every)
-    return replace(chosen.best, predicted=chosen.predicted, bound=min(bound, chosen.predicted))
-
-
 def budget_result(model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan) -> None:
-    """Under the numbers, as long as the plan is the one that was found: how good it is, and what others would cost."""
-    found = state().budget
-    if found is None or found.source != model.source or scores is None:
+    """While the plan is the solver's: how good it is, and what plans of the other families would cost."""
+    result = state().budget
+    if result is None or result.source != model.source or scores is None:
         return
-    best = found.found[found.chosen]
+    best = result.best[result.chosen]
     if best.plan.shape_after != plan.shape_after:
         return
     unit = "nats" if is_kl(scores) else scores.unit or "of score"
     gap = "the least possible, exactly" if best.gap == 0 else f"at most {best.gap:.2g} above the least possible"
-    among = family_name(model, found.chosen)
     st.success(
-        f"Best within {_limits(found.limits)}, {among}: predicted KL {best.predicted:.3g} {unit}, {gap}; found in "
-        f"{1e3 * found.seconds:,.0f} ms. {STOPS}",
+        f"Best within {_limit_words(result.limits)}, {family_name(model, result.chosen)}: predicted KL "
+        f"{best.predicted:.3g} {unit}, {gap}; found in {1e3 * result.seconds:,.0f} ms. {CAVEAT}",
         icon=":material/target:",
     )
-    rows, least = [], min(other.predicted for other in found.found.values())
-    for family, other in found.found.items():
-        row = {
-            "Among": family_name(model, family), f"Predicted KL, {unit}": other.predicted,
-            "Against the best": other.predicted / least if least > 0 else 1.0, "Blocks": other.plan.shape_after.depth,
-            "Parameters": other.params, "MACs": other.macs,
-            f"Stock {model.shape.library}": other.plan.shape_after.is_uniform,
-        }  # fmt: skip
-        if other.latency_ms is not None:
-            row["Time, ms (estimated)"] = other.latency_ms
-        rows.append(row)
+    kl, library = f"Predicted KL, {unit}", model.shape.library
+    least = min(other.predicted for other in result.best.values())
+    rows = [
+        {
+            "Among": family_name(model, family),
+            kl: other.predicted,
+            "Against the best": other.predicted / least if least > 0 else 1.0,
+            "Blocks": other.plan.shape_after.depth,
+            "Parameters": other.params,
+            "MACs": other.macs,
+            f"Stock {library}": other.plan.shape_after.is_uniform,
+        }
+        | ({} if other.latency_ms is None else {"Time, ms (estimated)": other.latency_ms})
+        for family, other in result.best.items()
+    ]
     number = st.column_config.NumberColumn
-    st.dataframe(
-        pd.DataFrame(rows).sort_values(f"Predicted KL, {unit}"), hide_index=True, width="stretch",
-        column_config={"Parameters": number(format="localized"), "MACs": number(format="localized"),
-                       f"Predicted KL, {unit}": number(format="%.4g"),
-                       "Against the best": number(format="%.2f×", help="Predicted KL as a multiple of the least.")},
-    )  # fmt: skip
+    formats = {
+        "Parameters": number(format="localized"),
+        "MACs": number(format="localized"),
+        kl: number(format="%.4g"),
+        "Against the best": number(format="%.2f×", help="Predicted KL as a multiple of the least."),
+    }
+    st.dataframe(pd.DataFrame(rows).sort_values(kl), hide_index=True, width="stretch", column_config=formats)
 
 
-def _limits(limits: dict[str, float]) -> str:
+def _limit_words(limits: dict[str, float]) -> str:
     names = {"params": "parameters", "macs": "MACs"}
-    told = {name: f"{units.short(value)} {names[name]}" for name, value in limits.items() if name in names}
+    words = [f"{units.short(limits[key])} {name}" for key, name in names.items() if key in limits]
     if "latency_ms" in limits:
-        told["latency_ms"] = f"{units.figure(limits['latency_ms'])} ms"
-    return " and ".join(told.values())
+        words.append(f"{units.figure(limits['latency_ms'])} ms")
+    return " and ".join(words)

@@ -1,4 +1,4 @@
-"""Fewer blocks: the model as its half-blocks, what each pair of neighbours is worth, and how many blocks stay."""
+"""Fewer blocks: the half-blocks of the model, the score of each pair of neighbours, and how many blocks stay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORDERS: dict[Order, str] = {
     "depth first": "the channels are scored in the model that has its fewer blocks already",
     "width first": "the half-blocks are scored in the model that is thin already",
 }
-WHAT = (
+ABOUT = (
     "Attention (A) and FFN (F) of every block alternate, so any two neighbours can go and the rest still fits "
     "together. Where an A is left with the F of a later block, they make a **hybrid block**, an ordinary block once it "
     "is renumbered. Each step removes the pair without which the answers change least, and scores what is left again."
@@ -31,7 +31,7 @@ WHAT = (
 
 
 def depth_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None:
-    """Chart, slider and curve, or the way to make the scores; in an expander under the strips."""
+    """Draw chart, slider and curve, or the form that makes the scores, in an expander."""
     digest = scores.model_digest or model.digest
     record = block_removals.records().of_model(digest)
     with st.expander(
@@ -39,48 +39,49 @@ def depth_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None
     ) as box:
         shut = not box.open and now.depth is None
         if not shut:
-            st.markdown(WHAT)
+            st.markdown(ABOUT)
         if record is None:
             if not shut:
-                _make(model, digest)
+                _draw_making(model, digest)
             return
         whole = record.shape.depth
         if now.depth is None:
             st.session_state[DEPTH] = whole  # or the slider would go back to what the link or the browser has
-        # Drawn when shut too: a slider that is new on the page does not tell the link where it stands.
-        depth = st.slider(
-            "Blocks that stay", record.least_depth, whole, value=whole, key=DEPTH, bind="query-params",
-            help="Replays the removals in the order in which they were found; sizes, costs and accuracy follow.",
-        )  # fmt: skip
+        # Drawn when shut too: a slider that is new on the page does not write its value into the link.
+        label, help_text = "Blocks that stay", "Replays the removals in their order; sizes, costs and accuracy follow."
+        depth = st.slider(label, record.least_depth, whole, value=whole, key=DEPTH, bind="query-params", help=help_text)
         if shut:
             return
         charts.show(half_blocks(record, depth, charts.theme()), "half-blocks")
         charts.show(depth_curve(record, depth, charts.theme()), "depth-curve")
-        _order(model, scores, record, replace(now, depth=depth if depth < whole else None))
+        _draw_order(model, scores, record, replace(now, depth=depth if depth < whole else None))
         st.html('<p class="quiet">KL of the whole-width model without these blocks, before any training.</p>')
-        _again(model, digest, record)
+        _draw_again(model, digest, record)
 
 
-def _order(model: OpenModel, scores: ImportanceScores, record: BlockRemovals, now: WhatIf) -> None:
-    """Which of the two cuts is scored first, and the scoring that this needs."""
+def _draw_order(model: OpenModel, scores: ImportanceScores, record: BlockRemovals, now: WhatIf) -> None:
+    """Draw the choice of the cut that is scored first, and the button for the scores that it needs."""
     st.session_state.setdefault(ORDER, now.order)
     order = st.segmented_control(
-        "Order of the cuts", list(ORDERS), format_func=lambda name: name.capitalize(), required=True, wrap=True,
-        key=ORDER, bind="query-params", disabled=now.depth is None or now.basis != "channels",
-        help=" ".join(f"{name.capitalize()}: {what}." for name, what in ORDERS.items()),
-    )  # fmt: skip
+        "Order of the cuts",
+        list(ORDERS),
+        format_func=str.capitalize,
+        required=True,
+        wrap=True,
+        key=ORDER,
+        bind="query-params",
+        disabled=now.depth is None or now.basis != "channels",
+        help=" ".join(f"{name.capitalize()}: {text}." for name, text in ORDERS.items()),
+    )
     if now.depth is None or now.basis != "channels" or order in (None, "together"):
         return
-    widths = replace(now, depth=None).plan(scores)
-    known = (
-        block_removals.records().at_depth(record, now.depth)
-        if order == "depth first"
-        else block_removals.records().after_widths(widths)
-    )
+    widths, records = replace(now, depth=None).plan(scores), block_removals.records()
+    first = order == "depth first"
+    known = records.at_depth(record, now.depth) if first else records.after_widths(widths)
     if known is not None:
         st.caption(f"{order.capitalize()}: {ORDERS[order]}, on {known.images:,} {model.task.batch_items}.")
         return
-    key = f"{order} {model.data_key} {widths.digest if order == 'width first' else now.depth}"
+    key = f"{order} {model.data_key} {now.depth if first else widths.digest}"
     job = jobs.find(key)
     if job is not None and job.state != "done":
         progress.show(job)
@@ -110,8 +111,8 @@ def _score_in_order(
     jobs.start(key, work, f"Scoring {order}", long=True, again=True)
 
 
-def _make(model: OpenModel, digest: str) -> None:
-    """The way to the record: its form, its progress, and the first step on a few images."""
+def _draw_making(model: OpenModel, digest: str) -> None:
+    """Draw the form for the record, its progress, and the first step on a few images."""
     if not model.can_measure or not digest:
         needs = model.task.wanted if model.has_weights and digest else "a model with weights"
         st.caption(f"Scoring half-blocks needs {needs}.")
@@ -120,7 +121,7 @@ def _make(model: OpenModel, digest: str) -> None:
     progress.show(job)
     preview: BlockRemovals | None = jobs.result_of(first)
     if preview is not None:
-        st.caption(f"A fast look: the first step alone, on {preview.images} {model.task.batch_items}.")
+        st.caption(f"A preview: the first step alone, on {preview.images} {model.task.batch_items}.")
         charts.show(half_blocks(preview, preview.shape.depth, charts.theme()), "half-blocks-first")
     elif job is None or not job.active:
         progress.show(first)
@@ -128,7 +129,7 @@ def _make(model: OpenModel, digest: str) -> None:
         _form(model, digest)
 
 
-def _again(model: OpenModel, digest: str, record: BlockRemovals) -> None:
+def _draw_again(model: OpenModel, digest: str, record: BlockRemovals) -> None:
     if not model.can_measure:
         return
     job = jobs.find(_key(model, "all"))

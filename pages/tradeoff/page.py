@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.services import block_removals, jobs, reports, scoring, slider_state
+from pages.services import block_removals, jobs, plan_commands, reports, scoring, slider_state
 from pages.services.open_model import OpenModel, no_scores
 from pages.services.session import session
 from pages.tradeoff import (
@@ -60,6 +60,24 @@ def the_heads(scores: ImportanceScores, plan: PruningPlan) -> None:
         st.caption("By directions the cut joins the heads that attend most alike; here neighbours stand for them.")
 
 
+def command_button(model: OpenModel, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan) -> None:
+    with st.popover(
+        "Copy command",
+        icon=":material/terminal:",
+        width="stretch",
+        help="For a machine without a browser.",
+        key="command-box",
+        on_change="rerun",
+    ) as box:
+        if box.open:
+            commands = plan_commands.commands(model, scores, now, plan)
+            st.code(commands, language=None, wrap_lines=True, width=560)
+            if not model.has_weights:
+                st.caption(
+                    "MODEL is a checkpoint of this shape, IMAGES a folder of classes: this app has only its scores."
+                )
+
+
 def report_button(
     model: OpenModel, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan, found: Measurements
 ) -> None:
@@ -98,7 +116,7 @@ with frame.page(
         with presenter.folded("How"):
             sliders.way_controls(model.shape, model.can_measure)
             if not model.shape.one_share:
-                blocks.spread_controls(model.shape, scores)
+                blocks.allocation_controls(model.shape, scores)
         now = sliders.controls(model.shape)
         shown, finding = scoring.for_planning(model, scores, now)
         plan = now.plan(shown or scores or no_scores(model.shape), block_removals.records())
@@ -121,7 +139,7 @@ with frame.page(
             measure_button(model, plan, now)
             prune.prune_button(model, plan, now)
             distill.distil_button(model, scores, now)
-            compare.command_button(model, shown or scores, now, plan)
+            command_button(model, shown or scores, now, plan)
             report_button(model, shown or scores, now, plan, found)
     with right:
         if shown is not None:

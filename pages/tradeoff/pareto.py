@@ -1,4 +1,4 @@
-"""The front: loss against cost over many plans; a click sets the sliders."""
+"""The Pareto front: loss against cost over many plans; a click on a plan sets the sliders."""
 
 from __future__ import annotations
 
@@ -32,93 +32,112 @@ if TYPE_CHECKING:
 TITLES = {"Parameters": "parameters", "MACs": "MACs of one {item}", "Speed-up": "speed-up against the original, ×"}
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A plan, and its counts and estimates."""
+
+    name: str
+    plan: PruningPlan
+    entry: TriedPlan
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The choices above the chart."""
+
+    loss: str
+    cost: str
+    hide_dominated: bool
+
+    @property
+    def by_kl(self) -> bool:
+        return self.loss == tried_plans.KL
+
+
 def pareto_section(model: OpenModel, scores: ImportanceScores, now: WhatIf, ahead: Forecast | None) -> None:
-    """Choices of axes, the chart, and the button that measures every plan on it where the model is small."""
-    st.subheader(
-        "The front: what you pay, what you lose", anchor=False,
-        help=terms.tip(
-            "Plans by what they cost and what they lose; the best of them make the front.", "front", "kl", "plan"
-        ),
-    )  # fmt: skip
-    task = model.task
-    one, two = st.columns([0.36, 0.64])
-    loss = one.segmented_control(
-        "Loss",
-        (tried_plans.KL, task.name),
-        default=tried_plans.KL,
-        required=True,
-        wrap=True,
-        key="loss",
-        bind="query-params",
-    )
-    cost = two.segmented_control(
-        "Cost",
-        tried_plans.COSTS,
-        default=tried_plans.COSTS[0],
-        required=True,
-        wrap=True,
-        key="cost",
-        bind="query-params",
-    )
-    hide = st.toggle(
-        "Hide dominated", key="hide-dominated", bind="query-params",
-        help="Leaves out plans that another of the same kind beats, or equals, in cost and in loss.",
-    )  # fmt: skip
-    by_kl = loss == tried_plans.KL
-    job = candidates_job(model, scores, now)
-    found = job.result or []
+    """Choices of axes, the chart, and the button that measures every candidate where the model is small."""
+    text = "Plans by what they cost and what they lose; the best of them make the front."
+    help_text = terms.tip(text, "front", "kl", "plan")
+    st.subheader("The front: what you pay, what you lose", anchor=False, help=help_text)
+    axes = _axes(model)
+    candidates = candidates_job(model, scores, now)
     measuring: jobs.Job[dict[str, Evaluation]] | None = jobs.find(_key("measure front", model, scores, now))
-    others = candidate_entries(model, found, jobs.result_of(measuring) or {})
-    baseline: jobs.Job[evaluation.Baseline] | None = jobs.find(evaluation.baseline_key(model))
-    known = jobs.result_of(baseline) or evaluation.stored_baseline(model)
-    drawn = tried_plans.points(model, scores, now, cost, loss, known.value if known is not None else None, others)
-    if ahead is not None and not by_kl and (here := next((p for p in drawn if p.now), None)) is not None:
-        detail = f"top-1 after {ahead.epochs} epochs of distillation, forecast from {ahead.runs} runs: 80 % band"
-        name = f"after {ahead.epochs} epochs"
-        drawn.append(Point(name, here.x, ahead.middle, "estimated", detail, ahead.low, ahead.high))
-    if hide:
-        drawn = tried_plans.without_dominated(
-            drawn, more_is_better=(cost == "Speed-up", not by_kl and task.more_is_better)
-        )
-    if cost == "Speed-up" and device.calibration(model.shape) is None:
+    entries = candidate_entries(model, candidates.result or [], jobs.result_of(measuring) or {})
+    points = _points(model, scores, now, axes, entries, ahead)
+    if axes.cost == "Speed-up" and device.calibration(model.shape) is None:
         st.caption("Not calibrated: speed-ups are drawn where they were measured. Calibrate this device to see all.")
-    if not drawn:
-        st.info(
-            "Measured plans will be here, beside the model itself." if model.has_weights
-            else f"{task.name} of a plan needs weights."
-        )  # fmt: skip
+    if points:
+        _chart(model, scores, now, points, axes)
+    elif model.has_weights:
+        st.info("Measured plans will be here, beside the model itself.")
     else:
-        _chart(model, scores, now, drawn, cost, by_kl)
-    _measure_button(model, scores, now, job, measuring)
+        st.info(f"{model.task.name} of a plan needs weights.")
+    _measure_button(model, scores, now, candidates, measuring)
     st.html(
         '<p class="quiet">Click a plan to set the sliders to it. Estimated KL adds up what each removed channel costs '
         "alone; channels that go together cost more, which is what measuring shows.</p>"
     )
 
 
-def _chart(
-    model: OpenModel, scores: ImportanceScores, now: WhatIf, drawn: list[Point], cost: str, by_kl: bool
-) -> None:  # fmt: skip
-    lines: list[Line] = []
+def _axes(model: OpenModel) -> Axes:
+    one, two = st.columns([0.36, 0.64])
+
+    def choose(label: str, options: tuple[str, ...]) -> str:
+        key = label.lower()
+        chosen = st.segmented_control(
+            label, options, default=options[0], required=True, wrap=True, key=key, bind="query-params"
+        )
+        return chosen or options[0]
+
+    with one:
+        loss = choose("Loss", (tried_plans.KL, model.task.name))
+    with two:
+        cost = choose("Cost", tried_plans.COSTS)
+    help_text = "Leaves out plans that another of the same kind beats, or equals, in cost and in loss."
+    return Axes(loss, cost, st.toggle("Hide dominated", key="hide-dominated", bind="query-params", help=help_text))
+
+
+def _points(
+    model: OpenModel,
+    scores: ImportanceScores,
+    now: WhatIf,
+    axes: Axes,
+    entries: list[tuple[str, TriedPlan]],
+    ahead: Forecast | None,
+) -> list[Point]:
+    """The points to draw; the plan under the sliders has its forecast beside it."""
+    job: jobs.Job[evaluation.Baseline] | None = jobs.find(evaluation.baseline_key(model))
+    baseline = jobs.result_of(job) or evaluation.stored_baseline(model)
+    teacher = baseline.value if baseline is not None else None
+    points = tried_plans.pareto_points(model, scores, now, axes.cost, axes.loss, teacher, entries)
+    here = next((point for point in points if point.now), None)
+    if ahead is not None and not axes.by_kl and here is not None:
+        detail = f"top-1 after {ahead.epochs} epochs of distillation, forecast from {ahead.runs} runs: 80 % band"
+        name = f"after {ahead.epochs} epochs"
+        points.append(Point(name, here.x, ahead.middle, "estimated", detail, ahead.low, ahead.high))
+    if axes.hide_dominated:
+        better = axes.cost == "Speed-up", not axes.by_kl and model.task.more_is_better
+        points = tried_plans.without_dominated(points, more_is_better=better)
+    return points
+
+
+def _chart(model: OpenModel, scores: ImportanceScores, now: WhatIf, points: list[Point], axes: Axes) -> None:
+    task, lines = model.task, list[Line]()
     even = len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1
-    if by_kl and now.heads is not None and even and cost != "Speed-up":
-        lines = tried_plans.curves(scores, scores.digest, now.heads, cost)
-    task = model.task
-    y = f"KL to the original, {task.nats}" if by_kl else task.axis
+    if axes.by_kl and now.heads is not None and even and axes.cost != "Speed-up":
+        lines = tried_plans.ratio_curves(scores, scores.digest, now.heads, axes.cost)
     chart = plot_pareto(
-        drawn,
+        points,
         lines,
         charts.theme(),
-        x_title=TITLES[cost].format(item=task.batch_item),
-        y_title=y,
-        log_y=by_kl or not task.more_is_better,
+        x_title=TITLES[axes.cost].format(item=task.batch_item),
+        y_title=f"KL to the original, {task.nats}" if axes.by_kl else task.axis,
+        log_y=axes.by_kl or not task.more_is_better,
         height=430,
     )
-    event = charts.show(chart, "front", on_select="rerun")
-    chosen = event["selection"]["points"] if event else []  # type: ignore[index]
-    data = (chosen[0].get("customdata") or [None, None, None])[2] if chosen else None
-    if data is not None and data in {point.data for point in drawn}:
-        target = WhatIf(*json.loads(data))
+    data = charts.clicked_data(charts.show(chart, "front", on_select="rerun"))
+    if data in {point.data for point in points if point.data}:
+        target = WhatIf(*json.loads(str(data)))
         if state().clicked != target:
             state().clicked = target
             if target != now:
@@ -144,53 +163,40 @@ def _measure_button(
                 st.rerun()
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A plan and what is known of it before anything is measured."""
-
-    name: str
-    plan: PruningPlan
-    entry: TriedPlan
-
-
 def candidates_job(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> jobs.Job[list[Candidate]]:
     """The job that finds the best plans at ten shares of the MACs, of three kinds."""
 
     def work(report: jobs.Report) -> list[Candidate]:
         basis = "directions" if scores.basis == "directions" else now.basis
         if model.shape.one_share:
-            found = candidate_plans(scores)
+            plans = candidate_plans(scores)
         else:
-            found = candidate_plans(scores, heads=now.heads, round_to=now.round_to, basis=basis)
+            plans = candidate_plans(scores, heads=now.heads, round_to=now.round_to, basis=basis)
         plain = replace(now, widths="", repair=False, depth=None)
-        made = []
-        for name, plan in found:
+        candidates = []
+        for name, plan in plans:
             shape = plan.shape_after
             if shape.one_share:
                 what_if = with_shares(replace(plain, allocation="uniform", round_to=1), plan)
             else:
                 what_if = what_if_from_widths(widths_of(shape), model.shape, plain)
-            costs = count_parameters(shape), count_macs(shape), predicted_loss(scores, plan)
-            made.append(Candidate(name, plan, TriedPlan(what_if, *costs, speed_up=0.0)))
-        return made
+            entry = TriedPlan(what_if, count_parameters(shape), count_macs(shape), predicted_loss(scores, plan))
+            candidates.append(Candidate(name, plan, entry))
+        return candidates
 
     return jobs.ensure(_key("front", model, scores, now), work, "Finding good plans")
 
 
-def _key(step: str, model: OpenModel, scores: ImportanceScores, now: WhatIf) -> str:
-    return f"{step} {model.data_key} {scores.digest} {now.heads} {now.round_to} {now.basis}"
-
-
 def measure_candidates(
-    model: OpenModel, scores: ImportanceScores, now: WhatIf, found: list[Candidate]
+    model: OpenModel, scores: ImportanceScores, now: WhatIf, candidates: list[Candidate]
 ) -> jobs.Job[dict[str, Evaluation]]:
     """The job that cuts and evaluates every candidate; its result is by digest of the plan."""
 
     def work(report: jobs.Report) -> dict[str, Evaluation]:
         results = {}
-        for number, candidate in enumerate(found):
+        for number, candidate in enumerate(candidates):
+            report.step(f"plan {number + 1} of {len(candidates)}", number / len(candidates))
             plan = candidate.plan
-            report.step(f"plan {number + 1} of {len(found)}", number / len(found))
             results[plan.digest] = evaluation.evaluate_plan(model, plan, report.cancel_only, repair=False)
         return results
 
@@ -198,11 +204,11 @@ def measure_candidates(
 
 
 def candidate_entries(
-    model: OpenModel, found: list[Candidate], results: dict[str, Evaluation]
+    model: OpenModel, candidates: list[Candidate], results: dict[str, Evaluation]
 ) -> list[tuple[str, TriedPlan]]:
-    """Candidates as entries of the front, with what has been measured of them."""
+    """Candidates as entries of the chart, with what has been measured of them."""
     entries = []
-    for candidate in found:
+    for candidate in candidates:
         entry = candidate.entry
         if (times := latencies(model, candidate.plan)) is not None:
             entry = replace(entry, speed_up=times[0] / times[1])
@@ -210,3 +216,7 @@ def candidate_entries(
             entry = entry.measured(model.task, result)
         entries.append((candidate.name, entry))
     return entries
+
+
+def _key(step: str, model: OpenModel, scores: ImportanceScores, now: WhatIf) -> str:
+    return f"{step} {model.data_key} {scores.digest} {now.heads} {now.round_to} {now.basis}"

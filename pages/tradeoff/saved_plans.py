@@ -1,4 +1,4 @@
-"""Plans kept under a name, beside the model that they are of: each a plan.json that the command line reads too."""
+"""Plans saved under a name, by model: each is a plan.json that the command line reads too."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from pages.services import folders
 from pages.services.open_model import OpenModel
@@ -21,7 +20,7 @@ MOST_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class SavedPlan:
-    """A plan with its name; `what_if` is where the sliders stood, None for a file that does not tell."""
+    """A plan with its name; `what_if` is where the sliders stood, None where the file does not say."""
 
     name: str
     plan: PruningPlan
@@ -38,57 +37,58 @@ def folder(model: OpenModel) -> Path:
     return folders.plans() / name
 
 
-def every(model: OpenModel) -> list[SavedPlan]:
-    """Plans of this model, by name; files that are no plan of it are left out."""
-    found = []
+def all_saved(model: OpenModel) -> list[SavedPlan]:
+    """The saved plans of this model, by name; unreadable files, and plans of other models, are left out."""
+    plans = []
     for path in sorted(folder(model).glob("*.json")):
         try:
             with path.open("rb") as file:
-                found.append(read(file.read(MOST_BYTES + 1), path.stem, model.shape))
+                plans.append(read(file.read(MOST_BYTES + 1), path.stem, model.shape))
         except (PlanError, OSError):
             continue
-    return sorted(found, key=lambda kept: kept.name.casefold())
+    return sorted(plans, key=lambda saved: saved.name.casefold())
 
 
 def read(content: bytes, name: str, shape: ModelShape) -> SavedPlan:
-    """A plan from a file's content. Raises PlanError where it is none, or is of another model."""
+    """A plan from the content of a file. Raises PlanError where it holds none, or one of another model."""
     if len(content) > MOST_BYTES:
         raise PlanError(f"{name} has more than {MOST_BYTES >> 20} MB; no plan is that large.")
     plan = PruningPlan.from_json(content, name)
     before = plan.shape_before
     if [(g.key, g.width, g.heads) for g in before.groups] != [(g.key, g.width, g.heads) for g in shape.groups]:
         raise PlanError(f"{name} is a plan of {before.name}, which is shaped otherwise than {shape.name}; open that.")
-    told = plan.requested.get("name")
-    told = " ".join(told.split())[:LONGEST_NAME] if isinstance(told, str) and told.isprintable() else ""
-    return SavedPlan(told or name, plan, _what_if(plan.requested.get("what_if"), shape))
+    title = plan.requested.get("name")
+    title = " ".join(title.split())[:LONGEST_NAME] if isinstance(title, str) and title.isprintable() else ""
+    return SavedPlan(title or name, plan, _what_if(plan.requested.get("what_if"), shape))
 
 
-def _what_if(values: Any, shape: ModelShape) -> WhatIf | None:
-    """Where the sliders stood; None where the file does not tell, or tells what no slider can say."""
+def _what_if(values: object, shape: ModelShape) -> WhatIf | None:
+    """Where the sliders stood; None where the file does not say, or has values that no slider can take."""
     names = {field.name for field in fields(WhatIf)}
     if not isinstance(values, dict):
         return None
     try:
-        found = WhatIf(**{key: value for key, value in values.items() if key in names})
-        return found if is_legal(found, shape) else None
+        what_if = WhatIf(**{key: value for key, value in values.items() if key in names})
+        return what_if if is_legal(what_if, shape) else None
     except (TypeError, PlanError):
         return None
 
 
-def content(name: str, plan: PruningPlan, what_if: WhatIf | None) -> str:
-    """The file: the plan itself, with its name and the sliders among what was asked for."""
-    told = {**plan.requested, "name": name, "what_if": asdict(what_if) if what_if else None}
-    return plan.model_copy(update={"requested": json.loads(json.dumps(told))}).to_json()
+def file_content(name: str, plan: PruningPlan, what_if: WhatIf | None) -> str:
+    """The plan as a file, with its name and the sliders among what was requested."""
+    requested = {**plan.requested, "name": name, "what_if": asdict(what_if) if what_if else None}
+    return plan.model_copy(update={"requested": json.loads(json.dumps(requested))}).to_json()
 
 
 def save(model: OpenModel, name: str, plan: PruningPlan, what_if: WhatIf | None) -> SavedPlan:
-    """Keep a plan; one of the same name is replaced. Raises PlanError for an empty or long name."""
+    """Save a plan, in place of one with the same name. Raises PlanError for an empty or long name."""
     name = " ".join(name.split())
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise PlanError(f"{name[:40]!r} is no name for a plan; give 1 to {LONGEST_NAME} letters.")
-    kept = read(content(name, plan, what_if).encode(), name, model.shape)
-    PruningPlan.from_json(content(name, plan, what_if)).save(_path(model, name))
-    return kept
+        raise PlanError(f"{name[:40]!r} is not a name for a plan; give 1 to {LONGEST_NAME} characters.")
+    content = file_content(name, plan, what_if)
+    saved = read(content.encode(), name, model.shape)
+    PruningPlan.from_json(content).save(_path(model, name))
+    return saved
 
 
 def remove(model: OpenModel, name: str) -> None:

@@ -1,10 +1,10 @@
-"""Plans tried in this session, and the points they make on the front."""
+"""Plans tried in this session, and the points they make in the Pareto chart."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -18,7 +18,7 @@ from upvit_core.figures.pareto import Line, Point
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.planning.budget_stages import percents_of
 from upvit_core.planning.pareto import dominated
-from upvit_core.planning.uniform import UniformTable, uniform_table
+from upvit_core.planning.uniform import uniform_table
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
@@ -37,14 +37,16 @@ DRAWN = 60
 
 @dataclass(frozen=True)
 class TriedPlan:
-    """One plan that was under the sliders; measured values are None until measured. `value`: what the model is
-    judged by, top-1 or perplexity, with its 95 % interval."""
+    """One plan that was under the sliders; `removed` is its estimated KL, measured values are None until measured.
+
+    speed_up: 0 where it is not known. value: top-1 or perplexity, with its 95 % interval.
+    """
 
     what_if: WhatIf
     params: int
     macs: int
     removed: float
-    speed_up: float
+    speed_up: float = 0.0
     speed_measured: bool = False
     value: float | None = None
     low: float | None = None
@@ -56,6 +58,34 @@ class TriedPlan:
         """The same plan with what was measured of it."""
         low, high = task.interval(result)
         return replace(self, value=task.value(result), low=low, high=high, kl=result.kl, images=result.images)
+
+    def with_earlier(self, before: TriedPlan) -> TriedPlan:
+        """The same plan with earlier measurements where it has none of its own."""
+        entry = self
+        if entry.value is None:
+            entry = replace(
+                entry, value=before.value, low=before.low, high=before.high, kl=before.kl, images=before.images
+            )
+        if not entry.speed_measured and (before.speed_measured or not entry.speed_up):
+            entry = replace(entry, speed_up=before.speed_up, speed_measured=before.speed_measured)
+        return entry
+
+    def cost(self, axis: str) -> float:
+        return {"Parameters": self.params, "MACs": self.macs, "Speed-up": self.speed_up}[axis]
+
+
+def all_tried(model: OpenModel, scores: ImportanceScores) -> dict[str, TriedPlan]:
+    """Plans tried on this model with these scores, oldest first."""
+    return state().tried.setdefault(f"{model.source} {scores.digest}", {})
+
+
+def record(model: OpenModel, scores: ImportanceScores, entry: TriedPlan) -> None:
+    """Remember a plan; values measured earlier stay."""
+    known, key = all_tried(model, scores), repr(entry.what_if)
+    before = known.pop(key, None)
+    known[key] = entry if before is None else entry.with_earlier(before)
+    while len(known) > MOST_TRIED:
+        known.pop(next(iter(known)))
 
 
 def with_shares(now: WhatIf, plan: PruningPlan) -> WhatIf:
@@ -70,53 +100,25 @@ def with_shares(now: WhatIf, plan: PruningPlan) -> WhatIf:
     )
 
 
-def tried(model: OpenModel, scores: ImportanceScores) -> dict[str, TriedPlan]:
-    """Plans tried on this model with these scores, oldest first."""
-    return state().tried.setdefault(f"{model.source} {scores.digest}", {})
-
-
-def record(model: OpenModel, scores: ImportanceScores, entry: TriedPlan) -> None:
-    """Remember a plan; values measured earlier stay."""
-    known = tried(model, scores)
-    key = repr(entry.what_if)
-    before = known.pop(key, None)
-    if before is not None:
-        new = asdict(entry)
-        kept = {
-            k: getattr(before, k) for k, v in new.items() if v in (None, 0) and k not in ("removed", "speed_measured")
-        }
-        entry = replace(entry, **kept)
-        if before.speed_measured and not entry.speed_measured:
-            entry = replace(entry, speed_up=before.speed_up, speed_measured=True)
-    known[key] = entry
-    while len(known) > MOST_TRIED:
-        known.pop(next(iter(known)))
-
-
-@st.cache_resource(max_entries=8, show_spinner=False)
-def table(_scores: ImportanceScores, digest: str, heads: int) -> UniformTable:
-    return uniform_table(_scores, heads)
-
-
 @st.cache_resource(max_entries=16, show_spinner=False)
-def curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) -> list[Line]:
+def ratio_curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) -> list[Line]:
     """Estimated KL along equal ratios, and along the best uniform plans, against parameters or MACs."""
-    all_plans = table(_scores, digest, heads)
-    column = "params" if cost == "Parameters" else "macs"
-    equal = [all_plans.choice(p, p, p) for p in range(1, 96)]
-    best = [choice for choice in all_plans.front(column) if choice.removed > 0]
+    table, column = uniform_table(_scores, heads), "params" if cost == "Parameters" else "macs"
+    equal = [table.choice(percent, percent, percent) for percent in range(1, 96)]
+    best = [choice for choice in table.front(column) if choice.removed > 0]
     best = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, DRAWN).astype(int))]
-
-    def along(choices: list) -> np.ndarray:  # type: ignore[type-arg]
-        return np.array([getattr(c, column) for c in choices])
-
     return [
-        Line("equal ratios", along(equal), np.array([c.removed for c in equal]), "dot"),
-        Line("best ratios", along(best), np.array([c.removed for c in best])),
+        Line(
+            name,
+            np.array([getattr(choice, column) for choice in choices]),
+            np.array([choice.removed for choice in choices]),
+            *dash,
+        )
+        for name, choices, *dash in (("equal ratios", equal, "dot"), ("best ratios", best))
     ]
 
 
-def points(
+def pareto_points(
     model: OpenModel,
     scores: ImportanceScores,
     now: WhatIf,
@@ -126,33 +128,26 @@ def points(
     others: Sequence[tuple[str, TriedPlan]] = (),
 ) -> list[Point]:
     """Every plan tried, the one under the sliders, the model itself, published models, and named `others`."""
-    task = model.task
-    found: list[Point] = []
-    own = tried(model, scores)
-    every = [("", entry) for entry in own.values()] + [e for e in others if repr(e[1].what_if) not in own]
-    for label, entry in every:
-        found += _of_entry(label, entry, entry.what_if == now, cost, loss, task)
+    task, tried = model.task, all_tried(model, scores)
+    named = [("", entry) for entry in tried.values()]
+    named += [(label, entry) for label, entry in others if repr(entry.what_if) not in tried]
+    points: list[Point] = []
+    for label, entry in named:
+        points += _points_of(label, entry, entry.what_if == now, cost, loss, task)
     if loss != KL:
         if teacher is not None:
-            x = {"Parameters": count_parameters(model.shape), "MACs": count_macs(model.shape), "Speed-up": 1.0}[cost]
-            found.append(
-                Point(
-                    model.name,
-                    x,
-                    teacher,
-                    "teacher",
-                    f"{model.name}: {task.name.lower()} {task.format(teacher)}, measured",
-                )
-            )
+            whole = TriedPlan(now, count_parameters(model.shape), count_macs(model.shape), 0.0, speed_up=1.0)
+            detail = f"{model.name}: {task.name.lower()} {task.format(teacher)}, measured"
+            points.append(Point(model.name, whole.cost(cost), teacher, "teacher", detail))
         if model.shape.num_classes == 1000 and task.key == "top1":
-            found += published_points(cost)
-    return found
+            points += published_points(cost)
+    return points
 
 
 @lru_cache(2000)
-def _of_entry(label: str, entry: TriedPlan, here: bool, cost: str, loss: str, task: Task) -> tuple[Point, ...]:
-    """One plan as points of the front: estimated, measured, both or none."""
-    x = {"Parameters": entry.params, "MACs": entry.macs, "Speed-up": entry.speed_up}[cost]
+def _points_of(label: str, entry: TriedPlan, here: bool, cost: str, loss: str, task: Task) -> tuple[Point, ...]:
+    """One plan as points of the chart: estimated, measured, both or none."""
+    x = entry.cost(cost)
     if not x:  # a speed-up on a device that is not calibrated
         return ()
     about = f"{label + ': ' if label else ''}{entry.what_if.words} removed: "
@@ -165,19 +160,19 @@ def _of_entry(label: str, entry: TriedPlan, here: bool, cost: str, loss: str, ta
             return ()
         detail = f"{about}<br>{task.name.lower()} {task.format(entry.value)}, {where}"
         return (Point(name, x, entry.value, "measured", detail, entry.low, entry.high, here, data),)
-    found = []
+    points = []
     detail = f"{about}<br>single removals add up to {entry.removed:.3g} {task.nats} (estimated)"
-    if entry.what_if.depth is None:  # what blocks cost together, their channels' scores do not tell
+    if entry.what_if.depth is None:  # scores of channels do not predict what blocks cost together
         now = here and entry.kl is None
-        found.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=now, data=data))
+        points.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=now, data=data))
     if entry.kl is not None:
         detail = f"{about}<br>KL {entry.kl:.3g} {task.nats}, {where}"
-        found.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))
-    return tuple(found)
+        points.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))
+    return tuple(points)
 
 
 def without_dominated(points: list[Point], *, more_is_better: tuple[bool, bool]) -> list[Point]:
-    """Leaves out measured plans that another measured one beats in both, and estimated ones likewise.
+    """The points without measured plans that another measured one beats in both axes, and estimated ones likewise.
 
     The plan under the sliders, the model itself and published models stay.
     """
@@ -192,14 +187,13 @@ def without_dominated(points: list[Point], *, more_is_better: tuple[bool, bool])
 
 def published_points(cost: str) -> list[Point]:
     """Published ImageNet models that have a value on this axis."""
-    found = []
+    points = []
     for row in PUBLISHED:
         shape: ModelShape | None = deit_shape(row.widths) if row.widths else None
-        x = {"Parameters": row.params * 1e6, "MACs": count_macs(shape) if shape else None, "Speed-up": row.speed_up}[
-            cost
-        ]
-        if x is None:
-            continue
-        detail = f"top-1 {row.top1} %, {row.params} M parameters, as published" + (f"; {row.note}" if row.note else "")
-        found.append(Point(row.name, float(x), row.top1, "published", detail))
-    return found
+        macs = count_macs(shape) if shape else None
+        x = {"Parameters": row.params * 1e6, "MACs": macs, "Speed-up": row.speed_up}[cost]
+        if x is not None:
+            note = f"; {row.note}" if row.note else ""
+            detail = f"top-1 {row.top1} %, {row.params} M parameters, as published{note}"
+            points.append(Point(row.name, float(x), row.top1, "published", detail))
+    return points

@@ -69,6 +69,12 @@ def show(
     return result
 
 
+def clicked_data(event: object) -> object:
+    """The data of the point that was clicked, from the selection that `show` returned; None without one."""
+    points = event["selection"]["points"] if event else []  # type: ignore[index]
+    return (points[0].get("customdata") or [None, None, None])[2] if points else None
+
+
 def presented(chart: Chart) -> Chart:
     """The chart as `show` draws it: larger while presenting."""
     return _larger(chart, presenter.LARGER) if presenter.on() else chart

@@ -38,16 +38,16 @@ def plan_of(model: open_model.OpenModel, what_if: WhatIf) -> PruningPlan:
 def test_a_plan_lives_with_its_model_and_travels_as_a_file(demo: open_model.OpenModel, tmp_path: Path) -> None:
     plan = plan_of(demo, HALF)
     saved_plans.save(demo, "  Half,  for  all ", plan, HALF)
-    (kept,) = saved_plans.every(demo)
+    (kept,) = saved_plans.all_saved(demo)
     assert (kept.name, kept.plan.digest, kept.what_if) == ("Half, for all", plan.digest, HALF)
-    (tmp_path / "plan.json").write_text(saved_plans.content(kept.name, kept.plan, kept.what_if))
+    (tmp_path / "plan.json").write_text(saved_plans.file_content(kept.name, kept.plan, kept.what_if))
     assert PruningPlan.load(tmp_path / "plan.json").digest == plan.digest
     again = saved_plans.read((tmp_path / "plan.json").read_bytes(), "plan", demo.shape)
     assert (again.name, again.what_if) == ("Half, for all", HALF)
     saved_plans.save(demo, "half, for ALL", plan_of(demo, WhatIf(25, 25, 6, 25)), None)
-    assert [k.name for k in saved_plans.every(demo)] == ["half, for ALL"]
+    assert [k.name for k in saved_plans.all_saved(demo)] == ["half, for ALL"]
     saved_plans.remove(demo, "half, for ALL")
-    assert saved_plans.every(demo) == []
+    assert saved_plans.all_saved(demo) == []
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_plan_lives_with_its_model_and_travels_as_a_file(demo: open_model.Open
 )  # fmt: skip
 def test_sliders_are_not_set_to_what_they_cannot_say(demo: open_model.OpenModel, odd: dict[str, object]) -> None:
     told = asdict(HALF)
-    file = json.loads(saved_plans.content("half", plan_of(demo, HALF), HALF))
+    file = json.loads(saved_plans.file_content("half", plan_of(demo, HALF), HALF))
     for what_if, found in ((told, HALF), ({**told, **odd}, None)):
         file["requested"]["what_if"] = what_if
         assert saved_plans.read(json.dumps(file).encode(), "half", demo.shape).what_if == found
@@ -66,7 +66,7 @@ def test_sliders_are_not_set_to_what_they_cannot_say(demo: open_model.OpenModel,
 
 def test_malformed_and_giant_plan_files_are_refused(demo: open_model.OpenModel) -> None:
     """A thousand broken files: each is read, or refused with a sentence."""
-    good, rng = saved_plans.content("half", plan_of(demo, HALF), HALF).encode(), random.Random(0)
+    good, rng = saved_plans.file_content("half", plan_of(demo, HALF), HALF).encode(), random.Random(0)
     for _ in range(1000):
         broken = bytearray(good)
         for _ in range(rng.randint(1, 5)):
@@ -94,14 +94,14 @@ def test_what_is_no_plan_of_this_model_is_told(demo: open_model.OpenModel) -> No
 
     with pytest.raises(PlanError, match="shaped otherwise"):
         saved_plans.read(plan.to_json().encode(), "mine", deit_shape("small"))
-    with pytest.raises(PlanError, match="no name"):
+    with pytest.raises(PlanError, match="not a name"):
         saved_plans.save(demo, " ", plan, HALF)
     foreign = json.loads(plan.to_json()) | {"requested": {"what_if": {"residual": 50}, "name": 7}}
     kept = saved_plans.read(json.dumps(foreign).encode(), "mine", demo.shape)
     assert kept.what_if is None
     saved_plans.folder(demo).mkdir(parents=True)
     (saved_plans.folder(demo) / "torn.json").write_text("{")
-    assert saved_plans.every(demo) == []
+    assert saved_plans.all_saved(demo) == []
 
 
 def test_undo_and_redo_walk_the_trail() -> None:
@@ -148,5 +148,5 @@ def test_two_plans_are_told_apart_and_swapped(page: Callable[..., AppTest], demo
         assert f"opens it; its best shape costs {cost:.2g} nats an image more" in table
     test.button(key="swap").click().run()
     assert test.selectbox(key="plan-a").value == "Saved: light"
-    test.button(key="keep-set-a").click().run()
+    test.button(key="plan-a-set").click().run()
     assert test.slider(key="residual").value == 25

@@ -66,17 +66,17 @@ def test_a_way_to_spread_keeps_the_ratios_and_a_slider_sets_all_blocks(page: Run
 def test_an_edit_changes_its_block_alone_and_stays_legal() -> None:
     shape = demo().shape
     before = widths_of(shape)
-    after = blocks.edited(before, shape, {2: {"Heads": 3, "FFN removed": 50.0}}, 1)
+    after = blocks.edited_widths(before, shape, {2: {"Heads": 3, "FFN removed": 50.0}}, 1)
     assert after.blocks[2] == (3, 96, 192)
     assert [b for n, b in enumerate(after.blocks) if n != 2] == [b for n, b in enumerate(before.blocks) if n != 2]
-    assert blocks.edited(before, shape, {0: {"Attention removed": 99.9}}, 1).blocks[0][1] == 6
-    assert blocks.edited(before, shape, {0: {"FFN removed": 47.0}}, 16).blocks[0][2] == 208
+    assert blocks.edited_widths(before, shape, {0: {"Attention removed": 99.9}}, 1).blocks[0][1] == 6
+    assert blocks.edited_widths(before, shape, {0: {"FFN removed": 47.0}}, 16).blocks[0][2] == 208
     what_if = what_if_from_widths(after, shape, default_what_if(shape))
     assert what_if.words == "0/0/8 %, 3 heads, block by block"
 
 
 def test_the_table_says_what_the_plan_is() -> None:
     shape = demo().shape
-    rows = blocks.frame(Widths(48, ((3, 48, 96),) * 6), shape)
+    rows = blocks.table_rows(Widths(48, ((3, 48, 96),) * 6), shape)
     assert rows["Attention removed"].tolist() == [50.0] * 6
     assert rows["FFN kept"].tolist() == [96] * 6
