@@ -36,7 +36,7 @@ def test_roots_let_in_what_is_under_them_and_names(place: Path, monkeypatch: pyt
     inside = ("allowed", "allowed/model", str(place / "allowed/images"), "~/models/x.pth", "allowed/../allowed/model")
     for good in (*inside, "demo", "torch/cifar10", "deit_small_patch16_224", "hf-hub:timm/vit_x.augreg_in1k"):
         limits.confine(good)
-    limits.confine(str(place / "secret"), own=(place / "secret",))
+    limits.confine(str(place / "secret"), app_folders=(place / "secret",))
 
 
 @pytest.mark.parametrize(

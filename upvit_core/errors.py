@@ -66,7 +66,7 @@ class Cancelled(UPViTError):
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where a record is wrong and how, as part of a sentence; of several faults the first."""
+    """The first fault of a record, its place and reason, as part of a sentence."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"]) or "content"
     return f"{where}: {fault['msg'].removeprefix('Value error, ')}"

@@ -1,6 +1,6 @@
-"""What a host allows those who use its studio: environment variables, or the same names in `.streamlit/secrets.toml`.
+"""Limits that a host sets for its studio: environment variables, or the same names in `.streamlit/secrets.toml`.
 
-| name | what |
+| name | limit |
 |---|---|
 | UPVIT_ROOTS | folders that may be read, separated by `:`; the demo and what the app itself wrote always may |
 | UPVIT_LONGEST_RUN_HOURS | hours on a device after which a run is saved and stopped |
@@ -48,10 +48,10 @@ class Limits:
             uploads in ("on", "true", "1", "yes"),
         )
 
-    def confine(self, place: str, own: tuple[Path, ...] = ()) -> None:
-        """Let pass names of models and data sets, and paths under the roots or under `own`.
+    def confine(self, place: str, app_folders: tuple[Path, ...] = ()) -> None:
+        """Let pass names of models and data sets, and paths under the roots or under `app_folders`.
 
-        A path is judged by where it leads, links in it and at the top of a folder followed. Raises LimitError, with the
+        A path counts as what it leads to, links in it and at the top of a folder followed. Raises LimitError, with the
         same words whether or not there is such a file.
         """
         if len(place) > LONGEST_PATH or "\0" in place:
@@ -61,7 +61,7 @@ class Limits:
         path = Path(os.path.expanduser(place))
         if not path.is_absolute() and ".." not in path.parts and NAME.fullmatch(place) and not os.path.lexists(path):
             return
-        allowed = (*self.roots, *(Path(os.path.realpath(folder)) for folder in own))
+        allowed = (*self.roots, *(Path(os.path.realpath(folder)) for folder in app_folders))
         for reached in (path, *_links(path)):
             real = Path(os.path.realpath(reached))
             if not any(real.is_relative_to(root) for root in allowed):
@@ -88,14 +88,14 @@ def _root(text: str) -> Path:
 
 def _links(folder: Path, depth: int = LINK_DEPTH) -> list[Path]:
     """Links in a folder and in the folders in it, as deep as splits and classes lie."""
-    found: list[Path] = []
+    links: list[Path] = []
     try:
         entries = list(os.scandir(folder))
     except OSError:
         return []
     for entry in entries:
         if entry.is_symlink():
-            found.append(Path(entry.path))
+            links.append(Path(entry.path))
         elif depth > 1 and entry.is_dir(follow_symlinks=False):
-            found += _links(Path(entry.path), depth - 1)
-    return found
+            links += _links(Path(entry.path), depth - 1)
+    return links

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, as `torchrun`, `accelerate launch` or Slurm tell it. Imports no torch."""
+"""The rank of this process among several, as `torchrun`, `accelerate launch` or Slurm set it. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def process_count() -> int:
-    """How many processes were started together; 1 without a launcher."""
+    """Number of processes that were started together; 1 without a launcher."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -25,7 +25,7 @@ def rank() -> int:
 
 
 def die_with_parent(parent: int) -> None:
-    """Have Linux kill this process when its parent ends, however that ends; elsewhere whoever waits must look."""
+    """Have Linux kill this process when its parent ends in any way; other systems have no such call."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it ended before it was asked for

@@ -25,12 +25,12 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def times(factor: float) -> str:
-    """`3.93×`, and fewer digits where they say nothing."""
+    """`3.93×`, with one digit from 10 on."""
     return f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×"
 
 
 def duration(seconds: float | None) -> str:
-    """`40 s`, `12 min`, `3.5 h`; nothing where the time is not known."""
+    """`40 s`, `12 min`, `3.5 h`; empty for an unknown time."""
     if seconds is None or not math.isfinite(seconds):
         return ""
     if seconds < 90:

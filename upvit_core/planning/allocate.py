@@ -1,4 +1,4 @@
-"""How much of each block goes: the same share everywhere, one threshold for all, one ranking per kind, or by hand.
+"""Ratios spread over the blocks: the same share everywhere, one threshold for all, or one ranking per kind.
 
 - `uniform` is the letter's choice "for simplicity": the same pruning ratio in all blocks.
 - `global` puts all channels of all components into one ranking and removes the lowest. Scores in nats are comparable

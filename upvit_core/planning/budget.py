@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 
@@ -71,13 +71,13 @@ class Budget:
 
     def limits(self) -> dict[str, float]:
         """The limits that are set. Raises PlanError where there is none, or one is not above 0."""
-        found = {name: value for name, value in asdict(self).items() if value is not None}
-        if not found:
+        limits = {name: value for name, value in asdict(self).items() if value is not None}
+        if not limits:
             raise PlanError("No budget was given; give params, macs or latency_ms.")
-        for name, value in found.items():
+        for name, value in limits.items():
             if not value > 0:
                 raise PlanError(f"A budget of {name}={value:g} leaves nothing; give a number above 0.")
-        return found
+        return limits
 
 
 @dataclass(frozen=True)
@@ -125,15 +125,13 @@ def best_plan(
     curves = removal_curves(scores, heads=heads, round_to=round_to)
     problem = BudgetProblem(curves, limits, latency)
     if family in ("global", "isomorphic"):
-        widths = _one_knob(problem, family, per)
+        widths = _lowered(problem, family, per)
         bound = None
     elif family in ("best", "uniform", "stock"):
         widths, bound = _solve(problem, family)
     else:
         raise PlanError(f"There is no allocation {family!r}; choose one of {', '.join(FAMILIES)}.")
-    requested: dict[str, Any] = {
-        "budget": limits, "allocation": family, "heads": list(curves.heads), "round_to": round_to,
-    }  # fmt: skip
+    requested = {"budget": limits, "allocation": family, "heads": list(curves.heads), "round_to": round_to}
     plan = plan_widths(scores, widths.embed_dim, list(widths.blocks), requested=requested, basis=basis)
     predicted, costs = curves.predicted_loss(widths), costs_of(plan.shape_after, latency)
     bound = predicted if bound is None else min(bound, predicted)
@@ -215,12 +213,11 @@ def _widest_in_time(problem: BudgetProblem, curves: Curves, attention: WidthPool
     """Index (nD, nA) of the widest FFN that meets the latency limit, -1 where none; rows of the pools are plans."""
     assert problem.latency is not None
     D = curves.residual.widths
-    rows = {"attention": [attention.split(k) for k in range(len(attention.totals))],
-            "ffn": [ffn.split(m) for m in range(len(ffn.totals))]}  # fmt: skip
+    A, H = (np.array([pool.split(n) for n in range(len(pool.totals))]) for pool in (attention, ffn))  # (plans, blocks)
     a_ms, h_ms = np.zeros((len(D), len(attention.totals))), np.zeros((len(D), len(ffn.totals)))
     for b, heads in enumerate(curves.heads):
-        a_ms += problem.latency.attention(D, heads, np.array([row[b] for row in rows["attention"]]))
-        h_ms += problem.latency.ffn(D, np.array([row[b] for row in rows["ffn"]]))
+        a_ms += problem.latency.attention(D, heads, A[:, b])
+        h_ms += problem.latency.ffn(D, H[:, b])
     left = problem.limits["latency_ms"] - problem.latency.fixed(D)[:, None] - a_ms  # (nD, nA)
     fits = h_ms[:, None, :] <= left[:, :, None]
     last = fits.shape[2] - 1 - np.argmax(fits[:, :, ::-1], axis=2)
@@ -259,15 +256,15 @@ def _by_multipliers(problem: BudgetProblem, curves: Curves) -> tuple[Widths, flo
         slopes = [per_attention] * depth + [per_ffn] * depth
         counts = [slope[:, None] * layer.widths for slope, layer in zip(slopes, layers, strict=True)]
         costs.append(CostVector(const, counts, problem.limits[name]))
-    found = lagrangian(curves.residual.lost, [layer.lost for layer in layers], costs)
-    if found is None:
+    best = lagrangian(curves.residual.lost, [layer.lost for layer in layers], costs)
+    if best is None:
         raise problem.refuse()
-    widths = [int(layer.widths[n]) for layer, n in zip(layers, found.options, strict=True)]
+    widths = [int(layer.widths[n]) for layer, n in zip(layers, best.options, strict=True)]
     blocks = tuple(zip(curves.heads, widths[:depth], widths[depth:], strict=True))
-    return Widths(int(D[found.outer]), blocks), found.bound
+    return Widths(int(D[best.outer]), blocks), best.bound
 
 
-def _one_knob(problem: BudgetProblem, family: str, per: Per) -> Widths:
+def _lowered(problem: BudgetProblem, family: str, per: Per) -> Widths:
     """Turn one ratio, or one threshold, down until the budget is met."""
     if family == "global":
         ranking = GlobalRanking(problem.curves, per)

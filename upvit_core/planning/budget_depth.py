@@ -55,7 +55,7 @@ def best_over_depth(
             f"The depth scores belong to {removals.model or 'another model'}, not to {scores.model or 'this one'}; "
             "score half-blocks and channels of one model, both whole."
         )
-    found, refused = [], None
+    choices_by_depth, refused = [], None
     for depth in range(scores.shape.depth, removals.least_depth - 1, -1):
         shallow = depth < scores.shape.depth
         lost = removals.step_to(depth).kl / removals.samples if shallow else 0.0
@@ -65,8 +65,8 @@ def best_over_depth(
             refused = error
             continue
         plan = plan_depth(best.plan, removals, depth) if shallow else best.plan
-        found.append(DepthChoice(depth, replace(best, plan=plan), lost))
-    if not found:
+        choices_by_depth.append(DepthChoice(depth, replace(best, plan=plan), lost))
+    if not choices_by_depth:
         assert refused is not None
         raise refused
-    return min(found, key=lambda choice: choice.predicted), found
+    return min(choices_by_depth, key=lambda choice: choice.predicted), choices_by_depth

@@ -1,4 +1,4 @@
-"""What removing costs, width by width: the curves over which allocation and budgets decide.
+"""The score lost at every width: the curves over which allocation and budgets decide.
 
 The loss of a set of channels is taken to be the sum of the scores of its members, in nats an image. Each score is a
 KL-divergence (Eq. 1) or its second-order form, so the sum is the diagonal of the quadratic form of the KL in the

@@ -54,7 +54,7 @@ def shape_at(shape: ModelShape, pairs: Sequence[Pair]) -> ModelShape:
 
 
 def digest_at(removals: BlockRemovals, depth: int) -> str:
-    """What stands for the model's digest in scores of the model cut to `depth` (depth first)."""
+    """Digest of the model cut to `depth`, as scores of it carry it (depth first)."""
     content = json.dumps([removals.model_digest, pairs_at(removals, depth)])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
@@ -88,9 +88,9 @@ def plan_depth_only(removals: BlockRemovals, depth: int) -> PruningPlan:
 def plan_depth(plan: PruningPlan, removals: BlockRemovals, depth: int) -> PruningPlan:
     """The width plan at a lesser depth, as one plan of the original model.
 
-    What the records belong to tells the order: removals of the original and channel scores of the original (neither
-    knows of the other), removals of the model cut by this very plan (width first), or channel scores of the model cut
-    to this depth (depth first). Raises PlanError where they belong to different models.
+    The order follows from the models that the records belong to: removals of the original and channel scores of the
+    original (neither knows of the other), removals of the model cut by this very plan (width first), or channel scores
+    of the model cut to this depth (depth first). Raises PlanError where they belong to different models.
     """
     pairs = pairs_at(removals, depth)
     before = plan.shape_before
@@ -100,7 +100,7 @@ def plan_depth(plan: PruningPlan, removals: BlockRemovals, depth: int) -> Prunin
                 "These depth scores belong to another width plan; run `score-blocks --after` with this one, or use "
                 "depth scores of the whole model."
             )
-        return _reordered(plan, pairs, plan.blocks, _requested(removals, depth, "width first"))
+        return _reordered(plan, pairs, _requested(removals, depth, "width first"))
     whole = removals.shape
     shallow = shape_at(whole, pairs)
     if depth < whole.depth and plan.model_digest == digest_at(removals, depth) and _same(before, shallow):
@@ -123,7 +123,7 @@ def plan_depth(plan: PruningPlan, removals: BlockRemovals, depth: int) -> Prunin
             f"The channel scores belong to {before.name} ({before.depth} blocks) and the depth scores to {whole.name} "
             f"({whole.depth} blocks), which are different models; score both on one."
         )
-    return _reordered(plan, pairs, plan.blocks, _requested(removals, depth, "together"))
+    return _reordered(plan, pairs, _requested(removals, depth, "together"))
 
 
 def _same(a: ModelShape, b: ModelShape) -> bool:
@@ -134,9 +134,9 @@ def _requested(removals: BlockRemovals, depth: int, order: str) -> dict[str, obj
     return {"depth": depth, "order": order, "removals_digest": removals.digest}
 
 
-def _reordered(
-    plan: PruningPlan, pairs: Sequence[Pair], blocks: Sequence[BlockPlan], requested: dict[str, object]
-) -> PruningPlan:
+def _reordered(plan: PruningPlan, pairs: Sequence[Pair], requested: dict[str, object]) -> PruningPlan:
+    """The plan with the blocks of these pairs alone."""
+    blocks = plan.blocks
     if any(block.ffn_source is not None or block.source != b for b, block in enumerate(blocks)):
         raise PlanError("This plan already leaves out blocks; combine depth with a plan of widths only.")
     chosen = [

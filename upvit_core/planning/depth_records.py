@@ -1,19 +1,23 @@
 """A folder of the records that a lesser depth needs: block removals of a model, and scores of a shallower one.
 
-Every record is found by the digest of the model that it belongs to, so that one folder serves all models.
+Names of files carry the digest of the model that a record belongs to, so that one folder serves all models.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from upvit_core.errors import UPViTError
 from upvit_core.planning.depth import digest_at
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True)
@@ -40,39 +44,27 @@ class DepthRecords:
         if not digest:
             return None
         for path in (self.path_of_model(digest), *self.bundled):
-            found = _removals(path)
-            if found is not None and found.model_digest == digest and not found.after:
-                return found
+            removals = _read(BlockRemovals.load, path)
+            if removals is not None and removals.model_digest == digest and not removals.after:
+                return removals
         return None
 
     def after_widths(self, plan: PruningPlan) -> BlockRemovals | None:
         """Block removals of the model thinned by `plan`, if they were scored."""
-        return _removals(self.path_after_widths(plan))
+        return _read(BlockRemovals.load, self.path_after_widths(plan))
 
     def at_depth(self, removals: BlockRemovals, depth: int) -> ImportanceScores | None:
         """Channel scores of the model cut to `depth`, if there are any."""
-        return _scores(self.path_at_depth(removals, depth))
+        return _read(ImportanceScores.load, self.path_at_depth(removals, depth))
 
 
-def _removals(path: Path) -> BlockRemovals | None:
-    return _read_removals(path, path.stat().st_mtime_ns) if path.is_file() else None
+def _read(load: Callable[[Path], Record], path: Path) -> Record | None:
+    return _read_once(load, path, path.stat().st_mtime_ns) if path.is_file() else None
 
 
-def _scores(path: Path) -> ImportanceScores | None:
-    return _read_scores(path, path.stat().st_mtime_ns) if path.is_file() else None
-
-
-@lru_cache(16)
-def _read_removals(path: Path, stamp: int) -> BlockRemovals | None:
+@lru_cache(32)
+def _read_once(load: Callable[[Path], Record], path: Path, stamp: int) -> Record | None:
     try:
-        return BlockRemovals.load(path)
-    except UPViTError:
-        return None
-
-
-@lru_cache(16)
-def _read_scores(path: Path, stamp: int) -> ImportanceScores | None:
-    try:
-        return ImportanceScores.load(path)
+        return load(path)
     except UPViTError:
         return None

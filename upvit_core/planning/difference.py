@@ -38,12 +38,12 @@ def difference(a: PruningPlan, b: PruningPlan) -> list[Difference]:
         )
     if a.basis != b.basis:
         raise PlanError(f"One plan counts {a.basis}, the other {b.basis}: they have no channel in common to compare.")
-    found = []
+    differences = []
     for group in groups:
         masks = []
         for plan in (a, b):
             mask = np.zeros(group.width, bool)
             mask[list(plan.kept(group.key))] = True
             masks.append(mask)
-        found.append(Difference(group.key, group.component, *masks))
-    return found
+        differences.append(Difference(group.key, group.component, *masks))
+    return differences

@@ -40,7 +40,7 @@ class LagrangianSolution:
 def lagrangian(
     outer_loss: np.ndarray, losses: Sequence[np.ndarray], costs: Sequence[CostVector]
 ) -> LagrangianSolution | None:
-    """The best found, or None where nothing fits. outer_loss: (n,); losses: (options,) a group."""
+    """The best solution found, or None where nothing fits. outer_loss: (n,); losses: (options,) a group."""
     scaled = [CostVector(c.const / c.limit, [g / c.limit for g in c.groups], 1.0) for c in costs]
     bound = np.full(len(outer_loss), -np.inf)
     best_loss = np.full(len(outer_loss), np.inf)
@@ -103,11 +103,11 @@ def _respond(
     chosen = np.zeros((len(outer_loss), len(losses)), int)
     loss, value = outer_loss.copy(), outer_loss + multiplier * (const - 1)
     rows = np.arange(len(outer_loss))
-    for g, (own, cost) in enumerate(zip(losses, mixed, strict=True)):
-        priced = own + multiplier[:, None] * cost  # (n, options)
+    for g, (lost, cost) in enumerate(zip(losses, mixed, strict=True)):
+        priced = lost + multiplier[:, None] * cost  # (n, options)
         chosen[:, g] = priced.argmin(1)
         value += priced[rows, chosen[:, g]]
-        loss += own[chosen[:, g]]
+        loss += lost[chosen[:, g]]
     return chosen, loss, value
 
 
@@ -132,8 +132,8 @@ def _improve(i: int, options: np.ndarray, losses: Sequence[np.ndarray], costs: S
         extra = np.array([[c.groups[g][i, o] - c.groups[g][i, options[g]] for g, o in moves] for c in costs])
         both = change[:, None] + change[None, :]  # staying as one is counts as a move too
         allowed = (group[:, None] != group[None, :]) | (len(options) == 1)
-        for slack, own in zip(1 - spent, extra, strict=True):
-            allowed &= own[:, None] + own[None, :] <= slack
+        for slack, more in zip(1 - spent, extra, strict=True):
+            allowed &= more[:, None] + more[None, :] <= slack
         both = np.where(allowed, both, 0.0)
         first, second = np.unravel_index(np.argmin(both), both.shape)
         if both[first, second] >= -1e-13:

@@ -63,7 +63,7 @@ def pareto_rows(
 
 
 def dominated(values: np.ndarray) -> np.ndarray:
-    """Which rows of values (n, quantities), all of them better when smaller, another row beats; (n,) bool."""
+    """True for the rows of values (n, quantities), each better when smaller, that another row beats; (n,)."""
     if not len(values):
         return np.zeros(0, bool)
     no_worse = np.all(values[None, :, :] <= values[:, None, :], axis=-1)  # (row, other)
@@ -79,7 +79,7 @@ def candidate_plans(
     round_to: int = 1,
     basis: str = "channels",
 ) -> list[tuple[str, PruningPlan]]:
-    """Plans worth a look: at shares of the model's MACs the best of all, of uniform and of stock shapes; equal ratios.
+    """Plans to compare: at shares of the model's MACs the best of all, of uniform and of stock shapes; equal ratios.
 
     Shares that a family cannot reach are left out. In a model of stages every plan has one ratio a component.
 
@@ -93,7 +93,7 @@ def candidate_plans(
                 f"{scores.shape.name}."
             )
         return _of_stages(scores, [share * full for share in shares])
-    found: list[tuple[str, PruningPlan]] = []
+    plans: list[tuple[str, PruningPlan]] = []
     for share in shares:
         for family in FAMILIES:
             try:
@@ -101,27 +101,27 @@ def candidate_plans(
                 best = best_plan(scores, budget, family=family, heads=heads, round_to=round_to, basis=basis)
             except PlanError:
                 continue
-            found.append((f"{family}, {share:.0%} of MACs", best.plan))
+            plans.append((f"{family}, {share:.0%} of MACs", best.plan))
     for ratio in (0.25, 0.5, 0.75):
         plan = plan_allocated(
             scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, round_to=round_to, basis=basis
         )
-        found.append((f"{ratio:.0%} of everything", plan))
-    return found
+        plans.append((f"{ratio:.0%} of everything", plan))
+    return plans
 
 
 def _of_stages(scores: ImportanceScores, limits: Sequence[float]) -> list[tuple[str, PruningPlan]]:
     """The best equal shares at every limit of MACs, of all and of those that stock timm builds; equal ratios."""
     tables, full = Tables(scores), count_macs(scores.shape)
-    found: list[tuple[str, PruningPlan]] = []
+    plans: list[tuple[str, PruningPlan]] = []
     for limit in limits:
         for stock in (False, True):
             try:
                 best = best_shares(scores, {"macs": limit}, stock=stock, tables=tables)
             except PlanError:
                 continue
-            found.append((f"{'stock' if stock else 'uniform'}, {limit / full:.0%} of MACs", best.plan))
+            plans.append((f"{'stock' if stock else 'uniform'}, {limit / full:.0%} of MACs", best.plan))
     for ratio in (0.25, 0.5, 0.75):
         plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True)
-        found.append((f"{ratio:.0%} of everything", plan))
-    return found
+        plans.append((f"{ratio:.0%} of everything", plan))
+    return plans

@@ -21,7 +21,7 @@ PRESETS = {
 
 
 def kept_channels(width: int, pruning_ratio: float, multiple_of: int = 1, *, snap: bool = False) -> int:
-    """How many of `width` channels stay when `pruning_ratio` of them are removed.
+    """Number of channels that stay of `width` when `pruning_ratio` of them are removed.
 
     With `snap` the nearest legal multiple is taken; without it, a count that is no multiple is an error.
     """
@@ -58,14 +58,11 @@ def plan_uniform(
     `reduction` is the ratio of spatial reductions, where the model has them (None: the residual's, as stock timm
     builds). Raises PlanError for a ratio outside [0, 1), heads that do not divide, or widths that heads do not divide.
     """
-    shape = scores.shape
-    widths, counts = uniform_widths(
-        shape, residual=residual, attention=attention, ffn=ffn, reduction=reduction, heads=heads, snap=snap
-    )  # fmt: skip
-    requested: dict[str, Any] = {"residual": residual, "attention": attention, "ffn": ffn, "heads": heads,
-                                 "allocation": "uniform"}  # fmt: skip
+    ratios = {"residual": residual, "attention": attention, "ffn": ffn}
     if reduction is not None:
-        requested["reduction"] = reduction
+        ratios["reduction"] = reduction
+    widths, counts = uniform_widths(scores.shape, **ratios, heads=heads, snap=snap)
+    requested = {**ratios, "heads": heads, "allocation": "uniform"}
     return plan_groups(scores, widths, counts, requested=requested, basis=basis)
 
 
@@ -87,8 +84,8 @@ def uniform_widths(
     if reduction is not None and "reduction" not in shape.components:
         raise PlanError(f"{shape.name} has no spatial reduction to cut; leave its ratio out.")
     counts = {b: target or block.num_heads for b, block in enumerate(shape.blocks)}
-    ratios: dict[str, float] = {"residual": residual, "attention": attention, "ffn": ffn,
-                                "reduction": residual if reduction is None else reduction}  # fmt: skip
+    reduced = residual if reduction is None else reduction
+    ratios = {"residual": residual, "attention": attention, "ffn": ffn, "reduction": reduced}
     widths = {}
     for group in shape.groups:
         # As stock timm builds, a residual is as wide as the attention of its blocks, whose heads divide it.
@@ -125,8 +122,8 @@ def presets_for(shape: ModelShape) -> tuple[str, ...]:
         and target.embed_dim < shape.embed_dim
         and [group.key for group in target.groups] == [group.key for group in shape.groups]
         and all(
-            own.heads % new.heads == 0 and new.width <= own.width
-            for own, new in zip(shape.groups, target.groups, strict=True)
+            before.heads % after.heads == 0 and after.width <= before.width
+            for before, after in zip(shape.groups, target.groups, strict=True)
         )
     )
 
@@ -177,8 +174,8 @@ def plan_groups(
         if leading and component in ("residual", "attention"):
             values = -np.arange(len(values), dtype=float)
         if component == "attention":
-            own = shape.blocks[int(place)].num_heads
-            return tuple(keep_in_merged_heads(values, own, heads[int(place)], widths[key]).tolist())
+            before = shape.blocks[int(place)].num_heads
+            return tuple(keep_in_merged_heads(values, before, heads[int(place)], widths[key]).tolist())
         return tuple(keep_best(values, widths[key]).tolist())
 
     residuals = [Kept(keep=best(group.key)) for group in shape.groups_of("residual")]

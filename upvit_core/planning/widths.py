@@ -81,26 +81,26 @@ def check_widths(widths: Widths, shape: ModelShape) -> None:
         raise PlanError(f"The residual of {shape.name} keeps 1 to {shape.embed_dim} channels, not {widths.embed_dim}.")
     if len(widths.blocks) != shape.depth:
         raise PlanError(f"Widths were given for {len(widths.blocks)} blocks, and {shape.name} has {shape.depth}.")
-    for number, ((heads, attention, ffn), own) in enumerate(zip(widths.blocks, shape.blocks, strict=True)):
-        if heads not in legal_head_counts(own.num_heads):
-            options = ", ".join(map(str, legal_head_counts(own.num_heads)))
-            raise PlanError(f"The {own.num_heads} heads of block {number} cannot be merged into {heads}: {options}.")
-        if attention % heads or not heads <= attention <= own.attention:
+    for number, ((heads, attention, ffn), full) in enumerate(zip(widths.blocks, shape.blocks, strict=True)):
+        if heads not in legal_head_counts(full.num_heads):
+            options = ", ".join(map(str, legal_head_counts(full.num_heads)))
+            raise PlanError(f"The {full.num_heads} heads of block {number} cannot be merged into {heads}: {options}.")
+        if attention % heads or not heads <= attention <= full.attention:
             raise PlanError(
-                f"Block {number} keeps a multiple of its {heads} heads of attention channels, at most {own.attention}, "
-                f"not {attention}."
+                f"Block {number} keeps a multiple of its {heads} heads of attention channels, at most "
+                f"{full.attention}, not {attention}."
             )
-        if not 1 <= ffn <= own.ffn:
-            raise PlanError(f"Block {number} keeps 1 to {own.ffn} FFN channels, not {ffn}.")
+        if not 1 <= ffn <= full.ffn:
+            raise PlanError(f"Block {number} keeps 1 to {full.ffn} FFN channels, not {ffn}.")
 
 
 def nearest_widths(widths: Widths, shape: ModelShape, round_to: int = 1) -> Widths:
     """The nearest legal widths: in range, heads that divide, attention that the heads divide, multiples of round_to."""
     blocks = []
-    for (heads, attention, ffn), own in zip(widths.blocks, shape.blocks, strict=True):
-        legal = min(legal_head_counts(own.num_heads), key=lambda count: abs(count - heads))
+    for (heads, attention, ffn), full in zip(widths.blocks, shape.blocks, strict=True):
+        legal = min(legal_head_counts(full.num_heads), key=lambda count: abs(count - heads))
         step = legal * round_to // gcd(legal, round_to)
-        blocks.append((legal, _nearest(attention, own.attention, step, legal), _nearest(ffn, own.ffn, round_to, 1)))
+        blocks.append((legal, _nearest(attention, full.attention, step, legal), _nearest(ffn, full.ffn, round_to, 1)))
     return Widths(_nearest(widths.embed_dim, shape.embed_dim, round_to, 1), tuple(blocks))
 
 

@@ -1,1 +1,1 @@
-"""What a shape costs: exact counts, measured throughput."""
+"""The cost of a shape: exact counts, estimated time and memory, measured throughput."""

@@ -150,7 +150,7 @@ class Bench:
         return self.common_axes() | attention
 
     def common_axes(self) -> dict[str, Axes]:
-        """Those of linear layers, norms, GELU and additions, which every family has."""
+        """The axes of linear layers, norms, GELU and additions, which every family has."""
         elementwise = [kind for kind in ("norm", "gelu", "add") if kind in self.kinds]
         return {"linear": (self.rows, self.widths, self.widths), **dict.fromkeys(elementwise, (self.rows, self.widths))}
 

@@ -112,7 +112,7 @@ class Ladder:
 
 @dataclass(frozen=True)
 class HeldOutError:
-    """How far estimates were off on plans that were not calibrated on: speed-ups, measured in the same session.
+    """Errors of estimates on plans that were not calibrated on: speed-ups, measured in the same session.
 
     median_error and worst_error: |estimated / measured - 1| of the speed-up against the unpruned model; correlation:
     Spearman's, of estimated and measured time.
@@ -129,7 +129,7 @@ class HeldOutError:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one device, in one number type, with one number of threads, takes for each operation.
+    """The time of each operation on one device, in one number type, with one number of threads.
 
     scope: the models it holds for, as `scope` names them. grids: linear (rows, inputs, outputs); attention (batch times
     heads, tokens, head_dim), from qkv to the input of proj; norm, gelu, add (rows, channels). A language model's has
@@ -165,7 +165,7 @@ class Calibration:
         return self.grids["attention"].at(groups, tokens, head_dim) * self.ladders["head_dim"].at(head_dim)
 
     def with_error(self, error: HeldOutError) -> Calibration:
-        """The same calibration, knowing how far it is off."""
+        """The same calibration with its held-out error."""
         return replace(self, error=error)
 
     def save(self, path: str | Path) -> None:
@@ -238,7 +238,7 @@ def gpt2_scope(shape: ModelShape) -> str:
 
 
 def default_path(device: str, dtype: str, threads: int, shape: ModelShape | None = None) -> Path:
-    """Where a device's calibration for models like `shape` (default: plain ViTs) lies; studio and verbs share it."""
+    """Path of a device's calibration for models like `shape` (default: plain ViTs); studio and verbs share it."""
     name = "-".join("".join(c if c.isalnum() else " " for c in device).split()).lower()
     own = "" if shape is None else scope(shape)
     return default_folder() / f"{name}-{dtype}-{threads}{own and '-'}{own}.json"
@@ -259,6 +259,6 @@ def default_folder() -> Path:
 
 
 def geometry(shape: ModelShape) -> str:
-    """What the time of the embedding depends on besides width and batch."""
+    """Text of all that the time of the embedding depends on besides width and batch."""
     (height, width), (a, b) = shape.img_size, shape.patch_size
     return f"{shape.in_chans}x{height}x{width}/{a}x{b}+{shape.num_prefix_tokens}"

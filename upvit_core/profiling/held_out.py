@@ -1,4 +1,4 @@
-"""How far estimates of speed-up are off, measured on random plans of whole models that no calibration saw."""
+"""The error of estimated speed-ups, measured on random plans of whole models that no calibration saw."""
 
 from __future__ import annotations
 

@@ -181,5 +181,5 @@ def estimate_latency(shape: ModelShape, batch: int, calibration: Calibration) ->
 
 
 def estimate_speed_up(before: ModelShape, after: ModelShape, batch: int, calibration: Calibration) -> float:
-    """How many times faster the second shape is, estimated; `calibration.error` says how well."""
+    """Estimated time of the first shape over that of the second; `calibration.error` has the error."""
     return estimate_latency(before, batch, calibration) / estimate_latency(after, batch, calibration)

@@ -44,7 +44,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times faster the second model is: median and quartiles of the ratios of neighbouring passes."""
+    """Time of the first model over that of the second: median and quartiles of the ratios of neighbouring passes."""
 
     first: Throughput
     second: Throughput
