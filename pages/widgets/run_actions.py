@@ -24,6 +24,8 @@ from upvit_core.runs.queue import devices_of
 from upvit_core.runs.spec import RESUMABLE
 from upvit_core.runs.store import RunStore
 
+USER = "a user of the studio"
+
 
 def button_of(store: RunStore, summary: RunSummary) -> None:
     """Pause and Cancel for an active run, Resume for one that stopped."""
@@ -33,7 +35,7 @@ def button_of(store: RunStore, summary: RunSummary) -> None:
             "Pause", key=f"pause-{summary.id}", disabled=stopping,
             help="Saves after the current step and gives the device to the next run; Resume goes on from there.",
         ):  # fmt: skip
-            jobs.start(_pause_key(summary.id), lambda report: store.pause(summary.id), "Pausing", again=True)
+            jobs.start(_pause_key(summary.id), lambda report: store.pause(summary.id, by=USER), "Pausing", again=True)
             st.rerun()
         if st.button("Cancel", key=f"cancel-{summary.id}", disabled=stopping):
             session().cancelling = summary.id
@@ -68,7 +70,7 @@ def confirm_cancelling(store: RunStore) -> None:
         )
         with st.container(horizontal=True):
             if st.button("Cancel the run", type="primary", key="cancel-yes"):
-                jobs.start(_cancel_key(run_id), lambda report: store.cancel(run_id), "Cancelling", again=True)
+                jobs.start(_cancel_key(run_id), lambda report: store.cancel(run_id, by=USER), "Cancelling", again=True)
                 forget()
                 st.rerun()
             if st.button("Let it go on", key="cancel-no"):

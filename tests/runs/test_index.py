@@ -27,8 +27,9 @@ def store(tmp_path: Path) -> RunStore:
 
 
 def settle(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take files as settled however young they are, so that the index is really used."""
+    """Take files as settled however young they are, so that the index is really used, and as young for ever."""
     monkeypatch.setattr("upvit_core.runs.index.SETTLED_SECONDS", -1.0)
+    monkeypatch.setattr("upvit_core.runs.folder.NEVER_STARTED_AFTER", float("inf"))
 
 
 def truth(store: RunStore) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def test_a_paused_run_keeps_its_checkpoint_and_gives_the_device_back(
     with pytest.raises(RunError, match="is paused; resume it first"):
         LocalExecutor(store).submit(run)
     store.resume(run.id)
-    assert not run.pause_asked
+    assert run.request is None
     run_to_end(store, run)
     assert weights_of(run) == weights_of(whole)
 

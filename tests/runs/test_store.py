@@ -198,7 +198,7 @@ def test_cancelling_a_run_without_a_worker(store: RunStore) -> None:
         store.cancel(run.id)
     assert store.resume(run.id) == run
     assert store.state(run.id).state == "queued"
-    assert not run.cancel_asked
+    assert run.request is None
 
 
 def test_only_stopped_runs_can_be_resumed(store: RunStore) -> None:

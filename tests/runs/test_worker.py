@@ -31,6 +31,7 @@ from upvit_core.models.checkpoint import load_model
 from upvit_core.runs import LocalExecutor, Run, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints, load_newest
 from upvit_core.runs.devices import lease
+from upvit_core.runs.reporter import Reporter
 
 
 @pytest.fixture
@@ -136,11 +137,15 @@ def test_cancel_stops_a_running_worker_and_resume_goes_on(home: Path, store: Run
     pid = fork_worker(run)
     wait_until(lambda: any(row["phase"] == "train" for row in rows_of(store, run)))
     began = time.monotonic()
-    assert store.cancel(run.id).state == "cancelled"
+    assert store.cancel(run.id, by="a test").state == "cancelled"
     assert time.monotonic() - began < 10
     assert wait_for(pid) == 0
-    assert store.state(run.id).state == "cancelled"
-    step = load_newest(run.checkpoints)["step"]  # type: ignore[index]
+    (summary,) = store.list()
+    saved = load_newest(run.checkpoints)
+    assert saved is not None
+    step = saved["step"]
+    assert summary.reason == f"Cancelled by a test at step {step} of 1,000; Resume goes on from the last checkpoint."
+    assert f"cancelled: {summary.reason}" in run.log.read_text()
     store.resume(run.id)
     pid = fork_worker(run)
     wait_until(lambda: store.state(run.id).step > step)
@@ -338,11 +343,20 @@ def test_a_run_is_stopped_after_the_hours_that_the_host_allows(
     run_to_end(store, run)
     assert store.state(run.id).busy_seconds > 0
     run = store.create(spec_for(home, epochs=200))
-    monkeypatch.setenv("UPVIT_LONGEST_RUN_HOURS", "0.0005")  # 1.8 s
+
+    def clock() -> float:
+        """Ten hours pass in the run's first steps."""
+        trained = [row for row in rows_of(store, run) if row["phase"] == "train"]
+        return time.monotonic() + 36_000 * (len(trained) > 2)
+
+    monkeypatch.setattr(Reporter, "clock", staticmethod(clock))
+    monkeypatch.setenv("UPVIT_LONGEST_RUN_HOURS", "5")
     for _ in range(2):  # resuming does not begin anew
         assert wait_for(fork_worker(run)) == 1
         state = store.state(run.id)
         assert state.state == "failed"
-        assert "0.0005 hours on a device" in state.error
+        assert "5 hours on a device" in state.error
+        saved = load_newest(run.checkpoints)
+        assert saved is not None
+        assert 0 < saved["step"] == state.step < 1000
         store.resume(run.id)
-    assert load_newest(run.checkpoints)["step"] <= store.state(run.id).step < 1000  # type: ignore[index]

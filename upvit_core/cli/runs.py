@@ -84,6 +84,8 @@ def _work_together(store: RunStore, spec: RunSpec, queue: Callable[[], Run], as_
 
 def follow(store: RunStore, run_id: str, as_json: bool) -> None:
     """Print new rows until the run ends; the run does not need this process."""
+    from upvit_core.runs.reason import reason_of
+
     offset = 0
     last: dict[str, object] = {}
     while True:
@@ -99,7 +101,7 @@ def follow(store: RunStore, run_id: str, as_json: bool) -> None:
             break
         time.sleep(0.5)
     if state.state != "done":
-        raise RunError(f"The run {run_id} ended as {state.state}: {state.error or 'see its log.txt'}")
+        raise RunError(f"The run {run_id} is {state.state}. {reason_of(state)}")
     key = "perplexity" if "perplexity" in last else "top1"
     emit({"run": str(store.folder(run_id)), key: last.get(key), "state": state.state}, as_json)
 
@@ -125,6 +127,7 @@ def runs(out: Runs = Path("runs"), as_json: Json = False) -> None:
             "run": s.id,
             "name": s.name,
             "state": s.state.state,
+            "reason": s.reason,
             "progress": s.state.progress,
             "top1": s.state.top1,
             "perplexity": s.state.perplexity,
@@ -154,14 +157,14 @@ def resume(run: RunName, out: Runs = Path("runs"), detach: Detach = False, as_js
 def cancel(run: RunName, out: Runs = Path("runs"), as_json: Json = False) -> None:
     """Stop a run; its last checkpoint stays."""
     store, run_id = find_run(run, out)
-    emit({"run": run_id, "state": store.cancel(run_id).state}, as_json)
+    emit({"run": run_id, "state": store.cancel(run_id, by="the command cancel").state}, as_json)
 
 
 @app.command()
 def pause(run: RunName, out: Runs = Path("runs"), as_json: Json = False) -> None:
     """Stop a run for now: it saves and gives its device back; `resume` goes on."""
     store, run_id = find_run(run, out)
-    emit({"run": run_id, "state": store.pause(run_id).state}, as_json)
+    emit({"run": run_id, "state": store.pause(run_id, by="the command pause").state}, as_json)
 
 
 @app.command()

@@ -6,10 +6,10 @@ What is asked of a worker is a file beside the others: `cancel`, `pause`; `prior
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -17,10 +17,14 @@ from upvit_core.atomic import append_line, locked, open_plain, write_atomically
 from upvit_core.errors import RunError
 from upvit_core.runs import slurm
 from upvit_core.runs.pid import ProcessIdentity
+from upvit_core.runs.reason import KILLED, NEVER_STARTED, UNREADABLE, reason_of
 from upvit_core.runs.spec import HIGHEST, LOWEST, RunSpec, RunState, StateName
 
 NEVER_STARTED_AFTER = 8.0  # seconds; an executor starts the process as soon as the folder is there
 SMALL_FILE_BYTES = 64 << 20
+NAME_BYTES = 200
+Request = Literal["cancel", "pause"]
+OUTCOMES: dict[Request, StateName] = {"cancel": "cancelled", "pause": "paused"}
 
 
 @dataclass(frozen=True)
@@ -52,25 +56,30 @@ class Run:
         return self.folder / "model"
 
     @property
-    def cancel_file(self) -> Path:
-        return self.folder / "cancel"
+    def request(self) -> Request | None:
+        """What the worker is asked for, if anything."""
+        return next((request for request in OUTCOMES if (self.folder / request).exists()), None)
 
-    @property
-    def cancel_asked(self) -> bool:
-        return self.cancel_file.exists()
+    def ask(self, request: Request, by: str) -> None:
+        """Ask the worker to stop, in the name of `by`; not atomically, as a worker that starts sweeps temporaries away."""
+        path = self.folder / request
+        path.touch()
+        with suppress(OSError):  # a full disk has room for the request, not for the name
+            path.write_text(by, encoding="utf-8")
 
-    @property
-    def pause_file(self) -> Path:
-        return self.folder / "pause"
-
-    @property
-    def pause_asked(self) -> bool:
-        return self.pause_file.exists()
+    def asked_by(self, request: Request) -> str:
+        """Who asked, as far as is known."""
+        try:
+            with open_plain(self.folder / request) as file:
+                name = file.read(NAME_BYTES).decode(errors="replace")
+        except OSError:
+            return ""
+        return "".join(filter(str.isprintable, name))
 
     def forget_requests(self) -> None:
-        """Whatever was asked of an earlier worker does not hold for the next."""
-        for file in (self.cancel_file, self.pause_file):
-            file.unlink(missing_ok=True)
+        """Requests to an earlier worker do not hold for the next."""
+        for request in OUTCOMES:
+            (self.folder / request).unlink(missing_ok=True)
 
     def lock(self, timeout: float | None = 0.0) -> AbstractContextManager[bool]:
         return locked(self.folder / "lock", timeout)
@@ -78,7 +87,7 @@ class Run:
     def write_state(self, state: RunState) -> None:
         write_atomically(self.folder / "state.json", state.model_dump_json(indent=1).encode())
 
-    def append_metrics(self, row: dict[str, Any]) -> None:
+    def append_metrics(self, row: dict[str, object]) -> None:
         append_line(self.metrics, row)
 
 
@@ -98,6 +107,11 @@ class RunSummary:
     @property
     def name(self) -> str:
         return self.spec.name if self.spec else self.id
+
+    @property
+    def reason(self) -> str:
+        """Why it stopped; empty while it is active."""
+        return reason_of(self.state)
 
 
 def read_small(path: Path) -> bytes:
@@ -121,9 +135,7 @@ def read_state(folder: Path) -> RunState:
     try:
         return RunState.model_validate_json(read_small(folder / "state.json"))
     except (RunError, ValidationError, RecursionError):
-        return RunState(
-            state="interrupted", error="Its state.json cannot be read; Resume goes on from the last checkpoint."
-        )
+        return RunState(state="interrupted", error=UNREADABLE)
 
 
 def worker_of(state: RunState) -> ProcessIdentity | None:
@@ -162,18 +174,23 @@ def true_state(folder: Path, state: RunState | None = None) -> RunState:
         state = read_state(folder)  # it may have ended between the two looks
         if not state.is_active or worker_of(state) != worker:
             return state
-        why = "Its process was killed, or the machine restarted; Resume goes on from the last checkpoint."
+        why = KILLED
     elif abs(time.time() - modified(folder / "state.json")) < NEVER_STARTED_AFTER:
         return state
     else:
-        why = "It was never started; Resume starts it."
+        why = NEVER_STARTED
     return state.model_copy(update={"state": "interrupted", "error": why, "seconds_left": None})
 
 
-def ended(run: Run, state: RunState, outcome: StateName) -> RunState:
-    """The state after a stop, by who holds the lock: `outcome`, unless the worker had ended by itself."""
+def stopped(run: Run, request: Request) -> dict[str, object]:
+    """The changes of a state by which a run ends as it was asked to."""
+    return {"state": OUTCOMES[request], "error": "", "stopped_by": run.asked_by(request)}
+
+
+def end(run: Run, state: RunState, request: Request) -> RunState:
+    """The state after a stop, written by who holds the lock; as it was where the worker had ended by itself."""
     if state.is_active:
-        state = state.model_copy(update={"state": outcome, "seconds_left": None, "error": ""})
+        state = state.model_copy(update={"seconds_left": None, **stopped(run, request)})
         run.write_state(state)
     run.forget_requests()
     return state

@@ -12,13 +12,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
 
 from upvit_core.atomic import write_atomically
 from upvit_core.errors import Cancelled
 from upvit_core.ranks import die_with_parent, process_count, rank
 from upvit_core.runs.folder import Run, read_state
-from upvit_core.runs.reporter import Control, Paused, Terminated, error_message
+from upvit_core.runs.reason import error_message
+from upvit_core.runs.reporter import Paused, Reporter, Terminated
 
 FAULT_FILE = "fault.txt"
 POLL_SECONDS = 0.3
@@ -26,8 +26,8 @@ END_SECONDS = 10.0
 LEADER = "UPVIT_LEADER"  # environment: pid of the worker that started this process
 
 
-class Following(Control):
-    """Tells nobody anything: what there is to tell, the first process tells."""
+class SilentReporter(Reporter):
+    """Writes nothing, since the first process does."""
 
     @property
     def stopping(self) -> bool:
@@ -40,7 +40,7 @@ class Following(Control):
     def log(self, message: str) -> None:
         pass
 
-    def update(self, *, now: bool = False, **changes: Any) -> None:
+    def update(self, *, now: bool = False, **changes: object) -> None:
         pass
 
     def stage(self, name: str) -> None:
@@ -49,31 +49,31 @@ class Following(Control):
     def note(self, sentence: str) -> None:
         pass
 
-    def row(self, row: dict[str, Any]) -> None:
+    def row(self, row: dict[str, object]) -> None:
         pass
 
 
-def follow(run: Run) -> int:
+def run_helper(run: Run) -> int:
     """Wait until the first process has the device, then train with it. Returns the exit status."""
     if leader := os.environ.get(LEADER):
         die_with_parent(int(leader))
-    control = Following(run, read_state(run.folder))
+    reporter = SilentReporter(run, read_state(run.folder))
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        control.terminated = True
+        reporter.terminated = True
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, on_signal)
-    while (state := read_state(run.folder).state) == "queued" and not control.terminated:
+    while (state := read_state(run.folder).state) == "queued" and not reporter.terminated:
         time.sleep(POLL_SECONDS)
-    if state not in ("queued", "running") or control.terminated:
+    if state not in ("queued", "running") or reporter.terminated:
         return 0
     try:
         from upvit_core.runs.train import do_run
 
-        do_run(run, control)
+        do_run(run, reporter)
     except (Terminated, Cancelled):
-        return 0 if control.agreed else 1
+        return 0 if reporter.agreed else 1
     except Exception as error:
         with suppress(OSError):
             traceback.print_exc()
@@ -86,7 +86,7 @@ def follow(run: Run) -> int:
 
 
 def fault_of(run: Run) -> str:
-    """What another process of the run had to say before it ended; empty where none had."""
+    """The sentence that another process of the run left before it ended; empty where none did."""
     try:
         return (run.folder / FAULT_FILE).read_text()
     except (OSError, ValueError):
@@ -94,12 +94,12 @@ def fault_of(run: Run) -> str:
 
 
 @contextmanager
-def followers(control: Control) -> Iterator[None]:
+def helpers(reporter: Reporter) -> Iterator[None]:
     """The other processes that the spec asks for on this machine, unless a launcher has started them already.
 
     They are of this process's group and end when it does, however it does.
     """
-    run, count = control.run, control.run.spec.processes
+    run, count = reporter.run, reporter.run.spec.processes
     if count == 1 or "WORLD_SIZE" in os.environ:
         yield
         return
@@ -117,7 +117,7 @@ def followers(control: Control) -> Iterator[None]:
         yield
         patience = END_SECONDS
     except (Cancelled, Paused, Terminated):
-        patience = END_SECONDS if control.agreed else 0.0
+        patience = END_SECONDS if reporter.agreed else 0.0
         raise
     finally:
         deadline = time.monotonic() + patience

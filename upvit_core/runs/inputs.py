@@ -20,7 +20,7 @@ from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
 from upvit_core.records.task import refuse_language
-from upvit_core.runs.reporter import Control
+from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.spec import RunSpec
 
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
@@ -47,9 +47,9 @@ class RunInputs:
     test: ImageSet
 
 
-def load_inputs(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device: torch.device) -> RunInputs:
+def load_inputs(spec: RunSpec, saved: dict[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
     """Everything that the spec names; of a run that goes on (`saved`), the student has its shape alone."""
-    return (_finetuning if spec.kind == "finetune" else _distilling)(spec, saved, control, device)
+    return (_finetuning if spec.kind == "finetune" else _distilling)(spec, saved, reporter, device)
 
 
 def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: Report = silent) -> Student:
@@ -94,13 +94,13 @@ def _opened(
     return opened
 
 
-def _distilling(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device: torch.device) -> RunInputs:
-    control.stage("loading the teacher")
+def _distilling(spec: RunSpec, saved: dict[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
+    reporter.stage("loading the teacher")
     size: int | tuple[int, int] | None = spec.img_size
     if size is None and spec.student is not None:
         size = load_model(spec.student).shape.img_size
     teacher = _opened(spec.teacher, device, size)
-    control.stage("opening the data")
+    reporter.stage("opening the data")
     train, test = (
         open_images(
             spec.data, split, pretrained_cfg=teacher.pretrained_cfg, num_classes=teacher.shape.num_classes,
@@ -109,21 +109,21 @@ def _distilling(spec: RunSpec, saved: dict[str, Any] | None, control: Control, d
         for split in SPLITS
     )  # fmt: skip
     if saved is None:
-        control.stage("cutting the student")
-        student = build_student(spec, teacher, train, lambda progress: control.check())
+        reporter.stage("cutting the student")
+        student = build_student(spec, teacher, train, lambda progress: reporter.check())
     else:
         shape = ModelShape.from_dict(saved["shape"])
         student = Student(build_model(shape), shape, saved["plan_json"], teacher.pretrained_cfg, teacher.class_names)
     return RunInputs(student, teacher.model, train, test)
 
 
-def _finetuning(spec: RunSpec, saved: dict[str, Any] | None, control: Control, device: torch.device) -> RunInputs:
+def _finetuning(spec: RunSpec, saved: dict[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
     """The student with a head for the images' classes; on going on, its weights are replaced by the checkpoint's."""
     assert spec.student is not None
-    control.stage("loading the model")
+    reporter.stage("loading the model")
     model = _opened(spec.student, device, needs_weights=not spec.settings.from_scratch)
     refuse_language(model.shape, FINE_TUNING, DISTIL)
-    control.stage("opening the data")
+    reporter.stage("opening the data")
     opening = partial(open_images, spec.data, root=spec.data_root)
     classes = opening("train", pretrained_cfg=model.pretrained_cfg).class_names
     fitted = retarget(

@@ -1,27 +1,24 @@
-"""How a job tells where it stands and learns that it should stop; and its last word as one sentence."""
+"""The worker's line to the run folder: it writes state, rows and log, and reads whether the run should stop."""
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from shutil import disk_usage
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING
 
 from upvit_core.atomic import read_lines
 from upvit_core.errors import Cancelled, LimitError, UPViTError
 from upvit_core.limits import Limits
-from upvit_core.runs.folder import Run
+from upvit_core.runs.folder import OUTCOMES, Run
 from upvit_core.runs.spec import RunState
 
 if TYPE_CHECKING:
     from upvit_core.runs.tensorboard import EventLog
 
 STATE_SECONDS = 1.0
-SPARE_BYTES = 1 << 16  # kept free for the last word of a run that fills the disk
 
 
 class Terminated(UPViTError):
@@ -32,21 +29,26 @@ class Paused(UPViTError):
     """The device is wanted for something else; the run goes on when it is resumed."""
 
 
-class Control:
-    """How a job tells where it stands, and learns that it should stop."""
+class Reporter:
+    """Reports a run's progress and checks whether it should stop.
 
-    def __init__(self, run: Run, state: RunState):
-        self.run, self.state = run, state
-        self.terminated = False
+    `echo` receives the log's lines, `events` the rows, too. `clock` counts seconds.
+    """
+
+    clock: Callable[[], float] = staticmethod(time.monotonic)
+
+    def __init__(self, run: Run, state: RunState, echo: IO[str] | None = None):
+        self.run, self.state, self.echo = run, state, echo
+        self.terminated = False  # by a signal
+        self.out_of_time = False  # as Slurm's signal says
         self.agreed = False  # that all processes of the run stop
-        self.events: EventLog | None = None  # receives the rows too
-        self.echo: IO[str] | None = None  # where lines of the log are shown too
+        self.events: EventLog | None = None
         self.parts = 1  # in which a new run's batches are trained
         self.longest = Limits.of(os.environ).longest_run_hours
-        self._before = state.busy_seconds
+        self._earlier_seconds = state.busy_seconds
         self._began: float | None = None
         self._written = 0.0
-        self._seen = {(row.get("phase"), row.get("step")) for row in read_lines(run.metrics)[0]}
+        self._rows = {(row.get("phase"), row.get("step")) for row in read_lines(run.metrics)[0]}
 
     def log(self, message: str) -> None:
         for file in filter(None, (sys.stdout, self.echo)):
@@ -55,7 +57,7 @@ class Control:
 
     @property
     def stopping(self) -> bool:
-        return self.terminated or self.run.cancel_asked or self.run.pause_asked or self.overdue
+        return self.terminated or self.run.request is not None or self.overdue
 
     @property
     def overdue(self) -> bool:
@@ -64,10 +66,10 @@ class Control:
 
     @property
     def busy_seconds(self) -> float:
-        return self._before + (0.0 if self._began is None else time.monotonic() - self._began)
+        return self._earlier_seconds + (0.0 if self._began is None else self.clock() - self._began)
 
     def has_device(self, turn: int) -> None:
-        self._began = time.monotonic()
+        self._began = self.clock()
         self.update(now=True, state="running", error="", turn=turn)
 
     def stop(self) -> None:
@@ -77,24 +79,22 @@ class Control:
 
     def check(self) -> None:
         """Raises Cancelled, Paused or Terminated where the run should stop, LimitError where it has had its time."""
-        if self.run.cancel_asked:
-            raise Cancelled("The run was cancelled.")
-        if self.run.pause_asked:
-            raise Paused("The run was paused.")
+        if (request := self.run.request) is not None:
+            raise (Cancelled if request == "cancel" else Paused)(f"The run was {OUTCOMES[request]}.")
         if self.overdue:
             raise LimitError(
-                f"This host allows a run {self.longest:g} hours on a device (UPVIT_LONGEST_RUN_HOURS); its last "
-                "checkpoint is kept."
+                f"This host allows a run {self.longest:g} hours on a device (UPVIT_LONGEST_RUN_HOURS); its checkpoints "
+                "are kept."
             )
         if self.terminated:
             raise Terminated
 
-    def update(self, *, now: bool = False, **changes: Any) -> None:
+    def update(self, *, now: bool = False, **changes: object) -> None:
         """Change fields of the state; on disk at most once a second unless `now`."""
         self.state = self.state.model_copy(update={"busy_seconds": round(self.busy_seconds, 1), **changes})
-        if now or time.monotonic() - self._written > STATE_SECONDS:
+        if now or self.clock() - self._written > STATE_SECONDS:
             self.run.write_state(self.state)
-            self._written = time.monotonic()
+            self._written = self.clock()
 
     def stage(self, name: str) -> None:
         self.check()
@@ -108,32 +108,12 @@ class Control:
 
     def has_row(self, phase: str, step: int) -> bool:
         """Whether an earlier attempt wrote this row already; a run that goes on writes none twice."""
-        return (phase, step) in self._seen
+        return (phase, step) in self._rows
 
-    def row(self, row: dict[str, Any]) -> None:
+    def row(self, row: dict[str, object]) -> None:
         key = row["phase"], row["step"]
-        if key not in self._seen:
+        if key not in self._rows:
             self.run.append_metrics(row)
-            self._seen.add(key)
+            self._rows.add(key)
             if self.events is not None:
                 self.events.write(row)
-
-
-def error_message(error: BaseException, folder: Path) -> str:
-    """One sentence for a person; the log has the rest."""
-    if isinstance(error, UPViTError):
-        return str(error)
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (isinstance(error, RuntimeError) and "writ" in str(error) and disk_usage(folder).free < SPARE_BYTES):
-        return "The disk is full; free some space and resume the run."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return "The device ran out of memory; free memory on it, and resume the run."
-    first = str(error).strip().splitlines()
-    return f"Unexpected {type(error).__name__}{': ' + first[0] if first else ''}; the log has the details."
-
-
-def peer_lost(error: BaseException) -> bool:
-    """Whether the error says that another process of the run is gone, by its name or as gloo and NCCL put it."""
-    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
-        return True
-    return isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL", "onnection closed"))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upvit_core.errors import RunError
+from upvit_core.runs.reason import GO_ON
 from upvit_core.runs.spec import RunState
 
 LOOK_SECONDS = 2.0
@@ -109,7 +110,7 @@ def state_of(folder: Path, state: RunState, latest: Callable[[], RunState]) -> R
 
 
 def _stopped(state: RunState, why: str) -> RunState:
-    error = f"{why} Resume goes on from the last checkpoint."
+    error = f"{why} {GO_ON}"
     return state.model_copy(update={"state": "interrupted", "error": error, "stage": "", "seconds_left": None})
 
 

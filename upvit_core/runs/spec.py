@@ -119,8 +119,9 @@ class RunSpec(BaseModel):
 
 
 class RunState(BaseModel):
-    """Where a run stands. Steps and epochs are done ones, seconds are of training alone; `error` is one sentence, why
-    it stopped, and `note` another, what is worth knowing though it goes on. `busy_seconds` is how long it had a device.
+    """Where a run stands. Steps and epochs are done ones, seconds are of training alone. `error` is one sentence: what
+    went wrong; `stopped_by` is who paused or cancelled the run (`reason.reason_of` words both); `note` is worth knowing
+    though the run goes on. `busy_seconds` is how long it had a device.
 
     `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
     boot, so that a reused pid is not mistaken for it; `job` is the id of its Slurm job, `place` what Slurm says of it
@@ -153,6 +154,7 @@ class RunState(BaseModel):
     teacher_top1: float | None = None
     images_per_s: float | None = None
     error: str = ""
+    stopped_by: str = ""
     note: str = ""
     position: int | None = None
     turn: int = 0

@@ -20,10 +20,20 @@ from typing import Any
 from upvit_core.atomic import locked, open_plain, read_lines, write_atomically
 from upvit_core.errors import RunError
 from upvit_core.runs import slurm
-from upvit_core.runs.folder import Run, RunSummary, ended, priority_of, read_small, read_state, true_state, worker_of
+from upvit_core.runs.folder import (
+    Request,
+    Run,
+    RunSummary,
+    end,
+    priority_of,
+    read_small,
+    read_state,
+    true_state,
+    worker_of,
+)
 from upvit_core.runs.index import RUN_ID, Entry, Index
 from upvit_core.runs.queue import last_turn_by_owner, queues
-from upvit_core.runs.spec import HIGHEST, LOWEST, RESUMABLE, RunSpec, RunState, StateName
+from upvit_core.runs.spec import HIGHEST, LOWEST, RESUMABLE, RunSpec, RunState
 
 LOG_TAIL_BYTES = 65536
 
@@ -130,32 +140,34 @@ class RunStore:
             lines = _tail(folder / "slurm" / f"{job}_0_log.out", n)
         return lines
 
-    def cancel(self, run_id: str, grace: float = 10.0) -> RunState:
+    def cancel(self, run_id: str, grace: float = 10.0, by: str = "") -> RunState:
         """Ask the worker to stop; after `grace` seconds SIGTERM to its process group, after as many again SIGKILL.
 
-        Returns when the run has stopped. Raises RunError where it is not active.
+        `by` is who asks. Returns when the run has stopped. Raises RunError where it is not active.
         """
         run = self.get(run_id)
         state = true_state(run.folder)
         if not state.is_active:
             raise RunError(f"Run {run_id} is {state.state} and cannot be cancelled.")
-        run.cancel_file.touch()  # not by way of a temporary, which a worker that starts now would sweep away
-        return self._stop(run, "cancelled", [(None, grace), (signal.SIGTERM, grace), (signal.SIGKILL, 30.0)])
+        return self._stop(run, "cancel", by, [(None, grace), (signal.SIGTERM, grace), (signal.SIGKILL, 30.0)])
 
-    def pause(self, run_id: str, grace: float = 120.0) -> RunState:
+    def pause(self, run_id: str, grace: float = 120.0, by: str = "") -> RunState:
         """Ask the worker to save and end, so that its device is free; `resume` goes on from there.
 
-        Returns when the run has stopped; after `grace` seconds the worker is sent SIGTERM, and never killed, since it
-        may be saving. Raises RunError where the run is not active, or has not stopped after as many seconds again.
+        `by` is who asks. Returns when the run has stopped; after `grace` seconds the worker is sent SIGTERM, and never
+        killed, since it may be saving. Raises RunError where the run is not active, or has not stopped after as many
+        seconds again.
         """
         run = self.get(run_id)
         state = true_state(run.folder)
         if not state.is_active:
             raise RunError(f"Run {run_id} is {state.state}; only queued and running runs can be paused.")
-        run.pause_file.touch()
-        return self._stop(run, "paused", [(None, grace), (signal.SIGTERM, grace)])
+        return self._stop(run, "pause", by, [(None, grace), (signal.SIGTERM, grace)])
 
-    def _stop(self, run: Run, outcome: StateName, steps: Sequence[tuple[signal.Signals | None, float]]) -> RunState:
+    def _stop(
+        self, run: Run, request: Request, by: str, steps: Sequence[tuple[signal.Signals | None, float]]
+    ) -> RunState:
+        run.ask(request, by)
         job = read_state(run.folder).job
         if job:
             slurm.end(job, lambda: read_state(run.folder).is_active, steps[0][1])
@@ -165,7 +177,7 @@ class RunStore:
                 worker.signal(number)
             with run.lock(seconds) as free:
                 if free:
-                    return ended(run, read_state(run.folder), outcome)
+                    return end(run, read_state(run.folder), request)
         process = f"process {worker.pid}" if worker else "process"
         raise RunError(f"Run {run.id} has not stopped yet; wait, or end its {process} by hand.")
 
@@ -178,7 +190,7 @@ class RunStore:
             if not held or state.state not in RESUMABLE:
                 raise RunError(f"Run {run_id} is {state.state}; only {', '.join(RESUMABLE)} runs can be resumed.")
             run.forget_requests()
-            queued = {"state": "queued", "pid": None, "started": None, "job": "", "error": ""}
+            queued = {"state": "queued", "pid": None, "started": None, "job": "", "error": "", "stopped_by": ""}
             run.write_state(state.model_copy(update=queued))
         return run
 

@@ -23,7 +23,7 @@ from upvit_core.runs.checkpoints import load_newest, load_step, save_checkpoint
 from upvit_core.runs.distributed import Team
 from upvit_core.runs.folder import Run
 from upvit_core.runs.inputs import RunInputs, Student, load_inputs
-from upvit_core.runs.reporter import Control, Paused, Terminated
+from upvit_core.runs.reporter import Reporter, Paused, Terminated
 from upvit_core.runs.shared_answers import drop_unwanted, open_teacher_cache
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.tensorboard import FOLDER, EventLog
@@ -42,9 +42,9 @@ class Evaluator:
     The teacher's outcomes are kept, and its logits where they are few.
     """
 
-    def __init__(self, inputs: RunInputs, count: int | None, seed: int, control: Control, team: Team):
+    def __init__(self, inputs: RunInputs, count: int | None, seed: int, reporter: Reporter, team: Team):
         self.teacher, self.images, self.shape = inputs.teacher, inputs.test, inputs.student.shape
-        self.control, self.team, self.device = control, team, team.accelerator.device
+        self.reporter, self.team, self.device = reporter, team, team.accelerator.device
         self.indices: np.ndarray | None = None
         if count is not None and count < len(self.images):
             self.indices = proxy_indices(self.images, count, seed)
@@ -92,10 +92,10 @@ class Evaluator:
 
     def _check_alone(self, done: int) -> None:
         if self.team.size == 1:  # one process alone must not stop in here, while the others wait for it
-            self.control.check()
+            self.reporter.check()
 
 
-def do_run(run: Run, control: Control) -> None:
+def do_run(run: Run, reporter: Reporter) -> None:
     """Everything from the order to `model/`; goes on from the newest checkpoint where there is one.
 
     Started together by a launcher, processes train as one; the first one alone writes and measures.
@@ -104,15 +104,15 @@ def do_run(run: Run, control: Control) -> None:
     accelerator = make_accelerator(_device_of(spec), settings.amp)
     team = Team(accelerator)
     if settings.tensorboard and team.leads:
-        control.events = EventLog(run.folder / FOLDER, read_lines(run.metrics)[0])
-    saved = load_newest(run.checkpoints, control.log) if team.leads else None
+        reporter.events = EventLog(run.folder / FOLDER, read_lines(run.metrics)[0])
+    saved = load_newest(run.checkpoints, reporter.log) if team.leads else None
     step = team.told(None if saved is None else int(saved["step"]))
     if saved is None and step is not None:
         saved = load_step(run.checkpoints, step)
     threads = (saved or {}).get("threads") or settings.threads
     if threads is not None:
         torch.set_num_threads(threads)
-    materials = load_inputs(spec, saved, control, accelerator.device)
+    materials = load_inputs(spec, saved, reporter, accelerator.device)
     student = materials.student
     if saved is None and settings.from_scratch:
         fresh = build_model(student.shape, seed=settings.seed, weight_init="jax")
@@ -137,17 +137,17 @@ def do_run(run: Run, control: Control) -> None:
         epochs=spec.epochs,
         num_classes=student.shape.num_classes,
         accelerator=accelerator,
-        notify=control.note,
+        notify=reporter.note,
     )
     job.store = open_teacher_cache(run, job, materials.train, student.pretrained_cfg)
-    examiner = Evaluator(materials, settings.eval_images, settings.seed, control, team)
-    control.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
+    examiner = Evaluator(materials, settings.eval_images, settings.seed, reporter, team)
+    reporter.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
     if saved is None:
-        job.parts = team.told(control.parts)
-        _first_rows(job, examiner, control)
+        job.parts = team.told(reporter.parts)
+        _first_rows(job, examiner, reporter)
     else:
         job.load_state_dict(saved)
-        control.log(f"going on from step {job.step} of {job.total_steps}")
+        reporter.log(f"going on from step {job.step} of {job.total_steps}")
 
     def save() -> None:
         extra = {"shape": student.shape.to_dict(), "plan_json": student.plan_json, "threads": torch.get_num_threads()}
@@ -157,14 +157,14 @@ def do_run(run: Run, control: Control) -> None:
 
     if saved is None:
         save()
-    control.stage("training")
-    _train(job, examiner, control, save)
+    reporter.stage("training")
+    _train(job, examiner, reporter, save)
 
-    control.stage("evaluating")
+    reporter.stage("evaluating")
     result = job.result.eval()
-    if any(team.agree(team.leads and not control.has_row("final", job.step))):
-        _final_row(job, examiner, control)
-    control.stage("saving the model")
+    if any(team.agree(team.leads and not reporter.has_row("final", job.step))):
+        _final_row(job, examiner, reporter)
+    reporter.stage("saving the model")
     if team.leads:
         _save_result(run, result, student)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -172,31 +172,31 @@ def do_run(run: Run, control: Control) -> None:
             drop_unwanted(run)
 
 
-def _train(job: Distillation, examiner: Evaluator, control: Control, save: Callable[[], None]) -> None:
+def _train(job: Distillation, examiner: Evaluator, reporter: Reporter, save: Callable[[], None]) -> None:
     settings, team = job.settings, examiner.team
     steps = frozenset(evaluation_steps(job.total_steps, job.batches.steps_per_epoch, settings.eval_every))
     began, first = time.monotonic(), job.step
     last_saved = began
 
     def lacks_evaluation() -> bool:
-        return team.leads and job.step in steps and not control.has_row("eval", job.step)
+        return team.leads and job.step in steps and not reporter.has_row("eval", job.step)
 
     def after_step(job: Distillation) -> None:
         nonlocal last_saved
         now = time.monotonic()
         per_step = (now - began) / (job.step - first)
-        control.update(
+        reporter.update(
             step=job.step, epoch=job.step / job.batches.steps_per_epoch, seconds=round(job.seconds, 1),
             seconds_left=round(per_step * (job.total_steps - job.step), 1),
         )  # fmt: skip
         stop, due, evaluate = team.agree(
-            control.stopping, now - last_saved > 60 * settings.checkpoint_minutes, lacks_evaluation()
+            reporter.stopping, now - last_saved > 60 * settings.checkpoint_minutes, lacks_evaluation()
         )
         try:
             if stop:
-                control.stop()
+                reporter.stop()
             if evaluate:
-                _eval_row(job, examiner, control)
+                _eval_row(job, examiner, reporter)
         except (Cancelled, Paused, Terminated, LimitError):
             save()
             raise
@@ -205,27 +205,27 @@ def _train(job: Distillation, examiner: Evaluator, control: Control, save: Calla
             last_saved = time.monotonic()
 
     if any(team.agree(lacks_evaluation())):  # it was stopped before it could evaluate
-        _eval_row(job, examiner, control)
-    distill(job, report=control.row, after_step=after_step)
+        _eval_row(job, examiner, reporter)
+    distill(job, report=reporter.row, after_step=after_step)
 
 
-def _first_rows(job: Distillation, examiner: Evaluator, control: Control) -> None:
+def _first_rows(job: Distillation, examiner: Evaluator, reporter: Reporter) -> None:
     """The student's point before any training; with a teacher, its point too, speeds measured in turns."""
-    control.stage("measuring the speed")
+    reporter.stage("measuring the speed")
     team = examiner.team
     original, thin, ratio = team.told(_speeds(job, examiner) if team.leads else (None, None, 0.0))
     assert thin is not None
-    control.update(images_per_s=thin.images_per_s)
+    reporter.update(images_per_s=thin.images_per_s)
     if original is None:
-        control.stage("evaluating before training")
-        _note(control, "start", job, examiner.evaluate(job.student), _speed(thin))
+        reporter.stage("evaluating before training")
+        _note(reporter, "start", job, examiner.evaluate(job.student), _speed(thin))
         return
-    control.stage("evaluating the teacher")
+    reporter.stage("evaluating the teacher")
     teacher = examiner.teacher_result()
-    control.row(_row("teacher", job, teacher) | _speed(original))
-    control.update(teacher_top1=teacher.top1)
-    control.stage("evaluating the student after surgery")
-    _note(control, "surgery", job, examiner.evaluate(job.student), _speed(thin) | {"speedup": ratio})
+    reporter.row(_row("teacher", job, teacher) | _speed(original))
+    reporter.update(teacher_top1=teacher.top1)
+    reporter.stage("evaluating the student after surgery")
+    _note(reporter, "surgery", job, examiner.evaluate(job.student), _speed(thin) | {"speedup": ratio})
 
 
 def _speeds(job: Distillation, examiner: Evaluator) -> tuple[Throughput | None, Throughput | None, float]:
@@ -248,35 +248,35 @@ def _speeds(job: Distillation, examiner: Evaluator) -> tuple[Throughput | None, 
     return both.first, both.second, both.ratio
 
 
-def _eval_row(job: Distillation, examiner: Evaluator, control: Control) -> None:
-    _note(control, "eval", job, examiner.evaluate(job.result), {"images_per_s": control.state.images_per_s})
+def _eval_row(job: Distillation, examiner: Evaluator, reporter: Reporter) -> None:
+    _note(reporter, "eval", job, examiner.evaluate(job.result), {"images_per_s": reporter.state.images_per_s})
 
 
-def _final_row(job: Distillation, examiner: Evaluator, control: Control) -> None:
+def _final_row(job: Distillation, examiner: Evaluator, reporter: Reporter) -> None:
     """The end on all test images; before it on the choice, so that the curve's last point is of the same images."""
     if examiner.indices is not None:
-        _eval_row(job, examiner, control)
+        _eval_row(job, examiner, reporter)
     result = examiner.evaluate(job.result, everything=True)
-    extra = {"images_per_s": control.state.images_per_s}
+    extra = {"images_per_s": reporter.state.images_per_s}
     if job.teacher is not None:
         teacher = examiner.teacher_result(everything=True)
-        control.update(teacher_top1=teacher.top1)
+        reporter.update(teacher_top1=teacher.top1)
         extra["teacher_top1"] = teacher.top1
         if _reads_text(job):
             extra["teacher_perplexity"] = teacher.perplexity
-    _note(control, "final", job, result, extra)
+    _note(reporter, "final", job, result, extra)
 
 
-def _note(control: Control, phase: str, job: Distillation, result: Evaluation, extra: dict[str, Any]) -> None:
-    control.row(_row(phase, job, result) | extra)
+def _note(reporter: Reporter, phase: str, job: Distillation, result: Evaluation, extra: dict[str, Any]) -> None:
+    reporter.row(_row(phase, job, result) | extra)
     kl = "" if result.kl is None else f", KL {result.kl:.4f} nats"
     found = f"top-1 {result.top1:.2f} % of {result.images} images"
     perplexity = None
     if _reads_text(job):
         perplexity = result.perplexity
         found = f"perplexity {perplexity:.3f} of {result.images} tokens"
-    control.log(f"{phase} at step {job.step}: {found}{kl}")
-    control.update(now=True, top1=result.top1, top1_images=result.images, perplexity=perplexity)
+    reporter.log(f"{phase} at step {job.step}: {found}{kl}")
+    reporter.update(now=True, top1=result.top1, top1_images=result.images, perplexity=perplexity)
 
 
 def _reads_text(job: Distillation) -> bool:

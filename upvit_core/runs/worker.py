@@ -5,7 +5,7 @@ how it ended. SIGTERM without a request to cancel (a machine going down, a clust
 `interrupted`. torch is imported only once the device is free, so that waiting costs next to nothing.
 
 Several processes train one run together where `torchrun` or `accelerate launch` starts this module several times, or
-where the spec asks for `processes`: the first one is this worker, the others follow it (runs/followers.py).
+where the spec asks for `processes`: the first one is this worker, the others help it (runs/helper_ranks.py).
 """
 
 from __future__ import annotations
@@ -21,64 +21,111 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from upvit_core.atomic import sweep_temporaries
 from upvit_core.errors import LimitError, RunError, UPViTError
 from upvit_core.ranks import process_count, rank
 from upvit_core.runs import slurm
 from upvit_core.runs.devices import leases, show_only
-from upvit_core.runs.folder import Run, read_state
-from upvit_core.runs.helper_ranks import FAULT_FILE, fault_of, follow, followers
+from upvit_core.runs.folder import Run, read_state, stopped
+from upvit_core.runs.helper_ranks import FAULT_FILE, fault_of, helpers, run_helper
 from upvit_core.runs.memory_check import check_memory
 from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.queue import devices_of
-from upvit_core.runs.reporter import SPARE_BYTES, Control, error_message, peer_lost
+from upvit_core.runs.reason import (
+    PEER_LOST,
+    SPARE_BYTES,
+    TERMINATED,
+    TOO_SHORT,
+    error_message,
+    is_peer_lost,
+    reason_of,
+)
+from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.store import RunStore
 
 QUEUE_POLL_SECONDS = 0.3
 
 
 @contextmanager
-def device_held(control: Control, store: RunStore) -> Iterator[None]:
+def device_held(reporter: Reporter, store: RunStore) -> Iterator[None]:
     """Wait until the run is first in the queues of its devices and all are free, then hold them.
 
     A Slurm job has been given its devices by Slurm.
     """
-    if control.run.spec.executor == "slurm":
+    if reporter.run.spec.executor == "slurm":
         yield
         return
-    names = devices_of(control.run.spec)
+    names = devices_of(reporter.run.spec)
     waiting = False
     while True:
-        control.check()
+        reporter.check()
         with leases(store.root, names) as held:
-            if held and all(store.next_in_queue(name) == control.run.id for name in names):
+            if held and all(store.next_in_queue(name) == reporter.run.id for name in names):
                 yield
                 return
         if not waiting:
-            control.log(f"waiting for {', '.join(names)}")
+            reporter.log(f"waiting for {', '.join(names)}")
             waiting = True
         time.sleep(QUEUE_POLL_SECONDS)
 
 
-def warn_of_memory(control: Control) -> None:
-    """Say so where the run will hardly fit. Raises RunError where the CPU has no room: Linux kills what tries."""
-    expected = check_memory(control.run.spec)
-    if expected is None or not expected.sentence:
+def warn_of_memory(reporter: Reporter) -> None:
+    """Note where the run will hardly fit. Raises RunError where the CPU has no room: Linux kills what tries."""
+    check = check_memory(reporter.run.spec)
+    if check is None or not check.sentence:
         return
-    if expected.parts is None and expected.device.name == "cpu":
-        raise RunError(expected.sentence)
-    control.note(expected.sentence)
-    control.parts = expected.parts or 1
+    if check.parts is None and check.device.name == "cpu":
+        raise RunError(check.sentence)
+    reporter.note(check.sentence)
+    reporter.parts = check.parts or 1
 
 
-def before_slurm_ends_it(control: Control, out_of_time: bool, first_step: int) -> dict[str, Any]:
-    """The state of a worker that Slurm told to end: its job will be queued again, or `squeue` will not know it."""
-    if out_of_time and control.state.step <= first_step:
-        limit = "The job's time is too short to get any further than the last checkpoint; give it more minutes."
-        return {"state": "failed", "error": limit}
-    return {"state": "queued", "error": "", "stage": slurm.AGAIN}
+def train(run: Run, store: RunStore, reporter: Reporter) -> None:
+    """Wait for the device and train on it, with the other processes that the spec asks for."""
+    reporter.update(now=True, stage="waiting for the device")
+    with device_held(reporter, store):
+        reporter.has_device(max(map(store.next_turn, devices_of(run.spec))))
+        warn_of_memory(reporter)
+        if process_count() == 1:
+            show_only(run.spec.device, run.spec.processes)
+        (run.folder / FAULT_FILE).unlink(missing_ok=True)
+        with helpers(reporter):
+            from upvit_core.runs.train import do_run
+
+            do_run(run, reporter)
+
+
+def stopped_by(error: Exception, reporter: Reporter, first_step: int) -> dict[str, object]:
+    """The changes of the state by which a run ends that an error stopped; its attempt began at `first_step`."""
+    run, state = reporter.run, reporter.state
+    if (request := run.request) is not None:
+        return stopped(run, request)
+    if isinstance(error, LimitError):
+        return {"state": "failed", "error": str(error)}
+    if reporter.terminated and state.job:
+        if reporter.out_of_time and state.step <= first_step:
+            return {"state": "failed", "error": TOO_SHORT}
+        return {"state": "queued", "error": "", "stage": slurm.AGAIN}
+    if reporter.terminated:
+        return {"state": "interrupted", "error": TERMINATED}
+    if not fault_of(run) and is_peer_lost(error):
+        return {"state": "interrupted", "error": PEER_LOST}
+    with suppress(OSError):
+        traceback.print_exception(error)
+    return {"state": "failed", "error": fault_of(run) or error_message(error, run.folder)}
+
+
+def listen(reporter: Reporter) -> None:
+    """Have signals stop the run after its step. SIGUSR2 is Slurm's warning that a job's time is almost over."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        reporter.terminated = True
+        reporter.out_of_time = reporter.out_of_time or number == signal.SIGUSR2
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *([signal.SIGUSR2] if reporter.state.job else [])):
+        signal.signal(number, on_signal)
 
 
 def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
@@ -91,79 +138,43 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
     assert me is not None
     before = read_state(run.folder)
     job = os.environ.get("SLURM_JOB_ID", "") if run.spec.executor == "slurm" else ""
-    state = before.model_copy(
-        update={"state": "queued", "pid": me.pid, "started": me.started, "boot": me.boot, "host": socket.gethostname(),
-                "job": job, "attempt": before.attempt + (1 if job and before.pid is not None else 0)}
-    )  # fmt: skip
-    control = Control(run, state)
-    control.echo = echo
-
-    out_of_time = again = False
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        nonlocal out_of_time
-        control.terminated = True
-        out_of_time = out_of_time or number == signal.SIGUSR2
-
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *([signal.SIGUSR2] if job else [])):
-        signal.signal(number, on_signal)
-    ended: dict[str, Any]
+    started = {
+        "state": "queued",
+        "pid": me.pid,
+        "started": me.started,
+        "boot": me.boot,
+        "host": socket.gethostname(),
+        "job": job,
+        "attempt": before.attempt + (1 if job and before.pid is not None else 0),
+    }
+    reporter = Reporter(run, before.model_copy(update=started), echo)
+    listen(reporter)
     spare = run.folder / ".spare"
+    end: dict[str, object] = {"state": "done", "error": ""}
     try:
         spare.write_bytes(bytes(SPARE_BYTES))
-        control.update(now=True, stage="waiting for the device")
-        with device_held(control, store):
-            control.has_device(max(map(store.next_turn, devices_of(run.spec))))
-            warn_of_memory(control)
-            if process_count() == 1:
-                show_only(run.spec.device, run.spec.processes)
-            (run.folder / FAULT_FILE).unlink(missing_ok=True)
-            with followers(control):
-                from upvit_core.runs.train import do_run
-
-                do_run(run, control)
-        ended = {"state": "done", "error": ""}
+        train(run, store, reporter)
     except Exception as error:
-        if run.cancel_asked:
-            ended = {"state": "cancelled", "error": ""}
-        elif run.pause_asked:
-            ended = {"state": "paused", "error": ""}
-        elif isinstance(error, LimitError):
-            ended = {"state": "failed", "error": str(error)}
-        elif control.terminated and job:
-            again = out_of_time or slurm.is_wanted(job)
-            ended = before_slurm_ends_it(control, out_of_time, before.step)
-        elif control.terminated:
-            ended = {
-                "state": "interrupted",
-                "error": "Its process was asked to end; Resume goes on from the last checkpoint.",
-            }
-        elif not fault_of(run) and peer_lost(error):
-            ended = {
-                "state": "interrupted",
-                "error": "Another process of the run ended; Resume goes on from the last checkpoint.",
-            }
-        else:
-            ended = {"state": "failed", "error": fault_of(run) or error_message(error, run.folder)}
-            with suppress(OSError):
-                traceback.print_exc()
+        end = stopped_by(error, reporter, before.step)
     spare.unlink(missing_ok=True)
-    control.update(now=True, **({"stage": "", "seconds_left": None} | ended))
+    wanted = end["state"] == "queued" and (reporter.out_of_time or slurm.is_wanted(job))
+    reporter.update(now=True, **({"stage": "", "seconds_left": None} | end))
     run.forget_requests()
-    control.log(control.state.state + (f": {control.state.error}" if control.state.error else ""))
-    if again and control.state.state == "queued":  # a job that ends by itself, Slurm would count as done
+    state = reporter.state
+    reporter.log(f"{state.state}: {reason_of(state)}" if state.state != "done" else "done")
+    if wanted:  # a job that ends by itself, Slurm would count as done
         slurm.requeue(job)
-    together = control.state.state == "done" or control.agreed or process_count() == 1
-    return 0 if together and control.state.state != "failed" else 1
+    together = state.state == "done" or reporter.agreed or process_count() == 1
+    return 0 if together and state.state != "failed" else 1
 
 
 def start(folder: Path, echo: IO[str] | None = None) -> int:
-    """Do the run of a folder, or follow the process that does. Returns the exit status."""
+    """Do the run of a folder, or help the process that does. Returns the exit status."""
     try:
         store = RunStore(folder.parent)
         run = store.get(folder.name)
         if rank() > 0:
-            return follow(run)
+            return run_helper(run)
         with run.lock(timeout=30.0) as held:
             if not held:
                 raise RunError(f"Run {run.id} already has a worker.")
@@ -180,7 +191,7 @@ def start(folder: Path, echo: IO[str] | None = None) -> int:
 
 @contextmanager
 def output_to(path: Path) -> Iterator[IO[str]]:
-    """What this process and its children print goes to the end of a file; yields where it went before."""
+    """Append what this process and its children print to a file; yields the stream that it went to before."""
     sys.stdout.flush()
     sys.stderr.flush()
     before = [os.dup(number) for number in (1, 2)]

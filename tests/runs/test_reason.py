@@ -1,0 +1,79 @@
+"""Why a run stopped: every run that is not active has one sentence, whoever ended it, earlier versions' runs too."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from upvit_core.runs import RunSpec, RunState, RunStore
+from upvit_core.runs.pid import ProcessIdentity
+from upvit_core.runs.reason import GO_ON, reason_of
+from upvit_core.runs.spec import ACTIVE
+
+SPEC = RunSpec(name="r", teacher="demo", student="x", data="demo", epochs=2)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> RunStore:
+    return RunStore(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("state", "reason"),
+    [
+        (RunState(state="queued", error="old"), ""),
+        (RunState(state="running"), ""),
+        (RunState(state="done", step=1200, total_steps=1200), "All 1,200 steps are done."),
+        (RunState(state="failed", error="No room."), "No room."),
+        (RunState(state="interrupted", error="It was killed."), "It was killed."),
+        (RunState(state="paused", step=3, total_steps=10), f"Paused at step 3 of 10; {GO_ON}"),
+        (
+            RunState(state="cancelled", step=3, total_steps=10, stopped_by="somebody"),
+            f"Cancelled by somebody at step 3 of 10; {GO_ON}",
+        ),
+        (RunState(state="cancelled"), f"Cancelled before its first step; {GO_ON}"),
+    ],
+)
+def test_sentences(state: RunState, reason: str) -> None:
+    assert reason_of(state) == reason
+    assert bool(reason) != (state.state in ACTIVE)
+
+
+@pytest.mark.parametrize(("verb", "word"), [("pause", "Paused"), ("cancel", "Cancelled")])
+def test_who_stopped_a_run_is_kept_until_it_goes_on(store: RunStore, verb: str, word: str) -> None:
+    run = store.create(SPEC)
+    getattr(store, verb)(run.id, by="the person at\x00 the desk\n")
+    (summary,) = store.list()
+    assert summary.reason == f"{word} by the person at the desk before its first step; {GO_ON}"
+    assert json.loads((run.folder / "state.json").read_text())["stopped_by"] == "the person at the desk"
+    store.resume(run.id)
+    assert (store.state(run.id).stopped_by, store.list()[0].reason) == ("", "")
+
+
+def test_a_killed_run_has_its_reason_on_reading(store: RunStore) -> None:
+    run = store.create(SPEC)
+    me = ProcessIdentity.of(os.getpid())
+    assert me is not None
+    run.write_state(RunState(state="running", pid=me.pid, started=me.started + 1, boot=me.boot))
+    assert "was killed" in store.list()[0].reason
+    os.utime(run.folder / "state.json", (1e9, 1e9))
+    run.write_state(RunState(state="queued"))
+    os.utime(run.folder / "state.json", (1e9, 1e9))
+    assert "never started" in store.list()[0].reason
+
+
+def test_a_state_of_the_version_before_has_a_reason(store: RunStore) -> None:
+    run = store.create(SPEC)
+    record = {"state": "cancelled", "pid": 4, "step": 7, "total_steps": 9, "error": "", "note": ""}
+    (run.folder / "state.json").write_text(json.dumps(record))
+    assert store.list()[0].reason == f"Cancelled at step 7 of 9; {GO_ON}"
+
+
+def test_a_folder_that_cannot_be_read_says_so(store: RunStore) -> None:
+    run = store.create(SPEC)
+    (run.folder / "spec.json").write_text("{")
+    (summary,) = store.list()
+    assert summary.reason == summary.problem != ""
