@@ -1,12 +1,12 @@
 """The processes that train one run together: the first one writes, all of them decide at the same step.
 
-Every method is collective: all processes call it, in the same order. With one process each is what it says and no more.
+Every method is collective: all processes call it, in the same order. With one process each returns at once.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -35,7 +35,7 @@ class Team:
         return self.accelerator.process_index
 
     @property
-    def leads(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is the process that writes the run's files."""
         return self.accelerator.is_main_process
 
@@ -46,15 +46,15 @@ class Team:
         votes = torch.tensor(asked, dtype=torch.int32, device=self.accelerator.device)
         return tuple(bool(count) for count in self.accelerator.reduce(votes, reduction="sum").tolist())
 
-    def told(self, value: T) -> T:
-        """What the first process holds; the others' `value` is not looked at."""
+    def broadcast(self, value: T) -> T:
+        """The first process's `value`, on every process."""
         if self.size == 1:
             return value
-        box: list[Any] = [value if self.leads else None]
+        box = [value]
         broadcast_object_list(box, from_process=0)
         return box[0]
 
-    def join(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def concatenate(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Each tensor with those of the other processes behind it, by their number, along the first dimension."""
         if self.size == 1:
             return tensors

@@ -61,7 +61,7 @@ class Run:
         return next((request for request in OUTCOMES if (self.folder / request).exists()), None)
 
     def ask(self, request: Request, by: str) -> None:
-        """Ask the worker to stop, in the name of `by`; not atomically, as a worker that starts sweeps temporaries away."""
+        """Ask the worker to stop, for `by`; not atomically, as a worker that starts sweeps temporaries away."""
         path = self.folder / request
         path.touch()
         with suppress(OSError):  # a full disk has room for the request, not for the name

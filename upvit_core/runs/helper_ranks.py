@@ -69,9 +69,9 @@ def run_helper(run: Run) -> int:
     if state not in ("queued", "running") or reporter.terminated:
         return 0
     try:
-        from upvit_core.runs.train import do_run
+        from upvit_core.runs.train import TrainingRun
 
-        do_run(run, reporter)
+        TrainingRun(run, reporter).execute()
     except (Terminated, Cancelled):
         return 0 if reporter.agreed else 1
     except Exception as error:

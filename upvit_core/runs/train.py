@@ -1,11 +1,12 @@
-"""What a worker does for one run: prepare the student, measure, train, evaluate, save. Imports torch."""
+"""A run from its order to its model: open, measure, train, evaluate, save (`TrainingRun.execute`). Imports torch."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,13 @@ from upvit_core.profiling.throughput import Throughput, compare, measure
 from upvit_core.runs.checkpoints import load_newest, load_step, save_checkpoint
 from upvit_core.runs.distributed import Team
 from upvit_core.runs.folder import Run
-from upvit_core.runs.inputs import RunInputs, Student, load_inputs
-from upvit_core.runs.reporter import Reporter, Paused, Terminated
+from upvit_core.runs.inputs import RunInputs, load_inputs
+from upvit_core.runs.reporter import Paused, Reporter, Terminated
 from upvit_core.runs.shared_answers import drop_unwanted, open_teacher_cache
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.tensorboard import FOLDER, EventLog
 from upvit_core.training.batches import TokenBlocks, TrainingBatches, batch_source
-from upvit_core.training.distillation import Distillation, distill, make_accelerator
+from upvit_core.training.distillation import Distillation, Row, distill, make_accelerator
 from upvit_core.training.settings import evaluation_steps
 
 EVAL_BATCH = {"cpu": 250, "cuda": 500}
@@ -75,7 +76,7 @@ class Evaluator:
 
     def _summary(self, outcomes: Outcomes, everything: bool) -> Evaluation:
         """Over the samples of all processes that share the images."""
-        return (joined([self.team.join(outcomes.columns)]) if self._shared(everything) else outcomes).summary()
+        return (joined([self.team.concatenate(outcomes.columns)]) if self._shared(everything) else outcomes).summary()
 
     def _indices(self, everything: bool) -> np.ndarray:
         return np.arange(len(self.images)) if everything or self.indices is None else self.indices
@@ -95,221 +96,241 @@ class Evaluator:
             self.reporter.check()
 
 
-def do_run(run: Run, reporter: Reporter) -> None:
-    """Everything from the order to `model/`; goes on from the newest checkpoint where there is one.
+class TrainingRun:
+    """One run in this process: from the order to `model/`, from the newest checkpoint on where there is one.
 
     Started together by a launcher, processes train as one; the first one alone writes and measures.
     """
-    spec, settings = run.spec, run.spec.settings
-    accelerator = make_accelerator(_device_of(spec), settings.amp)
-    team = Team(accelerator)
-    if settings.tensorboard and team.leads:
-        reporter.events = EventLog(run.folder / FOLDER, read_lines(run.metrics)[0])
-    saved = load_newest(run.checkpoints, reporter.log) if team.leads else None
-    step = team.told(None if saved is None else int(saved["step"]))
-    if saved is None and step is not None:
-        saved = load_step(run.checkpoints, step)
-    threads = (saved or {}).get("threads") or settings.threads
-    if threads is not None:
-        torch.set_num_threads(threads)
-    materials = load_inputs(spec, saved, reporter, accelerator.device)
-    student = materials.student
-    if saved is None and settings.from_scratch:
-        fresh = build_model(student.shape, seed=settings.seed, weight_init="jax")
-        student = replace(student, model=fresh)
-    student.model.to(accelerator.device)
 
-    source = batch_source(
-        materials.train,
-        student.pretrained_cfg,
-        seed=settings.seed,
-        augment=settings.augmentation != "none",
-        workers=settings.workers,
-    )
-    batches = TrainingBatches(
-        source, batch_size=settings.batch_size, seed=settings.seed, rank=team.rank, processes=team.size
-    )
-    job = Distillation(
-        student.model,
-        materials.teacher,
-        batches,
-        settings,
-        epochs=spec.epochs,
-        num_classes=student.shape.num_classes,
-        accelerator=accelerator,
-        notify=reporter.note,
-    )
-    job.store = open_teacher_cache(run, job, materials.train, student.pretrained_cfg)
-    examiner = Evaluator(materials, settings.eval_images, settings.seed, reporter, team)
-    reporter.update(total_steps=job.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
-    if saved is None:
-        job.parts = team.told(reporter.parts)
-        _first_rows(job, examiner, reporter)
-    else:
-        job.load_state_dict(saved)
-        reporter.log(f"going on from step {job.step} of {job.total_steps}")
+    def __init__(self, run: Run, reporter: Reporter):
+        spec, settings = run.spec, run.spec.settings
+        self.run, self.reporter, self.settings = run, reporter, settings
+        accelerator = make_accelerator(_device_of(spec), settings.amp)
+        self.team = team = Team(accelerator)
+        if settings.tensorboard and team.is_first:
+            reporter.events = EventLog(run.folder / FOLDER, read_lines(run.metrics)[0])
+        self.saved = saved = self._newest_checkpoint()
+        threads = (saved or {}).get("threads") or settings.threads
+        if threads is not None:
+            torch.set_num_threads(threads)
+        inputs = load_inputs(spec, saved, reporter, accelerator.device)
+        student = inputs.student
+        if saved is None and settings.from_scratch:
+            fresh = build_model(student.shape, seed=settings.seed, weight_init="jax")
+            student = replace(student, model=fresh)
+        student.model.to(accelerator.device)
+        self.student = student
+        source = batch_source(
+            inputs.train,
+            student.pretrained_cfg,
+            seed=settings.seed,
+            augment=settings.augmentation != "none",
+            workers=settings.workers,
+        )
+        self.training = training = Distillation(
+            student.model,
+            inputs.teacher,
+            TrainingBatches(
+                source, batch_size=settings.batch_size, seed=settings.seed, rank=team.rank, processes=team.size
+            ),
+            settings,
+            epochs=spec.epochs,
+            num_classes=student.shape.num_classes,
+            accelerator=accelerator,
+            say=reporter.note,
+        )
+        training.store = open_teacher_cache(run, training, inputs.train, student.pretrained_cfg)
+        self.evaluator = Evaluator(inputs, settings.eval_images, settings.seed, reporter, team)
+        reporter.update(total_steps=training.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
 
-    def save() -> None:
-        extra = {"shape": student.shape.to_dict(), "plan_json": student.plan_json, "threads": torch.get_num_threads()}
-        state = job.state_dict()
-        if team.leads:
-            save_checkpoint(run.checkpoints, state | extra)
+    def _newest_checkpoint(self) -> dict[str, Any] | None:
+        """The newest that the first process can read, on every process."""
+        folder = self.run.checkpoints
+        saved = load_newest(folder, self.reporter.log) if self.team.is_first else None
+        step = self.team.broadcast(None if saved is None else int(saved["step"]))
+        return load_step(folder, step) if saved is None and step is not None else saved
 
-    if saved is None:
-        save()
-    reporter.stage("training")
-    _train(job, examiner, reporter, save)
+    def execute(self) -> None:
+        """Measure the start, train, evaluate the end, save the model."""
+        training, reporter = self.training, self.reporter
+        if self.saved is None:
+            training.parts = self.team.broadcast(reporter.parts)
+            self.evaluate_start()
+            self.save_checkpoint()
+        else:
+            training.load_state_dict(self.saved)
+            reporter.log(f"going on from step {training.step} of {training.total_steps}")
+        reporter.stage("training")
+        self.train()
+        reporter.stage("evaluating")
+        training.result.eval()
+        if any(self.team.agree(self.lacks_row("final"))):
+            self.evaluate_end()
+        reporter.stage("saving the model")
+        if self.team.is_first:
+            self.save_model()
 
-    reporter.stage("evaluating")
-    result = job.result.eval()
-    if any(team.agree(team.leads and not reporter.has_row("final", job.step))):
-        _final_row(job, examiner, reporter)
-    reporter.stage("saving the model")
-    if team.leads:
-        _save_result(run, result, student)
+    def evaluate_start(self) -> None:
+        """The student's point before any training; with a teacher, its point too, speeds measured in turns."""
+        reporter, evaluator = self.reporter, self.evaluator
+        reporter.stage("measuring the speed")
+        original, thin, ratio = self.team.broadcast(self.speeds() if self.team.is_first else (None, None, 0.0))
+        assert thin is not None
+        reporter.update(images_per_s=thin.images_per_s)
+        if original is None:
+            reporter.stage("evaluating before training")
+            self.report("start", evaluator.evaluate(self.training.student), _speed(thin))
+            return
+        reporter.stage("evaluating the teacher")
+        teacher = evaluator.teacher_result()
+        reporter.row(self.row("teacher", teacher) | _speed(original))
+        reporter.update(teacher_top1=teacher.top1)
+        reporter.stage("evaluating the student after surgery")
+        self.report("surgery", evaluator.evaluate(self.training.student), _speed(thin) | {"speedup": ratio})
+
+    def speeds(self) -> tuple[Throughput | None, Throughput | None, float]:
+        """Speed of the teacher, where there is one, of the student, and their ratio, measured in turns."""
+        accelerator, evaluator = self.training.accelerator, self.evaluator
+        device = accelerator.device
+        size = evaluator.shape.batch_size(SPEED_BATCH[device.type])
+        batch = next(iter(evaluator.images.batches(size, device=device)))[0]
+        dtype = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
+        teacher, student = self.training.teacher, self.training.student
+        if teacher is None:
+            alone = partial(measure, [student], dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
+            _, (speed,) = next(in_halves(alone, batch))
+            return None, speed, 1.0
+        beside = partial(compare, teacher, student, dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
+        _, both = next(in_halves(beside, batch))
+        return both.first, both.second, both.ratio
+
+    def train(self) -> None:
+        """Every step that is left, with evaluations and checkpoints in between."""
+        training, reporter = self.training, self.reporter
+        epoch = training.batches.steps_per_epoch
+        steps = frozenset(evaluation_steps(training.total_steps, epoch, self.settings.eval_every))
+        began, first = time.monotonic(), training.step
+        last_saved = began
+
+        def lacks_evaluation() -> bool:
+            return training.step in steps and self.lacks_row("eval")
+
+        def after_step(_: Distillation) -> None:
+            nonlocal last_saved
+            now = time.monotonic()
+            per_step = (now - began) / (training.step - first)
+            reporter.update(
+                step=training.step,
+                epoch=training.step / epoch,
+                seconds=round(training.seconds, 1),
+                seconds_left=round(per_step * (training.total_steps - training.step), 1),
+            )
+            save_due = now - last_saved > 60 * self.settings.checkpoint_minutes
+            stop, save_due, evaluate = self.team.agree(reporter.stopping, save_due, lacks_evaluation())
+            try:
+                if stop:
+                    reporter.stop()
+                if evaluate:
+                    self.evaluate_now()
+            except (Cancelled, Paused, Terminated, LimitError):
+                self.save_checkpoint()
+                raise
+            if save_due:
+                self.save_checkpoint()
+                last_saved = time.monotonic()
+
+        if any(self.team.agree(lacks_evaluation())):  # it was stopped before it could evaluate
+            self.evaluate_now()
+        distill(training, report=reporter.row, after_step=after_step)
+
+    def evaluate_now(self) -> None:
+        extra = {"images_per_s": self.reporter.state.images_per_s}
+        self.report("eval", self.evaluator.evaluate(self.training.result), extra)
+
+    def evaluate_end(self) -> None:
+        """On all test images; before it on the choice, so that the curve's last point is of the same images."""
+        if self.evaluator.indices is not None:
+            self.evaluate_now()
+        result = self.evaluator.evaluate(self.training.result, everything=True)
+        extra: Row = {"images_per_s": self.reporter.state.images_per_s}
+        if self.training.teacher is not None:
+            teacher = self.evaluator.teacher_result(everything=True)
+            self.reporter.update(teacher_top1=teacher.top1)
+            extra["teacher_top1"] = teacher.top1
+            if self.reads_text:
+                extra["teacher_perplexity"] = teacher.perplexity
+        self.report("final", result, extra)
+
+    @property
+    def reads_text(self) -> bool:
+        return isinstance(self.training.batches.source, TokenBlocks)
+
+    def lacks_row(self, phase: str) -> bool:
+        """Whether this process is the one that writes rows, and this step has none of the phase yet."""
+        return self.team.is_first and not self.reporter.has_row(phase, self.training.step)
+
+    def row(self, phase: str, result: Evaluation) -> Row:
+        training = self.training
+        row: Row = {
+            "step": training.step,
+            "epoch": training.step / training.batches.steps_per_epoch,
+            "phase": phase,
+            "top1": result.top1,
+            "top5": result.top5,
+            "ce": result.loss,
+            "images": result.images,
+            "seconds": round(training.seconds, 3),
+        }
+        if self.reads_text:
+            row["perplexity"] = result.perplexity
+        return row if result.kl is None else row | {"kl_teacher": result.kl}
+
+    def report(self, phase: str, result: Evaluation, extra: Row) -> None:
+        """Write an evaluation as a row, into the log and into the state."""
+        self.reporter.row(self.row(phase, result) | extra)
+        perplexity = result.perplexity if self.reads_text else None
+        reached = f"top-1 {result.top1:.2f} % of {result.images} images"
+        if perplexity is not None:
+            reached = f"perplexity {perplexity:.3f} of {result.images} tokens"
+        kl = "" if result.kl is None else f", KL {result.kl:.4f} nats"
+        self.reporter.log(f"{phase} at step {self.training.step}: {reached}{kl}")
+        self.reporter.update(now=True, top1=result.top1, top1_images=result.images, perplexity=perplexity)
+
+    def save_checkpoint(self) -> None:
+        state = self.training.state_dict()  # all processes call it
+        if self.team.is_first:
+            student = self.student
+            extra = {"shape": student.shape.to_dict(), "plan_json": student.plan_json}
+            save_checkpoint(self.run.checkpoints, state | extra | {"threads": torch.get_num_threads()})
+
+    def save_model(self) -> None:
+        """Put `model/` in its place as a whole; checkpoints, and teacher's answers that no run needs, go."""
+        run, student = self.run, self.student
+        temporary = run.folder / ".model"
+        for leftover in (temporary, run.model):
+            shutil.rmtree(leftover, ignore_errors=True)
+        save_model(
+            self.training.result,
+            temporary,
+            shape=student.shape,
+            pretrained_cfg=student.pretrained_cfg,
+            plan_json=student.plan_json,
+            name=run.spec.name,
+            class_names=student.class_names,
+        )
+        temporary.rename(run.model)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-        if job.store is not None:
+        if self.training.store is not None:
             drop_unwanted(run)
 
 
-def _train(job: Distillation, examiner: Evaluator, reporter: Reporter, save: Callable[[], None]) -> None:
-    settings, team = job.settings, examiner.team
-    steps = frozenset(evaluation_steps(job.total_steps, job.batches.steps_per_epoch, settings.eval_every))
-    began, first = time.monotonic(), job.step
-    last_saved = began
-
-    def lacks_evaluation() -> bool:
-        return team.leads and job.step in steps and not reporter.has_row("eval", job.step)
-
-    def after_step(job: Distillation) -> None:
-        nonlocal last_saved
-        now = time.monotonic()
-        per_step = (now - began) / (job.step - first)
-        reporter.update(
-            step=job.step, epoch=job.step / job.batches.steps_per_epoch, seconds=round(job.seconds, 1),
-            seconds_left=round(per_step * (job.total_steps - job.step), 1),
-        )  # fmt: skip
-        stop, due, evaluate = team.agree(
-            reporter.stopping, now - last_saved > 60 * settings.checkpoint_minutes, lacks_evaluation()
-        )
-        try:
-            if stop:
-                reporter.stop()
-            if evaluate:
-                _eval_row(job, examiner, reporter)
-        except (Cancelled, Paused, Terminated, LimitError):
-            save()
-            raise
-        if due:
-            save()
-            last_saved = time.monotonic()
-
-    if any(team.agree(lacks_evaluation())):  # it was stopped before it could evaluate
-        _eval_row(job, examiner, reporter)
-    distill(job, report=reporter.row, after_step=after_step)
-
-
-def _first_rows(job: Distillation, examiner: Evaluator, reporter: Reporter) -> None:
-    """The student's point before any training; with a teacher, its point too, speeds measured in turns."""
-    reporter.stage("measuring the speed")
-    team = examiner.team
-    original, thin, ratio = team.told(_speeds(job, examiner) if team.leads else (None, None, 0.0))
-    assert thin is not None
-    reporter.update(images_per_s=thin.images_per_s)
-    if original is None:
-        reporter.stage("evaluating before training")
-        _note(reporter, "start", job, examiner.evaluate(job.student), _speed(thin))
-        return
-    reporter.stage("evaluating the teacher")
-    teacher = examiner.teacher_result()
-    reporter.row(_row("teacher", job, teacher) | _speed(original))
-    reporter.update(teacher_top1=teacher.top1)
-    reporter.stage("evaluating the student after surgery")
-    _note(reporter, "surgery", job, examiner.evaluate(job.student), _speed(thin) | {"speedup": ratio})
-
-
-def _speeds(job: Distillation, examiner: Evaluator) -> tuple[Throughput | None, Throughput | None, float]:
-    """Speed of the teacher, where there is one, of the student, and their ratio, measured in turns."""
-    device = job.accelerator.device
-    size = examiner.shape.batch_size(SPEED_BATCH[device.type])
-    batch = next(iter(examiner.images.batches(size, device=device)))[0]
-    dtype = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[job.accelerator.mixed_precision]
-    teacher, student = job.teacher, job.student
-    if teacher is None:
-        _, (speed,) = next(
-            in_halves(lambda images: measure([student], images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch)
-        )
-        return None, speed, 1.0
-    _, both = next(
-        in_halves(
-            lambda images: compare(teacher, student, images, dtype=dtype, repeats=30, seconds=SPEED_SECONDS), batch
-        )
-    )
-    return both.first, both.second, both.ratio
-
-
-def _eval_row(job: Distillation, examiner: Evaluator, reporter: Reporter) -> None:
-    _note(reporter, "eval", job, examiner.evaluate(job.result), {"images_per_s": reporter.state.images_per_s})
-
-
-def _final_row(job: Distillation, examiner: Evaluator, reporter: Reporter) -> None:
-    """The end on all test images; before it on the choice, so that the curve's last point is of the same images."""
-    if examiner.indices is not None:
-        _eval_row(job, examiner, reporter)
-    result = examiner.evaluate(job.result, everything=True)
-    extra = {"images_per_s": reporter.state.images_per_s}
-    if job.teacher is not None:
-        teacher = examiner.teacher_result(everything=True)
-        reporter.update(teacher_top1=teacher.top1)
-        extra["teacher_top1"] = teacher.top1
-        if _reads_text(job):
-            extra["teacher_perplexity"] = teacher.perplexity
-    _note(reporter, "final", job, result, extra)
-
-
-def _note(reporter: Reporter, phase: str, job: Distillation, result: Evaluation, extra: dict[str, Any]) -> None:
-    reporter.row(_row(phase, job, result) | extra)
-    kl = "" if result.kl is None else f", KL {result.kl:.4f} nats"
-    found = f"top-1 {result.top1:.2f} % of {result.images} images"
-    perplexity = None
-    if _reads_text(job):
-        perplexity = result.perplexity
-        found = f"perplexity {perplexity:.3f} of {result.images} tokens"
-    reporter.log(f"{phase} at step {job.step}: {found}{kl}")
-    reporter.update(now=True, top1=result.top1, top1_images=result.images, perplexity=perplexity)
-
-
-def _reads_text(job: Distillation) -> bool:
-    return isinstance(job.batches.source, TokenBlocks)
-
-
-def _row(phase: str, job: Distillation, result: Evaluation) -> dict[str, Any]:
-    row = {
-        "step": job.step, "epoch": job.step / job.batches.steps_per_epoch, "phase": phase, "top1": result.top1,
-        "top5": result.top5, "ce": result.loss, "images": result.images, "seconds": round(job.seconds, 3),
-    }  # fmt: skip
-    if _reads_text(job):
-        row["perplexity"] = result.perplexity
-    return row if result.kl is None else row | {"kl_teacher": result.kl}
-
-
-def _speed(speed: Throughput) -> dict[str, Any]:
+def _speed(speed: Throughput) -> Row:
     return {
-        "images_per_s": speed.images_per_s, "images_per_s_low": speed.low, "images_per_s_high": speed.high,
-        "repeats": speed.repeats, "batch_size": speed.batch_size, "dtype": speed.dtype, "device": speed.device,
-        "threads": speed.threads,
-    }  # fmt: skip
-
-
-def _save_result(run: Run, model: nn.Module, student: Student) -> None:
-    temporary = run.folder / ".model"
-    for leftover in (temporary, run.model):
-        shutil.rmtree(leftover, ignore_errors=True)
-    save_model(
-        model, temporary, shape=student.shape, pretrained_cfg=student.pretrained_cfg, plan_json=student.plan_json,
-        name=run.spec.name, class_names=student.class_names,
-    )  # fmt: skip
-    temporary.rename(run.model)
+        "images_per_s": speed.images_per_s,
+        "images_per_s_low": speed.low,
+        "images_per_s_high": speed.high,
+        **{key: getattr(speed, key) for key in ("repeats", "batch_size", "dtype", "device", "threads")},
+    }
 
 
 def _device_of(spec: RunSpec) -> str:

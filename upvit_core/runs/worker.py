@@ -92,9 +92,9 @@ def train(run: Run, store: RunStore, reporter: Reporter) -> None:
             show_only(run.spec.device, run.spec.processes)
         (run.folder / FAULT_FILE).unlink(missing_ok=True)
         with helpers(reporter):
-            from upvit_core.runs.train import do_run
+            from upvit_core.runs.train import TrainingRun
 
-            do_run(run, reporter)
+            TrainingRun(run, reporter).execute()
 
 
 def stopped_by(error: Exception, reporter: Reporter, first_step: int) -> dict[str, object]:
