@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import task_of
 from upvit_core.report.page import Page
 from upvit_core.report.provenance import of_machine, of_plan
+from upvit_core.runs.commands import command
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,9 @@ def widths(plan: PruningPlan) -> list[tuple[str, str]]:
 
 def default_commands(plan: PruningPlan, model: str, data: str) -> str:
     """Command lines that cut by the plan that the report carries."""
-    run, name = "python -m upvit_core", shlex.quote(model or "MODEL")
-    needs = f" --data {shlex.quote(data or 'IMAGES')}" if plan.basis == "directions" else ""
-    return (
-        f"{run} prune {name} plan.json{needs} --out student\n"
-        f"{run} evaluate student --data {shlex.quote(data or 'IMAGES')} --teacher {name}"
-    )
+    model, data = model or "MODEL", data or "IMAGES"
+    cut = command("prune", model, "plan.json", data=data if plan.basis == "directions" else "", out="student")
+    return f"{cut}\n{command('evaluate', 'student', data=data, teacher=model)}"
 
 
 def add_plan(page: Page, plan: PruningPlan, scores: ImportanceScores | None) -> None:

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 from upvit_core.errors import RunError
+from upvit_core.runs.commands import command
 from upvit_core.runs.folder import read_small
 from upvit_core.runs.spec import RunSpec
 
@@ -33,8 +34,7 @@ into `runs/` of the studio: it opens on the page Runs, whatever state it is in.
 
 def command_of(spec: RunSpec, folder: str) -> str:
     """The command line that does the order in `folder`; images that only this machine has are to be named."""
-    data = " --data DATA" if is_local(spec.data) else ""
-    return f"python -m upvit_core distill --order {folder}{data} --out runs"
+    return command("distill", order=folder, data="DATA" if is_local(spec.data) else "", out="runs")
 
 
 def is_local(place: str) -> bool:

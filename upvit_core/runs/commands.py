@@ -1,71 +1,98 @@
-"""A run as command lines: what does the same on a machine without a browser."""
+"""Command lines that do the same on a machine without a browser: the builder of all of them, and a run's lines."""
 
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
 from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunSpec
 from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings
 
+OPTIONS = ("lr", "batch_size", "alpha", "temperature", "seed", "checkpoint_minutes")
+FINETUNE_OPTIONS = ("lr", "batch_size", "layer_decay", "seed", "checkpoint_minutes")
+
+
+def command(verb: str, *arguments: object, **options: object) -> str:
+    """One command line, quoted for a shell.
+
+    An option that is True is a flag; those that are None, False or empty are left out.
+    """
+    words = ["python -m upvit_core", verb, *(shlex.quote(str(argument)) for argument in arguments)]
+    for name, value in options.items():
+        if value is None or value is False or value == "":
+            continue
+        words.append(f"--{name.replace('_', '-')}")
+        if value is not True:
+            words.append(shlex.quote(f"{value:.6g}" if isinstance(value, float) else str(value)))
+    return " ".join(words)
+
 
 def commands(run: Run) -> str:
-    """Command lines that do the same on a machine without a browser."""
-    spec = run.spec
-    tool = "python -m upvit_core"
+    """The lines of a run: cut the student where the run does, train, go on after a stop."""
+    spec, runs = run.spec, run.folder.parent
+    resume = command("resume", run.id, out=runs)
     if spec.kind == "finetune":
-        return _finetune_commands(run, tool)
-    teacher, _, heads = spec.teacher.partition("#heads=")
-    lines = []
-    student = spec.student
-    if student is None:
-        student = "student"
-        repair = f" --repair --images {spec.calibration_images}" if spec.repair else ""
-        data = (
-            f" --data {shlex.quote(spec.data)}" if spec.repair or (spec.plan or {}).get("basis") == "directions" else ""
+        model, heads = _split(spec.student or "")
+        tune = command(
+            "finetune",
+            model,
+            data=spec.data,
+            epochs=spec.epochs,
+            num_heads=heads,
+            root=spec.data_root,
+            in_chans=spec.in_chans,
+            img_size=spec.img_size,
+            head="" if spec.head == "auto" else spec.head,
+            **_options(spec),
+            out=runs,
         )
-        told = f" --num-heads {heads}" if heads else ""
-        plan = shlex.quote(str(run.model / "plan.json"))
-        lines.append(f"{tool} prune {shlex.quote(teacher)} {plan}{told}{data}{repair} --out {student}")
-    runs = shlex.quote(str(run.folder.parent))
-    root = f" --root {shlex.quote(spec.data_root)}" if spec.data_root else ""
-    lines.append(
-        f"{tool} distill --teacher {shlex.quote(teacher)} --student {shlex.quote(student)} "
-        f"--data {shlex.quote(spec.data)}{root} --epochs {spec.epochs}{_options(spec)} --out {runs}"
+        return f"{tune}\n{resume}"
+    teacher, heads = _split(spec.teacher)
+    lines = []
+    if spec.student is None:
+        is_rotated = (spec.plan or {}).get("basis") == "directions"
+        cut = command(
+            "prune",
+            teacher,
+            run.model / "plan.json",
+            num_heads=heads,
+            data=spec.data if spec.repair or is_rotated else "",
+            repair=spec.repair,
+            images=spec.calibration_images if spec.repair else None,
+            out="student",
+        )
+        lines.append(cut)
+    train = command(
+        "distill",
+        teacher=teacher,
+        num_heads=heads,
+        img_size=spec.img_size,
+        student=spec.student or "student",
+        data=spec.data,
+        root=spec.data_root,
+        epochs=spec.epochs,
+        **_options(spec),
+        out=runs,
     )
-    lines.append(f"{tool} resume {run.id} --out {runs}")
-    return "\n".join(lines)
+    return "\n".join([*lines, train, resume])
 
 
-def _finetune_commands(run: Run, tool: str) -> str:
-    spec = run.spec
-    model, _, heads = (spec.student or "").partition("#heads=")
-    runs = shlex.quote(str(run.folder.parent))
-    given = {"--num-heads": heads, "--root": spec.data_root, "--in-chans": spec.in_chans, "--img-size": spec.img_size}
-    told = "".join(f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value)
-    told += "" if spec.head == "auto" else f" --head {spec.head}"
-    return (
-        f"{tool} finetune {shlex.quote(model)} --data {shlex.quote(spec.data)} --epochs {spec.epochs}{told}"
-        f"{_options(spec)} --out {runs}\n{tool} resume {run.id} --out {runs}"
-    )
+def _split(source: str) -> tuple[str, str]:
+    """A source and the head count that it is opened with, empty where none was given."""
+    path, _, heads = source.partition("#heads=")
+    return path, heads
 
 
-def _options(spec: RunSpec) -> str:
+def _options(spec: RunSpec) -> dict[str, object]:
     """The nearest preset and what differs from it, as far as the command line has options for it."""
-    presets = FINETUNE_PRESETS if spec.kind == "finetune" else PRESETS
-    first = next(iter(presets))
+    presets, names = (FINETUNE_PRESETS, FINETUNE_OPTIONS) if spec.kind == "finetune" else (PRESETS, OPTIONS)
+    settings = spec.settings.model_dump()
 
-    def differing(preset: DistillSettings) -> dict[str, Any]:
-        ours, theirs = spec.settings.model_dump(), preset.model_dump()
-        return {name: value for name, value in ours.items() if value != theirs[name]}
+    def differing(preset: DistillSettings) -> dict[str, object]:
+        return {name: settings[name] for name, value in preset.model_dump().items() if settings[name] != value}
 
-    name = min(presets, key=lambda preset: len(differing(presets[preset])))
-    text = "" if presets is FINETUNE_PRESETS and name == first else f" --preset {name}"
-    options = ("lr", "batch_size", "alpha", "temperature", "seed", "checkpoint_minutes")
-    for option in (*options[:2], "layer_decay", *options[4:]) if spec.kind == "finetune" else options:
-        value = differing(presets[name]).get(option)
-        if value is not None:
-            text += f" --{option.replace('_', '-')} {value:g}"
-    flags = ("from_scratch", "head_only")
-    return text + "".join(f" --{flag.replace('_', '-')}" for flag in flags if getattr(spec.settings, flag))
+    preset = min(presets, key=lambda name: len(differing(presets[name])))
+    changed = differing(presets[preset])
+    is_default = presets is FINETUNE_PRESETS and preset == next(iter(presets))
+    flags = {flag: settings[flag] for flag in ("from_scratch", "head_only")}
+    return {"preset": None if is_default else preset, **{name: changed.get(name) for name in names}, **flags}
