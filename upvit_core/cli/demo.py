@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -44,7 +44,7 @@ def demo_train_language(
     """Train a small GPT-2 on a text, minutes on a CPU; the text is kept in the folder, to be given as --data."""
     from upvit_core.demo.gpt2 import train_language
 
-    def tell(row: dict[str, Any]) -> None:
+    def show(row: dict[str, float]) -> None:
         typer.echo(f"step {row['step']:>6}  loss {row['loss']:.3f} nats a token", err=True)
 
-    emit(train_language(out, text, epochs=epochs, seed=seed, report=tell), as_json)
+    emit(train_language(out, text, epochs=epochs, seed=seed, report=show), as_json)

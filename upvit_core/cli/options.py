@@ -27,7 +27,6 @@ Model = Annotated[str, typer.Argument(help="demo, a folder, a file, hf-hub:…, 
 Data = Annotated[str, typer.Option(help=DATA)]
 Root = Annotated[str | None, typer.Option(help="folder that holds a named data set")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Calibrated = Annotated[Path | None, typer.Option("--calibration", help="default: what `calibrate` left on this device")]
 Depth = Annotated[int | None, typer.Option(min=1, help="blocks that stay; needs --depth-scores")]
 DepthScores = Annotated[Path | None, typer.Option(help="record that score-blocks wrote")]
 Detach = Annotated[bool, typer.Option("--detach", help="return at once; the run goes on by itself")]

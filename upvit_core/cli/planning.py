@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from upvit_core.cli.common import Bar, Basis, emit, removals_of
-from upvit_core.cli.options import Calibrated, Depth, DepthScores, Json, ModelOptions, takes_options
+from upvit_core.cli.options import Depth, DepthScores, Json, ModelOptions, takes_options
 
 if TYPE_CHECKING:
+    from upvit_core.planning.allocate import Per
+    from upvit_core.planning.budget import Family
     from upvit_core.profiling.latency import Latency, PyramidLatency
     from upvit_core.records.plan import PruningPlan
     from upvit_core.records.scores import ImportanceScores
@@ -53,17 +57,60 @@ class Axis(StrEnum):
     LATENCY_MS = "latency_ms"
 
 
+@dataclass(frozen=True)
+class RatioOptions:
+    """Shares of each component that are removed."""
+
+    residual: Annotated[float, typer.Option(help="share of residual channels removed")] = 0.0
+    attention: Annotated[float, typer.Option(help="share of attention channels removed")] = 0.0
+    ffn: Annotated[float, typer.Option(help="share of FFN channels removed")] = 0.0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {"residual": self.residual, "attention": self.attention, "ffn": self.ffn}
+
+
+@dataclass(frozen=True)
+class WidthOptions:
+    """What every width keeps to."""
+
+    heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None
+    round_to: Annotated[int, typer.Option(min=1, help="widths are multiples of this, such as 8")] = 1
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """Of which device and batch a latency is."""
+
+    batch_size: Annotated[int, typer.Option(min=1, help="of a latency")] = 1
+    calibration: Annotated[Path | None, typer.Option(help="default: what `calibrate` left on this device")] = None
+
+    def of(self, shape: ModelShape) -> Latency | PyramidLatency:
+        from upvit_core.profiling.calibration import Calibration
+        from upvit_core.profiling.latency import latency_of
+
+        path = self.calibration
+        if path is None:
+            import torch
+
+            from upvit_core.profiling.calibration import default_path
+            from upvit_core.profiling.throughput import device_name
+
+            path = default_path(device_name(ModelOptions().torch_device), "float32", torch.get_num_threads(), shape)
+        return latency_of(shape, self.batch_size, Calibration.load(path))
+
+
 @app.command()
+@takes_options
 def plan(
     scores: Annotated[Path, typer.Argument(help="scores record")],
     out: Annotated[Path, typer.Option(help="plan.json to write")],
-    residual: Annotated[float, typer.Option(help="share of residual channels removed")] = 0.0,
-    attention: Annotated[float, typer.Option(help="share of attention channels removed")] = 0.0,
-    ffn: Annotated[float, typer.Option(help="share of FFN channels removed")] = 0.0,
+    ratios: RatioOptions,
+    chosen: WidthOptions,
+    timing: LatencyOptions,
     reduction: Annotated[
         float | None, typer.Option(help="share of spatial reductions' channels removed; default: the residual's")
     ] = None,
-    heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None,
     snap: Annotated[bool, typer.Option("--snap", help="take widths to the nearest that heads divide")] = False,
     preset: Annotated[Preset | None, typer.Option(help="widths of a stock model")] = None,
     basis: Annotated[Basis, typer.Option(help="what is removed: channels (UP-ViT), or directions")] = Basis.CHANNELS,
@@ -74,12 +121,9 @@ def plan(
         AllocationName | None, typer.Option(help="over blocks; default: uniform for ratios, best for a budget")
     ] = None,
     per: Annotated[PerName, typer.Option(help="what a global threshold divides scores by")] = PerName.CHANNEL,
-    round_to: Annotated[int, typer.Option(min=1, help="widths are multiples of this, such as 8")] = 1,
     widths: Annotated[
         str | None, typer.Option(help="48:3x48x192*6: residual, then heads x attention x FFN of every block")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="of a latency budget")] = 1,
-    calibration: Calibrated = None,
     depth: Depth = None,
     depth_scores: DepthScores = None,
     as_json: Json = False,
@@ -92,24 +136,29 @@ def plan(
     from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
-    found: dict[str, Any] = {}
-    has_ratios = bool(residual or attention or ffn or preset)
-    if widths is not None and (has_ratios or budget):
+    names_ratios = any(ratios.shares.values()) or preset is not None
+    facts: dict[str, object] = {}
+    if widths is not None and (names_ratios or budget):
         raise PlanError("--widths names all widths itself; leave ratios, presets and budgets out.")
     if budget:
-        made, found = _within(
-            record, budget, (allocation or AllocationName.BEST).value, per.value, heads, round_to, basis.value,
-            calibration, batch_size, has_ratios, None if depth is not None else depth_scores,
-        )  # fmt: skip
+        if names_ratios:
+            raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
+        how = BudgetChoice((allocation or AllocationName.BEST).value, per.value, basis.value, chosen, timing)
+        made, facts = how.plan(record, budget, None if depth is not None else depth_scores)
         depth_scores = depth_scores if depth is not None else None
     elif preset is not None:
         made = plan_preset(record, preset.value, basis=basis.value)
     else:
+        percents = {component: percent_of(share) for component, share in ratios.shares.items()}
         what_if = WhatIf(
-            percent_of(residual), percent_of(attention), heads, percent_of(ffn), basis.value,
-            allocation=cast(Allocation, (allocation or AllocationName.UNIFORM).value), round_to=round_to,
-            widths=widths or "", reduction=None if reduction is None else percent_of(reduction),
-        )  # fmt: skip
+            **percents,
+            reduction=None if reduction is None else percent_of(reduction),
+            heads=chosen.heads,
+            basis=basis.value,
+            allocation=cast(Allocation, (allocation or AllocationName.UNIFORM).value),
+            round_to=chosen.round_to,
+            widths=widths or "",
+        )
         made = what_if.plan_widths(record, snap=snap or allocation is not None, per=per.value)
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.planning.depth import plan_depth
@@ -117,135 +166,133 @@ def plan(
         made = plan_depth(made, *removals)
     made.save(out)
     before, after = made.shape_before, made.shape_after
-    emit(
-        {
-            "out": str(out), "params": count_parameters(after), "macs": count_macs(after),
-            "params_before": count_parameters(before), "macs_before": count_macs(before),
-            "depth": after.depth, "stock_timm": after.is_uniform, "digest": made.digest, **found,
-        },
-        as_json,
-    )  # fmt: skip
+    costs = {"params": count_parameters(after), "macs": count_macs(after)}
+    costs |= {"params_before": count_parameters(before), "macs_before": count_macs(before)}
+    about = {"depth": after.depth, "stock_timm": after.is_uniform, "digest": made.digest}
+    emit({"out": str(out), **costs, **about, **facts}, as_json)
 
 
-def _within(
-    record: ImportanceScores, texts: list[str], allocation: str, per: str, heads: int | None, round_to: int,
-    basis: str, calibration: Path | None, batch_size: int, has_ratios: bool, depth_scores: Path | None,
-) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
-    """The best plan within the budget, and what is known of it; with depth scores alone, of any depth they reach."""
-    from upvit_core.errors import PlanError
-    from upvit_core.planning.budget import Budget, best_plan
+@dataclass(frozen=True)
+class BudgetChoice:
+    """How the best plan within a budget is chosen."""
 
-    if has_ratios:
-        raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
-    budget = Budget.parse(texts)
-    latency = None
-    if budget.latency_ms is not None or calibration is not None:
-        latency = _latency(record.shape, batch_size, calibration)
-    if record.shape.one_share:
-        staged = cast("PyramidLatency | None", latency)
-        plan, told = _within_stages(record, budget.limits(), allocation, heads, round_to, depth_scores, staged)
-        return plan, told | ({"batch_size": batch_size} if latency is not None else {})
-    choices: dict[str, Any] = {"heads": heads, "round_to": round_to, "latency": latency, "basis": basis}
-    predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
-    if depth_scores is not None:
-        from upvit_core.planning.budget_depth import best_over_depth
-        from upvit_core.records.block_removals import BlockRemovals
+    allocation: str
+    per: str
+    basis: str
+    widths: WidthOptions
+    timing: LatencyOptions
 
-        removals = BlockRemovals.load(depth_scores)
-        chosen, every = best_over_depth(record, removals, budget, family=allocation, per=per, **choices)
-        by_depth = {f"{predicted}_at_{choice.depth}_blocks": choice.predicted for choice in every}
-        return chosen.best.plan, {predicted: chosen.predicted, **by_depth}
-    best = best_plan(record, budget, family=allocation, per=per, **choices)  # type: ignore[arg-type]
-    values: dict[str, Any] = {predicted: best.predicted, "gap_at_most": best.gap}
-    if best.latency_ms is not None:
-        values |= {"latency_ms_estimated": best.latency_ms, "batch_size": batch_size}
-    if allocation == "best":
-        try:
-            stock = best_plan(record, budget, family="stock", **choices)
-            values[f"{predicted}_stock_timm"] = stock.predicted
-        except PlanError:
-            values[f"{predicted}_stock_timm"] = None
-    return best.plan, values
+    def plan(
+        self, record: ImportanceScores, texts: list[str], depth_scores: Path | None
+    ) -> tuple[PruningPlan, dict[str, object]]:
+        """The plan and what is known of it; with depth scores, of any depth that they reach."""
+        from upvit_core.errors import PlanError
+        from upvit_core.planning.budget import Budget, best_plan
 
-
-def _within_stages(
-    record: ImportanceScores, limits: dict[str, float], allocation: str, heads: int | None, round_to: int,
-    depth_scores: Path | None, latency: PyramidLatency | None,
-) -> tuple[PruningPlan, dict[str, Any]]:  # fmt: skip
-    """The best equal shares: in a model of stages, no width of a block is independent of the others' in cost."""
-    from upvit_core.errors import PlanError
-    from upvit_core.planning.budget_stages import best_shares, percents_of
-
-    asked = {"--heads": heads is not None, "--round-to": round_to > 1, "--depth-scores": depth_scores is not None,
-             f"--allocation {allocation}": allocation not in ("best", "uniform", "stock")}  # fmt: skip
-    if refused := [name for name, given in asked.items() if given]:
-        raise PlanError(
-            f"{', '.join(refused)} with a budget is defined for models without stages; {record.shape.name} takes equal "
-            "shares of each component: leave it out."
+        budget = Budget.parse(texts)
+        is_timed = budget.latency_ms is not None or self.timing.calibration is not None
+        latency = self.timing.of(record.shape) if is_timed else None
+        predicted = name_of_prediction(record)
+        if record.shape.one_share:
+            self._refuse_beside_shares(record.shape.name, depth_scores)
+            return self._plan_of_shares(record, budget.limits(), cast("PyramidLatency | None", latency))
+        family = cast("Family", self.allocation)
+        best = partial(
+            best_plan,
+            heads=self.widths.heads,
+            round_to=self.widths.round_to,
+            latency=latency,
+            basis=self.basis,
         )
-    found = best_shares(record, limits, stock=allocation == "stock", latency=latency)
-    predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
-    values = {predicted: found.predicted, **{f"{k}_removed": v / 100 for k, v in percents_of(found.plan).items()}}
-    return found.plan, values | ({} if found.latency_ms is None else {"latency_ms_estimated": found.latency_ms})
+        if depth_scores is not None:
+            from upvit_core.planning.budget_depth import best_over_depth
+            from upvit_core.records.block_removals import BlockRemovals
+
+            removals = BlockRemovals.load(depth_scores)
+            choice, every = best_over_depth(record, removals, budget, family=family, per=self.per, **best.keywords)
+            by_depth = {f"{predicted}_at_{other.depth}_blocks": other.predicted for other in every}
+            return choice.best.plan, {predicted: choice.predicted, **by_depth}
+        found = best(record, budget, family=family, per=cast("Per", self.per))
+        values: dict[str, object] = {predicted: found.predicted, "gap_at_most": found.gap}
+        if found.latency_ms is not None:
+            values |= {"latency_ms_estimated": found.latency_ms, "batch_size": self.timing.batch_size}
+        if family == "best":
+            values[f"{predicted}_stock_timm"] = None
+            with suppress(PlanError):
+                values[f"{predicted}_stock_timm"] = best(record, budget, family="stock").predicted
+        return found.plan, values
+
+    def _refuse_beside_shares(self, model: str, depth_scores: Path | None) -> None:
+        from upvit_core.errors import PlanError
+
+        given = {
+            "--heads": self.widths.heads is not None,
+            "--round-to": self.widths.round_to > 1,
+            "--depth-scores": depth_scores is not None,
+            f"--allocation {self.allocation}": self.allocation not in ("best", "uniform", "stock"),
+        }
+        if refused := [name for name, is_given in given.items() if is_given]:
+            raise PlanError(
+                f"{', '.join(refused)} with a budget is defined for models without stages; {model} takes equal "
+                "shares of each component: leave it out."
+            )
+
+    def _plan_of_shares(
+        self, record: ImportanceScores, limits: dict[str, float], latency: PyramidLatency | None
+    ) -> tuple[PruningPlan, dict[str, object]]:
+        """Equal shares, as in a model of stages no width's cost is independent of the other widths."""
+        from upvit_core.planning.budget_stages import best_shares, percents_of
+
+        best = best_shares(record, limits, stock=self.allocation == "stock", latency=latency)
+        values: dict[str, object] = {name_of_prediction(record): best.predicted}
+        values |= {f"{component}_removed": share / 100 for component, share in percents_of(best.plan).items()}
+        if best.latency_ms is not None:
+            values["latency_ms_estimated"] = best.latency_ms
+        return best.plan, values | ({} if latency is None else {"batch_size": self.timing.batch_size})
 
 
-def _latency(shape: ModelShape, batch_size: int, path: Path | None) -> Latency | PyramidLatency:
-    """The estimate of this device, from a given calibration or from where `calibrate` leaves it."""
-    from upvit_core.profiling.calibration import Calibration
-    from upvit_core.profiling.latency import latency_of
-
-    if path is None:
-        import torch
-
-        from upvit_core.profiling.calibration import default_path
-        from upvit_core.profiling.throughput import device_name
-
-        path = default_path(device_name(ModelOptions().torch_device), "float32", torch.get_num_threads(), shape)
-    return latency_of(shape, batch_size, Calibration.load(path))
+def name_of_prediction(record: ImportanceScores) -> str:
+    return "predicted_kl" if record.unit.startswith("nats") else "score_removed"
 
 
 @app.command()
+@takes_options
 def front(
     scores: Annotated[Path, typer.Argument(help="scores record")],
+    chosen: WidthOptions,
+    timing: LatencyOptions,
     over: Annotated[Axis, typer.Option(help="cost against which plans are compared")] = Axis.MACS,
-    heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None,
-    round_to: Annotated[int, typer.Option(min=1, help="widths are multiples of this, such as 8")] = 1,
-    batch_size: Annotated[int, typer.Option(min=1, help="of the latency")] = 1,
-    calibration: Calibrated = None,
     out: Annotated[Path | None, typer.Option(help="folder to write every plan to")] = None,
     hide_dominated: Annotated[bool, typer.Option("--hide-dominated", help="only plans that no other beats")] = False,
     as_json: Json = False,
 ) -> None:
     """A table of plans: what each costs, the KL that scores predict, and which ones another beats."""
-    from upvit_core.planning.pareto import candidate_plans
-    from upvit_core.planning.pareto import pareto_rows as table
+    from upvit_core.planning.pareto import candidate_plans, pareto_rows
     from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
-    timed = over is Axis.LATENCY_MS or calibration is not None
-    latency = _latency(record.shape, batch_size, calibration) if timed else None
-    plans = candidate_plans(record, heads=heads, round_to=round_to)
-    rows = table(record, plans, latency=latency, axes=(over.value, "predicted"))
-    predicted = "predicted_kl" if record.unit.startswith("nats") else "score_removed"
-    listed: list[dict[str, Any]] = []
-    for row in rows:
-        if row.dominated and hide_dominated:
-            continue
-        entry: dict[str, Any] = {"plan": row.name, "params": row.params, "macs": row.macs}
-        if row.latency_ms is not None:
-            entry["latency_ms_estimated"] = row.latency_ms
-        entry |= {predicted: row.predicted, "stock_timm": row.stock, "dominated": row.dominated}
-        if out is not None:
-            entry["file"] = str(out / f"{row.plan.digest}.json")
-            row.plan.save(entry["file"])
-        listed.append(entry)
+    is_timed = over is Axis.LATENCY_MS or timing.calibration is not None
+    latency = timing.of(record.shape) if is_timed else None
+    plans = candidate_plans(record, heads=chosen.heads, round_to=chosen.round_to)
+    rows = pareto_rows(record, plans, latency=latency, axes=(over.value, "predicted"))
+    rows = [row for row in rows if not (row.dominated and hide_dominated)]
+    for row in rows if out is not None else ():
+        row.plan.save(out / f"{row.plan.digest}.json")
+    predicted = name_of_prediction(record)
     if as_json:
+        listed = [
+            {"plan": row.name, "params": row.params, "macs": row.macs}
+            | ({} if row.latency_ms is None else {"latency_ms_estimated": row.latency_ms})
+            | {predicted: row.predicted, "stock_timm": row.stock, "dominated": row.dominated}
+            | ({} if out is None else {"file": str(out / f"{row.plan.digest}.json")})
+            for row in rows
+        ]
         typer.echo(json.dumps({"front": listed}))
         return
-    for entry in listed:
-        ms = f"{entry['latency_ms_estimated']:9.2f} ms (estimated)" if "latency_ms_estimated" in entry else ""
-        marks = f"{'stock timm' if entry['stock_timm'] else '':<11}{'dominated' if entry['dominated'] else ''}"
-        line = f"{entry['plan']:<28}{entry['params']:>14,}{entry['macs']:>18,}{ms}  {entry[predicted]:<12.4g}{marks}"
+    for row in rows:
+        ms = "" if row.latency_ms is None else f"{row.latency_ms:9.2f} ms (estimated)"
+        marks = f"{'stock timm' if row.stock else '':<11}{'dominated' if row.dominated else ''}"
+        line = f"{row.name:<28}{row.params:>14,}{row.macs:>18,}{ms}  {row.predicted:<12.4g}{marks}"
         typer.echo(line.rstrip())
 
 
@@ -274,14 +321,17 @@ def calibrate(
     bar = Bar()
     shape = None if model is None else replace(opening, pretrained=False, device="cpu").open(model).shape
     known = (calibrate_and_check if check else run)(
-        device=opening.torch_device, dtype=dtype, seconds=seconds, shape=shape,
+        device=opening.torch_device,
+        dtype=dtype,
+        seconds=seconds,
+        shape=shape,
         progress=lambda done, total: bar(Progress(done, max(total, 1e-9), "s", "timing", total - done)),
-    )  # fmt: skip
+    )
     path = out or default_path(known.device, known.dtype, known.threads, shape)
     known.save(path)
-    values: dict[str, Any] = {"out": str(path), "device": known.device, "dtype": known.dtype, "threads": known.threads,
-                              "seconds": known.seconds}  # fmt: skip
-    if known.error is not None:
-        values |= {"median_error": known.error.median_error, "worst_error": known.error.worst_error,
-                   "rank_correlation": known.error.correlation, "plans": known.error.plans}  # fmt: skip
+    values: dict[str, object] = {"out": str(path)}
+    values |= {key: getattr(known, key) for key in ("device", "dtype", "threads", "seconds")}
+    if (error := known.error) is not None:
+        values |= {"median_error": error.median_error, "worst_error": error.worst_error}
+        values |= {"rank_correlation": error.correlation, "plans": error.plans}
     emit(values, as_json)
