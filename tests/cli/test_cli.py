@@ -1,6 +1,5 @@
 """The command line end to end on the demo; errors are one sentence."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support import ROOT
+from tests.support.verbs import call
 from upvit_core.cli import app, main
 from upvit_core.data import open_images
 from upvit_core.errors import UPViTError
@@ -18,12 +18,6 @@ from upvit_core.importance.score import score
 from upvit_core.models.checkpoint import load_model
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-
-
-def call(*arguments: object) -> dict:
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

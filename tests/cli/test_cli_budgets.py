@@ -1,6 +1,5 @@
 """Budgets, the front and calibration on the command line."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from typer.testing import CliRunner
 
 from tests.profiling.test_latency_families import pyramid_device
 from tests.support.latency import TEXT, device, language_device
+from tests.support.verbs import call
 from upvit_core.cli import app
 from upvit_core.errors import CalibrationError, PlanError
 from upvit_core.planning.budget import Budget, best_plan
@@ -18,12 +18,6 @@ from upvit_core.profiling.macs import count_macs
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import pvt_shape
-
-
-def call(*arguments: object) -> dict:
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 import timm
 from typer.testing import CliRunner
 
+from tests.support.verbs import call
 from upvit_core.cli import app
 from upvit_core.errors import PlanError
 from upvit_core.models.checkpoint import load_model
@@ -15,12 +16,6 @@ from upvit_core.records.plan import PruningPlan
 
 DEPTH = 4
 RATIOS = ("--residual", 0.25, "--attention", 0.25, "--ffn", 0.25)
-
-
-def call(*arguments: object) -> dict:
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

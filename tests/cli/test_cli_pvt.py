@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import timm
-from typer.testing import CliRunner
 
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.models.checkpoint import load_model
 from upvit_core.records.plan import PruningPlan
 
 
-def run(*arguments: str) -> dict[str, object]:
-    result = CliRunner().invoke(app, [*arguments, "--json"])
-    assert result.exit_code == 0, result.output
-    found: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
-    return found
-
-
 def test_half_of_b1_is_b0(tmp_path: Path) -> None:
     scores, plan = str(tmp_path / "s.safetensors"), str(tmp_path / "plan.json")
-    run("score", "pvt_v2_b1", "--no-pretrained", "--criterion", "l2", "--out", scores)
-    made = run("plan", scores, "--residual", "0.5", "--attention", "0.5", "--ffn", "0.5", "--out", plan)
+    call("score", "pvt_v2_b1", "--no-pretrained", "--criterion", "l2", "--out", scores)
+    made = call("plan", scores, "--residual", "0.5", "--attention", "0.5", "--ffn", "0.5", "--out", plan)
     assert (made["params"], made["params_before"], made["stock_timm"]) == (3_666_760, 14_009_000, True)
-    same = run("plan", scores, "--preset", "pvt_v2_b0", "--out", str(tmp_path / "preset.json"))
+    same = call("plan", scores, "--preset", "pvt_v2_b0", "--out", str(tmp_path / "preset.json"))
     assert same["digest"] == made["digest"]
-    costs = run("profile", "pvt_v2_b1", "--no-pretrained", "--plan", plan)
+    costs = call("profile", "pvt_v2_b1", "--no-pretrained", "--plan", plan)
     assert costs["params_pruned"] == 3_666_760
-    narrow = run("plan", scores, "--reduction", "0.5", "--out", str(tmp_path / "r.json"))
+    narrow = call("plan", scores, "--reduction", "0.5", "--out", str(tmp_path / "r.json"))
     assert not narrow["stock_timm"]
     keep = PruningPlan.load(tmp_path / "r.json").blocks[0].reduction
     assert keep is not None
@@ -45,11 +36,11 @@ def test_prune_evaluate_and_export_a_small_one(tmp_path: Path) -> None:
     source, thin = str(tmp_path / "small"), str(tmp_path / "thin")
     save_model(model, source, shape=shape_of(model, "small"), pretrained_cfg=model.pretrained_cfg, name="small")  # type: ignore[arg-type]
     scores, plan = str(tmp_path / "s.safetensors"), str(tmp_path / "plan.json")
-    run("score", source, "--data", "demo", "--criterion", "fisher", "--images", "16", "--out", scores)
-    run("plan", scores, "--residual", "0.5", "--attention", "0.5", "--ffn", "0.5", "--out", plan)
-    run("prune", source, plan, "--out", thin)
-    result = run("evaluate", thin, "--data", "demo", "--teacher", source, "--images", "32")
+    call("score", source, "--data", "demo", "--criterion", "fisher", "--images", "16", "--out", scores)
+    call("plan", scores, "--residual", "0.5", "--attention", "0.5", "--ffn", "0.5", "--out", plan)
+    call("prune", source, plan, "--out", thin)
+    result = call("evaluate", thin, "--data", "demo", "--teacher", source, "--images", "32")
     assert result["images"] == 32
-    exported = run("export", thin, "--out", str(tmp_path / "thin.onnx"))
+    exported = call("export", thin, "--out", str(tmp_path / "thin.onnx"))
     assert exported["max_abs_difference"] < 1e-3  # type: ignore[operator]
     assert load_model(thin).shape.embed_dims == (4, 4, 5, 8)

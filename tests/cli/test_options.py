@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from tests.support.verbs import call
 from upvit_core.cli import app
 from upvit_core.cli.options import DataOptions, Model, ModelOptions, takes_options
 from upvit_core.errors import RunError
@@ -17,13 +17,6 @@ from upvit_core.records.plan import PruningPlan
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 OPENING = {field.name for field in fields(ModelOptions)}
-
-
-def call(*arguments: object) -> dict[str, object]:
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    values: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
-    return values
 
 
 def parameters(verb: str) -> set[str]:

@@ -8,19 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.support.small_run import small_home, spec_for
+from tests.support.small_run import any_spec, small_home, spec_for
+from tests.support.verbs import call
 from upvit_core.cli import app
 from upvit_core.errors import RunError
-from upvit_core.runs import Run, RunSpec, RunState, RunStore
+from upvit_core.runs import Run, RunState, RunStore
 
-SPEC = RunSpec(name="r", teacher="demo", student="x", data="demo", epochs=2)
-
-
-def call(*arguments: object) -> dict[str, object]:
-    result = CliRunner().invoke(app, [*map(str, arguments), "--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    values: dict[str, object] = json.loads(result.stdout.strip().splitlines()[-1])
-    return values
+SPEC = any_spec()
 
 
 @pytest.fixture

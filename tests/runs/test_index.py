@@ -12,18 +12,10 @@ from typing import Any
 
 import pytest
 
-from upvit_core.runs import RunSpec, RunState, RunStore
+from tests.support.small_run import any_spec
+from upvit_core.runs import RunState, RunStore
 from upvit_core.runs.folder import true_state
 from upvit_core.runs.index import Index
-
-
-def spec(**values: Any) -> RunSpec:
-    return RunSpec(**{"name": "r", "teacher": "demo", "student": "x", "data": "demo", "epochs": 2, **values})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def settle(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +45,7 @@ def test_the_list_follows_the_folders_through_random_changes(store: RunStore, mo
         runs = list(store.list())
         act = rng.random()
         if act < 0.4 or not runs:
-            store.create(spec(name=f"r{turn}", owner=rng.choice("abc"), priority=rng.randint(-2, 2)))
+            store.create(any_spec(name=f"r{turn}", owner=rng.choice("abc"), priority=rng.randint(-2, 2)))
         elif act < 0.7:
             run = store.get(rng.choice(runs).id)
             run.write_state(RunState(state=rng.choice(states), step=turn))  # type: ignore[arg-type]
@@ -61,7 +53,7 @@ def test_the_list_follows_the_folders_through_random_changes(store: RunStore, mo
             store.remove(rng.choice(runs).id)
         elif act < 0.9:
             other = RunStore(store.root.parent / "elsewhere")
-            moved = other.create(spec(name="copied"))
+            moved = other.create(any_spec(name="copied"))
             shutil.move(moved.folder, store.root)
         elif act < 0.95:
             store.index.forget()
@@ -75,7 +67,7 @@ def test_the_list_follows_the_folders_through_random_changes(store: RunStore, mo
 
 def test_only_what_changed_is_read_again(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(store, monkeypatch)
-    runs = [store.create(spec()) for _ in range(20)]
+    runs = [store.create(any_spec()) for _ in range(20)]
     for run in runs:
         run.write_state(RunState(state="done"))
     store.list()
@@ -97,7 +89,7 @@ def test_only_what_changed_is_read_again(store: RunStore, monkeypatch: pytest.Mo
 
 def test_a_young_file_is_not_relied_on(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("upvit_core.runs.index.SETTLED_SECONDS", 1e9)
-    store.create(spec())
+    store.create(any_spec())
     store.list()
     with sqlite3.connect(store.index.path) as connection:
         assert connection.execute("SELECT count(*) FROM runs").fetchone() == (0,)
@@ -110,7 +102,7 @@ def test_a_damaged_index_costs_time_and_nothing_else(
 ) -> None:
     settle(store, monkeypatch)
     monkeypatch.setattr("upvit_core.runs.index.BUSY_SECONDS", 0.01)
-    made = [store.create(spec(name=f"r{i}")).id for i in range(3)]
+    made = [store.create(any_spec(name=f"r{i}")).id for i in range(3)]
     store.list()
     connection = sqlite3.connect(store.index.path, isolation_level=None)
     if damage == "locked":
@@ -135,14 +127,14 @@ def test_a_damaged_index_costs_time_and_nothing_else(
         store.index.path.chmod(0o400)
     for _ in range(2):
         assert [s.id for s in store.list()] == made[::-1]
-    made.append(store.create(spec(name="after")).id)
+    made.append(store.create(any_spec(name="after")).id)
     assert [s.id for s in store.list()] == made[::-1]
     connection.close()
 
 
 def test_an_index_of_another_boot_is_built_anew(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(store, monkeypatch)
-    run = store.create(spec())
+    run = store.create(any_spec())
     store.list()
     with sqlite3.connect(store.index.path) as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
@@ -155,7 +147,7 @@ def test_an_index_of_another_boot_is_built_anew(store: RunStore, monkeypatch: py
 
 def test_many_readers_and_writers_at_once(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(store, monkeypatch)
-    runs = [store.create(spec()) for _ in range(8)]
+    runs = [store.create(any_spec()) for _ in range(8)]
     wrong: list[Any] = []
 
     def work(number: int) -> None:
@@ -176,7 +168,7 @@ def test_many_readers_and_writers_at_once(store: RunStore, monkeypatch: pytest.M
 
 def test_a_summary_has_no_channels_and_get_has(store: RunStore) -> None:
     plan = {"version": 1, "residual": {"keep": [0]}, "blocks": [], "basis": "channels", "requested": {"residual": 0.5}}
-    run = store.create(spec(student=None, plan=plan))
+    run = store.create(any_spec(student=None, plan=plan))
     (summary,) = store.list()
     assert summary.spec is not None
     assert summary.spec.plan == {"version": 1, "basis": "channels", "requested": {"residual": 0.5}}

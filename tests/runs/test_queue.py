@@ -5,29 +5,28 @@ from __future__ import annotations
 import itertools
 import os
 import random
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.small_run import device_taken, fork_worker, run_to_end, spec_for, wait_for, weights_of
+from tests.support.small_run import (
+    any_spec,
+    device_taken,
+    fork_worker,
+    run_to_end,
+    spec_for,
+    wait_for,
+    wait_until,
+    weights_of,
+)
 from upvit_core.errors import RunError
-from upvit_core.runs import LocalExecutor, RunSpec, RunState, RunStore
+from upvit_core.runs import LocalExecutor, RunState, RunStore
 from upvit_core.runs.checkpoints import load_newest
 from upvit_core.runs.devices import lease, lease_names, leases
 from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.queue import QueuedRun, fair_order, queues
-
-
-def spec(**values: Any) -> RunSpec:
-    return RunSpec(**{"name": "r", "teacher": "demo", "student": "x", "data": "demo", "epochs": 2, **values})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def waiting(text: str) -> list[QueuedRun]:
@@ -74,7 +73,7 @@ def test_the_first_of_the_order_is_served_and_goes_behind(store: RunStore) -> No
     assert me is not None
     worker = {"pid": me.pid, "started": me.started, "boot": me.boot}
     for owner in "aaabbc":
-        run = store.create(spec(owner=owner, device="cpu"))
+        run = store.create(any_spec(owner=owner, device="cpu"))
         run.write_state(RunState(state="queued", **worker))
     promised = [s.id for s in sorted(store.list(), key=lambda s: s.state.position or 0)]
     assert [s.spec.owner for i in promised for s in store.list() if s.id == i and s.spec] == list("abcaba")
@@ -86,7 +85,7 @@ def test_the_first_of_the_order_is_served_and_goes_behind(store: RunStore) -> No
 
 
 def test_priority_can_be_changed_while_waiting(store: RunStore) -> None:
-    first, second = (store.create(spec(owner=owner)) for owner in "ab")
+    first, second = (store.create(any_spec(owner=owner)) for owner in "ab")
     assert store.state(first.id).position == 1
     store.prioritise(second.id, 1)
     assert (store.state(second.id).position, store.state(first.id).position) == (1, 2)
@@ -97,13 +96,6 @@ def test_priority_can_be_changed_while_waiting(store: RunStore) -> None:
     for content in (b"\xff", b"", b"9" * 100, b"1e9", b"-7"):
         (second.folder / "priority").write_bytes(content)
         assert -2 <= {s.id: s.priority for s in store.list()}[second.id] <= 2
-
-
-def wait_until(condition: Any, seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.01)
 
 
 def test_a_paused_run_keeps_its_checkpoint_and_gives_the_device_back(
@@ -146,7 +138,7 @@ def test_a_waiting_run_can_be_paused_and_others_go_on(home: Path, store: RunStor
 
 
 def test_a_run_without_a_worker_is_paused_and_resumed(store: RunStore) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     assert store.pause(run.id).state == "paused"
     assert sorted(path.name for path in run.folder.iterdir()) == ["checkpoints", "lock", "spec.json", "state.json"]
     store.resume(run.id)
@@ -163,11 +155,11 @@ def test_turns_are_written_by_the_workers(home: Path, store: RunStore) -> None:
 def gpu_order(*wanted: tuple[str, str, int], turns: dict[str, tuple[str, int, int]] | None = None) -> dict[str, Any]:
     """Queues of runs (id, device, processes), each an owner's only one, in order of creation."""
     known = [
-        RunSummary(name, RunState(state="queued"), spec(owner=name, device=device, processes=count, created=place))
+        RunSummary(name, RunState(state="queued"), any_spec(owner=name, device=device, processes=count, created=place))
         for place, (name, device, count) in enumerate(wanted)
     ]
     for name, (device, count, turn) in (turns or {}).items():
-        past = spec(owner=name, device=device, processes=count)
+        past = any_spec(owner=name, device=device, processes=count)
         known.append(RunSummary(f"past-{name}", RunState(state="done", turn=turn), past))
     return queues(known)
 

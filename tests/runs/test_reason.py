@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 
 import pytest
 
-from upvit_core.runs import RunSpec, RunState, RunStore
+from tests.support.small_run import any_spec
+from upvit_core.runs import RunState, RunStore
 from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.reason import GO_ON, reason_of
 from upvit_core.runs.spec import ACTIVE
 
-SPEC = RunSpec(name="r", teacher="demo", student="x", data="demo", epochs=2)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
+SPEC = any_spec()
 
 
 @pytest.mark.parametrize(

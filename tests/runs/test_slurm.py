@@ -24,11 +24,6 @@ from upvit_core.runs.spec import SlurmSettings
 SECONDS = 240.0
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
-
-
 def order(home: Path, *, processes: int = 1, slurm: dict[str, Any] | None = None, **settings: Any) -> RunSpec:
     asked = SlurmSettings(**{"minutes": 10, "partition": "idle", **(slurm or {})})
     return spec_for(home, **settings).model_copy(

@@ -27,11 +27,6 @@ def changes(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {"executor": "local"}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
-
-
 def submit(store: RunStore, spec: RunSpec) -> Run:
     run = store.create(spec)
     executor_for(store, spec).submit(run)

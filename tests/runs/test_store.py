@@ -7,19 +7,11 @@ from typing import Any
 
 import pytest
 
+from tests.support.small_run import any_spec
 from upvit_core.errors import RunError
 from upvit_core.runs import RunSpec, RunState, RunStore
 from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.store import Run
-
-
-def spec(**values: Any) -> RunSpec:
-    return RunSpec(**{"name": "half", "teacher": "demo", "student": "somewhere", "data": "demo", "epochs": 2, **values})
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def set_state(run: Run, **values: Any) -> None:
@@ -33,7 +25,7 @@ def as_worker(pid: int | None = None) -> dict[str, Any]:
 
 
 def test_a_run_is_written_and_found_again(store: RunStore) -> None:
-    run = store.create(spec(group="sweep", epochs=7))
+    run = store.create(any_spec(group="sweep", epochs=7))
     again = RunStore(store.root).get(run.id)
     assert again == run
     assert again.spec.created > 0
@@ -48,14 +40,14 @@ def test_order_is_that_of_creation_even_when_the_clock_goes_back(
 ) -> None:
     clock = iter([10**18, 10**18 - 10**15, 10**18 + 5, 1])
     monkeypatch.setattr("upvit_core.runs.store.time.time_ns", lambda: next(clock))
-    made = [store.create(spec(name=f"r{i}")).id for i in range(4)]
+    made = [store.create(any_spec(name=f"r{i}")).id for i in range(4)]
     assert [s.id for s in store.list()] == made[::-1]
     created = [store.get(run_id).spec.created for run_id in made]
     assert created == sorted(set(created))
 
 
 def test_runs_created_at_once_are_all_there(store: RunStore) -> None:
-    threads = [threading.Thread(target=lambda: store.create(spec())) for _ in range(12)]
+    threads = [threading.Thread(target=lambda: store.create(any_spec())) for _ in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -71,14 +63,14 @@ def test_runs_created_at_once_are_all_there(store: RunStore) -> None:
     ["", ".", "..", "../x", "a/b", "/etc", "a\\b", "A", "-a", "a-", "a\n", "a" * 81, "a\x00b", ".leases", "é", " a"],
 )
 def test_ids_that_are_no_ids_are_refused(store: RunStore, bad: str) -> None:
-    store.create(spec())
+    store.create(any_spec())
     for ask in (store.get, store.state, store.tail_log, store.read_metrics, store.cancel, store.resume, store.remove):
         with pytest.raises(RunError):
             ask(bad)
 
 
 def test_a_link_out_of_the_root_is_not_followed(store: RunStore, tmp_path: Path) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     elsewhere = tmp_path / "elsewhere"
     run.folder.rename(elsewhere)
     (store.root / "linked").symlink_to(elsewhere)
@@ -88,8 +80,8 @@ def test_a_link_out_of_the_root_is_not_followed(store: RunStore, tmp_path: Path)
 
 
 def test_a_broken_folder_does_not_hide_the_others(store: RunStore) -> None:
-    good = store.create(spec(name="good"))
-    broken = {name: store.create(spec(name=name)) for name in ("torn", "newer", "gone", "deep", "odd-state")}
+    good = store.create(any_spec(name="good"))
+    broken = {name: store.create(any_spec(name=name)) for name in ("torn", "newer", "gone", "deep", "odd-state")}
     (broken["torn"].folder / "spec.json").write_text('{"name": "to')
     newer = json.loads((broken["newer"].folder / "spec.json").read_text()) | {"version": 2}
     (broken["newer"].folder / "spec.json").write_text(json.dumps(newer))
@@ -110,7 +102,7 @@ def test_a_broken_folder_does_not_hide_the_others(store: RunStore) -> None:
 
 @pytest.mark.parametrize("version", [0, 2, "first"])
 def test_a_spec_of_another_version_is_refused_with_a_sentence_and_listed(store: RunStore, version: object) -> None:
-    run, other = store.create(spec()), store.create(spec())
+    run, other = store.create(any_spec()), store.create(any_spec())
     record = json.loads((run.folder / "spec.json").read_text())
     (run.folder / "spec.json").write_text(json.dumps({**record, "version": version}))
     with pytest.raises(RunError, match=r"written by another version of this program.*start it again here\.$"):
@@ -121,7 +113,7 @@ def test_a_spec_of_another_version_is_refused_with_a_sentence_and_listed(store: 
 
 
 def test_random_garbage_in_a_spec_is_one_sentence(store: RunStore) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     content = (run.folder / "spec.json").read_bytes()
     rng = random.Random(0)
     for _ in range(500):
@@ -151,13 +143,13 @@ def test_random_garbage_in_a_spec_is_one_sentence(store: RunStore) -> None:
     ],
 )
 def test_illegal_orders_are_refused_by_name(values: dict[str, Any], message: str) -> None:
-    text = json.dumps(json.loads(spec().model_dump_json()) | values)
+    text = json.dumps(json.loads(any_spec().model_dump_json()) | values)
     with pytest.raises(RunError, match=message):
         RunSpec.from_json(text)
 
 
 def test_an_active_run_without_its_process_is_interrupted(store: RunStore) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     set_state(run, state="running", **as_worker())
     assert store.state(run.id).state == "running"
     set_state(run, state="running", **(as_worker() | {"started": 1}))
@@ -170,7 +162,7 @@ def test_an_active_run_without_its_process_is_interrupted(store: RunStore) -> No
 
 
 def test_a_run_that_nobody_started_says_so(store: RunStore) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     assert store.state(run.id).state == "queued"
     os.utime(run.folder / "state.json", (1e9, 1e9))
     assert store.state(run.id).state == "interrupted"
@@ -178,7 +170,7 @@ def test_a_run_that_nobody_started_says_so(store: RunStore) -> None:
 
 
 def test_queues_are_by_device_and_first_come_first(store: RunStore) -> None:
-    runs = [store.create(spec(device=d)) for d in ("cpu", "cuda:0", "cpu", "cuda:1", "cuda", "cpu")]
+    runs = [store.create(any_spec(device=d)) for d in ("cpu", "cuda:0", "cpu", "cuda:1", "cuda", "cpu")]
     positions = {s.id: s.state.position for s in store.list()}
     assert [positions[run.id] for run in runs] == [1, 1, 2, 1, 2, 3]
     assert store.next_in_queue("cpu") is None  # none has a worker yet
@@ -192,7 +184,7 @@ def test_queues_are_by_device_and_first_come_first(store: RunStore) -> None:
 
 
 def test_cancelling_a_run_without_a_worker(store: RunStore) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     assert store.cancel(run.id).state == "cancelled"
     with pytest.raises(RunError, match="is cancelled and cannot be cancelled"):
         store.cancel(run.id)
@@ -202,7 +194,7 @@ def test_cancelling_a_run_without_a_worker(store: RunStore) -> None:
 
 
 def test_only_stopped_runs_can_be_resumed(store: RunStore) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     for state in ("queued", "running", "done"):
         set_state(run, state=state, **as_worker())
         with pytest.raises(RunError, match=f"is {state}"):
@@ -213,7 +205,7 @@ def test_only_stopped_runs_can_be_resumed(store: RunStore) -> None:
 
 
 def test_removal_is_refused_while_a_worker_lives(store: RunStore) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     with run.lock() as held:
         assert held
         with pytest.raises(RunError, match="active"):
@@ -224,7 +216,7 @@ def test_removal_is_refused_while_a_worker_lives(store: RunStore) -> None:
 
 
 def test_metrics_and_log(store: RunStore) -> None:
-    run = store.create(spec())
+    run = store.create(any_spec())
     assert store.tail_log(run.id) == []
     run.log.write_bytes(b"\xff\n" + b"\n".join(b"line %d" % i for i in range(100_000)))
     assert store.tail_log(run.id, 2) == ["line 99998", "line 99999"]

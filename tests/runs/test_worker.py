@@ -34,11 +34,6 @@ from upvit_core.runs.devices import lease
 from upvit_core.runs.reporter import Reporter
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
-
-
 def rows_of(store: RunStore, run: Run) -> list[dict[str, Any]]:
     return store.read_metrics(run.id)[0]
 

@@ -57,10 +57,6 @@ class ExecutorContract:
             assert time.monotonic() < deadline, (store.state(run.id), store.tail_log(run.id))
             time.sleep(0.05)
 
-    @pytest.fixture
-    def store(self, tmp_path: Path) -> RunStore:
-        return RunStore(tmp_path / "runs")
-
     def test_from_order_to_folder(self, home: Path, store: RunStore, tmp_path: Path) -> None:
         """Returns at once; the state is the truth all along; the result is that of a worker run by hand."""
         reference = RunStore(tmp_path / "reference")

@@ -75,6 +75,11 @@ def spec_for(home: Path, *, epochs: int = 3, name: str = "small", **settings: An
     )
 
 
+def any_spec(**values: Any) -> RunSpec:
+    """A spec that no worker does."""
+    return RunSpec(**{"name": "half", "teacher": "demo", "student": "x", "data": "demo", "epochs": 2, **values})
+
+
 def small_home(home: Path) -> Path:
     write_teacher(home / "teacher")
     write_images(home / "images")

@@ -141,7 +141,7 @@ def test_the_folder_is_packed_under_its_name(tmp_path: Path) -> None:
 def test_pause_and_priority(page: Run, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     paused = []
     monkeypatch.setattr(run_actions.jobs, "start", lambda key, work, title, **more: paused.append((key, work)))
-    monkeypatch.setattr(RunStore, "pause", lambda self, run_id: paused.append(run_id))
+    monkeypatch.setattr(RunStore, "pause", lambda self, run_id, by: paused.append(run_id))
     running, queued = made_run(store, 0.5, "running", share=0.5), made_run(store, 0.25, "queued", share=0)
     test = page(PAGE)
     next(b for b in test.button if b.key == f"pause-{running.id}").click().run()
