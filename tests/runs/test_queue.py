@@ -91,7 +91,7 @@ def test_priority_can_be_changed_while_waiting(store: RunStore) -> None:
     assert (store.state(second.id).position, store.state(first.id).position) == (1, 2)
     store.prioritise(second.id, -1)
     assert store.state(second.id).position == 2
-    with pytest.raises(RunError, match="99 is no priority"):
+    with pytest.raises(RunError, match="99 is not a priority"):
         store.prioritise(second.id, 99)
     for content in (b"\xff", b"", b"9" * 100, b"1e9", b"-7"):
         (second.folder / "priority").write_bytes(content)

@@ -1,4 +1,4 @@
-"""Runs that nobody has to watch: records on disk, a worker process each, one at a time per device."""
+"""Training runs: folders on disk, each done by a worker process of its own, one at a time per device."""
 
 from upvit_core.runs.executors.local import LocalExecutor
 from upvit_core.runs.folder import Run, RunSummary
@@ -6,6 +6,5 @@ from upvit_core.runs.spec import ACTIVE, RESUMABLE, RunSpec, RunState
 from upvit_core.runs.store import RunStore
 from upvit_core.training.settings import DistillSettings
 
-__all__ = [
-    "ACTIVE", "RESUMABLE", "DistillSettings", "LocalExecutor", "Run", "RunSpec", "RunState", "RunStore", "RunSummary",
-]  # fmt: skip
+__all__ = ["ACTIVE", "RESUMABLE", "DistillSettings", "LocalExecutor", "Run", "RunSpec", "RunState", "RunStore"]
+__all__ += ["RunSummary"]

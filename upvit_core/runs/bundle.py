@@ -1,7 +1,7 @@
-"""A run to be done elsewhere: a folder with everything but the images, and the one command that does it.
+"""A bundle is a run to be done on another machine: a folder with all but the images, and the command that does it.
 
-`spec.json` names what lies in the folder by its place there: `teacher` (where the teacher was a file or folder of this
-machine; a hub's or timm's name stays a name) and `student`. The run folder that comes of it opens in any studio.
+Its `spec.json` says `teacher` for a teacher that was a file or folder of this machine and is copied into the bundle (a
+hub's or timm's name stays a name), and `student` likewise. The folder of the finished run opens in any studio.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ into `runs/` of the studio: it opens on the page Runs, whatever state it is in.
 
 
 def command_of(spec: RunSpec, folder: str) -> str:
-    """The command line that does the order in `folder`; images that only this machine has are to be named."""
+    """The command line that does the bundle in `folder`; it asks for the path of images that only this machine has."""
     return command("distill", order=folder, data="DATA" if is_local(spec.data) else "", out="runs")
 
 
-def is_local(place: str) -> bool:
-    """Whether a place is a file or folder of this machine, not a name that means the same elsewhere."""
-    return bool(place) and place != "demo" and Path(place).exists()
+def is_local(source: str) -> bool:
+    """Whether a source is a file or folder of this machine, not a name that means the same elsewhere."""
+    return bool(source) and source != "demo" and Path(source).exists()
 
 
 def write_order(spec: RunSpec, folder: Path) -> Path:
-    """Make the folder of an order. Raises RunError where it exists already; reads a local teacher's weights (torch)."""
+    """Write a bundle. Raises RunError where the folder exists; reads a local teacher's weights (torch)."""
     if spec.kind != "distill":
         raise RunError("Only distillation can be taken elsewhere; copy the model and use `finetune` there.")
     if folder.exists():
@@ -68,17 +68,17 @@ def write_order(spec: RunSpec, folder: Path) -> Path:
 
 
 def read_order(folder: Path) -> RunSpec:
-    """The run that an order asks for, its teacher and student found in the folder. Raises RunError."""
+    """The run that a bundle asks for, with the paths of its teacher and student. Raises RunError."""
     spec = RunSpec.from_json(read_small(folder / "spec.json"), f"spec.json of {folder}")
-    here = {key: folder / key for key in ("teacher", "student") if getattr(spec, key) == key}
-    for key, place in here.items():
-        if not place.is_dir():
+    copied = {key: folder / key for key in ("teacher", "student") if getattr(spec, key) == key}
+    for key, path in copied.items():
+        if not path.is_dir():
             raise RunError(f"The order in {folder} has no folder {key}; copy all of it.")
-    return spec.model_copy(update={key: str(place.resolve()) for key, place in here.items()})
+    return spec.model_copy(update={key: str(path.resolve()) for key, path in copied.items()})
 
 
 def zipped_order(spec: RunSpec, name: str) -> bytes:
-    """The folder of an order as a zip file."""
+    """A bundle as a zip file."""
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as temporary:
         folder = write_order(spec, Path(temporary) / name)
@@ -96,6 +96,10 @@ def _copy_model(source: str, num_heads: int | None, folder: Path) -> None:
     if not loaded.has_weights:
         raise RunError(f"{source} has no trained weights to learn from; choose a trained model as teacher.")
     save_model(
-        loaded.model, folder, shape=loaded.shape, pretrained_cfg=loaded.pretrained_cfg, name=loaded.name,
+        loaded.model,
+        folder,
+        shape=loaded.shape,
+        pretrained_cfg=loaded.pretrained_cfg,
+        name=loaded.name,
         class_names=loaded.class_names,
-    )  # fmt: skip
+    )

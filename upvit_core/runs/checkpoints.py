@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written beside the last ones and renamed, read without running code, the newest two kept."""
+"""Checkpoints of a run: each replaces nothing until it is whole, is read without running code; two are kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """Write `state` (tensors and plain values, with its `step`), then drop all but the newest two."""
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{state['step']:09d}.pt"
-    with replaced(path) as temporary, temporary.open("wb") as file:  # given a path, torch does not say "disk full"
+    with replaced(path) as temporary, temporary.open("wb") as file:  # given a path, torch hides that the disk is full
         torch.save(state, file)
     for old in list_checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
@@ -39,7 +39,7 @@ def load_step(folder: Path, step: int) -> dict[str, Any]:
 
 
 def load_newest(folder: Path, warn: Callable[[str], None] = lambda message: None) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; `warn` is told of those that cannot. None where there is none."""
+    """The newest checkpoint that can be read, or None; `warn` receives a sentence for each that cannot."""
     for path in list_checkpoints(folder):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)

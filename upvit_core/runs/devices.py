@@ -1,4 +1,4 @@
-"""Devices, without torch: which there are, how much of their memory is in use, and the leases that a run holds."""
+"""Devices, without torch: their names, their memory, and the leases by which a run holds them."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def default_device() -> str:
 
 
 def lease_name(device: str) -> str:
-    """Name of the queue that a run on `device` stands in."""
+    """Name of the queue in which a run on `device` waits."""
     device = default_device() if device == "auto" else device
     return "cuda:0" if device == "cuda" else device
 
 
 def lease_names(device: str, processes: int = 1) -> tuple[str, ...]:
-    """All that a run holds: its device, or with several processes a GPU for each, from the one it names on."""
+    """The devices that a run holds: its own, or with several processes a GPU each, counted from the one it names."""
     first = lease_name(device)
     if first == "cpu" or processes == 1:
         return (first,)
@@ -88,9 +88,7 @@ def device_named(name: str) -> Device | None:
 
 
 def show_only(name: str, count: int = 1) -> None:
-    """Have torch, not yet imported, see only the GPU that a run names by number (with `count`, from that one on), so
-    that it takes no other.
-    """
+    """Hide every GPU from torch, which is not imported yet, but the `count` ones from the one that a run names on."""
     number = name.partition(":")[2]
     if number:
         visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
@@ -124,8 +122,8 @@ def _gpus() -> list[Device]:
         return []
     command = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     with suppress(OSError, subprocess.SubprocessError):
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
-        return parse_gpus(answer.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        query = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
+        return parse_gpus(query.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
     return []
 
 
@@ -135,8 +133,8 @@ def parse_gpus(table: str, visible: str | None) -> list[Device]:
     if visible is not None:
         wanted = [word.strip() for word in visible.split(",") if word.strip()]
         rows = [row for word in wanted for row in rows if row[0] == word or (len(word) > 4 and row[1].startswith(word))]
-    found = []
+    gpus = []
     for number, (_, _, name, total, free) in enumerate(rows):
         if total.isdigit() and free.isdigit():
-            found.append(Device(f"cuda:{number}", f"GPU {number}, {name}", int(total) << 20, int(free) << 20))
-    return found
+            gpus.append(Device(f"cuda:{number}", f"GPU {number}, {name}", int(total) << 20, int(free) << 20))
+    return gpus

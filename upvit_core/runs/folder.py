@@ -1,6 +1,6 @@
-"""One run folder: its files, its state as written and as it is, and how it ends.
+"""One run folder: its files, its state as written and as it really is.
 
-What is asked of a worker is a file beside the others: `cancel`, `pause`; `priority` holds one that was changed later.
+A request to the worker is a file beside the others, `cancel` or `pause`; `priority` holds a priority changed later.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class RunSummary:
 
 
 def read_small(path: Path) -> bytes:
-    """All of a file of a run folder. Raises RunError where it is a link, or none of the sizes that such files have."""
+    """The content of a file of a run folder. Raises RunError where it is a link, or too large to be such a file."""
     try:
         with open_plain(path) as file:
             content = file.read(SMALL_FILE_BYTES + 1)
@@ -131,7 +131,7 @@ def read_small(path: Path) -> bytes:
 
 
 def read_state(folder: Path) -> RunState:
-    """The state as last written; whether its worker lives is not looked at."""
+    """The state as last written, whether or not its worker still lives."""
     try:
         return RunState.model_validate_json(read_small(folder / "state.json"))
     except (RunError, ValidationError, RecursionError):
@@ -152,7 +152,7 @@ def modified(path: Path) -> float:
 
 
 def priority_of(run: Run) -> int:
-    """As changed later, else as ordered."""
+    """The priority as changed later, else as the spec has it."""
     try:
         with open_plain(run.folder / "priority") as file:
             return min(max(int(file.read(8)), LOWEST), HIGHEST)
@@ -171,7 +171,7 @@ def true_state(folder: Path, state: RunState | None = None) -> RunState:
     if worker is not None:
         if worker.is_alive:
             return state
-        state = read_state(folder)  # it may have ended between the two looks
+        state = read_state(folder)  # it may have ended in between
         if not state.is_active or worker_of(state) != worker:
             return state
         why = KILLED

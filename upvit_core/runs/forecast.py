@@ -1,4 +1,4 @@
-"""Top-1 after distillation, forecast from the runs that this studio has finished; a band, and only within their reach.
+"""Top-1 after distillation, forecast from finished runs as a band, and only between their KLs.
 
 Of every finished run of one teacher on one data set with one length and recipe, what counts is how far the student was
 from the teacher right after the cut (its measured KL) and how many points of top-1 it was short of the teacher at the
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +22,8 @@ from upvit_core.runs.store import RunStore
 from upvit_core.training.settings import DistillSettings
 
 FEWEST = 5
-BESIDE = frozenset(
-    ("amp", "seed", "threads", "workers", "eval_every", "eval_images", "teacher_top_k", "tensorboard",
-     "checkpoint_minutes")
-)  # fmt: skip
+OUTSIDE_RECIPE = {"amp", "seed", "threads", "workers", "eval_every", "eval_images", "teacher_top_k", "tensorboard"}
+OUTSIDE_RECIPE.add("checkpoint_minutes")
 # 90 % quantiles of Student's t for 1, 2, … degrees of freedom; beyond, the normal's
 T90 = (3.078, 1.886, 1.638, 1.533, 1.476, 1.440, 1.415, 1.397, 1.383, 1.372)
 NORMAL90 = 1.282
@@ -53,8 +51,8 @@ class Forecast:
 
 
 def recipe_of(settings: DistillSettings) -> str:
-    """What the settings say about the training itself: runs of one recipe are alike but for seed and machine."""
-    return settings.model_dump_json(exclude=set(BESIDE))
+    """The settings of the training itself, as text: runs of one recipe differ in seed and machine only."""
+    return settings.model_dump_json(exclude=OUTSIDE_RECIPE)
 
 
 def outcomes(store: RunStore, teacher: str, data: str, epochs: int, recipe: str | None = None) -> list[Outcome]:
@@ -82,8 +80,8 @@ def place(name: str) -> str:
     return os.path.abspath(name) if name != "demo" and os.path.exists(name) else name
 
 
-def outcome_of(run: str, rows: Sequence[dict[str, Any]]) -> Outcome | None:
-    """What a run's rows say; None where one of the three numbers is missing."""
+def outcome_of(run: str, rows: Sequence[Mapping[str, Any]]) -> Outcome | None:
+    """The outcome in a run's rows; None where one of the three numbers is missing."""
     teacher = next((row.get("top1") for row in rows if row.get("phase") == "teacher"), None)
     kl = next((row.get("kl_teacher") for row in rows if row.get("phase") == "surgery"), None)
     end = next((row.get("top1") for row in rows if row.get("phase") == "final"), None)

@@ -1,4 +1,4 @@
-"""The processes of a run beside the first: they train with it, write nothing, and end with it."""
+"""Processes of a run beside the first: they train with it, write nothing, and end with it."""
 
 from __future__ import annotations
 
@@ -95,16 +95,16 @@ def fault_of(run: Run) -> str:
 
 @contextmanager
 def helpers(reporter: Reporter) -> Iterator[None]:
-    """The other processes that the spec asks for on this machine, unless a launcher has started them already.
+    """Start the other processes that the spec asks for on this machine, unless a launcher has started them already.
 
-    They are of this process's group and end when it does, however it does.
+    They belong to this process's group and end when it ends, however it ends.
     """
     run, count = reporter.run, reporter.run.spec.processes
     if count == 1 or "WORLD_SIZE" in os.environ:
         yield
         return
-    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(),
-              LEADER: os.getpid(), "RANK": 0, "LOCAL_RANK": 0}  # fmt: skip
+    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, LEADER: os.getpid(), "RANK": 0, "LOCAL_RANK": 0}
+    common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     os.environ.update({key: str(value) for key, value in common.items()})
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     started: list[subprocess.Popen[bytes]] = []
@@ -132,7 +132,7 @@ def helpers(reporter: Reporter) -> Iterator[None]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on now."""
+    """A port on which nobody listens now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

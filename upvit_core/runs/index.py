@@ -1,4 +1,4 @@
-"""What a list of runs needs of every folder, kept in SQLite (WAL) so that hundreds are listed in milliseconds.
+"""An index of all run folders in SQLite (WAL), so that hundreds of runs are listed in milliseconds.
 
 The folders are the truth. A row carries the stamp of the files it was read from and is read anew when that differs, so
 the index may be deleted, torn, locked or out of date at any time: then folders are read, and it is built again. Each
@@ -41,7 +41,7 @@ SCHEMA = (
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder as last written: its spec without the plan's channels, its state, whether or not its worker lives."""
+    """One folder as last written: its spec without the plan's channels, its state though its worker may be gone."""
 
     spec: RunSpec | None
     state: RunState
@@ -60,21 +60,21 @@ class Index:
 
     def __init__(self, root: Path, read: Callable[[str], Entry]):
         self.root, self.read = root, read
-        self._known: dict[str, tuple[str, Entry]] = {}  # what this object has seen, so that only what changed is parsed
+        self._known: dict[str, tuple[str, Entry]] = {}  # parsed already, by run id and stamp
         self.path = root / f".index-{re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname()) or 'here'}.sqlite"
 
     def entries(self) -> dict[str, Entry]:
-        """Every run as its folder says now, by id."""
+        """The entry of every run, up to date with its folder, by id."""
         stamps = {run_id: _stamp(f"{self.root}/{run_id}") for run_id in run_ids(self.root)}
         known = {run_id: seen for run_id, seen in self._known.items() if stamps.get(run_id, ("",))[0] == seen[0]}
         gone = self._known.keys() - stamps.keys()
         missing = stamps.keys() - known.keys()
         rows = self._rows() if missing or gone else {}
         changed: dict[str, tuple[str, Entry]] = {}
-        found: dict[str, Entry] = {}
+        entries: dict[str, Entry] = {}
         for run_id, (stamp, settled) in stamps.items():
             if run_id in known:
-                found[run_id] = known[run_id][1]
+                entries[run_id] = known[run_id][1]
                 continue
             row = rows.get(run_id)
             entry = _parsed(row) if row is not None and row[0] == stamp else None
@@ -84,15 +84,15 @@ class Index:
                     changed[run_id] = stamp, entry
             if settled:
                 known[run_id] = stamp, entry
-            found[run_id] = entry
+            entries[run_id] = entry
         self._known = known
-        gone = rows.keys() - found.keys()
+        gone = rows.keys() - entries.keys()
         if changed or gone:
             self._write(changed, gone)
-        return found
+        return entries
 
     def forget(self) -> None:
-        """Delete the index; the next asking builds it again."""
+        """Delete the index; `entries` builds it again."""
         for suffix in ("", "-wal", "-shm"):
             with suppress(OSError):
                 self.path.with_name(self.path.name + suffix).unlink()
@@ -150,7 +150,7 @@ def _about(connection: sqlite3.Connection) -> tuple[int, str] | None:
 
 
 def _stamp(folder: str) -> tuple[str, bool]:
-    """Changes when one of the files does; and whether they are old enough for that to be relied on."""
+    """A text that changes with the files, and whether they are old enough for that to be relied on."""
     parts, now, settled = [], time.time(), True
     for name in STAMPED:
         try:

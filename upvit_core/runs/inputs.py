@@ -1,8 +1,9 @@
-"""What a run works with: a student, its teacher where it has one, and the images of both splits."""
+"""The inputs of a run: its student, its teacher where it has one, and the images of both splits."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 @dataclass(frozen=True)
 class Student:
-    """The model to be trained with what is saved beside it."""
+    """The model to be trained, with everything that is saved beside it."""
 
     model: nn.Module
     shape: ModelShape
@@ -39,7 +40,7 @@ class Student:
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run trains, under whose eyes (None: nobody's), on which images."""
+    """The student that a run trains, its teacher (None where it has none), and its images."""
 
     student: Student
     teacher: nn.Module | None
@@ -47,15 +48,17 @@ class RunInputs:
     test: ImageSet
 
 
-def load_inputs(spec: RunSpec, saved: dict[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
-    """Everything that the spec names; of a run that goes on (`saved`), the student has its shape alone."""
+def load_inputs(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
+    """Open everything that the spec names; the student of a run that goes on from a checkpoint has only its shape."""
     return (_finetuning if spec.kind == "finetune" else _distilling)(spec, saved, reporter, device)
 
 
 def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: Report = silent) -> Student:
-    """Open the student's folder, or cut the teacher by the plan; one that was fitted before, to as many images by the
-    same seed."""
-    beside = teacher.pretrained_cfg, teacher.class_names
+    """Open the student's folder, or cut the teacher by the plan.
+
+    A plan that records a fit is fitted again, to as many images drawn by the same seed.
+    """
+    about = teacher.pretrained_cfg, teacher.class_names
     if spec.student is not None:
         opened = load_model(spec.student, img_size=spec.img_size)
         if opened.shape.num_classes != teacher.shape.num_classes:
@@ -63,14 +66,14 @@ def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: 
                 f"The student has {opened.shape.num_classes} classes and the teacher {teacher.shape.num_classes}; "
                 "choose a student cut from this teacher."
             )
-        return Student(opened.model, opened.shape, _plan_beside(spec.student), *beside)
+        return Student(opened.model, opened.shape, _plan_beside(spec.student), *about)
     plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run").at_size(teacher.shape.img_size)
     fitted = plan.fitted
     images, seed = (fitted.images, fitted.seed) if fitted else (spec.calibration_images, spec.settings.seed)
-    model, made = cut_and_record(
-        teacher, plan, repair=spec.repair, data=train, images=min(images, len(train)), seed=seed, report=report,
-    )  # fmt: skip
-    return Student(model, plan.shape_after, made.to_json(), *beside)
+    model, recorded = cut_and_record(
+        teacher, plan, repair=spec.repair, data=train, images=min(images, len(train)), seed=seed, report=report
+    )
+    return Student(model, plan.shape_after, recorded.to_json(), *about)
 
 
 def _opened(
@@ -94,20 +97,17 @@ def _opened(
     return opened
 
 
-def _distilling(spec: RunSpec, saved: dict[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
+def _distilling(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
     reporter.stage("loading the teacher")
     size: int | tuple[int, int] | None = spec.img_size
     if size is None and spec.student is not None:
         size = load_model(spec.student).shape.img_size
     teacher = _opened(spec.teacher, device, size)
     reporter.stage("opening the data")
+    opening = partial(open_images, spec.data, root=spec.data_root)
     train, test = (
-        open_images(
-            spec.data, split, pretrained_cfg=teacher.pretrained_cfg, num_classes=teacher.shape.num_classes,
-            root=spec.data_root,
-        )
-        for split in SPLITS
-    )  # fmt: skip
+        opening(split, pretrained_cfg=teacher.pretrained_cfg, num_classes=teacher.shape.num_classes) for split in SPLITS
+    )
     if saved is None:
         reporter.stage("cutting the student")
         student = build_student(spec, teacher, train, lambda progress: reporter.check())
@@ -117,7 +117,7 @@ def _distilling(spec: RunSpec, saved: dict[str, Any] | None, reporter: Reporter,
     return RunInputs(student, teacher.model, train, test)
 
 
-def _finetuning(spec: RunSpec, saved: dict[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
+def _finetuning(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
     """The student with a head for the images' classes; on going on, its weights are replaced by the checkpoint's."""
     assert spec.student is not None
     reporter.stage("loading the model")

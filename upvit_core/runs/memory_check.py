@@ -1,4 +1,4 @@
-"""Whether a run will fit its device, said before it starts. An estimate: what else uses the device may change."""
+"""An estimate, before a run starts, of whether it fits its device; what else uses the device may change."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ GPU_OVERHEAD = 700 << 20  # CUDA's context and its libraries' workspaces
 
 @dataclass(frozen=True)
 class MemoryCheck:
-    """Bytes that one step needs and those the device has free; `parts` in which the batch is trained, None: in none.
+    """Bytes that one step needs (`needed`) on a device, and the `parts` in which its batch is trained.
 
-    The batch is of `item`s: images, or blocks of text.
+    `parts` is None where not even one item fits. An `item` of the batch is an image, or a block of text.
     """
 
     memory: TrainingMemory
@@ -36,7 +36,7 @@ class MemoryCheck:
 
     @property
     def sentence(self) -> str:
-        """Empty where the run fits as it is."""
+        """A warning; empty where the run fits as it is."""
         if self.parts == 1:
             return ""
         where = f"{self.device.label} has {gigabytes(self.device.free)} free (estimated)"
@@ -54,7 +54,7 @@ def gigabytes(amount: int) -> str:
 
 
 def check_memory(spec: RunSpec, device: Device | None = None) -> MemoryCheck | None:
-    """What a run needs of its device; None where the shapes are not known without reading weights."""
+    """The check of a run; None where its device is not here, or shapes are not known without reading weights."""
     device = device_named(spec.device) if device is None else device
     shapes = shapes_of(spec)
     return None if shapes is None or device is None else check_memory_of_shapes(*shapes, spec.settings, device)
@@ -63,7 +63,7 @@ def check_memory(spec: RunSpec, device: Device | None = None) -> MemoryCheck | N
 def check_memory_of_shapes(
     teacher: ModelShape, student: ModelShape, settings: DistillSettings, device: Device
 ) -> MemoryCheck:
-    """What a step of distillation with these settings needs of a device."""
+    """The check of one step of distillation with these settings."""
     on_gpu = device.name != "cpu"
     low = settings.amp in ("bf16", "fp16") or (settings.amp == "auto" and on_gpu)
     memory = estimate_training(

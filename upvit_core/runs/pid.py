@@ -1,4 +1,4 @@
-"""Which process is which: a pid alone may be reused, a pid with its start and the machine's boot may not."""
+"""The identity of a process: a pid alone may be reused, a pid with its start and the machine's boot may not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 
 @cache
 def boot_id() -> str:
-    """Names this boot of this machine."""
+    """An id of this boot of this machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -40,7 +40,7 @@ def _start_without_proc(pid: int) -> int | None:
 
 @dataclass(frozen=True)
 class ProcessIdentity:
-    """One process of one boot."""
+    """A process, named so that no other is ever mistaken for it."""
 
     pid: int
     started: int

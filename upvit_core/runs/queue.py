@@ -1,4 +1,4 @@
-"""Whose turn it is on a device: higher priority first, then owners in turns, then first come. Imports no torch."""
+"""The order of runs that wait for a device: by priority, then owners in turns, then first come. Imports no torch."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class QueuedRun:
 def fair_order(waiting: Sequence[QueuedRun], last_turn: Mapping[str, int]) -> list[str]:
     """Ids in the order in which they get the device.
 
-    Within a priority the owner goes first whose last turn is the longest ago (`last_turn` counts turns on the device;
-    an owner that is missing never had one), so that who queues a sweep of thirty holds up nobody else.
+    Within a priority, the owner whose last turn is the longest ago goes first, so that a sweep of thirty runs holds up
+    nobody else. `last_turn` counts turns on the device; an owner that is missing there never had one.
     """
     had = dict(last_turn)
     now = max(had.values(), default=0)
@@ -44,7 +44,7 @@ def fair_order(waiting: Sequence[QueuedRun], last_turn: Mapping[str, int]) -> li
 
 
 def devices_of(spec: RunSpec) -> tuple[str, ...]:
-    """The devices that a run holds while it goes on; under Slurm, that of its kind, to count turns by."""
+    """The devices that a run holds while it goes on; under Slurm, the one by which turns are counted."""
     return lease_names(spec.device, spec.processes if spec.executor == "local" else 1)
 
 

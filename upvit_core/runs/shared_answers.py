@@ -1,11 +1,11 @@
-"""Where runs of one folder keep the teacher's answers for each other, and when they are no longer wanted."""
+"""Files of the teacher's logits that runs of one folder share, and their removal when no run needs them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from shutil import disk_usage
-from typing import Any
 
 import torch
 from torch import nn
@@ -19,30 +19,34 @@ from upvit_core.training.distillation import Distillation
 from upvit_core.training.teacher_cache import TeacherStore
 
 FOLDER = ".teacher"
-ASKED = ("seed", "augmentation", "cutmix", "mixup", "mix_probability", "teacher_top_k")
-SEEN = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
+SETTINGS = ("seed", "augmentation", "cutmix", "mixup", "mix_probability", "teacher_top_k")
+TRANSFORM = ("input_size", "mean", "std", "crop_pct", "crop_mode", "interpolation")
 
 
-def open_teacher_cache(run: Run, job: Distillation, images: ImageSet, cfg: dict[str, Any]) -> TeacherStore | None:
-    """The store of the runs that ask the teacher what this one asks; None where it is not wanted.
+def open_teacher_cache(
+    run: Run, training: Distillation, images: ImageSet, cfg: Mapping[str, object]
+) -> TeacherStore | None:
+    """The store shared by runs that show the teacher the same images; None where the settings ask for none.
 
-    `images` are the training set, `cfg` says how they are prepared.
+    `images` are the training set, which `cfg` says how to prepare.
     Raises RunError where features are wanted, which are not stored, or the disk has no room.
     """
-    settings, accelerator, batches = run.spec.settings, job.accelerator, job.batches
-    if settings.teacher_top_k is None or job.teacher is None:
+    settings, accelerator, batches = run.spec.settings, training.accelerator, training.batches
+    if settings.teacher_top_k is None or training.teacher is None:
         return None
     if settings.feature_weight:
         raise RunError("feature_weight needs the teacher itself; leave teacher_top_k out, or feature_weight.")
-    questions = [
-        _weights(job.teacher), images.digest, {key: getattr(settings, key) for key in ASKED},
-        {key: cfg.get(key) for key in SEEN}, batches.batch_size, accelerator.mixed_precision,
-        accelerator.process_index, accelerator.num_processes,
-    ]  # fmt: skip
-    key = hashlib.sha256(json.dumps(questions, default=str).encode()).hexdigest()[:16]
+    identity = [
+        _digest(training.teacher),
+        images.digest,
+        {key: getattr(settings, key) for key in SETTINGS},
+        {key: cfg.get(key) for key in TRANSFORM},
+        *(batches.batch_size, accelerator.mixed_precision, accelerator.process_index, accelerator.num_processes),
+    ]
+    key = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
     path = run.folder.parent / FOLDER / f"{cache_key(run.spec)}-{key}.bin"
-    store = TeacherStore(path, images=len(batches.positions), classes=job.num_classes, k=settings.teacher_top_k)
-    missing = job.total_steps * store.step_bytes - path.stat().st_blocks * 512
+    store = TeacherStore(path, images=len(batches.positions), classes=training.num_classes, k=settings.teacher_top_k)
+    missing = training.total_steps * store.step_bytes - path.stat().st_blocks * 512
     if missing > disk_usage(path.parent).free:
         store.close()
         raise RunError(
@@ -53,7 +57,7 @@ def open_teacher_cache(run: Run, job: Distillation, images: ImageSet, cfg: dict[
 
 
 def drop_unwanted(run: Run) -> None:
-    """Remove the answers that this run used, unless another run that may still go on asks for the same."""
+    """Remove the files that this run used, unless another run that may still go on shares them."""
     store = RunStore(run.folder.parent)
     name = cache_key(run.spec)
     for summary in store.list():
@@ -65,12 +69,12 @@ def drop_unwanted(run: Run) -> None:
 
 
 def cache_key(spec: RunSpec) -> str:
-    """What runs that can share answers have in common, as far as the spec tells."""
-    told: list[Any] = [spec.teacher, spec.data, spec.data_root, *(getattr(spec.settings, key) for key in ASKED)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+    """Equal for runs that can share answers, as far as their specs tell."""
+    shared = [spec.teacher, spec.data, spec.data_root, *(getattr(spec.settings, key) for key in SETTINGS)]
+    return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
 
 
-def _weights(model: nn.Module) -> str:
+def _digest(model: nn.Module) -> str:
     """Digest of all tensors of a model."""
     sha = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

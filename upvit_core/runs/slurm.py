@@ -1,4 +1,4 @@
-"""What becomes of a run's Slurm job, from `squeue` and `scontrol` alone: many clusters keep no accounts for `sacct`.
+"""The state of a run's Slurm job, from `squeue` and `scontrol` alone: many clusters keep no accounts for `sacct`.
 
 The run folder says what the worker did; Slurm says whether there will still be a worker. Imports neither torch nor
 submitit, so that a page can ask.
@@ -20,10 +20,10 @@ from upvit_core.errors import RunError
 from upvit_core.runs.reason import GO_ON
 from upvit_core.runs.spec import RunState
 
-LOOK_SECONDS = 2.0
+POLL_SECONDS = 2.0
 COMMAND_SECONDS = 15.0
 KILL_SECONDS = 60.0
-WAITING = (
+WAITING = {
     "PENDING",
     "CONFIGURING",
     "REQUEUED",
@@ -32,13 +32,13 @@ WAITING = (
     "SPECIAL_EXIT",
     "SUSPENDED",
     "PREEMPTED",
-)
+}
 AGAIN = "Slurm will start it again"
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """A line of `squeue`; `state` in Slurm's words, `why` it waits, `nodes` it runs on."""
+    """A line of `squeue`: `state` in Slurm's words, the reason why it waits, the nodes it runs on."""
 
     id: str
     name: str
@@ -48,7 +48,7 @@ class SlurmJob:
 
 
 class _Listing:
-    """All jobs of this user, asked for at most every two seconds, however many pages look."""
+    """All jobs of this user; Slurm is asked at most every two seconds, however many pages are open."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -57,7 +57,7 @@ class _Listing:
 
     def find(self, job: str, *, fresh: bool = False) -> SlurmJob | None:
         with self.lock:
-            if fresh or time.monotonic() - self.at > LOOK_SECONDS:
+            if fresh or time.monotonic() - self.at > POLL_SECONDS:
                 lines = _run("squeue", "--me", "--noheader", "--format=%i|%j|%T|%r|%N").splitlines()
                 found = (
                     SlurmJob(*(part.strip() for part in line.split("|", 4))) for line in lines if line.count("|") >= 4
@@ -75,23 +75,25 @@ def available() -> bool:
 
 
 def _run(*command: str) -> str:
-    """Raises RunError with what Slurm says, or that it does not answer."""
+    """The command's output. Raises RunError with Slurm's message, or because it does not answer."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=True, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise RunError(f"Slurm does not answer ({command[0]}: {error}); try again, or ask whoever runs it.") from error
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.strip().splitlines()
         raise RunError(
-            f"Slurm refused ({said[-1] if said else command[0]}); change the settings or try again."
+            f"Slurm does not answer ({command[0]}: {error}); try again, or ask its administrator."
+        ) from error
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines()
+        raise RunError(
+            f"Slurm refused ({lines[-1] if lines else command[0]}); change the settings or try again."
         ) from error
     return done.stdout
 
 
 def state_of(folder: Path, state: RunState, latest: Callable[[], RunState]) -> RunState:
-    """Where an active run stands, by its job; `latest` reads the state again."""
+    """The state of an active run, corrected by that of its job; `latest` reads the state again."""
     if not available():
         return _stopped(state, f"Its Slurm job {state.job} cannot be asked after from this machine.")
     try:
@@ -103,10 +105,10 @@ def state_of(folder: Path, state: RunState, latest: Callable[[], RunState]) -> R
             why = f"Slurm job {job.id} waits ({job.why})"
             return state.model_copy(update={"state": "queued", "place": why, "seconds_left": None})
         return state.model_copy(update={"place": f"Slurm job {job.id} on {job.nodes}, {job.state.lower()}"})
-    now = latest()  # it may have ended between the two looks
+    now = latest()  # it may have ended in between
     if not now.is_active or now.job != state.job:
         return now
-    return _stopped(state, f"Its Slurm job {state.job} is over ({_last_word(state.job)}).")
+    return _stopped(state, f"Its Slurm job {state.job} is over ({_how_it_ended(state.job)}).")
 
 
 def _stopped(state: RunState, why: str) -> RunState:
@@ -114,7 +116,7 @@ def _stopped(state: RunState, why: str) -> RunState:
     return state.model_copy(update={"state": "interrupted", "error": error, "stage": "", "seconds_left": None})
 
 
-def _last_word(job: str) -> str:
+def _how_it_ended(job: str) -> str:
     """`FAILED, NonZeroExitCode`, while Slurm remembers the job."""
     try:
         words = _shown(job, "JobState", "Reason")
@@ -124,10 +126,10 @@ def _last_word(job: str) -> str:
 
 
 def _shown(job: str, *keys: str) -> list[str]:
-    """What `scontrol` shows of a job under each of the keys that it has."""
+    """Values that `scontrol` shows of a job, under those of the keys that it has."""
     shown = _run("scontrol", "--oneliner", "show", "job", job)
-    found = (re.search(rf"\b{key}=(\S+)", shown) for key in keys)
-    return [word[1] for word in found if word]
+    matches = (re.search(rf"\b{key}=(\S+)", shown) for key in keys)
+    return [word[1] for word in matches if word]
 
 
 def is_wanted(job: str) -> bool:

@@ -1,4 +1,4 @@
-"""What a run is asked to do, and where it stands: the two records of a run folder that pages read. Imports no torch."""
+"""The two records of a run folder: the spec, what is to be done, and the state, how far it is. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ SlurmWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]{1,100}$")]
 
 
 class SlurmSettings(BaseModel):
-    """What a run asks of Slurm; what is None is left to the cluster's defaults.
+    """The resources of a Slurm job; None leaves one to the cluster.
 
-    Memory in GB a node, time in minutes: a run that needs longer is told `warning_seconds` before, saves, and is queued
-    again.
+    Memory in GB a node, time in minutes. A run that needs longer is warned `warning_seconds` before, saves, and is
+    queued again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,7 +41,7 @@ class SlurmSettings(BaseModel):
 
 
 class RunSpec(BaseModel):
-    """The order for one run, written once. Its `kind` is `distill`, or `finetune`: other data and no teacher.
+    """One run to be done, written once. Its `kind` is `distill`, or `finetune`: other data and no teacher.
 
     The student of `distill` is a folder, or a plan that the worker cuts the teacher by; of `finetune`, anything that
     `load_model` takes: it gets a new head where its classes are not those of `data` (or always, with `head`), and reads

@@ -1,4 +1,4 @@
-"""The run folders on disk, which are the truth: `runs/<id>/` with spec.json, state.json, metrics.jsonl, log.txt.
+"""The store of runs: folders `runs/<id>/` with spec.json, state.json, metrics.jsonl and log.txt, which are the truth.
 
 Whoever changes a run's state holds the lock on its folder; a worker holds it as long as it lives. Readers take no lock.
 """
@@ -77,7 +77,7 @@ class RunStore:
         return Run(folder, spec)
 
     def folder(self, run_id: str) -> Path:
-        """The folder of a run id. Raises RunError for whatever is not a plain id of a run under this root."""
+        """The folder of a run id. Raises RunError where it is not the plain id of a run under this root."""
         if not RUN_ID.fullmatch(run_id):
             raise RunError(f"{run_id[:80]!r} is not the id of a run; ids are lower-case letters, digits and hyphens.")
         folder = self.root / run_id
@@ -105,7 +105,7 @@ class RunStore:
         return sorted(placed, key=lambda s: (s.spec.created if s.spec else 0, s.id), reverse=True)
 
     def state(self, run_id: str) -> RunState:
-        """Where a run stands now: an active run whose worker is gone is `interrupted`."""
+        """The state of a run now: an active run whose worker is gone is `interrupted`."""
         state = true_state(self.get(run_id).folder)
         if state.state == "queued":
             return next((s.state for s in self.list() if s.id == run_id), state)
@@ -117,14 +117,14 @@ class RunStore:
         return next(iter(queues(summaries).get(device, [])), None)
 
     def next_turn(self, device: str) -> int:
-        """The number of the turn that begins now, to be asked by who holds the device."""
+        """The number of the turn that begins now; only the process that holds the device may ask."""
         return 1 + max(last_turn_by_owner(self._summaries()).get(device, {}).values(), default=0)
 
     def prioritise(self, run_id: str, priority: int) -> None:
-        """Change the place of a run in its queue. Raises RunError where the priority is none."""
+        """Change the priority of a run in its queue. Raises RunError where it is out of range."""
         run = self.get(run_id)
         if not LOWEST <= priority <= HIGHEST:
-            raise RunError(f"{priority} is no priority; give a whole number from {LOWEST} to {HIGHEST}.")
+            raise RunError(f"{priority} is not a priority; give a whole number from {LOWEST} to {HIGHEST}.")
         write_atomically(run.folder / "priority", str(priority).encode())
 
     def read_metrics(self, run_id: str, offset: int = 0) -> tuple[builtins.list[dict[str, Any]], int]:
@@ -207,7 +207,7 @@ class RunStore:
         shutil.rmtree(doomed, ignore_errors=True)
 
     def _read(self, run_id: str) -> Entry:
-        """The index asks for what a folder says."""
+        """The index entry of a folder."""
         try:
             run = self.get(run_id)
         except RunError as error:

@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl as TensorBoard event files, `tensorboard --logdir runs`; needs the package tensorboard.
+"""Rows of metrics.jsonl as TensorBoard event files, for `tensorboard --logdir runs`; needs the package tensorboard.
 
 Each attempt at a run adds a file of its own and first writes what a killed one before it had not: all files together
 hold every row once.
@@ -6,10 +6,9 @@ hold every row once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from upvit_core.errors import RunError
 
@@ -17,7 +16,7 @@ FOLDER = "tensorboard"
 NOT_SCALARS = ("step", "phase")
 
 
-def scalars(row: dict[str, Any]) -> dict[str, float]:
+def scalars(row: Mapping[str, object]) -> dict[str, float]:
     """Tag and value of all numbers of a row but its step, `train/loss`, `eval/top1` and so on."""
     return {
         f"{row['phase']}/{name}": float(value)
@@ -29,7 +28,7 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 class EventLog:
     """Writes rows; `rows` are those that metrics.jsonl has already. Raises RunError without the package."""
 
-    def __init__(self, folder: Path, rows: Iterable[dict[str, Any]]):
+    def __init__(self, folder: Path, rows: Iterable[Mapping[str, object]]):
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
@@ -42,7 +41,7 @@ class EventLog:
             if "phase" in row and "step" in row:
                 self.write(row, written)
 
-    def write(self, row: dict[str, Any], written: Iterable[tuple[str, int]] = ()) -> None:
+    def write(self, row: Mapping[str, object], written: Iterable[tuple[str, int]] = ()) -> None:
         """Add a row's scalars but those `written`, and see them to the disk; a full one does not end the run."""
         with suppress(OSError):
             for tag, value in scalars(row).items():
@@ -60,9 +59,9 @@ def read(folder: Path) -> dict[tuple[str, int], float]:
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.util.tensor_util import make_ndarray
 
-    found: dict[tuple[str, int], float] = {}
+    values: dict[tuple[str, int], float] = {}
     for path in sorted(folder.glob("events.*")):
         for event in EventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                found[value.tag, event.step] = float(make_ndarray(value.tensor).item())
-    return found
+                values[value.tag, event.step] = float(make_ndarray(value.tensor).item())
+    return values

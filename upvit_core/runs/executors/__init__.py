@@ -1,4 +1,4 @@
-"""Where a run's worker process is started: one Protocol, one module an executor."""
+"""Executors start the worker process of a run: one Protocol, one module each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Executor(Protocol):
-    """Starts workers; what becomes of them is read from the run folder."""
+    """Starts workers; their progress is read from the run folder."""
 
     def submit(self, run: Run) -> None:
         """Queue a run and start its worker. Raises RunError where it has one already, or none can be started."""

@@ -1,4 +1,4 @@
-"""What every executor does around starting a worker."""
+"""The checks and states around the start of a worker, shared by executors."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ def queued(run: Run) -> Iterator[RunState]:
             raise RunError(f"Run {run.id} already has a worker; cancel it first.")
         before = read_state(run.folder)
         if before.state != "queued":
-            what = "start a new run instead" if before.state == "done" else "resume it first"
-            raise RunError(f"Run {run.id} is {before.state}; {what}.")
+            remedy = "start a new run instead" if before.state == "done" else "resume it first"
+            raise RunError(f"Run {run.id} is {before.state}; {remedy}.")
         started = worker_of(before)
         if before.job or (started is not None and started.is_alive):  # and has not come to take the lock
             raise RunError(f"Run {run.id} already has a worker; cancel it first.")
-        state = before.model_copy(
-            update={"state": "queued", "pid": None, "started": None, "job": "", "stage": "", "error": "",
-                    "seconds_left": None, "attempt": before.attempt + 1, "epochs": run.spec.epochs}
-        )  # fmt: skip
+        cleared = {"pid": None, "started": None, "job": "", "stage": "", "error": "", "seconds_left": None}
+        changes = {"state": "queued", "attempt": before.attempt + 1, "epochs": run.spec.epochs}
+        state = before.model_copy(update=cleared | changes)
         run.write_state(state)
         try:
             yield state

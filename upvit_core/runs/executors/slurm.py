@@ -10,7 +10,6 @@ import shlex
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from upvit_core.errors import RunError
 from upvit_core.ranks import python_path
@@ -25,7 +24,7 @@ JOB_FOLDER = "slurm"
 
 @dataclass(frozen=True)
 class SlurmWorker:
-    """What each task of the job calls; submitit pickles it."""
+    """The function that each task of the job calls; submitit pickles it."""
 
     folder: str
 
@@ -80,25 +79,38 @@ class SlurmExecutor:
             executor.update_parameters(**parameters(run.id, run.spec))
             return str(executor.submit(SlurmWorker(str(run.folder))).job_id)
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
-            said = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).splitlines()
-            raise RunError(f"Slurm refused the run ({said[-1].strip()}); change the settings and resume it.") from error
+            lines = [line for line in str(error).splitlines() if "error" in line.lower()] or str(error).splitlines()
+            raise RunError(
+                f"Slurm refused the run ({lines[-1].strip()}); change the settings and resume it."
+            ) from error
 
 
-def parameters(name: str, spec: RunSpec) -> dict[str, Any]:
-    """What submitit writes into the batch script."""
+def parameters(name: str, spec: RunSpec) -> dict[str, object]:
+    """The parameters that submitit writes into the batch script."""
     asked = spec.slurm or SlurmSettings()
-    optional = {"partition": asked.partition, "account": asked.account, "qos": asked.qos,
-                "cpus_per_task": asked.cpus_per_process, "gpus_per_node": asked.gpus_per_node or None,
-                "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M"}  # fmt: skip
+    optional: dict[str, object] = {
+        "partition": asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "cpus_per_task": asked.cpus_per_process,
+        "gpus_per_node": asked.gpus_per_node or None,
+        "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M",
+    }
     return {
-        "job_name": name, "nodes": asked.nodes, "ntasks_per_node": spec.processes, "time": asked.minutes,
-        "signal_delay_s": asked.warning_seconds, "stderr_to_stdout": True, "setup": setup(),
-        "srun_args": ["--kill-on-bad-exit=1"], "additional_parameters": {"requeue": True},
+        "job_name": name,
+        "nodes": asked.nodes,
+        "ntasks_per_node": spec.processes,
+        "time": asked.minutes,
+        "signal_delay_s": asked.warning_seconds,
+        "stderr_to_stdout": True,
+        "setup": setup(),
+        "srun_args": ["--kill-on-bad-exit=1"],
+        "additional_parameters": {"requeue": True},
         **{key: value for key, value in optional.items() if value is not None},
-    }  # fmt: skip
+    }
 
 
 def setup() -> list[str]:
     """Lines of the batch script before the tasks: they find this package wherever they start."""
-    return [f"export PYTHONPATH={shlex.quote(python_path())}", "export PYTHONUNBUFFERED=1",
-            "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"]  # fmt: skip
+    ranks = "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE MASTER_ADDR MASTER_PORT"
+    return [f"export PYTHONPATH={shlex.quote(python_path())}", "export PYTHONUNBUFFERED=1", ranks]
