@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,6 +18,8 @@ from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.plan import PruningPlan
 from upvit_core.runs.inputs import build_student
 from upvit_core.training.settings import PRESETS
+
+Ask = Callable[..., tuple[dict[str, object], str]]
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +37,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def ask(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def ask(home: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
     """What a run would be asked for, and what is said on standard error."""
-    orders: list[dict[str, Any]] = []
+    orders: list[dict[str, object]] = []
     monkeypatch.setattr(running, "launch_new", lambda order, *_: orders.append(order))
 
-    def call(*arguments: object) -> tuple[dict[str, Any], str]:
+    def call(*arguments: object) -> tuple[dict[str, object], str]:
         given = ["--teacher", home / "teacher", "--data", home / "images", "--epochs", 2, *arguments]
         result = CliRunner().invoke(app, ["distill", *map(str, given)], catch_exceptions=False)
         assert result.exit_code == 0, result.output
@@ -50,7 +52,7 @@ def ask(home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("way", ["--student", "--plan"])
-def test_a_repaired_start_gets_small_steps(way: str, home: Path, ask: Any) -> None:
+def test_a_repaired_start_gets_small_steps(way: str, home: Path, ask: Ask) -> None:
     plan = home / "mended" / "plan.json"
     order, said = ask(way, home / "mended" if way == "--student" else plan)
     assert order["settings"] == PRESETS["repaired"].model_dump()
@@ -62,14 +64,14 @@ def test_a_repaired_start_gets_small_steps(way: str, home: Path, ask: Any) -> No
         assert order["repair"]
 
 
-def test_another_start_gets_the_letter_s(home: Path, ask: Any) -> None:
+def test_another_start_gets_the_letter_s(home: Path, ask: Ask) -> None:
     order, said = ask("--student", home / "plain")
     assert order["settings"] == PRESETS["letter"].model_dump()
     assert said.startswith("Recipe letter: nothing says that the start was repaired;")
 
 
 @pytest.mark.parametrize("option", ["--recipe", "--preset"])
-def test_what_is_asked_for_wins(option: str, home: Path, ask: Any) -> None:
+def test_what_is_asked_for_wins(option: str, home: Path, ask: Ask) -> None:
     order, said = ask("--student", home / "mended", option, "demo", "--lr", "2e-4")
     assert order["settings"] == PRESETS["demo"].model_dump() | {"lr": 2e-4}
     assert said == ""

@@ -43,6 +43,7 @@ from upvit_core.models.checkpoint import load_model, save_model
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.shape import ModelShape
 from upvit_core.runs import Run, RunSpec, RunStore
 from upvit_core.runs.devices import lease
 
@@ -53,7 +54,7 @@ few_and_many = pytest.mark.parametrize(
 MEASURED = ("seconds", "images_per_s", "images_per_s_low", "images_per_s_high", "speedup", "repeats")
 
 
-def forked(work: Callable[[], Any]) -> int:
+def forked(work: Callable[[], object]) -> int:
     """Do something in a copy of this process; returns its pid."""
     pid = os.fork()
     if not pid:
@@ -207,10 +208,8 @@ def test_surgery_and_saving(tmp_path: Path, kills: int) -> None:
     folder = tmp_path / "student"
 
     def cut_and_save() -> None:
-        save_model(
-            prune(model, shape, plan), folder, shape=plan.shape_after, pretrained_cfg={}, name="thin",
-            plan_json=plan.to_json(),
-        )  # fmt: skip
+        student = prune(model, shape, plan)
+        save_model(student, folder, shape=plan.shape_after, pretrained_cfg={}, name="thin", plan_json=plan.to_json())
 
     def again_and_again() -> None:
         while True:
@@ -267,7 +266,7 @@ def test_data_loading_processes_die_with_their_worker(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
-def big_tiny() -> tuple[torch.nn.Module, Any]:
+def big_tiny() -> tuple[torch.nn.Module, ModelShape]:
     import timm
 
     from upvit_core.models.checkpoint import shape_of
@@ -377,10 +376,8 @@ def test_killing_the_whole_server_leaves_its_runs_alone(home: Path, tmp_path: Pa
         "LocalExecutor(s).submit(s.get(sys.argv[2])); print('up', flush=True); time.sleep(100)"
     )
     with device_taken(store):
-        server = subprocess.Popen(
-            [sys.executable, "-c", code, str(store.root), run.id], cwd=ROOT, stdout=subprocess.PIPE,
-            start_new_session=True,
-        )  # fmt: skip
+        command = [sys.executable, "-c", code, str(store.root), run.id]
+        server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True)
         assert server.stdout is not None
         assert server.stdout.readline() == b"up\n"
         os.killpg(server.pid, signal.SIGINT)

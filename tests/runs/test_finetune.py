@@ -19,10 +19,9 @@ from upvit_core.training.settings import DistillSettings
 
 def spec(home: Path, **values: object) -> RunSpec:
     settings = {**SETTINGS, "cutmix": 0.0, "drop_path": 0.0, **values.pop("settings", {})}  # type: ignore[dict-item]
-    return RunSpec(
-        **{"kind": "finetune", "name": "there", "student": str(home / "teacher"), "data": str(home / "images"),
-           "epochs": 3, "device": "cpu", "settings": DistillSettings(**settings), **values}  # type: ignore[arg-type]
-    )  # fmt: skip
+    model = {"kind": "finetune", "name": "there", "student": str(home / "teacher"), "data": str(home / "images")}
+    training = {"epochs": 3, "device": "cpu", "settings": DistillSettings(**settings)}
+    return RunSpec(**{**model, **training, **values})  # type: ignore[arg-type]
 
 
 def rows(store: RunStore, run: Run) -> list[dict]:

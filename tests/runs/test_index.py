@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,7 +23,7 @@ def settle(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("upvit_core.runs.folder.NEVER_STARTED_AFTER", float("inf"))
 
 
-def truth(store: RunStore) -> dict[str, Any]:
+def truth(store: RunStore) -> dict[str, object]:
     """Every folder read by itself."""
     found = {}
     for folder in store.root.iterdir():
@@ -33,7 +32,7 @@ def truth(store: RunStore) -> dict[str, Any]:
     return found
 
 
-def listed(store: RunStore) -> dict[str, Any]:
+def listed(store: RunStore) -> dict[str, object]:
     return {s.id: (s.spec, s.state.model_copy(update={"position": None})) for s in store.list()}
 
 
@@ -75,7 +74,7 @@ def test_only_what_changed_is_read_again(store: RunStore, monkeypatch: pytest.Mo
     again = RunStore(store.root)
     own = again.index.read
 
-    def watched(run_id: str) -> Any:
+    def watched(run_id: str) -> object:
         read.append(run_id)
         return own(run_id)
 
@@ -148,7 +147,7 @@ def test_an_index_of_another_boot_is_built_anew(store: RunStore, monkeypatch: py
 def test_many_readers_and_writers_at_once(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
     settle(store, monkeypatch)
     runs = [store.create(any_spec()) for _ in range(8)]
-    wrong: list[Any] = []
+    wrong: list[object] = []
 
     def work(number: int) -> None:
         own = RunStore(store.root)

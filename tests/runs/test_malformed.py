@@ -7,7 +7,7 @@ import json
 import os
 import random
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from upvit_core.runs.folder import true_state
 from upvit_core.runs.memory_check import shapes_of
 
 LONGEST_SENTENCE = 1500
-ODD: tuple[Any, ...] = (
+ODD: tuple[object, ...] = (
     None, True, -1, 0, 2**31, 2**63, 10**30, 1e308, -1e308, "", "\x00", "../../etc/passwd", "/etc/passwd", "é" * 50,
     "A" * 10_000, [], {}, [[]], [None], {"keep": [0]}, list(range(2000)), "NaN", "Infinity", "1e999",
 )  # fmt: skip
@@ -64,14 +64,14 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
     return json.dumps(value).encode()
 
 
-def _places(value: Any) -> Any:
+def _places(value: object) -> Iterator[tuple[Any, Any]]:
     pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in list(pairs):
         yield value, key
         yield from _places(inner)
 
 
-def refused_or_read(read: Callable[[], Any]) -> Any:
+def refused_or_read(read: Callable[[], object]) -> Any:
     """What was read, or None after one clear sentence."""
     try:
         return read()
@@ -94,7 +94,7 @@ def files_under(*roots: Path) -> dict[str, int]:
 
 
 @pytest.fixture
-def nothing_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def nothing_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The working directory and its neighbours are as before."""
     here = tmp_path / "here"
     here.mkdir()

@@ -136,8 +136,8 @@ def test_torchrun_starts_distill(home: Path, tmp_path: Path) -> None:
     first = store.create(spec_for(home, epochs=1))
     run_to_end(store, first)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    order = ["--teacher", str(home / "teacher"), "--student", str(first.model), "--data", str(home / "images"),
-             "--epochs", "2", "--batch-size", "8", "--device", "cpu", "--out", str(store.root)]  # fmt: skip
+    order = ["--teacher", str(home / "teacher"), "--student", str(first.model), "--data", str(home / "images")]
+    order += ["--epochs", "2", "--batch-size", "8", "--device", "cpu", "--out", str(store.root)]
     done = subprocess.run(
         [*launcher, "-m", "upvit_core", "distill", *order], capture_output=True, text=True, cwd=ROOT, check=False
     )

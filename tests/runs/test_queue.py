@@ -6,7 +6,6 @@ import itertools
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -152,7 +151,7 @@ def test_turns_are_written_by_the_workers(home: Path, store: RunStore) -> None:
     assert [store.state(run.id).turn for run in runs] == [1, 2]
 
 
-def gpu_order(*wanted: tuple[str, str, int], turns: dict[str, tuple[str, int, int]] | None = None) -> dict[str, Any]:
+def gpu_order(*wanted: tuple[str, str, int], turns: dict[str, tuple[str, int, int]] | None = None) -> dict[str, object]:
     """Queues of runs (id, device, processes), each an owner's only one, in order of creation."""
     known = [
         RunSummary(name, RunState(state="queued"), any_spec(owner=name, device=device, processes=count, created=place))

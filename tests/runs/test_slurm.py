@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -24,11 +23,10 @@ from upvit_core.runs.spec import SlurmSettings
 SECONDS = 240.0
 
 
-def order(home: Path, *, processes: int = 1, slurm: dict[str, Any] | None = None, **settings: Any) -> RunSpec:
+def order(home: Path, *, processes: int = 1, slurm: dict[str, object] | None = None, **settings: object) -> RunSpec:
     asked = SlurmSettings(**{"minutes": 10, "partition": "idle", **(slurm or {})})
-    return spec_for(home, **settings).model_copy(
-        update={"executor": "slurm", "slurm": asked, "processes": processes}
-    )  # fmt: skip
+    changes = {"executor": "slurm", "slurm": asked, "processes": processes}
+    return spec_for(home, **settings).model_copy(update=changes)
 
 
 def submit(store: RunStore, spec: RunSpec) -> Run:
@@ -65,7 +63,7 @@ def saved_past(run: Run, step: int) -> bool:
     return any(int(path.stem[5:]) > step for path in list_checkpoints(run.checkpoints))
 
 
-def local_weights(home: Path, store: RunStore, **settings: Any) -> bytes:
+def local_weights(home: Path, store: RunStore, **settings: object) -> bytes:
     run = store.create(spec_for(home, **settings))
     run_to_end(store, run)
     return weights_of(run)
@@ -203,7 +201,7 @@ class TestContract(ExecutorContract):
     def executor(self, store: RunStore) -> SlurmExecutor:
         return SlurmExecutor(store)
 
-    def spec(self, home: Path, **settings: Any) -> RunSpec:
+    def spec(self, home: Path, **settings: object) -> RunSpec:
         asked = SlurmSettings(minutes=10, partition="idle")
         return super().spec(home, **settings).model_copy(update={"slurm": asked})
 

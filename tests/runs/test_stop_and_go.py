@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(params=["local", "slurm"])
-def changes(request: pytest.FixtureRequest) -> dict[str, Any]:
+def changes(request: pytest.FixtureRequest) -> dict[str, object]:
     """What of a spec asks for the executor; skips where there is none."""
     if request.param == "slurm":
         request.getfixturevalue("cluster")
@@ -46,7 +45,7 @@ def wait_for_state(store: RunStore, run: Run, *wanted: str) -> RunState:
     return state
 
 
-def test_stop_and_go_on_ends_as_if_never_stopped(changes: dict[str, Any], home: Path, store: RunStore) -> None:
+def test_stop_and_go_on_ends_as_if_never_stopped(changes: dict[str, object], home: Path, store: RunStore) -> None:
     settings = {"epochs": 60, "drop_path": 0.1}
     whole = store.create(spec_for(home, **settings))
     run_to_end(store, whole)
@@ -82,7 +81,9 @@ def test_stop_and_go_on_ends_as_if_never_stopped(changes: dict[str, Any], home: 
     assert [summary.id for summary in store.list()] == [whole.id]
 
 
-def test_a_run_that_cannot_be_done_fails_with_a_sentence(changes: dict[str, Any], home: Path, store: RunStore) -> None:
+def test_a_run_that_cannot_be_done_fails_with_a_sentence(
+    changes: dict[str, object], home: Path, store: RunStore
+) -> None:
     run = submit(store, spec_for(home).model_copy(update={**changes, "teacher": "/nowhere"}))
     state = wait_for_state(store, run, "failed", "interrupted", "done")
     assert state.state == "failed"

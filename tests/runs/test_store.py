@@ -3,7 +3,6 @@ import os
 import random
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,11 +13,11 @@ from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.store import Run
 
 
-def set_state(run: Run, **values: Any) -> None:
+def set_state(run: Run, **values: object) -> None:
     run.write_state(RunState(**values))
 
 
-def as_worker(pid: int | None = None) -> dict[str, Any]:
+def as_worker(pid: int | None = None) -> dict[str, object]:
     me = ProcessIdentity.of(pid or os.getpid())
     assert me is not None
     return {"pid": me.pid, "started": me.started, "boot": me.boot}
@@ -142,7 +141,7 @@ def test_random_garbage_in_a_spec_is_one_sentence(store: RunStore) -> None:
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_illegal_orders_are_refused_by_name(values: dict[str, Any], message: str) -> None:
+def test_illegal_orders_are_refused_by_name(values: dict[str, object], message: str) -> None:
     text = json.dumps(json.loads(any_spec().model_dump_json()) | values)
     with pytest.raises(RunError, match=message):
         RunSpec.from_json(text)

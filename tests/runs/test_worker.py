@@ -38,7 +38,7 @@ def rows_of(store: RunStore, run: Run) -> list[dict[str, Any]]:
     return store.read_metrics(run.id)[0]
 
 
-def reference(home: Path, tmp_path: Path, **settings: Any) -> tuple[bytes, list[dict[str, Any]]]:
+def reference(home: Path, tmp_path: Path, **settings: object) -> tuple[bytes, list[dict[str, Any]]]:
     """Weights and rows of an uninterrupted run."""
     store = RunStore(tmp_path / "reference")
     run = store.create(spec_for(home, **settings))

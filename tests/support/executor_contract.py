@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -33,7 +32,7 @@ class ExecutorContract:
     def executor(self, store: RunStore) -> Executor:
         raise NotImplementedError
 
-    def spec(self, home: Path, **settings: Any) -> RunSpec:
+    def spec(self, home: Path, **settings: object) -> RunSpec:
         spec = spec_for(home, **{"checkpoint_minutes": 1e-6, **settings})
         return spec.model_copy(update={"executor": self.executor_name})
 

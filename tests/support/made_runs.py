@@ -38,7 +38,7 @@ def made_run(
     group: str = "",
     name: str = "",
     owner: str = "",
-    **settings: Any,
+    **settings: object,
 ) -> Run:
     """One run of `steps` steps, `share` of them done."""
     spec = RunSpec(

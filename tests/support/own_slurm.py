@@ -109,8 +109,8 @@ def slurm(folder: Path, nodes: int = 2) -> Iterator[dict[str, str]]:
             )
 
     try:
-        munge = {"key-file": key, "socket": folder / "munge.socket", "pid-file": folder / "munge.pid",
-                 "log-file": folder / "munge.log", "seed-file": folder / "munge.seed"}  # fmt: skip
+        munge = {"key-file": key} | {f"{file}-file": folder / f"munge.{file}" for file in ("pid", "log", "seed")}
+        munge["socket"] = folder / "munge.socket"
         start("munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in munge.items()))
         wait_until(lambda: (folder / "munge.socket").exists(), folder)
         start("slurmctld", "-D", "-f", str(config), "-c")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
 
 import torch
 
@@ -18,20 +17,14 @@ from upvit_core.training.distillation import Distillation, make_accelerator
 from upvit_core.training.settings import DistillSettings
 
 
-def make_job(images: ImageSet, *, epochs: int = 3, student_ratio: float = 0.5, **settings: Any) -> Distillation:
+def make_job(images: ImageSet, *, epochs: int = 3, student_ratio: float = 0.5, **settings: object) -> Distillation:
     teacher, shape = tiny("class token", torch.float32)
     plan = PruningPlan.from_json(json.dumps(half_plan(shape, student_ratio)))
     chosen = DistillSettings(**{"batch_size": 8, "warmup_epochs": 0.5, **settings})
     batches = TrainingBatches(batch_source(images, CFG, seed=chosen.seed, workers=0), batch_size=8, seed=chosen.seed)
-    return Distillation(
-        prune(teacher, shape, plan),
-        copy.deepcopy(teacher),
-        batches,
-        chosen,
-        epochs=epochs,
-        num_classes=5,
-        accelerator=make_accelerator("cpu", "no"),
-    )
+    models = prune(teacher, shape, plan), copy.deepcopy(teacher)
+    accelerator = make_accelerator("cpu", "no")
+    return Distillation(*models, batches, chosen, epochs=epochs, num_classes=5, accelerator=accelerator)
 
 
 def nothing(_: object) -> None:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from upvit_core.runs import worker as worker_module
 from upvit_core.runs.devices import lease
 
 CFG = {"input_size": (3, 16, 16), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "crop_pct": 1.0}
-SETTINGS: dict[str, Any] = {"batch_size": 8, "threads": 1, "workers": 0, "warmup_epochs": 0.5, "lr": 1e-3}
+SETTINGS: dict[str, object] = {"batch_size": 8, "threads": 1, "workers": 0, "warmup_epochs": 0.5, "lr": 1e-3}
 
 
 def write_images(root: Path, *, classes: int = 5, train: int = 8, val: int = 4, side: int = 16) -> Path:
@@ -49,7 +48,7 @@ def write_teacher(folder: Path, variant: str = "class token") -> ModelShape:
     return shape
 
 
-def half_plan(shape: ModelShape, ratio: float = 0.5) -> dict[str, Any]:
+def half_plan(shape: ModelShape, ratio: float = 0.5) -> dict[str, object]:
     """A plan from made-up scores: the same ratio everywhere, half the heads."""
     rng = np.random.default_rng(1)
     values = {key: rng.random(width) for key, width in expected_widths(shape).items()}
@@ -59,7 +58,7 @@ def half_plan(shape: ModelShape, ratio: float = 0.5) -> dict[str, Any]:
     return json.loads(plan.to_json())
 
 
-def spec_for(home: Path, *, epochs: int = 3, name: str = "small", **settings: Any) -> RunSpec:
+def spec_for(home: Path, *, epochs: int = 3, name: str = "small", **settings: object) -> RunSpec:
     """A spec on the teacher and images that `small_home` wrote."""
     from upvit_core.models.checkpoint import load_model
 
@@ -75,7 +74,7 @@ def spec_for(home: Path, *, epochs: int = 3, name: str = "small", **settings: An
     )
 
 
-def any_spec(**values: Any) -> RunSpec:
+def any_spec(**values: object) -> RunSpec:
     """A spec that no worker does."""
     return RunSpec(**{"name": "half", "teacher": "demo", "student": "x", "data": "demo", "epochs": 2, **values})
 

@@ -201,7 +201,7 @@ class BudgetChoice:
             best_plan,
             heads=self.widths.heads,
             round_to=self.widths.round_to,
-            latency=latency,
+            latency=cast("Latency | None", latency),
             basis=self.basis,
         )
         if depth_scores is not None:
@@ -276,8 +276,9 @@ def front(
     plans = candidate_plans(record, heads=chosen.heads, round_to=chosen.round_to)
     rows = pareto_rows(record, plans, latency=latency, axes=(over.value, "predicted"))
     rows = [row for row in rows if not (row.dominated and hide_dominated)]
-    for row in rows if out is not None else ():
-        row.plan.save(out / f"{row.plan.digest}.json")
+    if out is not None:
+        for row in rows:
+            row.plan.save(out / f"{row.plan.digest}.json")
     predicted = name_of_prediction(record)
     if as_json:
         listed = [

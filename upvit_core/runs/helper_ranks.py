@@ -103,7 +103,13 @@ def helpers(reporter: Reporter) -> Iterator[None]:
     if count == 1 or "WORLD_SIZE" in os.environ:
         yield
         return
-    common = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, LEADER: os.getpid(), "RANK": 0, "LOCAL_RANK": 0}
+    common: dict[str, object] = {
+        "WORLD_SIZE": count,
+        "LOCAL_WORLD_SIZE": count,
+        LEADER: os.getpid(),
+        "RANK": 0,
+        "LOCAL_RANK": 0,
+    }
     common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     os.environ.update({key: str(value) for key, value in common.items()})
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))

@@ -6,7 +6,7 @@ hold every row once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -41,7 +41,7 @@ class EventLog:
             if "phase" in row and "step" in row:
                 self.write(row, written)
 
-    def write(self, row: Mapping[str, object], written: Iterable[tuple[str, int]] = ()) -> None:
+    def write(self, row: Mapping[str, object], written: Container[tuple[str, object]] = ()) -> None:
         """Add a row's scalars but those `written`, and see them to the disk; a full one does not end the run."""
         with suppress(OSError):
             for tag, value in scalars(row).items():
