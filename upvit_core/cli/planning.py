@@ -143,8 +143,8 @@ def plan(
     if budget:
         if names_ratios:
             raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
-        how = BudgetChoice((allocation or AllocationName.BEST).value, per.value, basis.value, chosen, timing)
-        made, facts = how.plan(record, budget, None if depth is not None else depth_scores)
+        wanted = BudgetChoice((allocation or AllocationName.BEST).value, per.value, basis.value, chosen, timing)
+        made, facts = wanted.plan(record, budget, None if depth is not None else depth_scores)
         depth_scores = depth_scores if depth is not None else None
     elif preset is not None:
         made = plan_preset(record, preset.value, basis=basis.value)
@@ -209,18 +209,18 @@ class BudgetChoice:
             from upvit_core.records.block_removals import BlockRemovals
 
             removals = BlockRemovals.load(depth_scores)
-            choice, every = best_over_depth(record, removals, budget, family=family, per=self.per, **best.keywords)
+            chosen, every = best_over_depth(record, removals, budget, family=family, per=self.per, **best.keywords)
             by_depth = {f"{predicted}_at_{other.depth}_blocks": other.predicted for other in every}
-            return choice.best.plan, {predicted: choice.predicted, **by_depth}
-        found = best(record, budget, family=family, per=cast("Per", self.per))
-        values: dict[str, object] = {predicted: found.predicted, "gap_at_most": found.gap}
-        if found.latency_ms is not None:
-            values |= {"latency_ms_estimated": found.latency_ms, "batch_size": self.timing.batch_size}
+            return chosen.best.plan, {predicted: chosen.predicted, **by_depth}
+        choice = best(record, budget, family=family, per=cast("Per", self.per))
+        values: dict[str, object] = {predicted: choice.predicted, "gap_at_most": choice.gap}
+        if choice.latency_ms is not None:
+            values |= {"latency_ms_estimated": choice.latency_ms, "batch_size": self.timing.batch_size}
         if family == "best":
             values[f"{predicted}_stock_timm"] = None
             with suppress(PlanError):
                 values[f"{predicted}_stock_timm"] = best(record, budget, family="stock").predicted
-        return found.plan, values
+        return choice.plan, values
 
     def _refuse_beside_shares(self, model: str, depth_scores: Path | None) -> None:
         from upvit_core.errors import PlanError
@@ -321,18 +321,18 @@ def calibrate(
         torch.set_num_threads(threads)
     bar = Bar()
     shape = None if model is None else replace(opening, pretrained=False, device="cpu").open(model).shape
-    known = (calibrate_and_check if check else run)(
+    result = (calibrate_and_check if check else run)(
         device=opening.torch_device,
         dtype=dtype,
         seconds=seconds,
         shape=shape,
         progress=lambda done, total: bar(Progress(done, max(total, 1e-9), "s", "timing", total - done)),
     )
-    path = out or default_path(known.device, known.dtype, known.threads, shape)
-    known.save(path)
+    path = out or default_path(result.device, result.dtype, result.threads, shape)
+    result.save(path)
     values: dict[str, object] = {"out": str(path)}
-    values |= {key: getattr(known, key) for key in ("device", "dtype", "threads", "seconds")}
-    if (error := known.error) is not None:
+    values |= {key: getattr(result, key) for key in ("device", "dtype", "threads", "seconds")}
+    if (error := result.error) is not None:
         values |= {"median_error": error.median_error, "worst_error": error.worst_error}
         values |= {"rank_correlation": error.correlation, "plans": error.plans}
     emit(values, as_json)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,6 +25,7 @@ from upvit_core.cli.runs import Runs, launch_new
 from upvit_core.errors import RunError
 from upvit_core.ranks import rank
 from upvit_core.records.plan import PruningPlan
+from upvit_core.runs.spec import absolute
 from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings, usual_preset
 
 app = typer.Typer()
@@ -128,7 +128,7 @@ def distill(
     slurm_settings = given_values(slurm)
     given = {
         "teacher": _with_heads(teacher or asked.get("teacher"), opening.num_heads),
-        "student": _absolute(student),
+        "student": absolute(student),
         "data": dataset.data,
         "data_root": dataset.root,
         "img_size": opening.img_size,
@@ -182,7 +182,7 @@ def finetune(
     asked: dict[str, object] = {
         "kind": "finetune",
         "name": f"{Path(model).name} on {Path(dataset.data).name.split('.')[0]}"[:200],
-        "student": _with_heads(_absolute(model) if model != "demo" else model, opening.num_heads),
+        "student": _with_heads(absolute(model), opening.num_heads),
         "data": dataset.data,
         "data_root": dataset.root,
         "head": head.value,
@@ -208,10 +208,6 @@ def _settings(presets: Mapping[str, DistillSettings], name: str) -> dict[str, ob
     if name not in presets:
         raise RunError(f"There is no preset {name!r}; choose one of {', '.join(presets)}.")
     return presets[name].model_dump()
-
-
-def _absolute(path: str | None) -> str | None:
-    return str(Path(path).resolve()) if path and os.path.exists(path) else path
 
 
 def _with_heads(model: object, num_heads: int | None) -> object:

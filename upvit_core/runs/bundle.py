@@ -16,7 +16,7 @@ from pathlib import Path
 from upvit_core.errors import RunError
 from upvit_core.runs.commands import command
 from upvit_core.runs.folder import read_small
-from upvit_core.runs.spec import RunSpec
+from upvit_core.runs.spec import RunSpec, is_local
 
 README = """# {name}
 
@@ -35,11 +35,6 @@ into `runs/` of the studio: it opens on the page Runs, whatever state it is in.
 def command_of(spec: RunSpec, folder: str) -> str:
     """The command line that does the bundle in `folder`; it asks for the path of images that only this machine has."""
     return command("distill", order=folder, data="DATA" if is_local(spec.data) else "", out="runs")
-
-
-def is_local(source: str) -> bool:
-    """Whether a source is a file or folder of this machine, not a name that means the same elsewhere."""
-    return bool(source) and source != "demo" and Path(source).exists()
 
 
 def write_order(spec: RunSpec, folder: Path) -> Path:

@@ -11,13 +11,14 @@ teacher. Nothing is forecast from fewer than FEWEST runs, nor for a KL outside t
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from upvit_core.runs.spec import RunSpec, absolute
 from upvit_core.runs.store import RunStore
 from upvit_core.training.settings import DistillSettings
 
@@ -60,24 +61,22 @@ def outcomes(store: RunStore, teacher: str, data: str, epochs: int, recipe: str 
 
     recipe: a text of `recipe_of`, or None for all recipes.
     """
-    found = []
+    results = (
+        outcome_of(run_id, store.read_metrics(run_id)[0])
+        for run_id, spec in _finished(store, teacher, data)
+        if spec.epochs == epochs and recipe in (None, recipe_of(spec.settings))
+    )
+    return [outcome for outcome in results if outcome is not None]
+
+
+def _finished(store: RunStore, teacher: str, data: str) -> Iterator[tuple[str, RunSpec]]:
+    """Ids and specs of finished distillations that began with the teacher's weights."""
     for summary in store.list():
         spec = summary.spec
         if spec is None or summary.state.state != "done" or spec.kind != "distill" or spec.settings.from_scratch:
             continue
-        if (spec.teacher, spec.data, spec.epochs) != (place(teacher), place(data), epochs):
-            continue
-        if recipe is not None and recipe_of(spec.settings) != recipe:
-            continue
-        outcome = outcome_of(summary.id, store.read_metrics(summary.id)[0])
-        if outcome is not None:
-            found.append(outcome)
-    return found
-
-
-def place(name: str) -> str:
-    """A path that exists is absolute, as specs hold it; other names stay."""
-    return os.path.abspath(name) if name != "demo" and os.path.exists(name) else name
+        if (spec.teacher, spec.data) == (absolute(teacher), absolute(data)):
+            yield summary.id, spec
 
 
 def outcome_of(run: str, rows: Sequence[Mapping[str, Any]]) -> Outcome | None:
@@ -92,32 +91,25 @@ def outcome_of(run: str, rows: Sequence[Mapping[str, Any]]) -> Outcome | None:
 
 def kinds(store: RunStore, teacher: str, data: str) -> list[tuple[int, str]]:
     """(epochs, recipe) of finished runs, the commonest first."""
-    counts: dict[tuple[int, str], int] = {}
-    for summary in store.list():
-        spec = summary.spec
-        if spec is None or summary.state.state != "done" or spec.kind != "distill" or spec.settings.from_scratch:
-            continue
-        if (spec.teacher, spec.data) == (place(teacher), place(data)):
-            kind = (spec.epochs, recipe_of(spec.settings))
-            counts[kind] = counts.get(kind, 0) + 1
-    return sorted(counts, key=lambda kind: -counts[kind])
+    specs = [spec for _, spec in _finished(store, teacher, data)]
+    return [kind for kind, _ in Counter((spec.epochs, recipe_of(spec.settings)) for spec in specs).most_common()]
 
 
-def forecast(known: Sequence[Outcome], kl: float, epochs: int) -> Forecast | None:
+def forecast(outcomes: Sequence[Outcome], kl: float, epochs: int) -> Forecast | None:
     """The band for a plan whose measured KL right after the cut is `kl`; None where the runs do not reach that far."""
-    if len(known) < FEWEST or kl <= 0:
+    if len(outcomes) < FEWEST or kl <= 0:
         return None
-    x = np.log([outcome.kl for outcome in known])
-    short = np.arcsinh([outcome.teacher_top1 - outcome.top1 for outcome in known])
+    x = np.log([outcome.kl for outcome in outcomes])
+    short = np.arcsinh([outcome.teacher_top1 - outcome.top1 for outcome in outcomes])
     at = math.log(kl)
     spread = float(((x - x.mean()) ** 2).sum())
     if not x.min() <= at <= x.max() or spread == 0:
         return None
     slope = float(((x - x.mean()) * short).sum()) / spread
     middle = short.mean() + slope * (at - x.mean())
-    freedom = len(known) - 2
+    freedom = len(outcomes) - 2
     residual = short - short.mean() - slope * (x - x.mean())
-    error = math.sqrt(float((residual**2).sum()) / freedom * (1 + 1 / len(known) + (at - x.mean()) ** 2 / spread))
+    error = math.sqrt(float((residual**2).sum()) / freedom * (1 + 1 / len(outcomes) + (at - x.mean()) ** 2 / spread))
     half = (T90[freedom - 1] if freedom <= len(T90) else NORMAL90) * error
-    low, line, high = (known[0].teacher_top1 - math.sinh(middle + side * half) for side in (1, 0, -1))
-    return Forecast(max(low, 0.0), line, min(high, 100.0), len(known), epochs)
+    low, line, high = (outcomes[0].teacher_top1 - math.sinh(middle + side * half) for side in (1, 0, -1))
+    return Forecast(max(low, 0.0), line, min(high, 100.0), len(outcomes), epochs)

@@ -133,7 +133,7 @@ def _shown(job: str, *keys: str) -> list[str]:
 
 
 def is_wanted(job: str) -> bool:
-    """Whether Slurm still counts this job as running: it was told to end to make room, and nobody cancelled it."""
+    """Whether Slurm still counts this job as running: it was ended to make room, and nobody cancelled it."""
     with suppress(RunError):
         return _shown(job, "JobState") == ["RUNNING"]
     return False
@@ -144,8 +144,8 @@ def end(job: str, is_active: Callable[[], bool], grace: float) -> None:
 
     Returns when no task is left. Raises RunError where Slurm does not answer or does not end it.
     """
-    found = _listing.find(job, fresh=True)
-    deadline = time.monotonic() + (grace if found is not None and found.state == "RUNNING" else 0.0)
+    listed = _listing.find(job, fresh=True)
+    deadline = time.monotonic() + (grace if listed is not None and listed.state == "RUNNING" else 0.0)
     while time.monotonic() < deadline and is_active():
         time.sleep(0.1)
     if is_active():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +19,16 @@ BRIEF = ("version", "basis", "requested")  # of a plan, in lists: without the ch
 Text = Annotated[str, Field(max_length=4096)]
 Short = Annotated[str, Field(max_length=200)]
 SlurmWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]{1,100}$")]
+
+
+def is_local(source: str | None) -> bool:
+    """Whether a source is a file or folder of this machine, not a name that means the same elsewhere."""
+    return source not in (None, "", "demo") and os.path.exists(str(source))
+
+
+def absolute(source: str | None) -> str | None:
+    """A local source as an absolute path, as specs hold it; a name as it is."""
+    return os.path.abspath(source) if source and is_local(source) else source
 
 
 class SlurmSettings(BaseModel):

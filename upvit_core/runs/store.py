@@ -33,7 +33,7 @@ from upvit_core.runs.folder import (
 )
 from upvit_core.runs.index import RUN_ID, Entry, Index
 from upvit_core.runs.queue import last_turn_by_owner, queues
-from upvit_core.runs.spec import HIGHEST, LOWEST, RESUMABLE, RunSpec, RunState
+from upvit_core.runs.spec import HIGHEST, LOWEST, RESUMABLE, RunSpec, RunState, absolute
 
 LOG_TAIL_BYTES = 65536
 
@@ -57,8 +57,8 @@ class RunStore:
             for leftover in self.root.glob(".new-*"):  # of a process killed in here
                 shutil.rmtree(leftover, ignore_errors=True)
             newest = max((entry.spec.created for entry in self.index.entries().values() if entry.spec), default=0)
-            places = {key: _absolute(getattr(spec, key)) for key in ("teacher", "student", "data", "data_root")}
-            spec = spec.model_copy(update=places | {"created": max(time.time_ns(), newest + 1)})
+            sources = {key: absolute(getattr(spec, key)) for key in ("teacher", "student", "data", "data_root")}
+            spec = spec.model_copy(update=sources | {"created": max(time.time_ns(), newest + 1)})
             stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(spec.created / 1e9))
             slug = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")[:40].strip("-") or spec.kind
             folder = self.root / f"{stamp}-{slug}-{secrets.token_hex(3)}"
@@ -93,16 +93,15 @@ class RunStore:
     def list(self) -> list[RunSummary]:
         """Every run, newest first. Never raises because of one broken folder."""
         summaries = self._summaries()
-        order = queues(summaries)
-        places: dict[str, int] = {}
-        for queue in order.values():
-            for place, run_id in enumerate(queue, 1):  # of several devices, the one that takes longest
-                places[run_id] = max(place, places.get(run_id, 0))
-        placed = [
-            replace(s, state=s.state.model_copy(update={"position": places[s.id]})) if s.id in places else s
+        positions: dict[str, int] = {}
+        for queue in queues(summaries).values():
+            for position, run_id in enumerate(queue, 1):  # of several devices, the one that takes longest
+                positions[run_id] = max(position, positions.get(run_id, 0))
+        summaries = [
+            replace(s, state=s.state.model_copy(update={"position": positions[s.id]})) if s.id in positions else s
             for s in summaries
         ]
-        return sorted(placed, key=lambda s: (s.spec.created if s.spec else 0, s.id), reverse=True)
+        return sorted(summaries, key=lambda s: (s.spec.created if s.spec else 0, s.id), reverse=True)
 
     def state(self, run_id: str) -> RunState:
         """The state of a run now: an active run whose worker is gone is `interrupted`."""
@@ -231,7 +230,3 @@ def _tail(path: Path, n: int) -> builtins.list[str]:
             return file.read().decode(errors="replace").splitlines()[-n:]
     except OSError:
         return []
-
-
-def _absolute(place: str | None) -> str | None:
-    return os.path.abspath(place) if place and place != "demo" and os.path.exists(place) else place

@@ -180,8 +180,8 @@ def start(folder: Path, echo: IO[str] | None = None) -> int:
                 raise RunError(f"Run {run.id} already has a worker.")
             if not read_state(run.folder).is_active:
                 return 0
-            for place in (run.folder, run.checkpoints):
-                sweep_temporaries(place)
+            for folder in (run.folder, run.checkpoints):
+                sweep_temporaries(folder)
             return work(run, store, echo)
     except UPViTError as error:
         with suppress(OSError):
