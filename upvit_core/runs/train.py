@@ -137,7 +137,7 @@ class TrainingRun:
             epochs=spec.epochs,
             num_classes=student.shape.num_classes,
             accelerator=accelerator,
-            say=reporter.note,
+            notify=reporter.note,
         )
         training.store = open_teacher_cache(run, training, inputs.train, student.pretrained_cfg)
         self.evaluator = Evaluator(inputs, settings.eval_images, settings.seed, reporter, team)
