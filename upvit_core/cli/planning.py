@@ -149,9 +149,10 @@ def plan(
     elif preset is not None:
         made = plan_preset(record, preset.value, basis=basis.value)
     else:
-        percents = {component: percent_of(share) for component, share in ratios.shares.items()}
         what_if = WhatIf(
-            **percents,
+            residual=percent_of(ratios.residual),
+            attention=percent_of(ratios.attention),
+            ffn=percent_of(ratios.ffn),
             reduction=None if reduction is None else percent_of(reduction),
             heads=chosen.heads,
             basis=basis.value,
