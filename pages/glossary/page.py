@@ -1,4 +1,4 @@
-"""Glossary: every exact term that a page uses, in plain words and exactly, with the page that shows it."""
+"""Glossary: each term of the pages in plain words and exactly, with the page that shows it."""
 
 from html import escape
 
@@ -13,7 +13,7 @@ const place = document.getElementById(decodeURIComponent(window.location.hash.sl
 if (place) { place.scrollIntoView({block: "center"}); place.focus(); }
 </script>"""
 
-with frame.page("Glossary", "Every exact term of these pages: in plain words, exactly, and where it is seen."):
+with frame.page("Glossary", "Every term of these pages: in plain words, exactly, and where it is shown."):
     frame.current()
     rows = []
     for term in sorted(TERMS, key=lambda term: term.name.casefold()):
@@ -21,7 +21,7 @@ with frame.page("Glossary", "Every exact term of these pages: in plain words, ex
         where = f'<a href="{page}">{TITLES[page]}</a>'
         rows.append(
             f'<dt id="term-{term.key}" tabindex="-1">{escape(term.name)}</dt><dd>{escape(term.plain)}'
-            f'<span class="exact">{escape(term.exact)}</span><span class="exact">Seen on {where}.</span></dd>'
+            f'<span class="exact">{escape(term.exact)}</span><span class="exact">Shown on {where}.</span></dd>'
         )
     st.html(f'<dl class="glossary">{"".join(rows)}</dl>')
     st.html(TO_TERM, unsafe_allow_javascript=True)

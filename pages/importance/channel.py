@@ -1,4 +1,4 @@
-"""One channel under the glass: score, place and error; and, with weights, what its removal does to real images."""
+"""One channel in detail: its score, rank and error; with weights, the effect of its removal on real images."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ from upvit_core.records.task import Task, data_name, task_of
 COMPONENT, BLOCK, CHANNEL = "glass-component", "glass-block", "glass-channel"  # keys of the three fields
 ANCHOR = "under-the-glass"
 PATIENCE_SECONDS = 1.5
+AROUND = 4
 
 
 @dataclass
 class Glass:
-    """The channel of the last click, to be removed on the next run, and the one whose removal is shown."""
+    """The channel of the last click, to be removed on the next run, and the channel whose removal is shown."""
 
     wanted: tuple[Component, int, int] | None = None
     removed: tuple[Component, int, int, str] | None = None
@@ -41,7 +42,7 @@ class Glass:
 
 
 def choose(model: OpenModel, basis: str, component: Component, block: int, number: int) -> None:
-    """Put a channel under the glass and begin to remove it; to be called before the page is drawn."""
+    """Show a channel in detail and start its removal; call this before the page is drawn."""
     session().part(Glass).wanted = (component, block, number)
     st.session_state[COMPONENT], st.session_state[BLOCK], st.session_state[CHANNEL] = component, block, number
     if basis == "channels" and model.can_measure and evaluation.measures_at_once(model):
@@ -49,9 +50,9 @@ def choose(model: OpenModel, basis: str, component: Component, block: int, numbe
 
 
 def under_glass(scores: ImportanceScores) -> tuple[Component, int, int]:
-    """The channel that the three fields name: component, block, number; what the model does not have becomes the first.
+    """Component, block and number that the three fields name; a value that the model lacks becomes the first.
 
-    To be called before the fields and whatever shows their channel are drawn.
+    Call this before the fields, and before anything that shows their channel.
     """
     shape, state = scores.shape, st.session_state
     if state.setdefault(COMPONENT, "residual") not in shape.components:
@@ -69,7 +70,7 @@ def under_glass(scores: ImportanceScores) -> tuple[Component, int, int]:
 def _last_block(scores: ImportanceScores, component: Component) -> int:
     shape = scores.shape
     if component == "residual" and not shape.stages:
-        return shape.depth - 1  # the field keeps its block while it is off
+        return shape.depth - 1  # the disabled field keeps its block
     return max(group.place for group in shape.groups_of(component))
 
 
@@ -79,55 +80,35 @@ def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
     shape, most = scores.shape, _last_block(scores, component)
     width = len(scores.values[shape.key_of(component, block)])
     alone = component == "residual" and not shape.stages
-    a, b, c = st.columns(3)
-    a.selectbox("Component", shape.components, format_func=TITLES.__getitem__, key=COMPONENT)
-    b.number_input(
-        "Stage" if component == "residual" and shape.stages else "Block", 0, max(most, 1), step=1, key=BLOCK,
-        disabled=alone or most == 0, help="The residual is one for all blocks." if alone else None,
-    )  # fmt: skip
-    c.number_input(
-        f"{member_word(scores, component).capitalize()} (0 to {width - 1})", 0, width - 1, step=1, key=CHANNEL
-    )
+    left, middle, right = st.columns(3)
+    left.selectbox("Component", shape.components, format_func=TITLES.__getitem__, key=COMPONENT)
+    label, note = "Stage" if component == "residual" and shape.stages else "Block", "All blocks share one residual."
+    off, tip = alone or most == 0, note if alone else None
+    middle.number_input(label, 0, max(most, 1), step=1, key=BLOCK, disabled=off, help=tip)
+    label = f"{member_word(scores, component).capitalize()} (0 to {width - 1})"
+    right.number_input(label, 0, width - 1, step=1, key=CHANNEL)
     return component, block, number
 
 
 def inspector(model: OpenModel, scores: ImportanceScores, plan: PruningPlan) -> None:
     what = "direction" if scores.basis == "directions" else "channel"
-    st.subheader(
-        f"One {what} under the glass", anchor=ANCHOR, divider="gray",
-        help=terms.tip(
-            "Its score, its place against the cut, and what its removal does.", what, "score", "stderr", "cut"
-        ),
-    )  # fmt: skip
-    st.html(f'<p class="quiet">Click a cell of a picture above, or name a {what} here.</p>')
+    tip = terms.tip("Its score, its rank, and the effect of its removal.", what, "score", "stderr", "cut")
+    st.subheader(f"One {what} in detail", anchor=ANCHOR, divider="gray", help=tip)
+    st.html(f'<p class="quiet">Click a cell of a picture above, or choose a {what} here.</p>')
     left, right = st.columns([0.5, 0.5], gap="medium")
     with left:
         component, block, number = picker(scores)
         key = scores.shape.key_of(component, block)
-        width = len(scores.values[scores.shape.key_of(component, block)])
-        group = rivals(width, heads_after(plan, scores, block), component, number)
+        group = rivals(len(scores.values[key]), heads_after(plan, scores, block), component, number)
         kept = kept_mask(plan, scores, component, block)
         value = float(scores.values[key][number])
         error = scores.stderr.get(key)
         rank = int((scores.values[key][group] > value).sum()) + 1
-        where = (
-            "of its merged head"
-            if component == "attention"
-            else "of all"
-            if component == "residual"
-            else "in its block"
-        )
-        cards(
-            [
-                Card(
-                    "Score",
-                    f"{units.figure(value)} nats",
-                    f"± {units.figure(error[number], 2)} standard error" if error is not None else "no error given",
-                ),
-                Card("Place", f"{rank} of {len(group)}", where),
-                Card("In this plan", "kept" if kept[number] else "removed", _margin(scores, key, group, kept, number)),
-            ]
-        )
+        among = {"attention": "of its merged head", "residual": "of all"}.get(component, "in its block")
+        sure = f"± {units.figure(error[number], 2)} standard error" if error is not None else "no error given"
+        fate, margin = "kept" if kept[number] else "removed", _margin(scores, key, group, kept, number)
+        score = Card("Score", f"{units.figure(value)} nats", sure)
+        cards([score, Card("Rank", f"{rank} of {len(group)}", among), Card("In this plan", fate, margin)])
         charts.show(rank_chart(scores, component, block, number, group, kept[group], charts.theme()), "place")
         if scores.basis == "channels":
             by_criterion(model, component, block, number, group)
@@ -137,9 +118,8 @@ def inspector(model: OpenModel, scores: ImportanceScores, plan: PruningPlan) -> 
 
 
 def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndarray, number: int) -> str:
-    """How far the channel's score is from the cut."""
-    inside = group[kept[group]]
-    outside = group[~kept[group]]
+    """The distance of the channel's score from the cut, in words."""
+    inside, outside = group[kept[group]], group[~kept[group]]
     if not len(inside) or not len(outside):
         return "nothing is cut here"
     values = scores.values[key]
@@ -163,7 +143,7 @@ def _removal(model: OpenModel, component: Component, block: int, number: int, ba
     name = (component, block, number, basis)
     what = "channel" if basis == "channels" or component == "ffn" else "direction"
     if basis == "directions" and component == "residual" and number == 0:
-        st.info("This is the constant: LayerNorm takes it away, and every plan keeps it.")
+        st.info("This is the constant: LayerNorm subtracts it, and every plan keeps it.")
         return
     if glass.wanted == name[:3] and evaluation.measures_at_once(model):
         glass.removed = name
@@ -191,11 +171,8 @@ def show_effect(model: OpenModel, effect: Effect, component: Component) -> None:
     show(effect, component, task)
 
 
-AROUND = 4
-
-
 def by_criterion(model: OpenModel, component: Component, block: int, number: int, group: np.ndarray) -> None:
-    """Score, place and fate of the channel by every record of scores there is, at the ratios of the sliders."""
+    """Score, rank and fate of the channel by each record of scores, at the ratios of the sliders."""
     now, key = slider_state.current(model.shape), model.shape.key_of(component, block)
     rows = []
     for record in scoring.records(model).values():
@@ -204,21 +181,14 @@ def by_criterion(model: OpenModel, component: Component, block: int, number: int
         values, errors = record.values[key], record.stderr.get(key)
         rank = int((values[group] > values[number]).sum()) + 1
         try:
-            fate = (
-                "kept"
-                if kept_mask(now.plan(record, block_removals.records()), record, component, block)[number]
-                else "removed"
-            )
+            kept = kept_mask(now.plan(record, block_removals.records()), record, component, block)[number]
+            fate = "kept" if kept else "removed"
         except UPViTError:
             fate = "—"
         error = f" ± {units.figure(errors[number], 2)}" if errors is not None else ""
-        told = (
-            f"{record.criterion}, {record.images:,} {task_of(record.shape).batch_items}"
-            if record.images
-            else record.criterion
-        )
-        rows.append((told, f"{units.figure(values[number])}{error}", f"{rank} of {len(group)}", fate))
-    table(("Criterion", "Score", "Place", "In its plan"), rows, caption="By criterion, at the ratios set")
+        on = f", {record.images:,} {task_of(record.shape).batch_items}" if record.images else ""
+        rows.append((record.criterion + on, f"{units.figure(values[number])}{error}", f"{rank} of {len(group)}", fate))
+    table(("Criterion", "Score", "Rank", "In its plan"), rows, caption="By criterion, at the ratios set")
 
 
 def neighbours(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndarray, number: int) -> None:
@@ -234,16 +204,15 @@ def neighbours(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.n
         rows.append((str(rank + 1), str(channel), f"{units.figure(values[channel])}{error}", fate))
     component: Component = key.partition(".")[0]  # type: ignore[assignment]
     what = member_word(scores, component).capitalize()
-    head, bold = ("Place", what, "Score, nats", "In this plan"), at - max(0, at - AROUND)
+    head, bold = ("Rank", what, "Score, nats", "In this plan"), at - max(0, at - AROUND)
     table(head, rows, caption="Neighbours by score", bold=bold)
 
 
 def show(effect: Effect, component: Component, task: Task) -> None:
-    """Classes, and for attention the maps of the most affected images."""
+    """Draw the KL by class, and for attention the maps of the most affected images."""
     theme = charts.theme()
-    charts.show(
-        by_class(effect.names, effect.labels, effect.kl, effect.changed, component, theme, task=task), "by-class"
-    )
+    chart = by_class(effect.names, effect.labels, effect.kl, effect.changed, component, theme, task=task)
+    charts.show(chart, "by-class")
     if effect.maps is None:
         return
     count = len(effect.maps)

@@ -1,4 +1,4 @@
-"""How far the scores on the page can be trusted: their errors against the cut, and how other scores see the same."""
+"""Confidence in the scores shown: standard errors at the cut, and agreement with other scores of the model."""
 
 from __future__ import annotations
 
@@ -20,58 +20,49 @@ from upvit_core.records.task import criterion_name, task_of
 
 
 def certainty(scores: ImportanceScores, plan: PruningPlan) -> None:
-    """How the scores were made, and how many channels their errors leave undecided."""
+    """Draw how the scores were made, and how many channels their errors leave undecided."""
     with st.container(key="facts-trust"):
-        cards([_images(scores), _near_the_cut(scores, plan), _way(scores)])
+        cards([_images(scores), _near_the_cut(scores, plan), _exactness(scores)])
 
 
 def _images(scores: ImportanceScores) -> Card:
-    notes = scores.notes
+    notes, items = scores.notes, task_of(scores.shape).batch_items
+    if not scores.images:
+        return Card(items.capitalize(), "none", "not needed")
     if (stability := notes.get("stability")) is not None:
-        asked = 1 - float(notes.get("tolerance", 0))
-        reached = (
-            "as asked"
-            if notes.get("stable")
-            else f"{units.percent(asked)} was asked, the {task_of(scores.shape).batch_items} ran out"
-        )
-        note = f"half as many keep {units.percent(stability, 1)} the same channels ({reached})"
+        wanted = units.percent(1 - float(notes.get("tolerance", 0)))
+        reached = "as wanted" if notes.get("stable") else f"wanted: {wanted}, but the {items} ran out"
+        note = f"half as many keep {units.percent(stability, 1)} of the same channels ({reached})"
     else:
         note = f"seed {scores.seed}" if scores.seed is not None and scores.data_digest else scores.data
-    items = task_of(scores.shape).batch_items
-    return Card(
-        items.capitalize(), f"{scores.images:,}" if scores.images else "none", note if scores.images else "not needed"
-    )
+    return Card(items.capitalize(), f"{scores.images:,}", note)
 
 
 def _near_the_cut(scores: ImportanceScores, plan: PruningPlan) -> Card:
-    found = uncertain(scores, plan)
-    if not found:
+    undecided = uncertain(scores, plan)
+    if not undecided:
         return Card("Undecided at this cut", "not known", "these scores come without standard errors")
-    count, of = (sum(pair[i] for pair in found.values()) for i in (0, 1))
-    parts = " · ".join(f"{TITLES[component]} {pair[0]:,}" for component, pair in found.items())  # type: ignore[index]
-    return Card("Undecided at this cut", f"{count:,} of {of:,}", f"less than 2 standard errors from it: {parts}")
+    count, of = (sum(pair[i] for pair in undecided.values()) for i in (0, 1))
+    parts = " · ".join(f"{TITLES[component]} {pair[0]:,}" for component, pair in undecided.items())  # type: ignore[index]
+    return Card("Undecided at this cut", f"{count:,} of {of:,}", f"less than 2 standard errors from the cut: {parts}")
 
 
-def _way(scores: ImportanceScores) -> Card:
-    notes = scores.notes
-    share = notes.get("trace_share")
-    directions = ""
-    if share is not None:
-        kept = f"{units.percent(share, 1)} of the Fisher trace"
-        directions = (
-            f"{notes.get('num_directions')} directions {task_of(scores.shape).nats.removeprefix('nats ')}, {kept}"
-        )
+def _exactness(scores: ImportanceScores) -> Card:
+    notes, directions = scores.notes, ""
+    if (share := notes.get("trace_share")) is not None:
+        each = task_of(scores.shape).nats.removeprefix("nats ")
+        directions = f"{notes.get('num_directions')} directions {each}, {units.percent(share, 1)} of the Fisher trace"
     if (exact := notes.get("exact_share")) is not None:
         return Card("Exact", units.percent(exact), f"of the channels; the others from {directions}")
     if scores.criterion.startswith("kl"):
-        return Card("Exact", "100 %", "every channel was removed by itself")
+        return Card("Exact", "100 %", "each channel was removed alone")
     if share is not None:
         return Card("Exact", "0 %", f"estimated from {directions}")
-    return Card("Exact", "no", f"{criterion_name(scores)} does not ask what the model says")
+    return Card("Exact", "no", f"{criterion_name(scores)} does not use the model's answers")
 
 
 def agreement(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> None:
-    """These scores against others of the same model: rank correlation, what both keep, rank against rank."""
+    """Compare these scores with others of the same model: rank correlation, channels kept by both, rank plots."""
     others = {
         name: record
         for name, record in scoring.records(model).items()
@@ -83,7 +74,7 @@ def agreement(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> No
         if not others:
             st.html(
                 '<p class="quiet">There is only one set of scores. Make others with <b>Score…</b>: <i>refine</i> shows '
-                "an estimate at once and then fills in exact values near the cut.</p>"
+                "an estimate at once, then computes exact values near the cut.</p>"
             )
             return
         names = list(others)
@@ -93,34 +84,34 @@ def agreement(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> No
             "Compared with", names, key="agree-with", format_func=lambda name: scoring.label(name, others[name])
         )
         other = others[name]
-        plan, its = what_if.plan(scores, block_removals.records()), what_if.plan(other, block_removals.records())
-        found = {part.component: part for part in compare(scores, other, plan, its)}
-        own, theirs = criterion_name(scores), criterion_name(other)
-        if own == theirs:
-            own, theirs = f"these {own}", f"the other {theirs}"
+        plans = [what_if.plan(record, block_removals.records()) for record in (scores, other)]
+        parts = {part.component: part for part in compare(scores, other, *plans)}
+        names_drawn = criterion_name(scores), criterion_name(other)
+        if names_drawn[0] == names_drawn[1]:
+            names_drawn = f"these {names_drawn[0]}", f"the other {names_drawn[1]}"
         exact = scores.notes.get("exact_channels")
-        for component, place in zip(scores.shape.components, st.columns(len(scores.shape.components)), strict=True):
-            part = found[component]
-            with place:
+        for component, column in zip(scores.shape.components, st.columns(len(scores.shape.components)), strict=True):
+            part = parts[component]
+            with column:
                 lowest = f", lowest block {part.spearman_lowest:.3f}" if component != "residual" else ""
                 st.html(
                     f'<h3 class="part {component}">{TITLES[component]}</h3><p class="quiet">Spearman '
-                    f"<b>{part.spearman:.3f}</b>{lowest} · <b>{units.percent(part.overlap, 1)}</b> of what these keep "
-                    "at the sliders, those keep too</p>"
+                    f"<b>{part.spearman:.3f}</b>{lowest} · the others keep "
+                    f"<b>{units.percent(part.overlap, 1)}</b> of the same channels</p>"
                 )
                 chart = rank_against_rank(
-                    scores, other, component, charts.theme(), names=(own, theirs), exact=exact, height=290
+                    scores, other, component, charts.theme(), names=names_drawn, exact=exact, height=290
                 )
                 charts.show(chart, f"{component}-ranks")
-        told = "Colour: exact by now; grey: still the estimate. " if exact else ""
+        colours = "Colour: exact by now; grey: still the estimate. " if exact else ""
         st.html(
-            f'<p class="quiet">{told}One point a channel, placed inside its block: 100 % is the most important, on the '
-            "dashed line both agree.</p>"
+            f'<p class="quiet">{colours}One point a channel, ranked inside its block: 100 % is the most important; on '
+            "the dashed line both agree.</p>"
         )
 
 
 def _first(scores: ImportanceScores, others: dict[str, ImportanceScores]) -> str:
-    """What is worth comparing first: an estimate with the exact, refined scores with their own estimate."""
+    """The scores to compare with first: exact ones for an estimate, the estimate for refined scores."""
     known = CRITERIA.get(scores.criterion)
     wanted = "fisher" if known and known.kl == "refined" else "kl"
     return next((name for name, record in others.items() if record.criterion == wanted), next(iter(others)))

@@ -1,10 +1,11 @@
-"""Criteria side by side at the sliders' plan: what each keeps, what its cut does to the model, how long it took."""
+"""Criteria side by side at the ratios set: channels kept, accuracy and KL after the cut, seconds to score."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import streamlit as st
 
 from pages.services import block_removals, jobs
@@ -30,10 +31,8 @@ def panel(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> None:
         if not box.open:
             return
         if not model.can_measure or scores.basis != "channels":
-            needs = (
-                "scores of channels" if scores.basis != "channels" else "a model with weights"
-                if not model.has_weights else model.task.wanted
-            )  # fmt: skip
+            needs = model.task.wanted if model.has_weights else "a model with weights"
+            needs = "scores of channels" if scores.basis != "channels" else needs
             st.html(f'<p class="quiet">Each criterion cuts a copy of the model here. That needs {needs}.</p>')
             return
         st.html(
@@ -50,7 +49,7 @@ def panel(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> None:
         job = jobs.find(key)
         with st.container(key="slot-criteria"):
             if job is None:
-                st.html('<p class="quiet">The table is of the sliders as they stand; press Compare.</p>')
+                st.html('<p class="quiet">Press Compare for a table at the ratios set.</p>')
             elif (results := progress.show(job)) is not None:
                 criteria_table(results, model.task)
 
@@ -64,25 +63,31 @@ def _key(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, names: tup
 def start_comparison(
     model: OpenModel, scores: ImportanceScores, what_if: WhatIf, names: tuple[str, ...]
 ) -> jobs.Job[list[CriterionResult]]:
-    """The job that scores by each criterion, cuts and measures; its result is a list of `CriterionResult`."""
+    """The job that scores by each criterion, cuts the model and measures the result."""
 
     def work(report: jobs.Report) -> list[CriterionResult]:
         report.step("reading the weights")
         from upvit_core.comparison import compare_criteria
 
-        live, train, test = model.weights(), model.images("train"), model.images("val")
-        first = scores.criterion
+        weights, train, test = model.weights(), model.images("train"), model.images("val")
         return compare_criteria(
-            live, train, test, [first, *(name for name in names if name != first)], what_if.plan,
-            score_images=SCORE_IMAGES, test_images=TEST_IMAGES, known=[scores], report=report,
+            weights,
+            train,
+            test,
+            list(dict.fromkeys((scores.criterion, *names))),
+            what_if.plan,
+            score_images=SCORE_IMAGES,
+            test_images=TEST_IMAGES,
+            known=[scores],
+            report=report,
             on_criterion=lambda name, done, total: report.step(f"{name}, {done + 1} of {total}", done / total),
-        )  # fmt: skip
+        )
 
     return jobs.start(_key(model, scores, what_if, names), work, "Comparing criteria")
 
 
 def criteria_table(results: list[CriterionResult], task: Task) -> None:
-    """The results with the least KL first, and as a CSV file."""
+    """Draw the results, least KL first, with a CSV file."""
     first, digits = results[0], task.digits
     components = [component for component in TITLES if component in first.overlap]
     head = (
@@ -105,20 +110,10 @@ def criteria_table(results: list[CriterionResult], task: Task) -> None:
         )
         for r in ranked
     ]
-    caption = "Right after the cut, least KL first; seconds are what scoring took, where and when it was done"
+    caption = "Right after the cut, least KL first; seconds of scoring, on the machine that did it"
     table(head, rows, caption=caption, bold=ranked.index(first))
     names = ("kl_nats", task.key, f"{task.key}_low", f"{task.key}_high", "seconds", *(f"kept_{c}" for c in components))
-    lines = [",".join(("criterion", *names))]
-    for r in results:
-        numbers = (r.kl, r.value, *r.interval, r.seconds, *(r.overlap[c] for c in components))
-        lines.append(",".join([r.criterion, *(f"{number:.6g}" for number in numbers)]))
-    st.download_button(
-        "Table (CSV)",
-        "\n".join(lines) + "\n",
-        "criteria.csv",
-        "text/csv",
-        key="criteria-csv-file",
-        type="tertiary",
-        icon=":material/download:",
-        on_click="ignore",
-    )
+    figures = [(r.kl, r.value, *r.interval, r.seconds, *(r.overlap[c] for c in components)) for r in results]
+    frame = pd.DataFrame(figures, pd.Index([r.criterion for r in results], name="criterion"), names)
+    csv, icon = frame.to_csv(float_format="%.6g"), ":material/download:"
+    st.download_button("Table (CSV)", csv, "criteria.csv", key="criteria-csv-file", type="tertiary", icon=icon)

@@ -1,4 +1,4 @@
-"""Directions on Importance: the same pictures for the other basis, and what the removal of one direction does."""
+"""Directions on Importance: the switch of the basis, and what its pictures show."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
 
 WHAT: dict[Component, str] = {
-    "residual": "Directions of the stream: fixed mixtures of its channels, the one that the layers need most first. "
-    "Number 0 is the constant, which LayerNorm takes and every plan keeps.",
-    "attention": "Factors inside the heads: each is one mixture of q, of k and of v, the strongest of its head first.",
-    "ffn": "Hidden channels, as they are: GELU allows no mixing. The score is what the others cannot make up for.",
+    "residual": "Directions of the stream: fixed mixtures of its channels, the most needed first. Number 0 is the "
+    "constant, which LayerNorm subtracts and every plan keeps.",
+    "attention": "Factors inside the heads: each is one mixture of q, k and v, the strongest of its head first.",
+    "ffn": "Hidden channels, since GELU allows no mixing. The score is the part that other channels cannot replace.",
 }
 
 
 def switch(model: OpenModel, scores: ImportanceScores) -> ImportanceScores | None:
-    """Draw the switch of the basis; the scores to show: of channels, or of directions. None while these are made."""
+    """Draw the switch of the basis and return the scores of the chosen one; None while they are being made."""
     if scores.basis == "directions" or not model.shape.has_directions:
         return scores
     sliders.basis_control(model.shape, model.can_measure)

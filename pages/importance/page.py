@@ -1,6 +1,7 @@
-"""Importance: every channel of the model as a picture, where the cut falls, and any one channel under the glass."""
+"""Importance: every channel of the model as a cell of a heatmap, the cut, and any one channel in detail."""
 
 from functools import partial
+from typing import Literal
 
 import streamlit as st
 
@@ -16,7 +17,7 @@ from upvit_core.figures.theme import Spec
 from upvit_core.planning.what_if import head_options
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import Component
+from upvit_core.records.shape import Component, ModelShape
 
 HEIGHTS: dict[Component, int] = {"residual": 250, "attention": 300, "ffn": 300, "reduction": 280}
 WHAT: dict[Component, str] = {
@@ -28,9 +29,9 @@ WHAT: dict[Component, str] = {
 
 
 def clicked(model: OpenModel, basis: str, component: Component, drawn: Picture) -> None:
-    """A cell was clicked: its channel goes under the glass, before the page is run again.
+    """Show the channel of a clicked cell in detail, before the page is run again.
 
-    A second click on a cell takes its selection back; where another picture was clicked in between, it is meant anew.
+    Plotly reports a second click on the same cell as an empty selection; it counts as a click on that cell.
     """
     points = st.session_state[f"{component}-scores"]["selection"]["points"]
     before = session().part(channel.Glass).clicked
@@ -41,12 +42,18 @@ def clicked(model: OpenModel, basis: str, component: Component, drawn: Picture) 
 
 
 def ring(component: Component, layout: Spec, drawn: Picture, where: tuple[int, int]) -> None:
-    """A ring around a channel, over its picture; a mark in the chart itself would have the chart made anew."""
+    """Draw a ring around a channel, over its picture; a mark in the chart itself would remount the chart."""
     spot, margin = heatmaps.spot(drawn, layout, *where), layout["margin"]
     with st.container(key=f"ring-{component}"):
         if spot is not None:
             left = f"calc({margin['l']}px + (100% - {margin['l'] + margin['r']}px) * {spot[0]:.6f})"
             st.html(f'<div class="ring" aria-hidden="true" style="left: {left}; top: {spot[1]:.1f}px"></div>')
+
+
+def _about(component: Component, shape: ModelShape) -> str:
+    merges = len(head_options(shape)) > 1
+    heads = "Heads are merged first; then each merged head is cut." if merges else "Each head is cut."
+    return WHAT[component].format(all="its whole stage" if shape.stages else "the whole model", heads=heads)
 
 
 def picture(
@@ -58,23 +65,13 @@ def picture(
     theme, selected = charts.theme(), channel.under_glass(scores)
     wide, narrow = st.columns([0.73, 0.27], gap="small")
     with wide:
-        chart, drawn = heatmaps.heatmap(
-            scores,
-            component,
-            plan,
-            theme,
-            "position" if order == "By position" else "importance",
-            block=alone,
-            height=HEIGHTS[component] if alone is None else 250,
-        )
-        told = direction.WHAT[component] if scores.basis == "directions" else WHAT[component].format(
-            all="its whole stage" if len(scores.shape.embed_dims) > 1 else "the whole model",
-            heads="Heads are merged first; then each merged head is cut." if len(head_options(scores.shape)) > 1
-            else "Each head is cut.",
-        )  # fmt: skip
+        by: Literal["position", "importance"] = "position" if order == "By position" else "importance"
+        height = HEIGHTS[component] if alone is None else 250
+        chart, drawn = heatmaps.heatmap(scores, component, plan, theme, by, block=alone, height=height)
+        about = direction.WHAT[component] if scores.basis == "directions" else _about(component, scores.shape)
         if selected[0] == component:
-            told += f' <a class="term" href="#{channel.ANCHOR}">Number {selected[2]} is under the glass ↓</a>'
-        st.html(f'<h3 class="part {component}">{terms.linked(chart.title)}</h3><p class="quiet">{told}</p>')
+            about += f' <a class="term" href="#{channel.ANCHOR}">Number {selected[2]} in detail ↓</a>'
+        st.html(f'<h3 class="part {component}">{terms.linked(chart.title)}</h3><p class="quiet">{about}</p>')
         click = partial(clicked, model, scores.basis, component, drawn)
         with st.container(key=f"picture-{component}"):
             charts.show(chart, f"{component}-scores", on_select=click, tools=False)
@@ -82,10 +79,8 @@ def picture(
                 ring(component, charts.presented(chart).spec["layout"], drawn, selected[1:])
     with narrow:
         curve = kept_curve(scores, component, plan, theme, block=alone, height=HEIGHTS[component])
-        st.html(
-            f'<h3 class="part">{curve.title}</h3><p class="quiet">Share of the score that the best '
-            f"{member_word(scores, component)}s hold.</p>"
-        )
+        held = f"Share of the score that the best {member_word(scores, component)}s hold."
+        st.html(f'<h3 class="part">{curve.title}</h3><p class="quiet">{held}</p>')
         charts.show(curve, f"{component}-curve")
 
 
@@ -93,19 +88,18 @@ with frame.page(
     "Importance",
     "How much the model's answers change when one channel is missing: bright is important, dark can go.",
     "The score of a channel is Σᵢ KL(qᵢ ‖ pᵢ) in nats, summed over the proxy images, or the tokens of a text: qᵢ is "
-    "what the model says about number i, pᵢ what it says without that channel.",
+    "the model's answer to number i, pᵢ its answer without that channel.",
 ):
     model = frame.current()
     with presenter.folded("Scores"):
         scores_panel.scores_panel(model)
     scores = scoring.current(model)
     if scores is None:
-        what = (
+        step = (
             "Press **Score…** to make them." if model.has_weights else "Open a model with weights, or published scores."
         )
-        frame.awaited(
-            f"Three pictures will be here, one per component, once there are scores. {what}", icon=":material/grid_on:"
-        )
+        text = f"Three pictures will be here, one per component, once there are scores. {step}"
+        frame.awaited(text, icon=":material/grid_on:")
     elif (scores := direction.switch(model, scores)) is not None:
         keys = slider_state.keys_of(model.shape)
         cells = dict(zip(keys, st.columns(len(keys), gap="medium" if len(keys) < 5 else "small"), strict=True))
@@ -114,16 +108,10 @@ with frame.page(
         confidence.certainty(scores, plan)
         one, two, _ = st.columns([0.3, 0.2, 0.5], vertical_alignment="bottom")
         with one:
+            orders = ["By importance", "By position"]
+            tip = "By importance: the best of each row comes first, so the cut is a line. By position: as in the model."
             order = st.segmented_control(
-                "Order",
-                ["By importance", "By position"],
-                default="By importance",
-                required=True,
-                key="order",
-                bind="query-params",
-                help="By importance: in every row the best channel comes first, so the cut is a line. By position: as "
-                "they lie "
-                "in the model.",
+                "Order", orders, default=orders[0], required=True, key="order", bind="query-params", help=tip
             )
         with two:
             names = ["All blocks", *(f"Block {b}" for b in range(model.shape.depth))]

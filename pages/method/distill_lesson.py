@@ -1,4 +1,4 @@
-"""The last step of Method: a small real run, from surgery to recovery in class time, its curve live."""
+"""The last step of Method: a small real run, from surgery to recovery within class time, with a live curve."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import streamlit as st
 
+from pages.method.lesson import say
 from pages.services import block_removals, folders, open_model, recipes, scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.services.session import session
@@ -22,10 +23,6 @@ from upvit_core.runs.store import RunStore
 from upvit_core.training.settings import PRESETS
 
 
-def say(text: str) -> None:
-    st.html(f'<div class="lesson">{text}</div>')
-
-
 def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
     now = slider_state.current(model.shape)
@@ -34,10 +31,9 @@ def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -
     run_id = session().lessons.get(model.source)
     with text:
         say(
-            "<p>Right after the cut the thin model is confused. So it goes back to school, and the original is the "
-            "teacher:</p>"
+            "<p>Right after the cut the thin model is confused. So it learns again, taught by the original:</p>"
             "<div class='equation'>L = CE( y, p ) + α · KL( q ‖ p )</div>"
-            "<p>be right about the label y, <i>and</i> answer as the teacher does (q).</p>"
+            "<p>Predict the label y, <i>and</i> answer as the teacher does (q).</p>"
         )
         epochs = st.slider(
             "Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed."
@@ -73,7 +69,7 @@ def start_lesson(model: OpenModel, scores: ImportanceScores | None, what_if: Wha
 
 
 def watch(run_id: str, height: int) -> None:
-    """The run's curve, live while it runs."""
+    """Draw the run's curve, live while it runs."""
     store = RunStore(folders.runs())
     active = store.state(run_id).is_active
 

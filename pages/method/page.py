@@ -1,4 +1,4 @@
-"""Method: a guided walk in seven steps on the model that is open; every picture is made from its real numbers."""
+"""Method: seven steps of the method on the open model; every picture shows its real numbers."""
 
 from dataclasses import replace
 from typing import Any
@@ -7,25 +7,24 @@ import numpy as np
 import streamlit as st
 
 from pages.method import distill_lesson, rotation_lesson
+from pages.method.lesson import say, show
 from pages.services import open_model, removal, scoring
 from pages.services.open_model import OpenModel
 from pages.widgets import charts, frame, progress, tables
 from upvit_core import units
-from upvit_core.figures.channel import kl_by_image
-from upvit_core.figures.channel import rank_chart as placed
+from upvit_core.figures.channel import kl_by_image, rank_chart
 from upvit_core.figures.curves import plan_share
 from upvit_core.figures.head_merging import draw_head_merging
 from upvit_core.figures.heatmaps import heatmap
 from upvit_core.figures.kl_sum import kl_sum
 from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.score_grid import heads_after
-from upvit_core.figures.theme import TITLES, Chart
+from upvit_core.figures.theme import TITLES
 from upvit_core.importance import ranking
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf, default_what_if, head_options
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component, ModelShape
-from upvit_core.records.task import task_of
 
 STEP = "step"  # key of the widget, and of the link
 STEPS = (
@@ -39,14 +38,6 @@ STEPS = (
 )
 LESSON_IMAGES = 200
 TALL = 470
-
-
-def say(text: str) -> None:
-    st.html(f'<div class="lesson">{text}</div>')
-
-
-def show(chart: Chart, key: str) -> None:
-    charts.show(charts.enlarged(chart), f"lesson-{key}")
 
 
 def component_choice(model: OpenModel, key: str) -> Component:
@@ -63,14 +54,14 @@ def component_choice(model: OpenModel, key: str) -> Component:
 
 
 def alone(shape: ModelShape, component: Component, percent: int) -> WhatIf:
-    """So much of one component removed, and nothing else."""
+    """`percent` of one component removed, and nothing else."""
     none = WhatIf(0, 0, None, 0, reduction=0 if "reduction" in shape.components else None)
     changes: dict[str, Any] = {component: percent}
     return replace(none, **changes)
 
 
 def place_shown(shape: ModelShape, component: Component) -> tuple[int | None, str]:
-    """The block, or the stage, that a step shows, and its name; None where there is one residual for all."""
+    """Index and name of the block or stage that a step shows; None and "" where all blocks share the residual."""
     places = [group.place for group in shape.groups_of(component)]
     if component != "residual":
         return places[len(places) // 2], f"block {places[len(places) // 2]}"
@@ -83,22 +74,22 @@ def one_block(model: OpenModel) -> None:
         component = component_choice(model, "component")
         half = alone(model.shape, component, 50).plan(open_model.no_scores(model.shape)).shape_after
         saved = 1 - count_parameters(half) / count_parameters(model.shape)
-        block, task, dims = model.shape.blocks[-1], task_of(model.shape), model.shape.embed_dims
+        block, task, dims = model.shape.blocks[-1], model.task, model.shape.embed_dims
         last = " in the last stage" if len(dims) > 1 else ""
         about = {
-            "residual": f"The <b class='residual'>residual</b> is the road through the model: "
-            f"{', '.join(map(str, dims))} channels{', stage by stage,' if last else ''} that every one of the "
-            f"{model.shape.depth} blocks reads, and adds to. A channel less here is a channel less "
+            "residual": f"The <b class='residual'>residual</b> is the stream through the model: "
+            f"{', '.join(map(str, dims))} channels{', stage by stage,' if last else ''} that each of the "
+            f"{model.shape.depth} blocks reads and adds to. A channel less here is a channel less "
             f"<i>{'in all of its stage' if last else 'everywhere'}</i>.",
             "attention": f"<b class='attention'>Attention</b> lets {task.units} look at each other: "
             f"{block.num_heads} heads of {block.head_dim} channels{last}. A channel here is one row of q, k and v, and "
             "one column on the way out.",
-            "ffn": f"The <b class='ffn'>FFN</b> thinks about each {task.unit} alone: it widens to {block.ffn:,} "
+            "ffn": f"The <b class='ffn'>FFN</b> processes each {task.unit} alone: it widens to {block.ffn:,} "
             f"hidden channels{last} and narrows again. A channel here is one hidden unit.",
             "reduction": f"The <b class='reduction'>reduction</b> makes a smaller map of the {task.units}, from "
-            "which attention takes its keys and values: less to look at. A channel here is one channel of that map.",
+            "which attention takes its keys and values. A channel here is one channel of that map.",
         }[component]
-        say(f"<p>{about}</p><p>Half of these channels gone: <b>{saved:.0%}</b> fewer parameters.</p>")
+        say(f"<p>{about}</p><p>Without half of these channels: <b>{saved:.0%}</b> fewer parameters.</p>")
     with picture:
         show(draw_model(model.shape, charts.theme(), emphasis=component, height=TALL), "block")
 
@@ -108,41 +99,26 @@ def one_channel(model: OpenModel, scores: ImportanceScores) -> None:
     with text:
         component = component_choice(model, "remove")
         shown, where = place_shown(model.shape, component)
-        block, where = shown or 0, f" of {where}" if where else ""
-        key = model.shape.key_of(component, block)
-        values = scores.values[key]
-        ranked = np.argsort(-values, kind="stable")
-        place = st.slider(
-            f"Which one? Place 1 is the most important of {len(values)}",
-            1,
-            len(values),
-            1,
-            key=f"lesson-place-{component}",
-        )
-        number = int(ranked[place - 1])
-        task = task_of(model.shape)
+        block, where, task = shown or 0, f" of {where}" if where else "", model.task
+        values = scores.values[model.shape.key_of(component, block)]
+        label = f"Which one? Rank 1 is the most important of {len(values)}"
+        rank = st.slider(label, 1, len(values), 1, key=f"lesson-place-{component}")
+        number = int(np.argsort(-values, kind="stable")[rank - 1])
         say(
-            f"<p>Take away <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Ask the model about "
-            f"every {task.sample} "
-            "again. How far are its answers from before?</p>"
+            f"<p>Remove <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Show the model every "
+            f"{task.sample} again. How far are its answers from those before?</p>"
             "<div class='equation'>KL( q ‖ p ) = Σ q · ln( q / p )<br>s = Σ KL( q ‖ p )</div>"
             f"<p>The first sum is over {task.outputs}, the second over {task.samples}.</p>"
-            f"<p>q: its answer before, p: without the channel. All together: <b>{values[number]:.3g} nats</b> over "
+            f"<p>q: the answer before, p: without the channel. The score: <b>{values[number]:.3g} nats</b> over "
             f"{scores.images:,} {task.batch_items}.</p>"
         )
     with picture:
         if not model.can_measure:
             plan = WhatIf(0, 0, None, 0).plan(scores)
-            width = len(values)
-            group = ranking.rivals(width, heads_after(plan, scores, block), component, number)
-            chart = placed(
-                scores, component, block, number, group, np.ones(len(group), bool), charts.theme(), height=TALL
-            )
-            show(chart, "place")
-            st.caption(
-                f"With a model that has weights, and {task.data}, you see here which {task.samples} change. The demo "
-                "has both."
-            )
+            group = ranking.rivals(len(values), heads_after(plan, scores, block), component, number)
+            kept = np.ones(len(group), bool)
+            show(rank_chart(scores, component, block, number, group, kept, charts.theme(), height=TALL), "place")
+            st.caption(f"With weights and {task.data}, as the demo has, this shows which {task.samples} change.")
             return
         effect = progress.show(removal.removal_job(model, component, block, number, LESSON_IMAGES), height=TALL)
         if effect is None:
@@ -150,10 +126,10 @@ def one_channel(model: OpenModel, scores: ImportanceScores) -> None:
         order = np.argsort(-effect.kl, kind="stable")
         image = st.slider(f"{task.sample.capitalize()}, the most affected first", 1, len(order), 1, key="lesson-image")
         chosen = int(order[image - 1])
-        one, two = st.columns([0.2, 0.8]) if task.has_pictures else [st.container()] * 2
-        with one:
+        left, right = st.columns([0.2, 0.8]) if task.has_pictures else [st.container()] * 2
+        with left:
             tables.examples(model, effect, only=[chosen], columns=1)
-        with two:
+        with right:
             before, after = effect.before[chosen], effect.after[chosen]
             chart = kl_sum(effect.names, before, after, component, charts.theme(), height=430, what=task.output)
             show(chart, "kl-sum")
@@ -170,9 +146,9 @@ def the_cut(model: OpenModel, scores: ImportanceScores) -> None:
         where = f" ({where} is shown)" if where else ""
         kept, held = plan_share(scores, plan, component, block or 0)
         say(
-            f"<p>Score every channel, line them up, and cut{where}. What is right of the line goes.</p>"
+            f"<p>Score every channel, rank them, and cut{where}. Channels right of the line are removed.</p>"
             f"<p><b>{kept:.0%}</b> of the channels hold <b>{held:.0%}</b> of the score.</p>"
-            "<p>A flat tail means: many channels that hardly matter. That is what pruning lives on.</p>"
+            "<p>A flat tail means many channels that hardly matter. Pruning removes those.</p>"
         )
     with picture:
         chart, _ = heatmap(scores, component, plan, charts.theme(), block=block, height=TALL)
@@ -186,22 +162,18 @@ def merging_heads(model: OpenModel, scores: ImportanceScores) -> None:
         say("<p>This model has one head in each block, or uneven heads: there is nothing to merge.</p>")
         return
     with text:
-        heads = st.select_slider(
-            "Heads that stay", options, value=default_what_if(model.shape).heads, key="lesson-heads"
-        )
-        moment = st.segmented_control(
-            "Step", ["As they are", "Merged", "Cut"], default="Cut", required=True, wrap=True, key="lesson-moment"
-        )  # fmt: skip
+        usual, moments = default_what_if(model.shape).heads, ["As they are", "Merged", "Cut"]
+        heads = st.select_slider("Heads that stay", options, value=usual, key="lesson-heads")
+        moment = st.segmented_control("Step", moments, default="Cut", required=True, wrap=True, key="lesson-moment")
         now = model.shape.num_heads or 1
         say(
-            f"<p>A thin model needs few heads, not {now} very narrow ones. So neighbours flow together, "
-            f"{now // heads} into one; then "
-            "the least important channels <i>inside each merged head</i> are cut.</p>"
-            "<p>Every merged head keeps equally many: all heads of a layer must be of one width.</p>"
+            f"<p>A thin model needs few heads, not {now} very narrow ones. So neighbouring heads are merged, "
+            f"{now // heads} into one; then the least important channels <i>inside each merged head</i> are cut.</p>"
+            "<p>All merged heads keep equally many channels: the heads of a layer must have one width.</p>"
         )
     with picture:
         plan = WhatIf(0, 50, heads, 0).plan(scores)
-        step = ["As they are", "Merged", "Cut"].index(moment) + 1
+        step = moments.index(moment) + 1
         show(draw_head_merging(scores, plan, model.shape.depth // 2, charts.theme(), height=TALL, step=step), "merge")
 
 
@@ -213,33 +185,30 @@ def thinner(model: OpenModel) -> None:
         after = WhatIf(ratio, ratio, heads, ratio).plan(open_model.no_scores(model.shape)).shape_after
         before, now = count_parameters(model.shape), count_parameters(after)
         say(
-            f"<p>What stays is an ordinary model of the same structure, only thinner: <b>{units.short(now)}</b> "
-            "parameters in place of "
-            f"{units.short(before)}, <b>{units.times(count_macs(model.shape) / count_macs(after))}</b> fewer "
-            "multiplications.</p>"
+            f"<p>The result is an ordinary, thinner model of the same structure: <b>{units.short(now)}</b> parameters "
+            f"in place of {units.short(before)}, <b>{units.times(count_macs(model.shape) / count_macs(after))}</b> "
+            "fewer multiplications.</p>"
             "<p>No masks and no special code: any program that runs the original runs this one.</p>"
-            "<p>Widths multiply: half as wide on both sides of a layer is a <i>quarter</i> of its weights.</p>"
+            "<p>Widths multiply: a layer half as wide on both sides has a <i>quarter</i> of its weights.</p>"
         )
     with picture:
         show(draw_model(model.shape, charts.theme(), after, height=TALL), "thin")
 
 
-SEE_ON = (
-    ("pages/model/page.py", "Model"),
-    ("pages/importance/page.py", "Importance"),
-    ("pages/importance/page.py", "Importance"),
-    ("pages/tradeoff/page.py", "Trade-off"),
-    ("pages/tradeoff/page.py", "Trade-off"),
-    ("pages/tradeoff/page.py", "Trade-off"),
-    (frame.RUNS_PAGE, "Runs"),
-)
+PAGES = {
+    "Model": "pages/model/page.py",
+    "Importance": "pages/importance/page.py",
+    "Trade-off": "pages/tradeoff/page.py",
+    "Runs": frame.RUNS_PAGE,
+}
+SEE_ON = ("Model", "Importance", "Importance", "Trade-off", "Trade-off", "Trade-off", "Runs")  # by step
 
 
 def move(by: int) -> None:
     st.session_state[STEP] = STEPS[min(max(STEPS.index(st.session_state[STEP]) + by, 0), len(STEPS) - 1)]
 
 
-with frame.page("Method", "How a transformer is made thinner, in seven steps, on the model that is open."):
+with frame.page("Method", "Making a transformer thinner in seven steps, on the open model."):
     model = frame.current()
     scores = scoring.current(model)
     step = st.segmented_control(
@@ -253,20 +222,14 @@ with frame.page("Method", "How a transformer is made thinner, in seven steps, on
         label_visibility="collapsed",
     )
     number = STEPS.index(step)
-    needs_scores = number in (1, 2, 3)
-    if needs_scores and scores is None:
-        st.info(
-            "This step shows the model's own scores. Make them on Importance, or open the demo.",
-            icon=":material/grid_on:",
-        )
+    if number in (1, 2, 3):
+        if scores is None:
+            text = "This step shows the model's scores. Make them on Importance, or open the demo."
+            st.info(text, icon=":material/grid_on:")
+        else:
+            (one_channel, the_cut, merging_heads)[number - 1](model, scores)
     elif number == 0:
         one_block(model)
-    elif number == 1 and scores is not None:
-        one_channel(model, scores)
-    elif number == 2 and scores is not None:
-        the_cut(model, scores)
-    elif number == 3 and scores is not None:
-        merging_heads(model, scores)
     elif number == 4:
         thinner(model)
     elif number == 5:
@@ -274,14 +237,7 @@ with frame.page("Method", "How a transformer is made thinner, in seven steps, on
     else:
         distill_lesson.teacher(model, scores, height=TALL)
     with st.container(horizontal=True, vertical_alignment="center"):
-        st.button("Back", icon=":material/arrow_back:", on_click=move, args=(-1,), disabled=number == 0, key="back")
-        st.button(
-            "Next",
-            icon=":material/arrow_forward:",
-            on_click=move,
-            args=(1,),
-            disabled=number == len(STEPS) - 1,
-            key="next",
-        )
-        target, name = SEE_ON[number]
-        frame.page_link(target, f"See it on {name}")
+        first, last, icon = number == 0, number == len(STEPS) - 1, ":material/arrow_"
+        st.button("Back", icon=f"{icon}back:", on_click=move, args=(-1,), disabled=first, key="back")
+        st.button("Next", icon=f"{icon}forward:", on_click=move, args=(1,), disabled=last, key="next")
+        frame.page_link(PAGES[SEE_ON[number]], f"See it on {SEE_ON[number]}")

@@ -1,4 +1,4 @@
-"""The lesson "The right basis": why removing channels hurts, what rotating changes and what not, what each cut keeps.
+"""The lesson "The right basis": channels hold little each, a rotation changes no answer, and directions survive a cut.
 
 Everything is measured on the open model: its spectrum, its answers before and after the rotation, and three cuts of the
 residual alone.
@@ -12,6 +12,7 @@ from html import escape
 import numpy as np
 import streamlit as st
 
+from pages.method.lesson import say, show
 from pages.services import block_removals, evaluation, jobs, open_model, removal, scoring
 from pages.services.open_model import OpenModel
 from pages.widgets import charts, progress, tables
@@ -28,12 +29,12 @@ IMAGES = 200
 
 @dataclass(frozen=True)
 class Rotation:
-    """Shares of energy (D,) of channels and of directions; what the model says before and after being rotated."""
+    """Shares of energy (D,) of channels and of directions, and the answers before and after the rotation."""
 
     channels: np.ndarray
     directions: np.ndarray
     effect: removal.Effect
-    largest: float  # difference of any logit on any image
+    largest: float  # largest change of any logit on any image
     spread: float  # standard deviation of the logits
 
 
@@ -46,14 +47,14 @@ def rotation_job(model: OpenModel) -> jobs.Job[Rotation]:
         from upvit_core.pruning.basis.scores import whole_plan
         from upvit_core.pruning.basis.spectrum import spectrum
 
-        report.step("gathering second moments")
+        report.step("collecting second moments")
         stats = evaluation.statistics(model, report)
-        live, data = model.weights(), model.images("val")
+        loaded, data = model.weights(), model.images("val")
         report.step("rotating")
-        rotated = prune_directions(live.model, live.shape, whole_plan(live.shape), stats)
+        rotated = prune_directions(loaded.model, loaded.shape, whole_plan(loaded.shape), stats)
         indices = evaluation.evaluation_indices(data, IMAGES)
         batches = list(data.batches(model.shape.batch_size(50), indices=indices))
-        before, after = predict(live.model, batches)[0], predict(rotated, batches)[0]
+        before, after = predict(loaded.model, batches)[0], predict(rotated, batches)[0]
         channels, directions = (share.numpy() for share in spectrum(stats))
         effect = removal.effect_of(model, before, after, indices)
         return Rotation(channels, directions, effect, float((before - after).abs().max()), float(before.std()))
@@ -62,13 +63,13 @@ def rotation_job(model: OpenModel) -> jobs.Job[Rotation]:
 
 
 def lesson(model: OpenModel, scores: ImportanceScores | None, *, height: int) -> None:
-    """Words on the left, the picture on the right; three moments."""
+    """Draw the lesson in three moments: words on the left, a picture on the right."""
     text, picture = st.columns([0.36, 0.64], gap="large")
     if not scoring.can_find_directions(model):
         with text:
-            _say(WHY)
+            say(WHY)
         picture.info(
-            "This step turns the model's own stream: it needs a plain ViT with weights, and images. The demo has both."
+            "This step rotates the model's stream: it needs a plain ViT with weights, and images. The demo has both."
         )
         return
     with text:
@@ -80,85 +81,77 @@ def lesson(model: OpenModel, scores: ImportanceScores | None, *, height: int) ->
         if moment != MOMENTS[1]:
             ratio = st.slider("Residual removed", 5, MAX_REMOVED_PERCENT, 50, step=5, key="lesson-basis", format="%d%%")
     with picture:
-        found = progress.show(rotation_job(model), height=height)
-        if found is None:
+        rotation = progress.show(rotation_job(model), height=height)
+        if rotation is None:
             return
         D = model.shape.embed_dim
         kept = len(WhatIf(ratio, 0, None, 0).plan(open_model.no_scores(model.shape)).residual.keep)
         if moment == MOMENTS[1]:
-            _identical(model, found, height)
+            _identical(model, rotation.effect, height)
         else:
-            directions = found.directions if moment == MOMENTS[2] else None
+            directions = rotation.directions if moment == MOMENTS[2] else None
             tall = height if directions is None else height - 110
-            chart = spectrum_curves(found.channels, directions, kept, charts.theme(), height=tall)
-            charts.show(charts.enlarged(chart), f"lesson-spectrum-{moment}")
+            chart = spectrum_curves(rotation.channels, directions, kept, charts.theme(), height=tall)
+            show(chart, f"spectrum-{moment}")
             if directions is not None and scores is not None:
                 _cuts(model, scores, ratio)
     with words:
         if moment == MOMENTS[0]:
-            _say(
-                WHY + f"<p>Here the best <b>{kept} of {D} channels</b> carry {held(found.channels, kept):.0f} % of the "
-                "stream. The rest is not noise: it is torn out of every block at once.</p>"
+            say(
+                WHY + f"<p>Here the best <b>{kept} of {D} channels</b> carry {held(rotation.channels, kept):.0f} % of "
+                "the stream. The rest is not noise, and it leaves every block at once.</p>"
             )
         elif moment == MOMENTS[1]:
-            _say(
-                "<p>Turn the stream, so that its first axis is the <b class='residual'>direction</b> in which images "
-                "differ most, and so on. Whatever writes to the stream is turned along, whatever reads it is turned "
-                f"back.</p><p>So nothing changes: over {len(found.effect.kl)} images no logit moved by more than "
-                f"<b>{found.largest:.1g}</b> (their spread is {found.spread:.2g}; what is left is rounding).</p>"
-                "<p>LayerNorm does not mind, once its own weights are folded into the layers that read it.</p>"
+            say(
+                "<p>Rotate the stream, so that its first axis is the <b class='residual'>direction</b> in which images "
+                "differ most, and so on. Layers that write to the stream are rotated too, layers that read it are "
+                f"rotated back.</p><p>So nothing changes: over {len(rotation.effect.kl)} images no logit moved by more "
+                f"than <b>{rotation.largest:.1g}</b>, which is rounding (their spread is {rotation.spread:.2g}).</p>"
+                "<p>LayerNorm allows it once its weights are folded into the layers that read it.</p>"
             )
         else:
-            _say(
-                f"<p>Now cut. The best <b>{kept} directions</b> carry {held(found.directions, kept):.1f} %, the best "
-                f"{kept} channels {held(found.channels, kept):.1f} %: as wide, the same structure, the same speed.</p>"
-                "<p><b>Repair</b> then fits each layer to what the original's did, by least squares. No training.</p>"
+            say(
+                f"<p>Now cut. The best <b>{kept} directions</b> carry {held(rotation.directions, kept):.1f} %, the "
+                f"best {kept} channels {held(rotation.channels, kept):.1f} %: equal width, structure and speed.</p>"
+                "<p><b>Repair</b> then fits each layer to the original's outputs by least squares. No training.</p>"
             )
 
 
 WHY = (
-    "<p>A <b class='residual'>channel</b> is one number of the stream. Training never asked that a channel mean "
-    "anything by itself: what the model knows lies in <i>mixtures</i> of them, spread over all.</p>"
+    "<p>A <b class='residual'>channel</b> is one number of the stream. Training never made a single channel mean "
+    "anything: the model's knowledge lies in <i>mixtures</i> of them, spread over all.</p>"
 )
 
 
-def _say(text: str) -> None:
-    st.html(f'<div class="lesson">{text}</div>')
-
-
-def _identical(model: OpenModel, found: Rotation, height: int) -> None:
-    """One image with both models' answers."""
-    effect = found.effect
-    unsure = np.argsort(effect.before.max(1), kind="stable")  # the least certain first: those would move most
-    place = st.slider("Image, the least certain first", 1, len(unsure), 1, key="lesson-rotated-image")
-    chosen = int(unsure[place - 1])
-    one, two = st.columns([0.2, 0.8])
-    with one:
+def _identical(model: OpenModel, effect: removal.Effect, height: int) -> None:
+    """Draw one image with the answers of both models."""
+    unsure = np.argsort(effect.before.max(1), kind="stable")  # the least certain first: those would change most
+    chosen = int(unsure[st.slider("Image, the least certain first", 1, len(unsure), 1, key="lesson-rotated-image") - 1])
+    left, right = st.columns([0.2, 0.8])
+    with left:
         gallery(tables.tiles(model, effect, only=[chosen]), columns=1)
-    with two:
-        chart = before_after(
-            effect.names, effect.before[chosen], effect.after[chosen], "residual", charts.theme(), height=height - 120,
-            called=("original", "rotated"),
-        )  # fmt: skip
-        charts.show(charts.enlarged(chart), "lesson-rotated")
+    with right:
+        answers, labels, tall = (effect.before[chosen], effect.after[chosen]), ("original", "rotated"), height - 120
+        show(before_after(effect.names, *answers, "residual", charts.theme(), height=tall, called=labels), "rotated")
 
 
 def _cuts(model: OpenModel, scores: ImportanceScores, ratio: int) -> None:
-    """Top-1 and KL of three cuts of the residual alone, measured one after another."""
-    ways = {
+    """Draw top-1 and KL of three cuts of the residual alone, measured one after another."""
+    cuts = {
         "Channels": WhatIf(ratio, 0, None, 0),
         "Directions": WhatIf(ratio, 0, None, 0, "directions"),
         "Repaired": WhatIf(ratio, 0, None, 0, "directions", True),
     }
-    found = {}
-    for name, way in ways.items():
-        if scores.basis == "directions" and way.basis == "channels":
-            continue  # the scores in use cannot rank channels
-        found[name] = evaluation.preview(model, way.plan(scores, block_removals.records()), repair=way.repair)
+    if scores.basis == "directions":
+        del cuts["Channels"]  # scores of directions cannot rank channels
+    previews = {
+        name: evaluation.preview(model, cut.plan(scores, block_removals.records()), repair=cut.repair)
+        for name, cut in cuts.items()
+    }
 
     def draw() -> None:
         row = []
-        for name, job in found.items():
+        for name, job in previews.items():
             if (result := jobs.result_of(job)) is not None:
                 note = f"top-1, {result.images:,} images; KL {result.kl:.2g} nats"
                 row.append(Card(name, f"{result.top1:.1f} %", note, MEASURED))
@@ -166,4 +159,4 @@ def _cuts(model: OpenModel, scores: ImportanceScores, ratio: int) -> None:
                 row.append(Card(name, "—", escape(job.error) or job.detail or "waiting for its turn", stale=True))
         cards(row)
 
-    progress.redraw_when_done(tuple(found.values()), draw)
+    progress.redraw_when_done(tuple(previews.values()), draw)

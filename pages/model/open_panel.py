@@ -11,20 +11,21 @@ from pages.services import folders, jobs, limits, open_model
 from pages.services.session import session
 from upvit_core.errors import CheckpointError, UPViTError
 
-WAYS = ("timm", "File", "Upload", "Published")
 LONGEST_NAME = 80
 SUFFIXES = ["pth", "pt", "bin", "safetensors"]
 
 
 def panel() -> None:
-    """Draw the panel; what is chosen there is opened on the next run."""
+    """Draw the panel; the model chosen there is opened on the next run."""
+    forms = {"timm": _timm, "File": _path, "Upload": _upload, "Published": _published}
+    if not limits.limits().uploads:
+        del forms["Upload"]
     with st.container(border=True, key="open-another"):
         st.markdown("**Open another**")
-        ways = [way for way in WAYS if way != "Upload" or limits.limits().uploads]
-        way = st.segmented_control(
-            "From", ways, default=WAYS[0], key="way", label_visibility="collapsed", required=True
+        chosen = st.segmented_control(
+            "From", list(forms), default="timm", key="way", label_visibility="collapsed", required=True
         )
-        {WAYS[0]: _timm, WAYS[1]: _path, WAYS[2]: _upload, WAYS[3]: _published}[way]()
+        forms[chosen]()
         if session().source not in (None, "demo"):
             st.button("Back to the demo", icon=":material/home:", on_click=_choose, args=("demo",), type="tertiary")
 
@@ -34,7 +35,7 @@ def _choose(source: str) -> None:
 
 
 def _open(source: str) -> None:
-    """Open at once what can be, so that a mistake is told here and the page keeps what it shows."""
+    """Open a model on the next run; an error is shown here, and the page keeps its model."""
     try:
         open_model.inspect(source)
     except UPViTError as error:
@@ -60,15 +61,10 @@ def _timm() -> None:
 
 def _path() -> None:
     with st.form("path", border=False):
-        path = st.text_input(
-            "Path on the machine that runs this app", placeholder="/models/deit_base.pth",
-            help="A checkpoint of DeiT, timm or Hugging Face; a folder of timm or of this studio; a scores file; "
-                 "hf-hub:owner/name.",
-        )  # fmt: skip
-        heads = st.number_input(
-            "Heads (0: as the file says)", 0, 64, 0,
-            help="No tensor holds the number of heads. Where no config tells it, heads of 64 channels are assumed.",
-        )  # fmt: skip
+        known = "A checkpoint of DeiT, timm or Hugging Face; a folder of timm or this studio; a scores file; hf-hub:…"
+        path = st.text_input("Path on the machine that runs this app", placeholder="/models/deit_base.pth", help=known)
+        about_heads = "No tensor holds the number of heads. Without a config, heads of 64 channels are assumed."
+        heads = st.number_input("Heads (0: as the file says)", 0, 64, 0, help=about_heads)
         if st.form_submit_button("Open") and path.strip():
             _open(path.strip() + (f"{open_model.HEADS}{heads}" if heads else ""))
 
@@ -79,25 +75,21 @@ def _upload() -> None:
         return
     content = file.getbuffer()
     name = f"{hashlib.sha256(content).hexdigest()[:16]}-{Path(file.name).name[-LONGEST_NAME:]}"
-    place = folders.uploads() / name
-    if not place.exists():
-        temporary = place.with_suffix(".part")
+    saved = folders.uploads() / name
+    if not saved.exists():
+        temporary = saved.with_suffix(".part")
         temporary.write_bytes(content)
-        temporary.replace(place)
-    if session().source != str(place) and st.button(f"Open {Path(file.name).name}"):
-        _open(str(place))
+        temporary.replace(saved)
+    if session().source != str(saved) and st.button(f"Open {Path(file.name).name}"):
+        _open(str(saved))
 
 
 def _published() -> None:
     with st.form("published", border=False):
-        folder = st.text_input(
-            "Folder with the published score files", value="",
-            placeholder="/data/up-vit-scores-2k",
-            help="One number a line, as released with the letter: …neck_768…, …attn_768_kl_3…, …ffn_3072_kl_3….txt",
-        )  # fmt: skip
-        if st.form_submit_button("Open") and folder.strip():
-            if not Path(folder.strip()).expanduser().is_dir():
-                raise CheckpointError(
-                    f"There is no folder {folder.strip()}; give the folder that holds the score files."
-                )
-            _open(open_model.PUBLISHED + folder.strip())
+        names = "One number a line, as released with the letter: …neck_768…, …attn_768_kl_3…, …ffn_3072_kl_3….txt"
+        label = "Folder with the published score files"
+        folder = st.text_input(label, placeholder="/data/up-vit-scores-2k", help=names).strip()
+        if st.form_submit_button("Open") and folder:
+            if not Path(folder).expanduser().is_dir():
+                raise CheckpointError(f"There is no folder {folder}; give the folder that holds the score files.")
+            _open(open_model.PUBLISHED + folder)

@@ -1,4 +1,4 @@
-"""Model: what is open, drawn and counted, with what it makes of a few images; and the way to open another."""
+"""Model: diagram, size and accuracy of the open model, its answers to eight samples, and a panel to open another."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ from upvit_core.records.task import data_name
 
 
 def baseline_job(model: open_model.OpenModel) -> jobs.Job[evaluation.Baseline] | None:
-    """The evaluation of the open model, where there are weights and images."""
+    """The job that evaluates the open model; None without weights or images."""
     return evaluation.measure_baseline(model) if model.can_measure else None
 
 
@@ -24,28 +24,22 @@ def numbers(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] | No
     task = model.task
     if (result := jobs.result_of(job)) is not None:
         where = f"{result.images:,} {task.samples} of {data_name(result.data)}"
-        note = f"on {where}; 95 % sure of {result.low:.{task.digits}f} – {result.high:.{task.digits}f}"
+        note = f"on {where}; 95 % interval {result.low:.{task.digits}f} – {result.high:.{task.digits}f}"
         top = Card(task.name, task.format(result.value), note, MEASURED)
     else:
         needs = f"needs {task.data if model.has_weights else 'weights'}"
         top = Card(task.name, "—", "being measured" if job is not None and job.active else needs)
-    cards(
-        [
-            Card("Parameters", units.short(count_parameters(model.shape)), "numbers that the model has learnt"),
-            Card(
-                f"MACs, one {task.batch_item}", units.short(count_macs(model.shape)), f"multiplications to {task.verb}"
-            ),
-            top,
-        ]
-    )
+    parameters, macs = units.short(count_parameters(model.shape)), units.short(count_macs(model.shape))
+    size = Card("Parameters", parameters, "numbers that the model has learnt")
+    cards([size, Card(f"MACs, one {task.batch_item}", macs, f"multiplications to {task.verb}"), top])
 
 
 def predictions(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] | None) -> None:
-    """The model's guesses on a few images or passages; where there are none, the field that asks for them."""
+    """The model's answers to a few images or passages; without data, the field that asks for some."""
     task = model.task
-    st.subheader(f"What it makes of eight test {task.samples}", anchor=False)
+    st.subheader(f"Its answers to eight test {task.samples}", anchor=False)
     if not model.has_weights:
-        st.caption("Predictions need weights; this shows shapes and scores alone.")
+        st.caption("Answers need weights; this model has only shapes and scores.")
         return
     if job is None or job.error:
         with st.form("own-data", border=False):
@@ -74,10 +68,10 @@ def draw_guesses(guesses: Sequence[evaluation.ClassGuess], *, pictures: bool) ->
             (f"… {guess.shown}", guess.label, f"{answer} {guess.probability:.0%}")
             for guess, answer in zip(guesses, answers, strict=True)
         ]
-        table(("after", "comes", "it says"), rows)
+        table(("after", "comes", "answer"), rows)
 
 
-with frame.page("Model", "What is open: its parts, its size, and how well it does."):
+with frame.page("Model", "The open model: its parts, its size, and how well it does."):
     left, right = st.columns([0.68, 0.32], gap="medium")
     with right, presenter.folded("Open another"):
         open_panel.panel()

@@ -1,8 +1,7 @@
-"""Both ways on Runs: the letter's channels and directions with repair, from start to end in one chart."""
+"""Both ways on Runs: a run that starts from channels and one that starts from directions, in the same charts."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,7 +22,7 @@ WAYS = {"channels": "Channels (UP-ViT)", "directions": "Directions"}
 
 
 def pair(store: RunStore, chosen: Sequence[RunSummary]) -> list[RunSummary]:
-    """The newest two runs of one shape, data and length of which one began from channels, the other from directions."""
+    """The newest two runs of equal shape, data and epochs, one from channels and one from directions; else none."""
     seen: dict[object, dict[str, RunSummary]] = {}
     for summary in chosen:
         spec = summary.spec
@@ -39,30 +38,28 @@ def pair(store: RunStore, chosen: Sequence[RunSummary]) -> list[RunSummary]:
     return []
 
 
-def way_words(spec: RunSpec) -> str:
+def basis_words(spec: RunSpec) -> str:
     basis = str((spec.plan or {}).get("basis", "channels"))
     return WAYS[basis] + (", repaired" if spec.repair else "")
 
 
-def recipe_words(spec: RunSpec) -> str:
-    """What the preset is called that the settings are, seed and duties aside; else that they are its own."""
+def recipe_name(spec: RunSpec) -> str:
+    """Name of the preset that these settings equal, ignoring seed and housekeeping; else "custom settings"."""
     loose = {"seed", "threads", "workers", "eval_images", "eval_every", "checkpoint_minutes", "tensorboard", "amp"}
-    own = json.loads(spec.settings.model_dump_json(exclude=loose))
-    named = (name for name, preset in PRESETS.items() if json.loads(preset.model_dump_json(exclude=loose)) == own)
-    return next((recipes.NAMES[name] for name in named), "settings of its own")
+    settings = spec.settings.model_dump(exclude=loose)
+    equal = (name for name, preset in PRESETS.items() if preset.model_dump(exclude=loose) == settings)
+    return next((recipes.NAMES[name] for name in equal), "custom settings")
 
 
 def panel(store: RunStore, chosen: Sequence[RunSummary], curves: Sequence[RunCurve]) -> None:
-    """Nothing where no two of the ticked runs are both ways of one cut."""
-    both = pair(store, chosen)
+    """Compare both ways; draws nothing where the ticked runs hold no such pair."""
     by_id = {curve.id: curve for curve in curves}
-    drawn = [
-        replace(by_id[s.id], label=way_words(s.spec)) for s in both if s.spec is not None and s.id in by_id
-    ]  # fmt: skip
-    if len(drawn) < 2:
+    both = [(by_id[s.id], s.spec) for s in pair(store, chosen) if s.spec is not None and s.id in by_id]
+    if len(both) < 2:
         return
+    drawn = [replace(curve, label=basis_words(spec)) for curve, spec in both]
     st.subheader("Both ways", anchor=False)
-    st.html(f'<p class="quiet">{_sentence([s.spec for s in both if s.spec is not None], drawn)}</p>')
+    st.html(f'<p class="quiet">{_summary([spec for _, spec in both], drawn)}</p>')
     marks = zip(GLYPHS, drawn, strict=False)
     keys = [f'<b style="color: {curve.colour}">{glyph}</b> {curve.label}' for glyph, curve in marks]
     keys += ["○ the start, before any training", "★ the teacher"]
@@ -75,40 +72,40 @@ def panel(store: RunStore, chosen: Sequence[RunSummary], curves: Sequence[RunCur
         charts.show(plot_training_curves(drawn, "kl_teacher", charts.theme()), "starts-kl")
 
 
-def _sentence(specs: Sequence[RunSpec], drawn: Sequence[RunCurve]) -> str:
-    """What is the same, and what was found so far, in numbers."""
-    names = [recipe_words(spec) for spec in specs]
-    same = "the same recipe" if names[0] == names[1] else f"each by its own recipe ({names[0]}; {names[1]})"
-    told = f"The same widths and data, as many epochs, {same}. "
+def _summary(specs: Sequence[RunSpec], drawn: Sequence[RunCurve]) -> str:
+    """The settings that both share, and the accuracies so far, in a few sentences."""
+    names = [recipe_name(spec) for spec in specs]
+    recipe = "the same recipe" if names[0] == names[1] else f"each with its recipe ({names[0]}; {names[1]})"
+    text = f"The same widths, data and epochs, {recipe}. "
     if not all(curve.evaluations for curve in drawn):
-        return told + "The starts are being measured."
+        return text + "The starts are being measured."
     first, last = ([curve.evaluations[at] for curve in drawn] for at in (0, -1))
-    told += f"{_tested(specs, first)}: right after the cut {_reached(first)}"
+    text += f"{_test_images(specs, first)}: right after the cut {_accuracies(first)}"
     if all(row.get("step", 0) > 0 for row in last):
-        told += f"; now {_reached(last)}"
+        text += f"; now {_accuracies(last)}"
     if (teacher := drawn[0].teacher_row) is not None:
-        told += f"; the teacher {teacher['top1']:.1f} %"
+        text += f"; the teacher {teacher['top1']:.1f} %"
     whole = _ends_on_all(drawn)
     if len(whole) == len(drawn):
-        told += f". On all {whole[0]['images']:,}: {_reached(whole)}"
-        told += f"; the teacher {whole[0]['teacher_top1']:.1f} %" if "teacher_top1" in whole[0] else ""
-    return told + "."
+        text += f". On all {whole[0]['images']:,}: {_accuracies(whole)}"
+        text += f"; the teacher {whole[0]['teacher_top1']:.1f} %" if "teacher_top1" in whole[0] else ""
+    return text + "."
 
 
-def _tested(specs: Sequence[RunSpec], rows: Sequence[Row]) -> str:
-    """What the lines are measured on; runs of different seeds choose different images."""
+def _test_images(specs: Sequence[RunSpec], rows: Sequence[Row]) -> str:
+    """The images on which the curves are measured; runs of different seeds choose different ones."""
     sizes = [row.get("images") for row in rows]
-    drawn = {spec.settings.seed for spec in specs if spec.settings.eval_images is not None}
+    seeds = {spec.settings.seed for spec in specs if spec.settings.eval_images is not None}
     if None in sizes:
         return "On test images"
     if sizes[0] != sizes[1]:
         return f"On {sizes[0]:,} and {sizes[1]:,} test images"
-    return f"On {sizes[0]:,} test images each, not the same ones" if len(drawn) > 1 else f"On {sizes[0]:,} test images"
+    return f"On {sizes[0]:,} test images each, not the same ones" if len(seeds) > 1 else f"On {sizes[0]:,} test images"
 
 
 def _ends_on_all(drawn: Sequence[RunCurve]) -> list[Row]:
     return [row for curve in drawn if (row := curve.whole) is not None]
 
 
-def _reached(rows: Sequence[Row]) -> str:
+def _accuracies(rows: Sequence[Row]) -> str:
     return f"{rows[0]['top1']:.1f} % by channels, {rows[1]['top1']:.1f} % by directions"

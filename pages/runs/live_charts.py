@@ -1,7 +1,7 @@
-"""Charts of runs that a browser keeps and adds to: a picture of everything once, then only what is new.
+"""Live charts of runs, drawn by the browser: it receives all points once, then only new ones.
 
-The picture is the same message until the choice of runs changes, so that no browser is sent it twice; what is
-new travels in a second, small element. A browser that lost something asks for everything.
+The first message stays the same until the choice of runs changes, so no browser receives it twice; new points travel
+in a second, small element. A browser that lost something asks for everything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import plotly
 import streamlit as st
@@ -47,51 +46,46 @@ _feed = st.components.v2.component("runs_feed", js=_text("feed.js"))
 
 
 @dataclass
-class Told:
-    """What one browser has been told: the picture, and how many rows of each run since."""
+class Sent:
+    """The messages that one browser has received: the picture, and the number of rows of each run by now."""
 
     choice: list[dict[str, str]]
     picture: bytes
     epoch: str
-    first: dict[str, dict[str, int]]  # in the picture
+    first: dict[str, dict[str, int]]  # rows in the picture
     now: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass
 class Browser:
-    told: Told | None = None
+    sent: Sent | None = None
 
 
 @dataclass(frozen=True)
 class View:
-    """How the same points are shown."""
+    """Choices of how the points are drawn."""
 
     relative: bool = False
     published: bool = False
-    of: str = ""  # the data whose runs are drawn; empty: all are of the same
+    of: str = ""  # the data whose runs are drawn; empty where all runs share it
 
 
 def charts(store: RunStore, curves: Sequence[RunCurve]) -> None:
-    """The charts, with everything that was measured when these runs were chosen."""
-    choice = [_described(curve) for curve in curves]
-    told = session().part(Browser).told
-    if told is None or told.choice != choice:
-        told = session().part(Browser).told = picture(
-            choice, {c.id: run_data.rows().points(store, c.id) for c in curves}
-        )
+    """Draw the charts, with everything that was measured when these runs were chosen."""
+    choice, browser = [_described(curve) for curve in curves], session().part(Browser)
+    if browser.sent is None or browser.sent.choice != choice:
+        browser.sent = picture(choice, {c.id: run_data.rows().points(store, c.id) for c in curves})
     st.components.v1.declare_component("plotly", path=PLOTLY)  # serves the package's plotly.js, which the charts load
-    _charts(key="runs-charts", data=told.picture)
+    _charts(key="runs-charts", data=browser.sent.picture)
 
 
 def _described(curve: RunCurve) -> dict[str, str]:
-    return {
-        "id": curve.id, "label": curve.label, "colour": curve.colour, "plan": curve.plan, "group": curve.group,
-        "taught": curve.teacher, "data": curve.data,
-    }  # fmt: skip
+    fields = {name: str(getattr(curve, name)) for name in ("id", "label", "colour", "plan", "group", "data")}
+    return fields | {"taught": curve.teacher}
 
 
-def picture(choice: Sequence[dict[str, str]], points: dict[str, Points]) -> Told:
-    """Everything about the chosen runs, as one message."""
+def picture(choice: Sequence[dict[str, str]], points: dict[str, Points]) -> Sent:
+    """All points of the chosen runs, as one message."""
     epoch, runs, first = secrets.token_hex(4), [], {}
     for described in choice:
         known = points[described["id"]]
@@ -99,55 +93,55 @@ def picture(choice: Sequence[dict[str, str]], points: dict[str, Points]) -> Told
         runs.append({**described, "teacher": known.teacher, "whole": known.whole, **parts})
         first[described["id"]] = {**{kind: part[1] for kind, part in parts.items()}, "marks": known.count["marks"]}
     content = json.dumps({"epoch": epoch, "runs": runs}, separators=(",", ":")).encode()
-    return Told(list(choice), content, epoch, first, {run: dict(counts) for run, counts in first.items()})
+    return Sent(list(choice), content, epoch, first, {run: dict(counts) for run, counts in first.items()})
 
 
-def news(told: Told, points: dict[str, Points]) -> list[dict[str, Any]]:
-    """What came since the browser was told last; `told` remembers that it was.
+def news(sent: Sent, points: dict[str, Points]) -> list[dict[str, object]]:
+    """The points since the last message, by run; `sent` is brought up to date.
 
-    A run that has moved since the picture is named even where it stands still, so that a browser which has only the
-    picture notices.
+    A run with more points than the picture is listed even without new ones, so that a browser that has only the picture
+    notices.
     """
-    found = []
-    for run, counts in told.now.items():
-        known, part = points[run], dict[str, Any]()
+    updates = []
+    for run, counts in sent.now.items():
+        known, part = points[run], dict[str, object]()
         for kind in COLUMNS:
-            if known.count[kind] != told.first[run][kind]:
-                part[kind] = known.since(kind, counts[kind])
-                counts[kind] = part[kind][1]
-        if known.count["marks"] != told.first[run]["marks"]:
+            if known.count[kind] != sent.first[run][kind]:
+                part[kind] = new = known.since(kind, counts[kind])
+                counts[kind] = new[1]
+        if known.count["marks"] != sent.first[run]["marks"]:
             part |= {"teacher": known.teacher, "whole": known.whole}
         if part:
-            found.append({"id": run, **part})
-    return found
+            updates.append({"id": run, **part})
+    return updates
 
 
 def feed(store: RunStore, view: View, going: Collection[str]) -> None:
-    """The new points of those drawn runs that go on, and how all are to be shown; a new picture where one is needed."""
-    told = session().part(Browser).told
-    if told is None:
+    """Send the new points of active runs and how all are drawn; forces a new picture where the browser needs one."""
+    sent = session().part(Browser).sent
+    if sent is None:
         return
     read = run_data.rows()
-    points = {run: (read.points if run in going else read.known)(store, run) for run in told.now}
-    if any(points[run].count[kind] < count for run, counts in told.now.items() for kind, count in counts.items()):
+    points = {run: (read.points if run in going else read.known)(store, run) for run in sent.now}
+    if any(points[run].count[kind] < count for run, counts in sent.now.items() for kind, count in counts.items()):
         forget()  # a file was replaced
         st.rerun()
-    drawn = [points[run["id"]] for run in told.choice if not view.of or run["data"] == view.of]
-    data = {"epoch": told.epoch, "view": shown(drawn, view), "add": news(told, points)}
-    if _feed(key="runs-feed", data=data, on_lost_change=lambda: None).lost == told.epoch:
+    drawn = [points[run["id"]] for run in sent.choice if not view.of or run["data"] == view.of]
+    data = {"epoch": sent.epoch, "view": shown(drawn, view), "add": news(sent, points)}
+    if _feed(key="runs-feed", data=data, on_lost_change=lambda: None).lost == sent.epoch:
         forget()
         st.rerun()
 
 
 def forget() -> None:
-    """The next picture is a new one."""
-    session().part(Browser).told = None
+    """Send a new picture next time."""
+    session().part(Browser).sent = None
 
 
-def shown(runs: Sequence[Points], view: View) -> dict[str, Any]:
-    """How these runs are shown, in the browser's words."""
-    told = [run for run in runs if run.of_text is not None]
-    quantity = "perplexity" if told and all(run.of_text for run in told) else "top1"
+def shown(runs: Sequence[Points], view: View) -> dict[str, object]:
+    """The view as the browser's script reads it."""
+    evaluated = [run for run in runs if run.of_text is not None]
+    quantity = "perplexity" if evaluated and all(run.of_text for run in evaluated) else "top1"
     return {
         "quantity": quantity,
         "relative": view.relative,

@@ -1,4 +1,4 @@
-"""Runs: thinner models that learn from the original, live; start, watch, compare, take away."""
+"""Runs: thinner models that learn from the original, live; compare, steer and download them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def shown_key(run_id: str) -> str:
 
 @dataclass
 class Slots:
-    """Places on the page that change while runs go on."""
+    """Empty places on the page that are filled again and again while runs are active."""
 
     bars: dict[str, DeltaGenerator] = field(default_factory=dict)
     devices: DeltaGenerator | None = None
@@ -50,7 +50,7 @@ class Slots:
 
 
 def run_list(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> list[RunSummary]:
-    """Runs, newest first, a state word and a bar each; returns those that are ticked."""
+    """Draw the runs, newest first, with state and progress bar; returns the ticked ones."""
     label, colour = run_data.names(summaries), run_data.colours(summaries)
     chosen = []
     every = st.toggle(f"Show all {len(summaries)}", key="every-run") if len(summaries) > LISTED else False
@@ -74,9 +74,9 @@ def run_list(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> 
 
 
 def bar(summary: RunSummary, colour: str) -> str:
-    """A state word over a bar in the run's colour."""
-    stopping = "stopping" if run_actions.is_stopping(summary.id) else ""
-    stopping = stopping or ("pausing" if run_actions.is_pausing(summary.id) else "")
+    """HTML of the state over a progress bar in the run's colour."""
+    pausing = "pausing" if run_actions.is_pausing(summary.id) else ""
+    stopping = "stopping" if run_actions.is_stopping(summary.id) else pausing
     text, percent = run_data.state_words(summary.state, stopping=stopping), round(100 * summary.state.progress)
     return (
         f'<div class="run"><div class="words">{escape(text)}</div><div class="track" role="progressbar" '
@@ -85,29 +85,33 @@ def bar(summary: RunSummary, colour: str) -> str:
     )
 
 
+def _tested_on(sources: Sequence[str]) -> str:
+    """The control that chooses among runs of different data."""
+    if st.session_state.get(TESTED_ON) not in sources:
+        st.session_state[TESTED_ON] = sources[0]
+    chosen = st.segmented_control(
+        "Tested on",
+        sources,
+        format_func=lambda data: Path(data.partition("#")[0]).name or data,
+        required=True,
+        wrap=True,
+        key=TESTED_ON,
+        label_visibility="collapsed",
+        help="Runs on different images or texts are tested on different ones, so their results do not compare.",
+    )
+    return chosen or ""
+
+
 def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> live_charts.View:
-    """The charts, and what can be chosen about them."""
-    sources = list(dict.fromkeys(curve.data for curve in curves))  # the newest run's first
-    of: str | None = None
+    """Draw the charts with their controls; returns the choices."""
+    of = ""
     with st.container(horizontal=True):
-        if len(sources) > 1:
-            if st.session_state.get(TESTED_ON) not in sources:
-                st.session_state[TESTED_ON] = sources[0]
-            of = st.segmented_control(
-                "Tested on", sources, format_func=lambda data: Path(data.partition("#")[0]).name or data,
-                required=True, wrap=True, key=TESTED_ON, label_visibility="collapsed",
-                help="Runs that learn from different images or texts are tested on different ones: what they reach "
-                "does not compare, and stands on an axis of its own.",
-            )  # fmt: skip
-        relative = st.toggle(
-            "Relative to the teacher", key="relative-speed",
-            help="Each run measures its teacher and its student in turns, so their ratio does not depend on what else "
-            "the machine was doing.",
-        )  # fmt: skip
-        published = imagenet and st.toggle(
-            "Published points", key="published-points",
-            help="Titan Xp, batch 32: another device, so compare shapes of curves, not speeds.",
-        )  # fmt: skip
+        if len(sources := list(dict.fromkeys(curve.data for curve in curves))) > 1:  # the newest run's first
+            of = _tested_on(sources)
+        tip = "Teacher and student are measured in turns, so their ratio does not depend on the machine's other work."
+        relative = st.toggle("Relative to the teacher", key="relative-speed", help=tip)
+        tip = "Titan Xp, batch 32: another device, so compare shapes of curves, not speeds."
+        published = imagenet and st.toggle("Published points", key="published-points", help=tip)
     live_charts.charts(store, curves)
     drawn = [curve for curve in curves if not of or curve.data == of]
     task = judged_by(drawn)
@@ -118,11 +122,11 @@ def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> liv
         charts.table_button(speed_table(drawn, relative=relative), "speed", "Speed (CSV)")
         for key, (name, quantity) in tables.items():
             charts.table_button(step_table(drawn, quantity), key, f"{name} (CSV)")
-    return live_charts.View(relative, published, of or "")
+    return live_charts.View(relative, published, of)
 
 
 def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> None:
-    """The log of one run, and what can be done with it."""
+    """Draw the log of one run, its downloads and its actions."""
     label = run_data.names(summaries)
     readable = [summary.id for summary in summaries if summary.spec is not None]
     if not readable:
@@ -159,7 +163,7 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
 
 
 def structure(store: RunStore, summaries: Sequence[RunSummary], drawn: Sequence[str]) -> object:
-    """What the page is built on; while this stays, only what `tick` draws changes."""
+    """The data that the page's structure depends on; while it stays equal, `tick` need only update parts."""
     stopping = [run_actions.is_stopping(s.id) or run_actions.is_pausing(s.id) for s in summaries if s.state.is_active]
     points = [run_data.rows().known(store, run) for run in drawn]
     return (
@@ -170,7 +174,7 @@ def structure(store: RunStore, summaries: Sequence[RunSummary], drawn: Sequence[
 
 
 def body(store: RunStore) -> None:
-    """The page; what changes while runs go on is drawn again by `tick`, the rest when someone does something."""
+    """Draw the page; `tick` updates what changes while runs are active, the rest is drawn again on user actions."""
     summaries, slots = store.list(), Slots()
     if session().active_runs != any(s.state.is_active for s in summaries):
         st.rerun()
@@ -212,22 +216,17 @@ def body(store: RunStore) -> None:
 
 
 def nothing_yet() -> None:
-    """What will be here, and the button that fills it."""
-    frame.awaited(
-        "Each thinner model that learns from its original will be a point here: how fast it is, and how good it "
-        "becomes.",
-        icon=":material/model_training:",
-    )
+    """Draw the empty page: its purpose, and a button that starts the first run."""
+    text = "Each thinner model that learns from its original will be a point here: its speed and its accuracy."
+    frame.awaited(text, icon=":material/model_training:")
     model = frame.current()
     scores = scoring.current(model)
     now = slider_state.current(model.shape)
     if model.can_measure and scores is not None:
         planned, finding = scoring.for_planning(model, scores, now)
         progress.show(finding)
-        if st.button(
-            f"Distil {model.name} at {now.words}", type="primary", icon=":material/play_arrow:", key="first-run",
-            disabled=planned is None,
-        ):  # fmt: skip
+        label, icon, off = f"Distil {model.name} at {now.words}", ":material/play_arrow:", planned is None
+        if st.button(label, type="primary", icon=icon, key="first-run", disabled=off):
             launch.start_runs(model, scores, [now], recipes.requested_training(model))
             frame.go_to_runs()
     else:
@@ -238,8 +237,8 @@ def nothing_yet() -> None:
 with frame.page(
     "Runs",
     "Thinner models learning from the original: how fast, how accurate, live.",
-    "Loss: cross-entropy on the labels plus α times the KL-divergence from the original's answer (Eq. 2 of the "
-    "letter). A run is a process of its own: it goes on when this page is closed.",
+    "Loss: cross-entropy on the labels plus α times the KL divergence from the original's answer (Eq. 2 of the "
+    "letter). A run is a separate process: it goes on when this page is closed.",
 ):
     store = RunStore(folders.runs())
     summaries = store.list()

@@ -1,4 +1,4 @@
-"""Runs side by side in numbers: differences to the teacher and to the same shape from scratch."""
+"""The table of runs: accuracy, speed, and differences to the teacher and to the same shape from scratch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ON_ALL = {"Top-1 on all, %", "Perplexity on all", "All"}
 
 
 def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSummary]) -> None:
-    """Up to ten runs side by side; differences to the teacher and to the same shape from scratch."""
+    """Draw up to ten runs side by side."""
     label = run_data.names(every)
     lines = []
     for summary in chosen[:MOST]:
@@ -68,27 +68,19 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
                 "Epochs": round(last.get("epoch", now.epoch), 2),
                 "Seconds": round(last.get("seconds", now.seconds)),
             }
-        )  # fmt: skip
-    if lines:
-        told = [line for line in lines if line["Perplexity now"] is not None or line["Top-1 now, %"] is not None]
-        texts = [line["Perplexity now"] is not None for line in told]
-        of_text = bool(texts) and all(texts)
-        hidden = OF_IMAGES if of_text else set() if any(texts) else PERPLEXITY
-        hidden = hidden | (set() if any(line["All"] is not None for line in lines) else ON_ALL)
-        speed = {"Images/s": "Blocks/s"} if of_text else {}
-        lines = [{speed.get(n, n): value for n, value in line.items() if n not in hidden} for line in lines]
-        numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
-        st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
-        devices = sorted(
-            {
-                str(row.get("device"))
-                for s in chosen[:MOST]
-                for row in run_data.rows()(store, s.id)[:2]
-                if row.get("device")
-            }
         )
-        if devices:
-            st.caption(
-                f"{'Blocks' if of_text else 'Images'}/s measured on {', '.join(devices)}, teacher and "
-                "student in turns." + ("" if of_text else " Differences in percentage points.")
-            )
+    if not lines:
+        return
+    evaluated = [line for line in lines if line["Perplexity now"] is not None or line["Top-1 now, %"] is not None]
+    texts = [line["Perplexity now"] is not None for line in evaluated]
+    of_text = bool(texts) and all(texts)
+    hidden = OF_IMAGES if of_text else set() if any(texts) else PERPLEXITY
+    hidden = hidden | (set() if any(line["All"] is not None for line in lines) else ON_ALL)
+    speed = "Blocks/s" if of_text else "Images/s"
+    lines = [{n.replace("Images/s", speed): v for n, v in line.items() if n not in hidden} for line in lines]
+    numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}
+    st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
+    measured = [row for s in chosen[:MOST] for row in run_data.rows()(store, s.id)[:2]]
+    if devices := sorted({str(row["device"]) for row in measured if row.get("device")}):
+        note = "" if of_text else " Differences in percentage points."
+        st.caption(f"{speed} measured on {', '.join(devices)}, teacher and student in turns.{note}")

@@ -1,4 +1,4 @@
-"""The host's view: how others reach this page, who is there, what is waiting, and a fresh start."""
+"""The host's view of the workshop: address and QR code, the queue, and clearing the room."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-Ip")
 
 
 def is_host() -> bool:
-    """The browser on the machine that serves, and not one behind a proxy on it."""
+    """Whether this browser runs on the serving machine, and not behind a proxy there."""
     headers = st.context.headers
     return st.context.ip_address in (None, *LOOPBACK) and not any(name in headers for name in FORWARDED)
 
@@ -28,15 +28,15 @@ def is_open() -> bool:
 
 
 def own_address() -> str:
-    """The address of this page for the room; nothing is sent to find the machine's own number."""
-    told = st.get_option("server.address")
-    name = told if told not in (None, "", "0.0.0.0", "::") else _lan_number()
+    """The address of this page for the room; finding the machine's address sends nothing."""
+    bound = st.get_option("server.address")
+    name = bound if bound not in (None, "", "0.0.0.0", "::") else _lan_address()
     scheme = "https" if st.get_option("server.sslCertFile") else "http"
     base = (st.get_option("server.baseUrlPath") or "").strip("/")
     return f"{scheme}://{name}:{st.get_option('server.port')}/{base + '/' if base else ''}workshop"
 
 
-def _lan_number() -> str:
+def _lan_address() -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         try:
             s.connect(("192.0.2.1", 9))  # a documentation address: a datagram socket only looks up the route
@@ -46,12 +46,12 @@ def _lan_number() -> str:
 
 
 def qr_picture(address: str) -> str:
-    """The address as a QR code: dark on light in both themes, as scanners want it; a data URI of an SVG."""
+    """The address as a QR code, an SVG in a data URI; dark on light in both themes, as scanners need."""
     return str(segno.make(address, error="m").svg_data_uri(scale=8, border=3, dark="#000000", light="#ffffff"))
 
 
 def panel(room: Room) -> None:
-    """Drawn for the host alone."""
+    """Draw the panel; only the host sees it."""
     with st.expander("Host", icon=":material/co_present:", expanded=is_open()):
         left, right = st.columns([0.42, 0.58], gap="large")
         with left:
@@ -66,14 +66,12 @@ def _address() -> None:
         st.markdown("Only this machine can reach the studio now. To open it to the room, stop it and start it with")
         st.code(".venv/bin/streamlit run app.py --server.address 0.0.0.0", language=None, wrap_lines=True)
         st.caption(
-            "Everyone in that network can then use this studio, and read with it any model file that this account "
-            "can. Open it in a network that you trust, for as long as the workshop lasts."
+            "Everyone in that network can then use this studio, and read any model file that this account can read. "
+            "Use a network that you trust, and only while the workshop lasts."
         )
         return
-    address = st.text_input(
-        "Address for the room", value=own_address(), key="room-address",
-        help="Change it where the room reaches this machine under another name.",
-    ).strip()  # fmt: skip
+    tip = "Change it if the room reaches this machine under another name."
+    address = st.text_input("Address for the room", value=own_address(), key="room-address", help=tip).strip()
     if urlsplit(address).netloc:
         st.html(f'<img class="qr" src="{qr_picture(address)}" alt="QR code of the address {address}"/>')
 
@@ -94,13 +92,13 @@ def _queue() -> None:
 def _reset(room: Room) -> None:
     waiting = [job for job in jobs.workers().all() if job.state == "waiting"]
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        if st.button("Empty the queue", icon=":material/clear_all:", disabled=not waiting, key="room-queue",
-                     help="Measurements that have not begun are dropped; runs go on."):  # fmt: skip
+        tip, icon = "Drops measurements that have not begun; runs go on.", ":material/clear_all:"
+        if st.button("Empty the queue", icon=icon, disabled=not waiting, key="room-queue", help=tip):
             for job in waiting:
                 job.stop.set()
             st.rerun()
         with st.popover("Clear the room…", icon=":material/restart_alt:"):
-            st.markdown("All nicknames, ticks and results go.")
+            st.markdown("This deletes all nicknames, ticks and results.")
             if st.button("Clear the room", type="primary", key="room-clear"):
                 room.clear()
                 st.rerun()

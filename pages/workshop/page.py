@@ -1,4 +1,4 @@
-"""Workshop: eight exercises on the demo, answered by measuring; a list for the room, and the host's view."""
+"""Workshop: eight exercises on the demo, checked by measuring; a list for the room, and the host's view."""
 
 import secrets
 from dataclasses import replace
@@ -24,7 +24,7 @@ EXERCISE = "exercise-chosen"  # key of a widget
 
 
 def token() -> str:
-    """Names this browser; kept by it for a month, in a cookie that tells nothing else."""
+    """A random name of this browser, kept in a cookie for a month."""
     mine = session().part(Participant)
     if not mine.token:
         kept = st.context.cookies.get(COOKIE, "")
@@ -46,10 +46,10 @@ def the_demo() -> Demo:
 
 
 def choose_exercise(titles: list[str]) -> int:
-    """Which exercise; the link says it by its number from 1, whatever is ticked off."""
-    told = st.query_params.get("exercise", "1")
+    """Draw the choice of the exercise; returns its index. The link holds its number from 1."""
+    linked = st.query_params.get("exercise", "1")
     if EXERCISE not in st.session_state:
-        st.session_state[EXERCISE] = min(max(int(told[:9]), 1), len(titles)) - 1 if told.isdecimal() else 0
+        st.session_state[EXERCISE] = min(max(int(linked[:9]), 1), len(titles)) - 1 if linked.isdecimal() else 0
     chosen = st.segmented_control(
         "Exercise", range(len(titles)), required=True, wrap=True, format_func=titles.__getitem__, key=EXERCISE
     )
@@ -59,7 +59,7 @@ def choose_exercise(titles: list[str]) -> int:
 
 
 def ask(exercise: Exercise, demo: Demo, person: Person) -> Answer:
-    """The fields of one exercise; starts from the last answer that this browser gave."""
+    """Draw the fields of one exercise, filled with this browser's last answer; returns the answer."""
     before = person.answers.get(exercise.key, [])
     key = f"ws-{exercise.key}"
     if exercise.key == "beat":
@@ -87,23 +87,15 @@ def _ask_plan(demo: Demo, before: Answer) -> Answer:
     start = what_if_of(before) if len(before) == 4 else REFERENCE
     answer: Answer = []
     cells = st.columns(2) + st.columns(2)
-    for cell, (name, label) in zip(
-        cells,
-        (
-            ("residual", "Residual removed"),
-            ("attention", "Attention removed"),
-            ("heads", "Heads"),
-            ("ffn", "FFN removed"),
-        ),
-        strict=True,
+    for cell, name, value in zip(
+        cells, ("Residual", "Attention", "Heads", "FFN"), start.slider_values[:4], strict=True
     ):
-        value = getattr(start, name)
+        key = f"ws-beat-{name.lower()}"
         with cell:
-            if name == "heads":
-                answer.append(int(st.select_slider(label, head_options(shape), value=value, key="ws-beat-heads")))
+            if name == "Heads":
+                answer.append(int(st.select_slider(name, head_options(shape), value=value, key=key)))
             else:
-                key = f"ws-beat-{name}"
-                answer.append(int(st.slider(label, 0, MAX_REMOVED_PERCENT, value, format="%d%%", key=key)))
+                answer.append(int(st.slider(f"{name} removed", 0, MAX_REMOVED_PERCENT, value, format="%d%%", key=key)))
     mine, limit = demo.macs(what_if_of(answer)), demo.macs(REFERENCE)
     size = units.short(count_parameters(demo.plan(what_if_of(answer)).shape_after))
     fits = "fits" if mine <= limit else "too many"
@@ -112,19 +104,19 @@ def _ask_plan(demo: Demo, before: Answer) -> Answer:
 
 
 def check(exercise: Exercise, demo: Demo, answer: Answer) -> Verdict | None:
-    """Measure what the answer needs; None while that goes on."""
+    """Measure what the answer needs and judge it; None while measuring."""
     needed = exercise.measure(demo, answer)
     waiting = [job for job in needed if job.state != "done"]
     if waiting:
         progress.show(waiting[0], cancellable=False)
         st.caption(f"{len(needed) - len(waiting)} of {len(needed)} measurements are done.")
         return None
-    return exercise.task(demo, answer, [job.result for job in needed])
+    return exercise.judge(demo, answer, [job.result for job in needed])
 
 
-def tell(exercise: Exercise, verdict: Verdict) -> None:
+def draw_verdict(exercise: Exercise, verdict: Verdict) -> None:
     (st.success if verdict.right else st.warning)(
-        f"{'That is so.' if verdict.right else 'Not yet.'} {verdict.why}",
+        f"{'Right.' if verdict.right else 'Not yet.'} {verdict.why}",
         icon=":material/check_circle:" if verdict.right else ":material/replay:",
     )
     table((), verdict.rows, caption="Measured on this machine, on test images", row_heads=True)
@@ -150,7 +142,7 @@ def one(exercise: Exercise, number: int, demo: Demo, room: Room, person: Person)
         verdict = check(exercise, demo, answer)
         if verdict is None:
             return
-        tell(exercise, verdict)
+        draw_verdict(exercise, verdict)
         if verdict.right and (exercise.key not in person.solved or better(person, verdict)):
             room.solved(token(), exercise.key, verdict.best)
             st.rerun()
@@ -163,12 +155,8 @@ def better(person: Person, verdict: Verdict) -> bool:
 def the_room(room: Room, person: Person) -> None:
     st.header("The room", anchor=False)
     with st.form("nickname", border=False):
-        name = st.text_input(
-            "Nickname",
-            value=person.name,
-            max_chars=LONGEST_NAME,
-            help="Shown to the room. Leave it out to stay unseen.",
-        )
+        tip = "Shown to the room. Without one you are not listed."
+        name = st.text_input("Nickname", value=person.name, max_chars=LONGEST_NAME, help=tip)
         if st.form_submit_button("Join the list" if not person.name else "Change"):
             try:
                 room.rename(token(), name)
@@ -187,7 +175,7 @@ def the_room(room: Room, person: Person) -> None:
             for p in room.leaderboard()
         ]
         if not rows:
-            st.caption("Those who give a nickname will be listed here, with what they have solved.")
+            st.caption("Everyone with a nickname will be listed here, with the exercises they have solved.")
             return
         st.dataframe(pd.DataFrame(rows), hide_index=True, width="stretch", placeholder="—")
 
@@ -196,8 +184,8 @@ def the_room(room: Room, person: Person) -> None:
 
 with frame.page(
     "Workshop",
-    "Eight exercises on the demo. Say what you think; the studio measures whether it is so.",
-    "Every answer is checked by cutting the demo and running it on test images, not by looking it up.",
+    "Eight exercises on the demo. Predict, and let the studio measure whether you are right.",
+    "Every answer is checked by cutting the demo and running it on test images, not looked up.",
 ):
     frame.current()
     demo, room = the_demo(), Room(folders.workshop())

@@ -1,6 +1,6 @@
-"""The room: who takes part, what each has solved, the best plan of the last exercise; one file, replaced as a whole.
+"""The room: participants, their solved exercises and best plans, in one file that is replaced as a whole.
 
-A person is a random token that the browser keeps; the file holds its hash, a nickname at most, and results.
+A participant is a random token that the browser keeps; the file holds its hash, results, and at most a nickname.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ LONGEST_NAME = 20
 
 
 class RoomError(UPViTError):
-    """What could not be written into the room."""
+    """A change of the room that was refused, or could not be written."""
 
 
 class Best(BaseModel):
-    """The best plan of one person under the same MACs: measured top-1 in percent, MACs, and its sliders in words."""
+    """A person's best plan within the allowed MACs: measured top-1 in percent, MACs, and its settings in words."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -36,7 +36,7 @@ class Best(BaseModel):
 
 
 class Person(BaseModel):
-    """What one browser has done. `answers` are the last ones given, so that a reload shows them again."""
+    """The progress of one browser. `answers` are its last ones, so that a reload shows them again."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,7 +49,7 @@ class Person(BaseModel):
 
 @dataclass
 class Participant:
-    """This browser's part of its session: its token, and the answers that it has asked to check, by exercise."""
+    """A browser session's token, and the answers that it asked to check, by exercise."""
 
     token: str = ""
     asked: dict[str, list[str | int]] = field(default_factory=dict)
@@ -60,15 +60,14 @@ class _Record(BaseModel):
 
 
 class Room:
-    """All of it under one folder; servers on one machine may share it."""
+    """The room in a folder, which servers on one machine may share."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.file = folder / "room.json"
 
     def people(self) -> dict[str, Person]:
-        """Everyone by hash. A file that cannot be read counts as an empty room; nothing of it is overwritten before
-        someone does something."""
+        """Everyone by hash. An unreadable file counts as an empty room, and stays until the next change."""
         try:
             return _Record.model_validate_json(self.file.read_bytes()).people
         except (OSError, ValidationError):
@@ -78,7 +77,7 @@ class Room:
         return self.people().get(hashed(token), Person())
 
     def leaderboard(self) -> list[Person]:
-        """Those who gave a nickname: most exercises solved first, then the best top-1, then who was there first."""
+        """Everyone with a nickname: most exercises solved first, then the best top-1, then the earliest arrival."""
         named = [person for person in self.people().values() if person.name]
         return sorted(named, key=lambda p: (-len(p.solved), -(p.best.top1 if p.best else 0.0), p.seen))
 
@@ -86,7 +85,7 @@ class Room:
         """Take a nickname. Raises RoomError for an empty, long or taken one."""
         name = " ".join(name.split())
         if not name or len(name) > LONGEST_NAME or not name.isprintable():
-            raise RoomError(f"{name[:40]!r} is no nickname; give 1 to {LONGEST_NAME} letters.")
+            raise RoomError(f"The nickname {name[:40]!r} is not valid; give 1 to {LONGEST_NAME} letters.")
 
         def change(people: dict[str, Person], own: Person) -> Person:
             others = {p.name.casefold() for key, p in people.items() if key != hashed(token)}
@@ -110,7 +109,7 @@ class Room:
         self._change(token, change)
 
     def clear(self) -> None:
-        """Everyone out: names, progress and results."""
+        """Remove everyone, with names, progress and results."""
         self._write(lambda people: people.clear())
 
     def _change(self, token: str, change: Callable[[dict[str, Person], Person], Person]) -> None:

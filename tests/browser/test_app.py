@@ -82,7 +82,7 @@ def test_a_wrong_path_is_told_and_the_app_lives_on(visit: Visit) -> None:
 
 
 @pytest.mark.slow
-def test_a_click_on_a_picture_puts_the_channel_under_the_glass(visit: Visit, published: Path) -> None:
+def test_a_click_on_a_picture_shows_the_channel_in_detail(visit: Visit, published: Path) -> None:
     page = visit("importance", open=f"published:{published}")
     chart = page.locator(".js-plotly-plot").nth(2)
     chart.scroll_into_view_if_needed()

@@ -51,7 +51,7 @@ def test_model_tells_perplexity_in_place_of_top_1(page: Page, folder: Path) -> N
 @pytest.mark.usefixtures("jobs_at_once")
 def test_model_shows_what_it_says_comes_next(page: Page, folder: Path) -> None:
     test = page("pages/model/page.py", open=str(folder))
-    table = next(str(e.proto.body) for e in test.get("html") if "it says" in str(e.proto.body))
+    table = next(str(e.proto.body) for e in test.get("html") if "answer" in str(e.proto.body))
     rows = [re.findall("<td>(.*?)</td>", row) for row in table.split("<tr>")[2:]]
     assert len(rows) == 8
     loaded = load_model(folder)

@@ -132,7 +132,7 @@ def test_the_whole_way_with_weights(page: Run, with_weights: str, jobs_at_once: 
     test.run()
     assert not test.exception
     assert not test.error, [e.value for e in test.error]
-    assert "% sure of" in html_of(test)
+    assert "95 % interval" in html_of(test)
     model = replace(open_model.load(with_weights), dataset="demo")
     job = scoring.start_scoring(model, scoring.Request(CriterionName.FISHER, 16))
     assert job.state == "done", job.error

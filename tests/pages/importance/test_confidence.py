@@ -79,10 +79,10 @@ def test_refine_is_shown_at_once_and_fills_in(page: Run, jobs_at_once: None, mon
     assert {record.criterion for record in records} == {"refine", "fisher"}
 
 
-def test_stopping_rule_is_told(page: Run, jobs_at_once: None) -> None:
+def test_stopping_rule_is_shown(page: Run, jobs_at_once: None) -> None:
     test = page(PAGE)
     score(test, "fisher", 64)
-    assert re.search(r"half as many keep 9\d\.\d % the same channels", html_of(test))
+    assert re.search(r"half as many keep 9\d\.\d % of the same channels", html_of(test))
 
 
 def test_criteria_side_by_side(page: Run, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:

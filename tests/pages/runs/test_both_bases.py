@@ -69,7 +69,7 @@ def test_the_page_draws_both_ways_and_says_which_recipes(page: Callable[..., App
     assert not test.error
     assert "Both ways" in [s.value for s in test.subheader]
     text = html_of(test)
-    assert "each by its own recipe (minutes on a CPU; small steps, after repair)" in text
+    assert "each with its recipe (minutes on a CPU; small steps, after repair)" in text
     assert "Channels (UP-ViT)" in text
     assert "Directions, repaired" in text
     test.checkbox[0].uncheck().run()

@@ -93,46 +93,46 @@ def test_a_torn_file_is_an_empty_room(room: Room) -> None:
 
 
 def test_parts_are_judged_by_the_least_measured_kl(demo: Demo) -> None:
-    task = BY_KEY["parts"].task
+    judge = BY_KEY["parts"].judge
     for least, name in enumerate(("Residual", "Attention", "FFN")):
         results = [result(50, 0.1 if i == least else 0.5) for i in range(3)]
-        assert task(demo, [name], results).right
-        assert not task(demo, ["FFN" if name != "FFN" else "Residual"], results).right
+        assert judge(demo, [name], results).right
+        assert not judge(demo, ["FFN" if name != "FFN" else "Residual"], results).right
 
 
 def test_the_limit_is_the_last_share_within_a_point(demo: Demo) -> None:
-    task = BY_KEY["limit"].task
-    assert task(demo, [50], [result(93), result(92.1), result(91.9)]).right
-    assert "too much" in task(demo, [55], [result(93), result(91.9), result(90)]).why
-    assert "More can go" in task(demo, [45], [result(93), result(92.5), result(92.1)]).why
+    judge = BY_KEY["limit"].judge
+    assert judge(demo, [50], [result(93), result(92.1), result(91.9)]).right
+    assert "too much" in judge(demo, [55], [result(93), result(91.9), result(90)]).why
+    assert "More is possible" in judge(demo, [45], [result(93), result(92.5), result(92.1)]).why
 
 
 def test_heads_are_judged_by_the_fewest_that_hold(demo: Demo) -> None:
-    task = BY_KEY["heads"].task
-    assert task(demo, [3], [result(72), result(46)]).right
-    assert not task(demo, [6], [result(93), result(72)]).right
-    assert not task(demo, [2], [result(46), result(37)]).right
-    assert task(demo, [1], [result(71)]).right
+    judge = BY_KEY["heads"].judge
+    assert judge(demo, [3], [result(72), result(46)]).right
+    assert not judge(demo, [6], [result(93), result(72)]).right
+    assert not judge(demo, [2], [result(46), result(37)]).right
+    assert judge(demo, [1], [result(71)]).right
 
 
 def test_a_sum_is_compared_with_what_was_measured(demo: Demo) -> None:
-    task = BY_KEY["sum"].task
+    judge = BY_KEY["sum"].judge
     worse, same, better = BY_KEY["sum"].options
-    assert task(demo, [worse], [result(80, 10.0)]).right
-    assert task(demo, [better], [result(80, 1e-6)]).right
-    told = float(task(demo, [same], [result(80, 1.0)]).why.split()[3]) ** -1
-    assert task(demo, [same], [result(80, told)]).right
+    assert judge(demo, [worse], [result(80, 10.0)]).right
+    assert judge(demo, [better], [result(80, 1e-6)]).right
+    told = float(judge(demo, [same], [result(80, 1.0)]).why.split()[3]) ** -1
+    assert judge(demo, [same], [result(80, told)]).right
 
 
 def test_beating_needs_fewer_macs_and_more_top1(demo: Demo) -> None:
-    task = BY_KEY["beat"].task
+    judge = BY_KEY["beat"].judge
     light, heavy = [30, 70, 6, 70], [0, 0, 6, 0]
     assert demo.macs(what_if_of(light)) < demo.macs(REFERENCE) < demo.macs(what_if_of(heavy))
-    won = task(demo, light, [result(33), result(16)])
+    won = judge(demo, light, [result(33), result(16)])
     assert won.right
     assert won.best == Best(top1=33, macs=demo.macs(what_if_of(light)), words="30/70/70 %, 6 heads")
-    assert not task(demo, light, [result(16), result(16)]).right
-    assert not task(demo, heavy, [result(93), result(16)]).right
+    assert not judge(demo, light, [result(16), result(16)]).right
+    assert not judge(demo, heavy, [result(93), result(16)]).right
 
 
 @pytest.mark.parametrize("number", range(len(EXERCISES)))
