@@ -27,6 +27,7 @@ from upvit_core.planning.budget_stages import best_shares
 from upvit_core.planning.ratios import plan_uniform
 from upvit_core.pruning.basis.scores import score_directions
 from upvit_core.pruning.prune import cut_and_record
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.training.batches import TrainingBatches, batch_source
@@ -52,7 +53,7 @@ def score(
     data: Data | None = None,
     criterion: str = "fisher",
     *,
-    basis: Literal["channels", "directions"] = "channels",
+    basis: Basis = Basis.CHANNELS,
     images: int | None = None,
     seed: int = 0,
     root: str | None = None,
@@ -67,7 +68,7 @@ def score(
     Raises ScoresError where the criterion is unknown or lacks data, DataError where the data cannot be opened.
     """
     train_images = None if data is None else _images(model, data, "train", root)
-    if basis == "channels":
+    if Basis(basis) is Basis.CHANNELS:
         return score_channels(model, train_images, criterion, n=images, seed=seed, report=report)
     if train_images is None or criterion not in ("fisher", "kl"):
         raise ScoresError(f"Directions are scored on data by fisher or kl, not by {criterion!r}; give data and one.")

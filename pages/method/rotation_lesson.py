@@ -139,8 +139,8 @@ def _cuts(model: OpenModel, scores: ImportanceScores, ratio: int) -> None:
     """Draw top-1 and KL of three cuts of the residual alone, measured one after another."""
     cuts = {
         "Channels": WhatIf(ratio, 0, None, 0),
-        "Directions": WhatIf(ratio, 0, None, 0, "directions"),
-        "Repaired": WhatIf(ratio, 0, None, 0, "directions", True),
+        "Directions": WhatIf(ratio, 0, None, 0, Basis.DIRECTIONS),
+        "Repaired": WhatIf(ratio, 0, None, 0, Basis.DIRECTIONS, True),
     }
     if scores.basis == "directions":
         del cuts["Channels"]  # scores of directions cannot rank channels

@@ -10,6 +10,7 @@ import streamlit as st
 from pages.services import folders, jobs, limits, open_model
 from pages.services.session import session
 from upvit_core.errors import CheckpointError, UPViTError
+from upvit_core.records.source import Source
 
 LONGEST_NAME = 80
 SUFFIXES = ["pth", "pt", "bin", "safetensors"]
@@ -66,7 +67,7 @@ def _path() -> None:
         about_heads = "No tensor holds the number of heads. Without a config, heads of 64 channels are assumed."
         heads = st.number_input("Heads (0: as the file says)", 0, 64, 0, help=about_heads)
         if st.form_submit_button("Open") and path.strip():
-            _open(path.strip() + (f"{open_model.HEADS}{heads}" if heads else ""))
+            _open(str(Source(path.strip(), heads)))
 
 
 def _upload() -> None:

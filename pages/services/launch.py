@@ -53,7 +53,7 @@ def ratio_sweep(what_if: WhatIf) -> list[WhatIf]:
 
 def both_bases(what_if: WhatIf) -> list[WhatIf]:
     """The same widths from two starts: the letter's channels, and directions with repair."""
-    return [replace(what_if, basis="channels", repair=False), replace(what_if, basis="directions", repair=True)]
+    return [replace(what_if, basis=Basis.CHANNELS, repair=False), replace(what_if, basis=Basis.DIRECTIONS, repair=True)]
 
 
 def distill_spec(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, training: Training) -> RunSpec:

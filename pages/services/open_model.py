@@ -162,7 +162,7 @@ def inspect(source: str) -> OpenModel | None:
     place = Path(path).expanduser()
     if place.is_file() and is_scores_file(place):
         return _scores_file(source, str(place), _stamp(place))
-    if place.is_dir() and heads is None and _names_shape(place):
+    if place.is_dir() and parsed.heads is None and _names_shape(place):
         return _folder(source, place, _stamp(place / "config.json"))
     return _loaded().find(source + _stamp(place))
 
@@ -173,9 +173,9 @@ def load(source: str) -> OpenModel:
 
     limits.confine(path_of(source))
     weights = not source.startswith(WITHOUT_WEIGHTS)
-    path, heads = split_heads(source.removeprefix(WITHOUT_WEIGHTS))
-    loaded = load_model(path, num_heads=heads, pretrained=weights)
-    place = Path(path).expanduser()
+    parsed = Source.parse(source.removeprefix(WITHOUT_WEIGHTS))
+    loaded = load_model(parsed.path, num_heads=parsed.heads, pretrained=weights)
+    place = Path(parsed.path).expanduser()
     about = f"heads: {loaded.head_count_source}" if loaded.has_weights else "shape only, no weights"
     scores = _scores_beside(place) if place.is_dir() else None
     opened = OpenModel(

@@ -111,7 +111,7 @@ def teacher_name(spec: RunSpec) -> str:
 
 def model_name(source: str) -> str:
     """The last part of where a model lies; of the model of a run, the run's name."""
-    path = Path(source.partition("#")[0])
+    path = Path(Source.parse(source).path)
     return (path.parent.name if path.name == "model" else path.name) or source
 
 

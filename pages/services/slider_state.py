@@ -22,6 +22,7 @@ from upvit_core.planning.what_if import (
     head_options,
 )
 from upvit_core.planning.widths import parse_widths
+from upvit_core.records.basis import Basis
 from upvit_core.records.shape import ModelShape
 
 CHANNELS, DIRECTIONS = "Channels", "Directions"

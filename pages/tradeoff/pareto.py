@@ -22,6 +22,7 @@ from upvit_core.planning.pareto import candidate_plans
 from upvit_core.planning.what_if import WhatIf, what_if_from_widths
 from upvit_core.planning.widths import widths_of
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs.forecast import Forecast

@@ -15,6 +15,7 @@ from pages.workshop.room import Best
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
@@ -32,8 +33,8 @@ HEADS = (6, 3, 2, 1)
 FOUR_CUTS = {
     "Channels": WhatIf(50, 50, 6, 50),
     "Channels, repaired": WhatIf(50, 50, 6, 50, repair=True),
-    "Directions": WhatIf(50, 50, 6, 50, basis="directions"),
-    "Directions, repaired": WhatIf(50, 50, 6, 50, basis="directions", repair=True),
+    "Directions": WhatIf(50, 50, 6, 50, basis=Basis.DIRECTIONS),
+    "Directions, repaired": WhatIf(50, 50, 6, 50, basis=Basis.DIRECTIONS, repair=True),
 }
 Answer = list[str | int]
 Measurement = jobs.Job[Any]  # of an `Evaluation`, an `Effect`, or the scores that they wait for

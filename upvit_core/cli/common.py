@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,6 @@ import typer
 if TYPE_CHECKING:
     from upvit_core.importance.criterion import Progress
     from upvit_core.records.block_removals import BlockRemovals
-
-
-class Basis(StrEnum):
-    CHANNELS = "channels"
-    DIRECTIONS = "directions"
 
 
 def emit(result: Mapping[str, object], as_json: bool) -> None:

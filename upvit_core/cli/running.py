@@ -211,7 +211,7 @@ def _settings(presets: Mapping[str, DistillSettings], name: str) -> dict[str, ob
 
 
 def _with_heads(model: object, num_heads: int | None) -> object:
-    return f"{model}#heads={num_heads}" if model and num_heads else model
+    return str(Source(model, num_heads))
 
 
 REASONS = {

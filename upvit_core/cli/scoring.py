@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from upvit_core.cli.common import Bar, Basis, depths_of, emit, removals_of
+from upvit_core.cli.common import Bar, depths_of, emit, removals_of
 from upvit_core.cli.options import (
     DataOptions,
     Depth,

@@ -25,7 +25,7 @@ THREADED_PIXELS = 96 * 96
 READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 
-class Source(Protocol):
+class ImageSource(Protocol):
     """Where images come from, one by one."""
 
     @property
@@ -47,7 +47,7 @@ class Source(Protocol):
 class Pixels:
     """Decoded bytes after the evaluation transform, kept where the whole set is small; and what could not be read."""
 
-    def __init__(self, source: Source, pretrained_cfg: Mapping[str, Any]):
+    def __init__(self, source: ImageSource, pretrained_cfg: Mapping[str, Any]):
         config = data_config(pretrained_cfg)
         self.source, self.transform = source, eval_transform(pretrained_cfg, normalise=False)
         self.size = tuple(config["input_size"])  # (C, H, W)
@@ -102,7 +102,7 @@ class ImageSet:
     split: str
     class_names: tuple[str, ...]
     digest: str
-    source: Source = field(repr=False, compare=False)
+    source: ImageSource = field(repr=False, compare=False)
     pixels: Pixels = field(repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -173,7 +173,7 @@ class ImageSet:
 
 
 class _Transformed(Dataset[tuple[Tensor, int]]):
-    def __init__(self, source: Source, transform: Callable[[Image.Image], Tensor], unreadable: dict[int, str]):
+    def __init__(self, source: ImageSource, transform: Callable[[Image.Image], Tensor], unreadable: dict[int, str]):
         self.source, self.transform, self.unreadable = source, transform, unreadable
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from upvit_core.data.archives import SUFFIXES, open_archive
 from upvit_core.data.folders import DiskTree, FileImages, open_tree
-from upvit_core.data.images import ImageSet, Pixels, Source, digest_of
+from upvit_core.data.images import ImageSet, ImageSource, Pixels, digest_of
 from upvit_core.data.named import PREFIXES, STREAMS, open_named
 from upvit_core.data.text import open_text
 from upvit_core.errors import DataError
@@ -73,7 +73,7 @@ def open_images(
     )
 
 
-def _open(spec: str, split: str, root: str | None, seed: int) -> Source:
+def _open(spec: str, split: str, root: str | None, seed: int) -> ImageSource:
     if not spec:
         raise DataError("No image set was given; type demo, a folder, or a timm name such as torch/cifar10.")
     if spec == "demo":

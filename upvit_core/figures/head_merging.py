@@ -6,6 +6,7 @@ import numpy as np
 
 from upvit_core.figures.score_grid import heads_after, kept_mask, member_word
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, drawn, log_ticks
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 
@@ -46,7 +47,7 @@ def draw_head_merging(
         return cividis((np.log10(max(score, 1e-12)) - low) / (high - low))
 
     ours = f"{member_word(scores, 'attention')}s"
-    short = "dir." if scores.basis == "directions" else "ch"
+    short = "dir." if scores.basis == Basis.DIRECTIONS else "ch"
     gap = 0.012
     tall = (1 - gap * (before - 1)) / width  # height of one channel
     tops_before = [1 - head * (per * tall + gap) for head in range(before)]

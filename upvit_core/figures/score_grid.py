@@ -15,6 +15,7 @@ import numpy as np
 
 from upvit_core.cache import Cache
 from upvit_core.figures.theme import TITLES
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
@@ -29,7 +30,7 @@ AXES: dict[Component, str] = {
 
 def member_word(scores: ImportanceScores, component: Component) -> str:
     """What one of its scores is of: a channel, or a direction (FFN channels stay channels in either basis)."""
-    return "direction" if scores.basis == "directions" and component in ("residual", "attention") else "channel"
+    return "direction" if scores.basis == Basis.DIRECTIONS and component in ("residual", "attention") else "channel"
 
 
 def axis_words(scores: ImportanceScores, component: Component) -> str:

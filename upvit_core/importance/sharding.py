@@ -42,7 +42,7 @@ def all_reduce_scores(record: ImportanceScores, proxy: ProxySet, device: str) ->
 def add(records: Sequence[ImportanceScores]) -> ImportanceScores:
     """One record of disjoint image sets from the records of each. Raises ScoresError where scores are not sums."""
     first = records[0]
-    if "summed over images" not in first.unit:
+    if not first.is_sum:
         raise ScoresError(f"Scores by {first.criterion} are no sums over images; score them with one process.")
     images = sum(record.images for record in records)
     values = {key: np.sum([record.values[key] for record in records], axis=0) for key in first.values}

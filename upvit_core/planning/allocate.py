@@ -24,6 +24,7 @@ from upvit_core.planning.cost_model import COUNTS, CostModel
 from upvit_core.planning.curves import Curve, Curves, Widths, removal_curves
 from upvit_core.planning.pool import pool_per_block
 from upvit_core.planning.ratios import plan_widths
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import COMPONENTS, ModelShape
@@ -44,7 +45,7 @@ def plan_allocated(
     allocation: Allocation = "uniform",
     per: Per = "channel",
     round_to: int = 1,
-    basis: str = "channels",
+    basis: Basis = Basis.CHANNELS,
 ) -> PruningPlan:
     """A plan from three pruning ratios, spread over the blocks as `allocation` says.
 

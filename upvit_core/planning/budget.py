@@ -27,6 +27,7 @@ from upvit_core.planning.curves import Curve, Curves, Widths, removal_curves
 from upvit_core.planning.lagrangian import CostVector, lagrangian
 from upvit_core.planning.pool import WidthPool, pool_per_block, pool_uniform
 from upvit_core.planning.ratios import plan_widths
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import BlockShape, ModelShape
@@ -109,7 +110,7 @@ def best_plan(
     heads: int | Sequence[int] | None = None,
     round_to: int = 1,
     per: Per = "channel",
-    basis: str = "channels",
+    basis: Basis = Basis.CHANNELS,
 ) -> BestPlan:
     """The plan that loses least score within a budget.
 

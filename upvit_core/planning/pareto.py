@@ -16,6 +16,7 @@ from upvit_core.planning.cost_model import Timed, costs_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 
@@ -77,7 +78,7 @@ def candidate_plans(
     shares: Sequence[float] = SHARES,
     heads: int | None = None,
     round_to: int = 1,
-    basis: str = "channels",
+    basis: Basis = Basis.CHANNELS,
 ) -> list[tuple[str, PruningPlan]]:
     """Plans to compare: at shares of the model's MACs the best of all, of uniform and of stock shapes; equal ratios.
 
@@ -87,7 +88,7 @@ def candidate_plans(
     """
     full = count_macs(scores.shape)
     if scores.shape.one_share:
-        if heads is not None or round_to != 1 or basis != "channels":
+        if heads is not None or round_to != 1 or basis != Basis.CHANNELS:
             raise PlanError(
                 f"heads, round_to and directions are defined for models without stages; leave them out for "
                 f"{scores.shape.name}."

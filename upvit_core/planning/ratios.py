@@ -9,6 +9,7 @@ import numpy as np
 
 from upvit_core.errors import PlanError
 from upvit_core.importance.ranking import keep_best, keep_in_merged_heads
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import PVT_VARIANTS, ModelShape, common_head_counts, deit_shape, pvt_shape
@@ -51,7 +52,7 @@ def plan_uniform(
     reduction: float | None = None,
     heads: int | None = None,
     snap: bool = False,
-    basis: str = "channels",
+    basis: Basis = Basis.CHANNELS,
 ) -> PruningPlan:
     """The same pruning ratio in every block and stage; `heads` merges every block's heads (None: as they are).
 
@@ -98,7 +99,7 @@ def uniform_widths(
     return widths, counts
 
 
-def plan_preset(scores: ImportanceScores, preset: str, *, basis: str = "channels") -> PruningPlan:
+def plan_preset(scores: ImportanceScores, preset: str, *, basis: Basis = Basis.CHANNELS) -> PruningPlan:
     """Widths of a stock model, such as `deit_small` or `pvt_v2_b0`, of a model with the same depth.
 
     Raises PlanError for an unknown preset, or one that is wider or deeper than the model.
@@ -134,7 +135,7 @@ def plan_widths(
     blocks: list[tuple[int, int, int]],
     *,
     requested: dict[str, Any],
-    basis: str = "channels",
+    basis: Basis = Basis.CHANNELS,
 ) -> PruningPlan:
     """The best channels for given widths of a model without stages, as `plan_groups` chooses them.
 
@@ -153,7 +154,7 @@ def plan_groups(
     heads: Mapping[int, int],
     *,
     requested: dict[str, Any],
-    basis: str = "channels",
+    basis: Basis = Basis.CHANNELS,
 ) -> PruningPlan:
     """The best channels for given widths by key and heads by block.
 
@@ -162,11 +163,11 @@ def plan_groups(
     Raises PlanError where scores of directions are to give a plan of channels, or the model has no directions.
     """
     shape = scores.shape
-    if scores.basis == "directions" != basis:
+    if scores.basis == Basis.DIRECTIONS != basis:
         raise PlanError("These are scores of directions; plan with basis=directions, or score channels.")
-    if basis == "directions" and not shape.has_directions:
+    if basis == Basis.DIRECTIONS and not shape.has_directions:
         raise PlanError(f"Directions are defined for plain ViTs; {shape.name} is cut by channels.")
-    leading = basis == "directions" and scores.basis == "channels"
+    leading = basis == Basis.DIRECTIONS and scores.basis == Basis.CHANNELS
 
     def best(key: str) -> tuple[int, ...]:
         component, _, place = key.partition(".")
@@ -184,7 +185,7 @@ def plan_groups(
         model_digest=scores.model_digest,
         scores_digest=scores.digest,
         criterion=scores.criterion,
-        basis="directions" if basis == "directions" else "channels",
+        basis=basis,
         source_shape=shape.to_dict(),
         residual=residuals[0],
         later_residuals=tuple(residuals[1:]),

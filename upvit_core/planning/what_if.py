@@ -18,11 +18,11 @@ from upvit_core.planning.depth import plan_depth
 from upvit_core.planning.depth_records import DepthRecords
 from upvit_core.planning.ratios import PRESETS, plan_uniform, presets_for
 from upvit_core.planning.widths import parse_widths, plan_from_widths, write_widths
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape, common_head_counts
 
-Basis = Literal["channels", "directions"]
 Order = Literal["together", "depth first", "width first"]
 Allocation = Literal["uniform", "isomorphic", "global", "widths"]
 ALLOCATIONS: dict[Allocation, str] = {

@@ -11,6 +11,7 @@ from math import gcd
 from upvit_core.errors import PlanError
 from upvit_core.planning.curves import Widths
 from upvit_core.planning.ratios import plan_widths
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape, legal_head_counts
@@ -110,7 +111,7 @@ def _nearest(wanted: int, full: int, step: int, smallest: int) -> int:
     return min(max(round(wanted / step), 1), full // step) * step
 
 
-def plan_from_widths(scores: ImportanceScores, text: str, *, basis: str = "channels") -> PruningPlan:
+def plan_from_widths(scores: ImportanceScores, text: str, *, basis: Basis = Basis.CHANNELS) -> PruningPlan:
     """The best channels for the widths that a text names. Raises PlanError as `parse_widths` does."""
     widths = parse_widths(text, scores.shape)
     requested = {"allocation": "widths", "widths": write_widths(widths)}

@@ -48,7 +48,7 @@ def cut_and_record(
     fitted = plan.fitted
     repair = (fitted.repair if fitted else False) if repair is None else repair
     plan = plan.at_size(loaded.shape.img_size)
-    if plan.basis == "channels" and not repair:
+    if plan.basis == Basis.CHANNELS and not repair:
         return prune(loaded.model, loaded.shape, plan), plan.model_copy(update={"fitted": None})
     if data is None:
         what = "Repair" if repair else "A plan that keeps directions"
@@ -67,7 +67,7 @@ def cut_and_record(
     if plan.basis == "directions" and stats is None:
         metric: Any = fitted.metric if again and fitted is not None and fitted.metric else "reading"
         stats = collect_statistics(adapter, proxy, metric=metric, report=report)
-    if plan.basis == "channels" or stats is None:
+    if plan.basis == Basis.CHANNELS or stats is None:
         stats, student = None, prune(loaded.model, loaded.shape, plan)
     else:
         student = prune_directions(loaded.model, loaded.shape, plan, stats)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from upvit_core.errors import PlanError
 from upvit_core.models.checkpoint import build_model
 from upvit_core.models.layout import block_stem, layout
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
 
@@ -23,7 +24,7 @@ def prune(model: nn.Module, shape: ModelShape, plan: PruningPlan) -> nn.Module:
 
     Raises PlanError where the plan was made for another shape, or keeps directions rather than channels.
     """
-    if plan.basis != "channels":
+    if plan.basis != Basis.CHANNELS:
         raise PlanError("This plan keeps directions, not channels; it needs images to find them (give --data).")
     check_fits(shape, plan)
     source = {name: tensor.detach() for name, tensor in model.state_dict().items()}

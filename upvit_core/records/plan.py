@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from upvit_core.atomic import write_atomically
 from upvit_core.errors import PlanError, first_fault
+from upvit_core.records.basis import Basis
 from upvit_core.records.shape import BlockShape, ModelShape
 
 Index = Annotated[int, Field(ge=0, strict=True)]
@@ -95,7 +96,7 @@ class PruningPlan(_Record):
     model_digest: str = ""
     scores_digest: str = ""
     criterion: str = ""
-    basis: Literal["channels", "directions"] = "channels"
+    basis: Basis = Basis.CHANNELS
     source_shape: dict[str, Any]
     residual: Kept
     later_residuals: tuple[Kept, ...] = ()

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from upvit_core.atomic import replaced
 from upvit_core.errors import ScoresError
+from upvit_core.records.basis import Basis
 from upvit_core.records.shape import ModelShape
 
 VERSION = 1
@@ -31,7 +32,7 @@ Array = np.ndarray
 class ImportanceScores:
     """Scores by key, in `unit` summed over `images` images; bigger is more important.
 
-    `basis` says what one score belongs to: `channels`, or `directions` of a rotated residual and of rotated heads.
+    `basis` says what a residual and an attention score belong to.
     """
 
     values: Mapping[str, Array]
@@ -46,10 +47,11 @@ class ImportanceScores:
     images: int = 0
     seed: int = 0
     seconds: float = 0.0
-    basis: str = "channels"
+    basis: Basis = Basis.CHANNELS
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "basis", Basis(self.basis))
         for key, width in expected_widths(self.shape).items():
             if key not in self.values:
                 raise ScoresError(f"The scores lack {key!r}; a record for {self.shape.name} needs {width} there.")
@@ -57,6 +59,16 @@ class ImportanceScores:
                 raise ScoresError(f"The scores hold {self.values[key].shape} values for {key!r}, not {width}.")
             if not np.isfinite(self.values[key]).all():
                 raise ScoresError(f"The scores of {key!r} contain NaN or infinity; score the model again.")
+
+    @property
+    def is_kl(self) -> bool:
+        """True where scores are in nats, so that sums of them estimate the KL of a plan."""
+        return self.unit.startswith("nats")
+
+    @property
+    def is_sum(self) -> bool:
+        """True where scores are sums over images, so that those of disjoint images add up."""
+        return "summed over images" in self.unit
 
     @property
     def samples(self) -> int:

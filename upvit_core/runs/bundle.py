@@ -45,9 +45,9 @@ def write_order(spec: RunSpec, folder: Path) -> Path:
         raise RunError(f"{folder} exists already; choose another folder.")
     folder.mkdir(parents=True)
     changes: dict[str, object] = {"owner": "", "created": 0, "executor": "local", "slurm": None, "device": "auto"}
-    source, _, heads = spec.teacher.partition("#heads=")
-    if is_local(source):
-        _copy_model(source, int(heads) if heads.isdigit() else None, folder / "teacher")
+    teacher = Source.parse(spec.teacher)
+    if is_local(teacher.path):
+        _copy_model(teacher.path, teacher.heads, folder / "teacher")
         changes["teacher"] = "teacher"
     if spec.student is not None:
         shutil.copytree(spec.student, folder / "student")

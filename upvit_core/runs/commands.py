@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from upvit_core.records.source import Source
 from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunSpec
 from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings

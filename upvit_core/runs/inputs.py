@@ -20,6 +20,7 @@ from upvit_core.models.retarget import DISTIL, FINE_TUNING, retarget
 from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
+from upvit_core.records.source import Source
 from upvit_core.records.task import refuse_language
 from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.spec import RunSpec
@@ -84,10 +85,10 @@ def _opened(
     needs_weights: bool = True,
 ) -> LoadedModel:
     """The model that a spec names, resized to see images of `img_size` where that is given."""
-    source, _, heads = name.partition("#heads=")  # as the pages write a head count that a person corrected
+    source = Source.parse(name)
     opened = load_model(
-        source,
-        num_heads=int(heads) if heads.isdigit() else None,
+        source.path,
+        num_heads=source.heads,
         device=device,
         img_size=img_size,
         pretrained=needs_weights,

@@ -11,6 +11,7 @@ from upvit_core.paths import DEMO_FOLDER
 from upvit_core.profiling.memory import TrainingMemory, estimate_training
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
+from upvit_core.records.source import Source
 from upvit_core.records.task import task_of
 from upvit_core.runs.devices import Device, device_named
 from upvit_core.runs.spec import RunSpec
@@ -82,7 +83,7 @@ def shapes_of(spec: RunSpec) -> tuple[ModelShape, ModelShape] | None:
         if spec.plan is not None:
             plan = PruningPlan.from_json(json.dumps(spec.plan))
             return plan.shape_before, plan.shape_after
-        teacher = DEMO_FOLDER if spec.teacher == "demo" else Path(spec.teacher.partition("#")[0])
+        teacher = DEMO_FOLDER if spec.teacher == "demo" else Path(Source.parse(spec.teacher).path)
         return _folder_shape(teacher), _folder_shape(Path(str(spec.student)))
     except (UPViTError, OSError, ValueError, KeyError, TypeError):
         return None

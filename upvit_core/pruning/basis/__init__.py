@@ -2,11 +2,11 @@
 
 from upvit_core.pruning.basis.fold import fold
 from upvit_core.pruning.basis.scores import directions_scores
-from upvit_core.pruning.basis.slice import Basis, basis_for, channel_basis, prune_directions
+from upvit_core.pruning.basis.slice import CutBasis, basis_for, channel_basis, prune_directions
 from upvit_core.pruning.basis.statistics import ProxyStatistics, collect_statistics
 
 __all__ = [
-    "Basis",
+    "CutBasis",
     "ProxyStatistics",
     "basis_for",
     "channel_basis",

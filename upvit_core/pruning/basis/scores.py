@@ -37,6 +37,7 @@ from upvit_core.pruning.basis.neurons import elimination_scores
 from upvit_core.pruning.basis.residual import pool_blocks
 from upvit_core.pruning.basis.slice import prune_directions
 from upvit_core.pruning.basis.statistics import ProxyStatistics, collect_statistics
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape
@@ -45,7 +46,7 @@ from upvit_core.records.shape import ModelShape
 def whole_plan(shape: ModelShape, residual: tuple[int, ...] | None = None) -> PruningPlan:
     """A plan of directions that keeps everything, or only the given entries of the residual."""
     return PruningPlan(
-        basis="directions",
+        basis=Basis.DIRECTIONS,
         source_shape=shape.to_dict(),
         residual=Kept(keep=residual or tuple(range(shape.embed_dim))),
         blocks=tuple(
@@ -96,7 +97,7 @@ def directions_scores(
     return scores.with_values(
         values,
         stderr={key: value for key, value in scores.stderr.items() if criterion == "kl" or key not in values},
-        basis="directions",
+        basis=Basis.DIRECTIONS,
         seconds=time.perf_counter() - start,
         notes={**scores.notes, "metric": stats.metric, "constant": 0, **origin},
     )

@@ -13,6 +13,7 @@ from upvit_core.pruning.basis.heads import HeadFactors, head_factors
 from upvit_core.pruning.basis.residual import best_directions, embedding
 from upvit_core.pruning.basis.statistics import ProxyStatistics
 from upvit_core.pruning.surgery import check_fits
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
 
@@ -32,7 +33,7 @@ class Basis:
         return Basis(self.embedding.to(like), tuple(h.to(like) for h in self.heads))
 
 
-def basis_for(plan: PruningPlan, stats: ProxyStatistics) -> Basis:
+def basis_for(plan: PruningPlan, stats: ProxyStatistics) -> CutBasis:
     """The basis that a plan of directions keeps.
 
     Where it keeps the leading directions by `reading`, which are nested, the best ones for just that width are sought
@@ -50,10 +51,10 @@ def basis_for(plan: PruningPlan, stats: ProxyStatistics) -> Basis:
     if stats.metric == "reading" and len(others) == others[-1] < stats.shape.embed_dim - 1:
         directions = best_directions(*stats.readers(), directions)
     factors = (head_factors(stats, block.source, block.attention) for block in plan.blocks)
-    return Basis(embedding(directions), tuple(factors))
+    return CutBasis(embedding(directions), tuple(factors))
 
 
-def channel_basis(plan: PruningPlan) -> Basis:
+def channel_basis(plan: PruningPlan) -> CutBasis:
     """The basis of the letter's channels, as surgery cuts them."""
     shape = plan.shape_before
     select = torch.eye(shape.embed_dim, dtype=torch.float64)[:, list(plan.residual.keep)]
@@ -63,24 +64,24 @@ def channel_basis(plan: PruningPlan) -> Basis:
         rows = torch.eye(own.attention, dtype=torch.float64)[list(block.attention.keep)]  # (A', A)
         scale = (len(block.attention.keep) / block.attention.heads / own.head_dim) ** 0.5
         blocks.append(HeadFactors(rows * scale, rows, rows, rows.T))
-    return Basis(select, tuple(blocks))
+    return CutBasis(select, tuple(blocks))
 
 
 def prune_directions(
-    model: nn.Module, shape: ModelShape, plan: PruningPlan, stats: ProxyStatistics, basis: Basis | None = None
+    model: nn.Module, shape: ModelShape, plan: PruningPlan, stats: ProxyStatistics, basis: CutBasis | None = None
 ) -> nn.Module:
     """A thinner model in eval mode, of the structure of `model`, which is not touched; `stats` are of the same model.
 
     Raises PlanError where the plan keeps channels, or was made for another shape.
     """
-    if plan.basis != "directions":
+    if plan.basis != Basis.DIRECTIONS:
         raise PlanError("This plan keeps channels, not directions; prune it with `surgery.prune`.")
     check_fits(shape, plan)
     state = sliced_state(stats, plan, basis or basis_for(plan, stats))
     return load(state, plan.shape_after, like=next(model.parameters()))
 
 
-def sliced_state(stats: ProxyStatistics, plan: PruningPlan, basis: Basis) -> State:
+def sliced_state(stats: ProxyStatistics, plan: PruningPlan, basis: CutBasis) -> State:
     """Tensors of the thinner model: writers EᵀW, readers W·E, attention through its factors, FFN channels chosen."""
     source, shape, E = stats.state, plan.shape_after, basis.embedding
     k = E.shape[1]

@@ -34,7 +34,7 @@ def repair(
     proxy: Proxy,
     *,
     stats: ProxyStatistics | None = None,
-    basis: Basis | None = None,
+    basis: CutBasis | None = None,
     held_out: int = 5,
     batch_size: int | None = None,
     report: Report = silent,
@@ -51,7 +51,7 @@ def repair(
     _check(student, plan, proxy, held_out)
     repaired, original = copy.deepcopy(student).eval(), teacher
     like = next(student.parameters())
-    if plan.basis == "directions":
+    if plan.basis == Basis.DIRECTIONS:
         if stats is None:
             raise PlanError("Repairing a plan of directions needs the statistics that it was cut with; give stats.")
         basis, original = basis or basis_for(plan, stats), load_state(stats.state, stats.shape, like=like)

@@ -1,0 +1,12 @@
+"""The basis in which scores and plans count."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Basis(StrEnum):
+    """`channels`, as in the letter, or `directions` of a rotated residual and of rotated heads (FFN: channels)."""
+
+    CHANNELS = "channels"
+    DIRECTIONS = "directions"
