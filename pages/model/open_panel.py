@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import streamlit as st
@@ -10,6 +9,7 @@ import streamlit as st
 from pages.services import folders, jobs, limits, open_model
 from pages.services.session import session
 from upvit_core.errors import CheckpointError, UPViTError
+from upvit_core.files import digest
 from upvit_core.records.source import Source
 
 LONGEST_NAME = 80

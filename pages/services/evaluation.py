@@ -6,7 +6,6 @@ torch is imported inside the functions, so that a page is there before it.
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import threading

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
 from pathlib import Path
 
 import streamlit as st
@@ -11,6 +10,7 @@ import streamlit as st
 from pages.services import folders, jobs
 from pages.services.open_model import OpenModel
 from pages.widgets import progress
+from upvit_core.files import write_zip
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.plan import PruningPlan
 
@@ -71,9 +71,7 @@ def start_pruning(model: OpenModel, plan: PruningPlan, what_if: WhatIf) -> jobs.
         report.step("packing the folder")
         archive = folder.with_suffix(".zip")
         temporary = archive.with_suffix(".part")
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as packed:
-            for path in sorted(folder.iterdir()):
-                packed.write(path, f"{folder.name}/{path.name}")
+        write_zip(temporary, folder, folder.name)
         temporary.replace(archive)
         shutil.rmtree(folder, ignore_errors=True)
         return archive

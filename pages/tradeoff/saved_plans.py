@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from pages.services import folders
 from pages.services.open_model import OpenModel
 from upvit_core.errors import PlanError
+from upvit_core.files import digest
 from upvit_core.planning.what_if import WhatIf, is_legal
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
@@ -33,7 +33,7 @@ class SavedPlan:
 
 def folder(model: OpenModel) -> Path:
     """By the model's weights where they have a digest, so that a moved file keeps its plans; else by its source."""
-    name = hashlib.sha256((model.digest or model.source).encode()).hexdigest()[:16]
+    name = digest(model.digest or model.source)
     return folders.plans() / name
 
 
@@ -96,4 +96,4 @@ def remove(model: OpenModel, name: str) -> None:
 
 
 def _path(model: OpenModel, name: str) -> Path:
-    return folder(model) / f"{hashlib.sha256(name.casefold().encode()).hexdigest()[:20]}.json"
+    return folder(model) / f"{digest(name.casefold(), 20)}.json"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -16,6 +14,7 @@ from plotly.basedatatypes import BaseFigure
 
 from pages.widgets import presenter
 from upvit_core.figures.theme import DARK, LIGHT, Chart, Spec, Theme
+from upvit_core.files import as_csv
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
 
@@ -115,17 +114,6 @@ def _enlarge(node: object, factor: float, marks: bool) -> None:
 def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:
     """A button that writes the chart's table when it is pressed, not before."""
     st.download_button(
-        label, data=lambda: as_csv(chart), file_name=f"{key}.csv", mime="text/csv", key=f"{key}-csv", type="tertiary",
-        icon=":material/download:", on_click="ignore",
+        label, data=lambda: as_csv(chart.table()), file_name=f"{key}.csv", mime="text/csv", key=f"{key}-csv",
+        type="tertiary", icon=":material/download:", on_click="ignore",
     )  # fmt: skip
-
-
-def as_csv(chart: HasTable) -> str:
-    table = chart.table()
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(table)
-    writer.writerows(
-        zip(*(column.tolist() if hasattr(column, "tolist") else column for column in table.values()), strict=True)
-    )
-    return text.getvalue()

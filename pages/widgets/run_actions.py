@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from pages.services.reports import HELP
 from pages.services.session import session
 from pages.widgets import progress
 from upvit_core.errors import RunError, UPViTError
+from upvit_core.files import zipped
 from upvit_core.records.task import Task
 from upvit_core.runs.devices import Device, devices
 from upvit_core.runs.executors import executor_for
@@ -152,16 +151,6 @@ def device_lines(summaries: Sequence[RunSummary]) -> None:
         st.caption(
             f"{device.label}: {gigabytes(device.used)} of {gigabytes(device.total)} memory in use{busy}",
         )
-
-
-def zipped(folder: Path, name: str) -> bytes:
-    """A folder as a zip file, under one folder name."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                archive.write(path, f"{name}/{path.relative_to(folder)}")
-    return content.getvalue()
 
 
 def downloads(run: Run, task: Task) -> None:

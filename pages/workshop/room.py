@@ -5,7 +5,6 @@ A participant is a random token that the browser keeps; the file holds its hash,
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from upvit_core.atomic import locked, write_atomically
 from upvit_core.errors import UPViTError
+from upvit_core.files import digest
 
 MOST_PEOPLE = 300
 LONGEST_NAME = 20
@@ -134,4 +134,4 @@ class Room:
 
 
 def hashed(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()[:24]
+    return digest(token, 24)

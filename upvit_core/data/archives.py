@@ -6,7 +6,6 @@ A plain `.tar` needs the index alone. That is 60,000 small files and many second
 
 from __future__ import annotations
 
-import hashlib
 import lzma
 import os
 import tarfile
@@ -23,6 +22,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.atomic import replaced
 from upvit_core.errors import DataError
+from upvit_core.files import digest
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -76,7 +76,7 @@ def open_archive(path: Path) -> ArchiveTree:
     Raises DataError for a damaged archive, or where the cache cannot be written.
     """
     status = path.stat()
-    mark = hashlib.sha256(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}".encode()).hexdigest()[:16]
+    mark = digest(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}")
     stem = cache_folder() / f"{path.name.split('.')[0]}-{mark}"
     plain = path.name.lower().endswith(".tar")
     blob = path if plain else stem.with_name(f"{stem.name}.images")

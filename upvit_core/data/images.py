@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import struct
 from collections import deque
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset
 
 from upvit_core.data.transforms import data_config, eval_transform
 from upvit_core.errors import DataError
+from upvit_core.files import digest
 
 CACHE_BYTES = 256 * 2**20
 THREADED_PIXELS = 96 * 96
@@ -197,4 +197,4 @@ class _Transformed(Dataset[tuple[Tensor, int]]):
 
 def digest_of(entries: Iterable[object]) -> str:
     """First 16 hex digits of the SHA-256 over the entries' text."""
-    return hashlib.sha256("\n".join(map(str, entries)).encode()).hexdigest()[:16]
+    return digest("\n".join(map(str, entries)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from upvit_core.data.images import ImageSet
 from upvit_core.errors import DataError
+from upvit_core.files import digest
 
 
 def proxy_indices(images: ImageSet, n: int, seed: int, *, balanced: bool = False) -> np.ndarray:
@@ -49,8 +49,7 @@ class ProxySet:
     @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over the set's digest and the indices."""
-        content = self.images.digest.encode() + np.ascontiguousarray(self.indices, np.int64).tobytes()
-        return hashlib.sha256(content).hexdigest()[:16]
+        return digest([self.images.digest, np.asarray(self.indices, np.int64).tobytes()])
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from upvit_core.data.images import ImageSet
 from upvit_core.errors import DataError
+from upvit_core.files import digest
 
 VAL_SHARE = 0.05
 
@@ -116,12 +117,18 @@ def open_text(spec: str, split: str, cfg: Mapping[str, Any], num_classes: int | 
     part = tokens[:cut] if split == "train" else tokens[cut:]
     if len(part) <= context:
         raise DataError(f"{spec} gives {len(tokens)} tokens, too few for blocks of {context}; give a longer text.")
-    digest = hashlib.sha256(part.tobytes() + str(context).encode()).hexdigest()[:16]
     nothing: Any = None
     return TokenSet(
-        path.name, split, vocabulary, digest, source=nothing, pixels=nothing, tokens=part, context=context,
+        path.name,
+        split,
+        vocabulary,
+        digest([part.tobytes(), str(context)]),
+        source=nothing,
+        pixels=nothing,
+        tokens=part,
+        context=context,
         tokenizer=str(cfg["tokenizer"]),
-    )  # fmt: skip
+    )
 
 
 @lru_cache(maxsize=4)

@@ -5,16 +5,16 @@ Names are timm's here; `keys` has already translated. Only the head count is now
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.files import Content, digest
 from upvit_core.models.build import expected_tensors
 from upvit_core.records.family import VIT
 from upvit_core.records.shape import BlockShape, ModelShape
@@ -191,9 +191,12 @@ def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str)
 def digest_of(tensors: Mapping[str, Tensor], shape: ModelShape) -> str:
     """First 16 hex digits of the SHA-256 over names and float32 bytes, and over what no tensor tells (heads, eps …)."""
     values = {key: value for key, value in shape.to_dict().items() if key != "name"}
-    sha = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().to("cpu", torch.float32).contiguous()
-        sha.update(f"{key}{tuple(tensor.shape)}".encode())
-        sha.update(tensor.numpy().data)
-    return sha.hexdigest()[:16]
+
+    def contents() -> Iterator[Content]:
+        yield json.dumps(values, sort_keys=True)
+        for key in sorted(tensors):
+            tensor = tensors[key].detach().to("cpu", torch.float32).contiguous()
+            yield f"{key}{tuple(tensor.shape)}"
+            yield tensor.numpy().data
+
+    return digest(contents())

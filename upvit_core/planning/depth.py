@@ -7,12 +7,12 @@ source blocks is a hybrid block.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
 
 from upvit_core.errors import PlanError
+from upvit_core.files import digest
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 from upvit_core.records.shape import ModelShape
@@ -56,7 +56,7 @@ def shape_at(shape: ModelShape, pairs: Sequence[Pair]) -> ModelShape:
 def digest_at(removals: BlockRemovals, depth: int) -> str:
     """Digest of the model cut to `depth`, as scores of it carry it (depth first)."""
     content = json.dumps([removals.model_digest, pairs_at(removals, depth)])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    return digest(content)
 
 
 def plan_depth_only(removals: BlockRemovals, depth: int) -> PruningPlan:

@@ -6,7 +6,6 @@ removals at once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from upvit_core.atomic import write_atomically
 from upvit_core.errors import ScoresError, first_fault
+from upvit_core.files import digest
 from upvit_core.records.shape import ModelShape
 
 Half = Annotated[int, Field(ge=0, strict=True)]
@@ -147,7 +147,7 @@ class BlockRemovals(_Record):
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over steps, model and data."""
         content = self.model_dump(include={"steps", "model_digest", "data_digest", "images", "seed", "after"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(json.dumps(content, sort_keys=True))
 
     def step_to(self, depth: int) -> Step:
         """The removal that leaves `depth` blocks. Raises ScoresError where the record does not reach it."""

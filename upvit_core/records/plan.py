@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from upvit_core.atomic import write_atomically
 from upvit_core.errors import PlanError, first_fault
+from upvit_core.files import digest
 from upvit_core.records.basis import Basis
 from upvit_core.records.shape import BlockShape, ModelShape
 
@@ -194,7 +194,7 @@ class PruningPlan(_Record):
                 del block["reduction"]
         if self.later_residuals:
             kept["later_residuals"] = [residual.model_dump() for residual in self.later_residuals]
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(json.dumps(kept, sort_keys=True))
 
     def to_json(self) -> str:
         return self.model_dump_json(indent=1)

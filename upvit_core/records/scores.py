@@ -7,7 +7,6 @@ beside them as `stderr/<key>`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from safetensors.numpy import save_file
 
 from upvit_core.atomic import replaced
 from upvit_core.errors import ScoresError
+from upvit_core.files import digest
 from upvit_core.records.basis import Basis
 from upvit_core.records.shape import ModelShape
 
@@ -88,10 +88,8 @@ class ImportanceScores:
     @cached_property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 over keys and values."""
-        sha = hashlib.sha256(self.criterion.encode())
-        for key in sorted(self.values):
-            sha.update(key.encode() + np.ascontiguousarray(self.values[key], np.float64).tobytes())
-        return sha.hexdigest()[:16]
+        values = (key.encode() + np.asarray(self.values[key], np.float64).tobytes() for key in sorted(self.values))
+        return digest([self.criterion, *values])
 
     def with_values(self, values: Mapping[str, Array], **changes: Any) -> ImportanceScores:
         """The same record with some scores replaced."""

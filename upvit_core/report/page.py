@@ -6,8 +6,6 @@ Figures are as wide as the print area of an A4 page, so that paper shows what th
 from __future__ import annotations
 
 import base64
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -15,6 +13,7 @@ from html import escape
 from plotly.offline import get_plotlyjs
 
 from upvit_core.figures.theme import Chart
+from upvit_core.files import as_csv
 
 WIDTH = 680  # pixels at 96 a inch: 180 mm, A4 less margins of 15 mm
 MOST_TABLE_ROWS = 60_000
@@ -101,11 +100,7 @@ def csv_of(chart: Chart) -> str:
     table = chart.table()
     if not table or max(len(column) for column in table.values()) > MOST_TABLE_ROWS:
         return ""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(table)
-    writer.writerows(zip(*(column.tolist() for column in table.values()), strict=True))
-    return text.getvalue()
+    return as_csv(table)
 
 
 def attachment(name: str, kind: str, content: str, label: str) -> str:

@@ -6,11 +6,9 @@ hub's or timm's name stays a name), and `student` likewise. The folder of the fi
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 import tempfile
-import zipfile
 from pathlib import Path
 
 from upvit_core.errors import RunError
@@ -76,12 +74,7 @@ def zipped_order(spec: RunSpec, name: str) -> bytes:
     """A bundle as a zip file."""
     content = io.BytesIO()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = write_order(spec, Path(temporary) / name)
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    archive.write(path, f"{name}/{path.relative_to(folder)}")
-    return content.getvalue()
+        return zipped(write_order(spec, Path(temporary) / name), name, compress=True)
 
 
 def _copy_model(source: str, num_heads: int | None, folder: Path) -> None:

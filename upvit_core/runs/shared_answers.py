@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from shutil import disk_usage
@@ -12,6 +11,7 @@ from torch import nn
 
 from upvit_core.data import ImageSet
 from upvit_core.errors import RunError
+from upvit_core.files import Content, digest
 from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import ACTIVE, RESUMABLE, RunSpec
 from upvit_core.runs.store import RunStore
@@ -76,8 +76,10 @@ def cache_key(spec: RunSpec) -> str:
 
 def _digest(model: nn.Module) -> str:
     """Digest of all tensors of a model."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
+
+    def contents() -> Iterator[Content]:
+        for name, tensor in sorted(model.state_dict().items()):
+            yield name
+            yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+    return digest(contents(), 64)

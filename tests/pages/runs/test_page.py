@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import io
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,15 +125,6 @@ def test_commands_name_the_preset_and_what_differs(store: RunStore) -> None:
     fresh = made_run(store, 0.5, from_scratch=True)
     assert "--preset letter" in commands(fresh)
     assert "--from-scratch" in commands(fresh)
-
-
-def test_the_folder_is_packed_under_its_name(tmp_path: Path) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    (folder / "link").symlink_to("/etc/hostname")
-    with zipfile.ZipFile(io.BytesIO(run_actions.zipped(folder, "mine"))) as archive:
-        assert archive.namelist() == ["mine/config.json"]
 
 
 def test_pause_and_priority(page: Run, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
