@@ -291,7 +291,7 @@ def test_random_json_never_crashes(content) -> None:
 
 
 def test_a_missing_file_is_one_sentence(tmp_path) -> None:
-    with pytest.raises(ScoresError, match="run `score-blocks`"):
+    with pytest.raises(ScoresError, match="make one with `score-blocks`"):
         BlockRemovals.load(tmp_path / "none.json")
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from upvit_core.atomic import write_atomically
-from upvit_core.errors import ScoresError, first_fault
+from upvit_core.errors import ScoresError
 from upvit_core.files import digest
+from upvit_core.records.record import JsonRecord, Record
 from upvit_core.records.shape import ModelShape
 
 Half = Annotated[int, Field(ge=0, strict=True)]
@@ -58,11 +57,7 @@ def without(halves: Sequence[int], pair: Pair) -> Halves:
     return tuple(half for half in halves if half not in pair)
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Candidate(_Record):
+class Candidate(Record):
     """Two neighbouring half-blocks, and the KL (nats, summed over images; standard error) with them gone as well."""
 
     halves: tuple[Half, Half]
@@ -79,7 +74,7 @@ class Candidate(_Record):
         return pair_name(self.halves)
 
 
-class Step(_Record):
+class Step(Record):
     """One removal: all candidates in the order of the model, and the one that was removed."""
 
     candidates: tuple[Candidate, ...]
@@ -91,13 +86,17 @@ class Step(_Record):
         return next(c.kl for c in self.candidates if c.halves == self.removed)
 
 
-class BlockRemovals(_Record):
+class BlockRemovals(JsonRecord):
     """Removals one after another, each the candidate with the least KL to the ORIGINAL model's output.
 
     `after` is the digest of the width plan that had been cut before (width first), else empty; `model_digest` is the
     original's in any case, `source_shape` that of the model whose half-blocks were removed. `least`: blocks that each
     stage of a staged model was to keep (empty: one).
     """
+
+    kind: ClassVar = "record of block removals"
+    verb: ClassVar = "score-blocks"
+    error: ClassVar = ScoresError
 
     version: Literal[1] = 1
     model: str = ""
@@ -167,35 +166,3 @@ class BlockRemovals(_Record):
         for step in self.steps[: self.shape.depth - depth]:
             left = without(left, step.removed)
         return left
-
-    def to_json(self) -> str:
-        return self.model_dump_json(indent=1)
-
-    def save(self, path: str | Path) -> None:
-        """Write one JSON file, atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, self.to_json().encode())
-
-    @classmethod
-    def from_json(cls, text: str | bytes, name: str = "the record") -> BlockRemovals:
-        """Raises ScoresError with the first thing that is wrong."""
-        again = "make it again with `score-blocks`"
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise ScoresError(
-                f"{name} is not a valid record of block removals: {first_fault(error)}; {again}."
-            ) from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ScoresError(f"{name} has a malformed source_shape ({error}); {again}.") from error
-
-    @classmethod
-    def load(cls, path: str | Path) -> BlockRemovals:
-        try:
-            text = Path(path).read_bytes()
-        except OSError as error:
-            raise ScoresError(
-                f"There is no readable record of block removals at {path}; run `score-blocks`."
-            ) from error
-        return cls.from_json(text, str(path))

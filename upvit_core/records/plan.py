@@ -8,22 +8,17 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import islice, pairwise
 from operator import lt
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from upvit_core.atomic import write_atomically
-from upvit_core.errors import PlanError, first_fault
+from upvit_core.errors import PlanError
 from upvit_core.files import digest
 from upvit_core.records.basis import Basis
+from upvit_core.records.record import JsonRecord, Record
 from upvit_core.records.shape import BlockShape, ModelShape
 
 Index = Annotated[int, Field(ge=0, strict=True)]
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _ascending(keep: tuple[int, ...], what: str) -> None:
@@ -33,7 +28,7 @@ def _ascending(keep: tuple[int, ...], what: str) -> None:
         raise ValueError(f"{what} must list its kept channels once each, in ascending order")
 
 
-class Kept(_Record):
+class Kept(Record):
     """Channels that stay, ascending, counted in the source model."""
 
     keep: tuple[Index, ...]
@@ -54,7 +49,7 @@ class KeptAttention(Kept):
     heads: Annotated[int, Field(ge=1, strict=True)]
 
 
-class BlockPlan(_Record):
+class BlockPlan(Record):
     """One block of the thinner model: attention of block `source`, FFN of `ffn_source` (the same unless hybrid).
 
     `reduction`: channels of the spatial reduction that goes with the attention, where there is one.
@@ -71,7 +66,7 @@ class BlockPlan(_Record):
         return self.source if self.ffn_source is None else self.ffn_source
 
 
-class Fitted(_Record):
+class Fitted(Record):
     """What a student was fitted to beside its plan, enough to make it again: which proxy images (`digest` is that of
     the drawn set), the residual's metric where directions were cut, and whether least squares mended the cut."""
 
@@ -83,13 +78,17 @@ class Fitted(_Record):
     seed: Annotated[int, Field(ge=0, strict=True)]
 
 
-class PruningPlan(_Record):
+class PruningPlan(JsonRecord):
     """What stays of a model, and what it was made from; `fitted` is there in the plan of a model that images shaped.
 
     With basis "channels" (the letter's way) indices count channels; with "directions" they count the rotated basis's
     directions in order, of the residual and inside each head (FFN channels stay channels). In a staged model `residual`
     is the first stage's, `later_residuals` those of the stages after it.
     """
+
+    kind: ClassVar = "plan"
+    verb: ClassVar = "plan"
+    error: ClassVar = PlanError
 
     version: Literal[1] = 1
     model: str = ""
@@ -195,33 +194,6 @@ class PruningPlan(_Record):
         if self.later_residuals:
             kept["later_residuals"] = [residual.model_dump() for residual in self.later_residuals]
         return digest(json.dumps(kept, sort_keys=True))
-
-    def to_json(self) -> str:
-        return self.model_dump_json(indent=1)
-
-    def save(self, path: str | Path) -> None:
-        """Write `plan.json`, atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, self.to_json().encode())
-
-    @classmethod
-    def from_json(cls, text: str | bytes, name: str = "the plan") -> PruningPlan:
-        """Raises PlanError with the first thing that is wrong."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise PlanError(f"{name} is not a valid plan: {first_fault(error)}; make it again with `plan`.") from error
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
-            raise PlanError(f"{name} has a malformed source_shape ({error}); make it again with `plan`.") from error
-
-    @classmethod
-    def load(cls, path: str | Path) -> PruningPlan:
-        try:
-            text = Path(path).read_bytes()
-        except OSError as error:
-            raise PlanError(f"There is no readable plan at {path}; make one with `plan`.") from error
-        return cls.from_json(text, str(path))
 
 
 def _inside(keep: tuple[int, ...], width: int, what: str) -> None:
