@@ -8,9 +8,13 @@ import io
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 Content = str | bytes | memoryview
+Json = dict[str, Any]
+"""An object of a JSON file."""
+Values = Mapping[str, Any]
+"""Settings by name as timm and transformers hold them, such as a `pretrained_cfg`."""
 
 
 def digest(content: Content | Iterable[Content], length: int = 16) -> str:

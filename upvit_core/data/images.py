@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from upvit_core.data.transforms import data_config, eval_transform
 from upvit_core.errors import DataError
-from upvit_core.files import digest
+from upvit_core.files import Values, digest
 
 CACHE_BYTES = 256 * 2**20
 THREADED_PIXELS = 96 * 96
@@ -47,7 +47,7 @@ class ImageSource(Protocol):
 class Pixels:
     """Decoded bytes after the evaluation transform, kept where the whole set is small; and what could not be read."""
 
-    def __init__(self, source: ImageSource, pretrained_cfg: Mapping[str, Any]):
+    def __init__(self, source: ImageSource, pretrained_cfg: Values):
         config = data_config(pretrained_cfg)
         self.source, self.transform = source, eval_transform(pretrained_cfg, normalise=False)
         self.size = tuple(config["input_size"])  # (C, H, W)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -37,7 +37,7 @@ class NamedImages:
 
 @dataclass(frozen=True)
 class _FromReader:
-    reader: Any
+    reader: Sequence[tuple[BinaryIO, int]]
 
     def __call__(self, index: int) -> Image.Image:
         with Image.open(self.reader[index][0]) as image:
@@ -47,7 +47,7 @@ class _FromReader:
 
 @dataclass(frozen=True)
 class _FromTorchvision:
-    dataset: Any
+    dataset: Sequence[tuple[Image.Image, int]]
 
     def __call__(self, index: int) -> Image.Image:
         image: Image.Image = self.dataset[index][0]

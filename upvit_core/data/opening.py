@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -17,6 +16,7 @@ from upvit_core.data.images import ImageSet, ImageSource, Pixels, digest_of
 from upvit_core.data.named import PREFIXES, STREAMS, open_named
 from upvit_core.data.text import open_text
 from upvit_core.errors import DataError
+from upvit_core.files import Values
 from upvit_core.paths import DEMO_FOLDER
 
 Split = Literal["train", "val"]
@@ -43,7 +43,7 @@ def open_images(
     spec: str,
     split: Split,
     *,
-    pretrained_cfg: Mapping[str, Any],
+    pretrained_cfg: Values,
     num_classes: int | None = None,
     root: str | None = None,
     seed: int = 0,

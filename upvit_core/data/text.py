@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,10 @@ from torch import Tensor
 
 from upvit_core.data.images import ImageSet
 from upvit_core.errors import DataError
-from upvit_core.files import digest
+from upvit_core.files import Values, digest
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 VAL_SHARE = 0.05
 
@@ -86,13 +89,13 @@ class TokenSet(ImageSet):
 
 
 @lru_cache(maxsize=4)
-def _reader(tokenizer: str) -> Any:
+def _reader(tokenizer: str) -> Tokenizer:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(tokenizer)
 
 
-def open_text(spec: str, split: str, cfg: Mapping[str, Any], num_classes: int | None = None) -> TokenSet:
+def open_text(spec: str, split: str, cfg: Values, num_classes: int | None = None) -> TokenSet:
     """One split of a text file, or of a folder of `.txt` files in the order of their names.
 
     Raises DataError where there is no text, too little of it, or the tokenizer has another vocabulary.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from PIL import Image
 from timm.data.config import resolve_data_config
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from upvit_core.errors import DataError
+from upvit_core.files import Json, Values
 
 Transform = Callable[[Image.Image], Tensor]
 SMALL = 32
@@ -29,9 +29,9 @@ class ToMode:
         return image if image.mode == self.mode else image.convert(self.mode)
 
 
-def data_config(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
+def data_config(pretrained_cfg: Values) -> Json:
     """timm's `input_size`, `mean`, `std`, `interpolation`, `crop_pct`, `crop_mode`, one mean and std a channel."""
-    config: dict[str, Any] = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
+    config: Json = resolve_data_config(pretrained_cfg=dict(pretrained_cfg))
     channels = config["input_size"][0]
     if channels not in MODES:
         raise DataError(f"The model reads images of {channels} channels; only 1 (grey) or 3 (colour) can be prepared.")
@@ -41,7 +41,7 @@ def data_config(pretrained_cfg: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-def eval_transform(pretrained_cfg: Mapping[str, Any], *, normalise: bool = True) -> Transform:
+def eval_transform(pretrained_cfg: Values, *, normalise: bool = True) -> Transform:
     """Resize and crop for evaluation: to a normalised float32 (C, H, W), or to bytes where `normalise` is False."""
     config = data_config(pretrained_cfg)
     pipeline: Transform = transforms.Compose(
@@ -51,7 +51,7 @@ def eval_transform(pretrained_cfg: Mapping[str, Any], *, normalise: bool = True)
 
 
 def training_transform(
-    pretrained_cfg: Mapping[str, Any],
+    pretrained_cfg: Values,
     *,
     scale: tuple[float, float] = (0.08, 1.0),
     hflip: float = 0.5,

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import timm
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 
 from upvit_core.atomic import replaced
 from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.files import Json, Values
+from upvit_core.models.adapter import Untyped
 from upvit_core.models.build import build_model, shape_of
 from upvit_core.models.config import (
     HF_CFG,
@@ -59,7 +60,7 @@ class LoadedModel:
     digest: str
     has_weights: bool
     head_count_source: HeadCountSource
-    pretrained_cfg: dict[str, Any]
+    pretrained_cfg: Json
     class_names: tuple[str, ...] | None
 
 
@@ -70,7 +71,7 @@ class _Opened:
     tensors: dict[str, Tensor] | None
     shape: ModelShape
     head_count_source: HeadCountSource
-    cfg: Mapping[str, Any] | None
+    cfg: Values | None
     class_names: tuple[str, ...] | None
     name: str
 
@@ -230,7 +231,7 @@ def _open_timm(name: str, num_heads: int | None, pretrained: bool) -> _Opened:
         )
     require_vit_name(name)
     try:
-        bare: Any = timm.create_model(name, pretrained=False, device="meta")
+        bare: Untyped = timm.create_model(name, pretrained=False, device="meta")
     except RuntimeError as error:
         raise CheckpointError(
             f"{name!r} cannot be opened by timm ({reason(error)}); check the tag after the dot."
@@ -278,7 +279,7 @@ def save_model(
     folder: str | Path,
     *,
     shape: ModelShape,
-    pretrained_cfg: Mapping[str, Any],
+    pretrained_cfg: Values,
     plan_json: str | None = None,
     name: str,
     class_names: tuple[str, ...] | None = None,

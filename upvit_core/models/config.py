@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import timm
 from timm.models import PretrainedCfg
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.files import Json, Values
+from upvit_core.models.adapter import Untyped
 from upvit_core.models.build import shape_of
 from upvit_core.models.files import reason
 from upvit_core.models.gpt2 import UNEVEN
@@ -25,14 +26,14 @@ TIMM_MODULES = ("vision_transformer", "deit", "pvt_v2")
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load")
 CFG_FIELDS = {field.name for field in dataclasses.fields(PretrainedCfg)}
 PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-DEIT_CFG: dict[str, Any] = {
+DEIT_CFG: Json = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
     "crop_pct": 0.9,
     "crop_mode": "center",
     "interpolation": "bicubic",
 }
-HF_CFG: dict[Flavour, dict[str, Any]] = {
+HF_CFG: dict[Flavour, Json] = {
     "timm": DEIT_CFG,
     "deit": {**DEIT_CFG, "crop_pct": 0.875},
     "pvt": DEIT_CFG,
@@ -48,12 +49,12 @@ class ModelConfig:
     heads: int | None = None
     img_size: tuple[int, int] | None = None
     norm_eps: float | None = None
-    pretrained_cfg: Mapping[str, Any] | None = None
+    pretrained_cfg: Values | None = None
     class_names: tuple[str, ...] | None = None
     name: str | None = None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -87,7 +88,7 @@ def read_config(folder: Path) -> ModelConfig:
     )
 
 
-def _ours(values: dict[str, Any]) -> ModelConfig:
+def _ours(values: Json) -> ModelConfig:
     shape = ModelShape.from_dict(values["upvit_shape"])
     widths = [number for block in shape.blocks for number in (block.num_heads, block.attention, block.ffn)]
     numbers = [*widths, *shape.img_size, *shape.patch_size, shape.embed_dim, shape.in_chans, shape.num_classes]
@@ -102,14 +103,14 @@ def _ours(values: dict[str, Any]) -> ModelConfig:
     )
 
 
-def _timm(values: dict[str, Any], folder: Path) -> ModelConfig:
+def _timm(values: Json, folder: Path) -> ModelConfig:
     require_vit_name(values["architecture"])
-    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=False, device="meta")
+    model: Untyped = timm.create_model(f"local-dir:{folder}", pretrained=False, device="meta")
     shape = shape_of(model, values["architecture"])
     return ModelConfig(shape, pretrained_cfg=model.pretrained_cfg, class_names=_labels(model.pretrained_cfg))
 
 
-def _hugging_face(values: dict[str, Any], folder: Path) -> ModelConfig:
+def _hugging_face(values: Json, folder: Path) -> ModelConfig:
     if values["model_type"] not in ("vit", "deit"):
         raise UnsupportedModelError(
             f"{folder} holds a model of type {values['model_type']!r}, which is no ViT that is understood; give one of "
@@ -138,9 +139,9 @@ def _hugging_face(values: dict[str, Any], folder: Path) -> ModelConfig:
     )
 
 
-def _hugging_face_preprocessing(values: dict[str, Any], img_size: tuple[int, int]) -> dict[str, Any]:
+def _hugging_face_preprocessing(values: Json, img_size: tuple[int, int]) -> Json:
     """timm's words for an image processor: resize to `size` (both sides, or the shortest edge), then crop."""
-    cfg: dict[str, Any] = {}
+    cfg: Json = {}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if values.get(theirs):
             cfg[ours] = tuple(values[theirs])
@@ -154,7 +155,7 @@ def _hugging_face_preprocessing(values: dict[str, Any], img_size: tuple[int, int
     return cfg
 
 
-def _labels(values: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _labels(values: Values) -> tuple[str, ...] | None:
     names, words = values.get("label_names"), values.get("label_descriptions") or {}
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
@@ -174,13 +175,13 @@ def require_vit_name(architecture: str) -> None:
         )
 
 
-def complete_cfg(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[str, Any]:
+def complete_cfg(values: Values | None, shape: ModelShape) -> Json:
     """The preprocessing of this very shape, with defaults for what `values` leaves out."""
-    cfg: dict[str, Any] = load(shape.architecture.preprocessing)(values, shape)
+    cfg: Json = load(shape.architecture.preprocessing)(values, shape)
     return cfg
 
 
-def image_preprocessing(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[str, Any]:
+def image_preprocessing(values: Values | None, shape: ModelShape) -> Json:
     """timm's `pretrained_cfg`; what is not said is DeiT's, and no source of weights is kept."""
     cfg = {
         **DEIT_CFG,
@@ -208,15 +209,13 @@ def image_preprocessing(values: Mapping[str, Any] | None, shape: ModelShape) -> 
     }
 
 
-def timm_config(
-    shape: ModelShape, pretrained_cfg: Mapping[str, Any], name: str, class_names: tuple[str, ...] | None
-) -> dict[str, Any]:
+def timm_config(shape: ModelShape, pretrained_cfg: Values, name: str, class_names: tuple[str, ...] | None) -> Json:
     """The `config.json` of a folder: timm's own form, with our shape beside it.
 
     Where no stock timm model has such widths, the architecture is one that timm says it does not know.
     """
     uniform, architecture = shape.is_uniform, shape.architecture
-    arguments_of: Callable[[ModelShape], dict[str, Any]] = load(architecture.arguments)
+    arguments_of: Callable[[ModelShape], Json] = load(architecture.arguments)
     wanted = arguments_of(shape) if uniform else {}
     bases = {base.name: arguments_of(base) for base in load(architecture.stock)(shape).values()}
     base = next((name for name, arguments in bases.items() if arguments == wanted), next(iter(bases)))

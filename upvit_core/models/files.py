@@ -7,7 +7,6 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -53,7 +52,7 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     )
 
 
-def _load_pickle(path: Path) -> Any:
+def _load_pickle(path: Path) -> object:
     try:
         # DeiT's own training checkpoints carry their command line as a Namespace of plain values.
         with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
@@ -91,7 +90,7 @@ def _unsafe_names(path: Path, message: str) -> list[str]:
     return sorted(found)
 
 
-def unwrap(content: Any, path: Path) -> dict[str, Tensor]:
+def unwrap(content: object, path: Path) -> dict[str, Tensor]:
     """The state dict inside what a training script saved."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name; save a state dict.")

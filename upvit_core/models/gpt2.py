@@ -25,10 +25,14 @@ from upvit_core.records.shape import BlockShape, ModelShape
 
 STD = 0.02
 UNEVEN = "upvit_uneven"
-STANDARD: dict[str, Any] = {
-    "activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-    "reorder_and_upcast_attn": False, "add_cross_attention": False, "tie_word_embeddings": True,
-}  # fmt: skip
+STANDARD: Json = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
 
 
 class Readout(nn.Identity):
@@ -42,11 +46,11 @@ class Readout(nn.Identity):
 class GPT2(nn.Module):
     """Token ids (B, T) to logits of each next token (B, T, vocabulary); parameters are named as in GPT2LMHeadModel."""
 
-    def __init__(self, config: Any):
+    def __init__(self, config: Untyped):
         super().__init__()
         from transformers import GPT2Model
 
-        self.transformer: Any = GPT2Model(config)
+        self.transformer: Untyped = GPT2Model(config)
         self.head = Readout(config.n_embd)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -59,9 +63,19 @@ def language_shape(
 ) -> ModelShape:
     """Shape of a GPT-2 that reads blocks of `context` tokens."""
     return ModelShape(
-        name=name, embed_dim=embed_dim, blocks=blocks, img_size=(1, context), patch_size=(1, 1), in_chans=1,
-        num_classes=vocabulary, num_prefix_tokens=0, head_tokens=0, class_token=False, norm_eps=norm_eps, family="gpt2",
-    )  # fmt: skip
+        name=name,
+        embed_dim=embed_dim,
+        blocks=blocks,
+        img_size=(1, context),
+        patch_size=(1, 1),
+        in_chans=1,
+        num_classes=vocabulary,
+        num_prefix_tokens=0,
+        head_tokens=0,
+        class_token=False,
+        norm_eps=norm_eps,
+        family="gpt2",
+    )
 
 
 def random_inputs(shape: ModelShape, count: int, seed: int = 0) -> Tensor:
@@ -72,18 +86,29 @@ def random_inputs(shape: ModelShape, count: int, seed: int = 0) -> Tensor:
     return torch.randn(count, shape.in_chans, *shape.img_size, generator=generator)
 
 
-def gpt2_config(shape: ModelShape) -> dict[str, Any]:
+def gpt2_config(shape: ModelShape) -> Json:
     """What `GPT2Config` needs to build this shape, where it can (`shape.is_uniform`); without dropout."""
     block = shape.blocks[0]
     return {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": shape.num_classes,
-        "n_positions": shape.img_size[1], "n_embd": shape.embed_dim, "n_layer": shape.depth,
-        "n_head": block.num_heads, "n_inner": block.ffn, "layer_norm_epsilon": shape.norm_eps, "resid_pdrop": 0.0,
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None, **STANDARD,
-    }  # fmt: skip
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": shape.num_classes,
+        "n_positions": shape.img_size[1],
+        "n_embd": shape.embed_dim,
+        "n_layer": shape.depth,
+        "n_head": block.num_heads,
+        "n_inner": block.ffn,
+        "layer_norm_epsilon": shape.norm_eps,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        **STANDARD,
+    }
 
 
-def shape_of_config(values: Mapping[str, Any], name: str) -> ModelShape:
+def shape_of_config(values: Values, name: str) -> ModelShape:
     """Shape of a `config.json` of GPT-2. Raises UnsupportedModelError where it asks for something else."""
     for key, wanted in STANDARD.items():
         if values.get(key, wanted) != wanted:
@@ -93,9 +118,13 @@ def shape_of_config(values: Mapping[str, Any], name: str) -> ModelShape:
     width = int(values["n_embd"])
     block = BlockShape(int(values["n_head"]), width, int(values.get("n_inner") or 4 * width))
     return language_shape(
-        name, vocabulary=int(values["vocab_size"]), context=int(values["n_positions"]), embed_dim=width,
-        blocks=(block,) * int(values["n_layer"]), norm_eps=float(values.get("layer_norm_epsilon", 1e-5)),
-    )  # fmt: skip
+        name,
+        vocabulary=int(values["vocab_size"]),
+        context=int(values["n_positions"]),
+        embed_dim=width,
+        blocks=(block,) * int(values["n_layer"]),
+        norm_eps=float(values.get("layer_norm_epsilon", 1e-5)),
+    )
 
 
 def gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -114,12 +143,12 @@ def refuse_resize(
     raise UnsupportedModelError(f"{shape.name} reads text, so it has no image size; leave the image size out.")
 
 
-def text_preprocessing(values: Mapping[str, Any] | None, shape: ModelShape) -> dict[str, Any]:
+def text_preprocessing(values: Values | None, shape: ModelShape) -> Json:
     """The tokenizer (empty: none is known) and the number of tokens in a block of text."""
     return {"tokenizer": "", **(values or {}), "context": shape.img_size[1]}
 
 
-def folder_config(shape: ModelShape, cfg: Mapping[str, Any], name: str, class_names: object) -> dict[str, Any]:
+def folder_config(shape: ModelShape, cfg: Values, name: str, class_names: object) -> Json:
     """The `config.json` of a folder: that of `transformers`, with our shape beside it.
 
     Where `GPT2Config` cannot say the widths, the architecture is one that transformers does not know.

@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from timm.layers.norm import LayerNorm
@@ -20,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
+from upvit_core.files import Json
+from upvit_core.models.adapter import Untyped
 from upvit_core.models.build import Reader, mlp_ratio
-from upvit_core.records.shape import BlockShape, ModelShape, StageShape
+from upvit_core.records.shape import BlockShape, ModelShape, StageShape, staged_shape
 
 OPENINGS = ((7, 4), (3, 2))  # kernel and stride of the first patch embedding, and of the later ones
 INNER_EPS = 1e-5  # of the norms of patch embeddings and reductions, whatever the blocks' own
@@ -31,7 +32,7 @@ USUAL_HEADS = (1, 2, 5, 8)
 class Attention(pvt_v2.Attention):
     """timm's, with widths of its own for attention and for the reduction of keys and values."""
 
-    def __init__(self, dim: int, block: BlockShape, ratio: int, *, qkv_bias: bool, device: Any = None):
+    def __init__(self, dim: int, block: BlockShape, ratio: int, *, qkv_bias: bool, device: torch.device | str = "cpu"):
         super().__init__(block.num_heads, block.num_heads, qkv_bias=qkv_bias, device=device)
         self.dim, self.head_dim = dim, block.head_dim
         self.scale = self.head_dim**-0.5
@@ -55,7 +56,7 @@ class Attention(pvt_v2.Attention):
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(B, N, -1)))
 
 
-def timm_arguments(shape: ModelShape) -> dict[str, Any]:
+def timm_arguments(shape: ModelShape) -> Json:
     """What timm's class takes for a uniform shape."""
     firsts = [shape.blocks[shape.first_block(stage)] for stage in range(len(shape.stages))]
     return {
@@ -80,11 +81,9 @@ def build_pvt(
     arguments = timm_arguments(shape)
     if not stock:
         arguments |= {"num_heads": [1] * len(shape.stages), "mlp_ratios": [1.0] * len(shape.stages)}
-    norm_layer: Any = partial(LayerNorm, eps=shape.norm_eps)
-    model: Any = PyramidVisionTransformerV2(
-        num_classes=shape.num_classes, drop_path_rate=drop_path_rate,
-        norm_layer=norm_layer, device=device, **arguments,
-    )  # fmt: skip
+    norm_layer: Untyped = partial(LayerNorm, eps=shape.norm_eps)
+    arguments |= {"num_classes": shape.num_classes, "drop_path_rate": drop_path_rate}
+    model: Untyped = PyramidVisionTransformerV2(norm_layer=norm_layer, device=device, **arguments)
     if not stock:
         blocks = [(module, number) for number, stage in enumerate(model.stages) for module in stage.blocks]
         for (module, number), block in zip(blocks, shape.blocks, strict=True):
@@ -105,7 +104,7 @@ def shape_of_pvt(model: nn.Module, name: str) -> ModelShape:
 
     Raises UnsupportedModelError, naming the part, where the model has anything that a `ModelShape` cannot say.
     """
-    pvt: Any = model
+    pvt: Untyped = model
     read = Reader(name)
     refuse = read.refuse
     if pvt.num_classes == 0 or not isinstance(pvt.head, nn.Linear):
@@ -129,34 +128,24 @@ def shape_of_pvt(model: nn.Module, name: str) -> ModelShape:
                 refuse(f"{stem}.mlp.act", repr(block.mlp.act), "exact GELU")
             norms += [block.norm1, block.norm2]
             ratios.add(1 if attn.sr is None else attn.sr.stride[0])
-            blocks.append(
-                BlockShape(
-                    attn.num_heads, attn.q.out_features, block.mlp.fc1.out_features,
-                    0 if attn.sr is None else attn.sr.out_channels,
-                )
-            )  # fmt: skip
+            reduction = 0 if attn.sr is None else attn.sr.out_channels
+            blocks.append(BlockShape(attn.num_heads, attn.q.out_features, block.mlp.fc1.out_features, reduction))
         if len(ratios) != 1:
             refuse(f"the reduction of stage {number}", sorted(ratios) or "absent", "one ratio for all its blocks")
         stages.append(StageShape(opening.proj.out_channels, len(stage.blocks), kernel, stride, ratios.pop()))
-    size = tuple((getattr(pvt, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:])
-    shape = _shape(
-        name, stages, blocks, size, pvt.patch_embed.proj.in_channels, pvt.head.out_features,
-        qkv_bias=pvt.stages[0].blocks[0].attn.q.bias is not None, norm_eps=read.one_eps(norms),
-    )  # fmt: skip
-    read.check_tensors(model, shape)
-    return shape
-
-
-def _shape(
-    name: str, stages: list[StageShape], blocks: list[BlockShape], img_size: Any, in_chans: int, num_classes: int,
-    *, qkv_bias: bool, norm_eps: float,
-) -> ModelShape:  # fmt: skip
-    shape = ModelShape(
-        name=name, embed_dim=stages[-1].embed_dim, blocks=tuple(blocks), img_size=tuple(img_size),
-        patch_size=(stages[0].stride,) * 2, in_chans=in_chans, num_classes=num_classes, num_prefix_tokens=0,
-        head_tokens=0, qkv_bias=qkv_bias, class_token=False, norm_eps=norm_eps, family="pvt_v2", stages=tuple(stages),
-    )  # fmt: skip
+    height, width = (getattr(pvt, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[1:]
+    shape = staged_shape(
+        name,
+        stages,
+        blocks,
+        img_size=(height, width),
+        in_chans=pvt.patch_embed.proj.in_channels,
+        num_classes=pvt.head.out_features,
+        qkv_bias=pvt.stages[0].blocks[0].attn.q.bias is not None,
+        norm_eps=read.one_eps(norms),
+    )
     check_size(shape)
+    read.check_tensors(model, shape)
     return shape
 
 
@@ -245,8 +234,15 @@ def shape_of_pvt_tensors(
                 "with a strided spatial reduction."
             )
         stages.append(StageShape(width, depth, kernel, OPENINGS[min(number, 1)][1], ratio))
-    shape = _shape(
-        source, stages, blocks, img_size or (224, 224), take("patch_embed.proj.weight", 4)[1],
-        take("head.weight", 2)[0], qkv_bias="stages.0.blocks.0.attn.q.bias" in size, norm_eps=norm_eps,
-    )  # fmt: skip
+    shape = staged_shape(
+        source,
+        stages,
+        blocks,
+        img_size=img_size or (224, 224),
+        in_chans=take("patch_embed.proj.weight", 4)[1],
+        num_classes=take("head.weight", 2)[0],
+        qkv_bias="stages.0.blocks.0.attn.q.bias" in size,
+        norm_eps=norm_eps,
+    )
+    check_size(shape)
     return shape, heads is None

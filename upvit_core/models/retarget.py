@@ -7,7 +7,7 @@ where it has one (channels of the first convolution, position embeddings).
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models._manipulate import adapt_input_conv
@@ -76,7 +76,7 @@ def retarget(
             state[POSITIONS], grid[1], grid[0], num_prefix_tokens=0 if old.no_embed_class else old.num_prefix_tokens
         )
     model.load_state_dict(state)
-    cfg: Any = complete_cfg(loaded.pretrained_cfg, shape)
+    cfg = complete_cfg(loaded.pretrained_cfg, shape)
     model.pretrained_cfg = model.default_cfg = cfg
     device = next(loaded.model.parameters()).device
     return replace(

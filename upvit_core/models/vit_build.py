@@ -6,7 +6,6 @@ Uneven widths are timm's own modules too: `Attention` takes its head width, `Mlp
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import torch
 from timm.layers.activations import GELU
@@ -19,6 +18,8 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
+from upvit_core.files import Json
+from upvit_core.models.adapter import Untyped
 from upvit_core.models.build import Reader, mlp_ratio
 from upvit_core.records.shape import BlockShape, ModelShape
 
@@ -26,7 +27,7 @@ INIT_VALUES = 1e-5
 NORMS = (nn.LayerNorm, LayerNorm)
 
 
-def timm_arguments(shape: ModelShape) -> dict[str, Any]:
+def timm_arguments(shape: ModelShape) -> Json:
     """Arguments of timm's class for a uniform shape, in values that JSON keeps."""
     block = shape.blocks[0]
     average = not shape.head_tokens
@@ -87,7 +88,7 @@ def shape_of_vit(model: nn.Module, name: str) -> ModelShape:
 
     Raises UnsupportedModelError, naming the part, where the model has anything that a `ModelShape` cannot say.
     """
-    vit: Any = model
+    vit: Untyped = model
     distilled = type(model) is VisionTransformerDistilled
     read = Reader(name)
     _check_ends(vit, distilled, read)
@@ -120,7 +121,7 @@ def shape_of_vit(model: nn.Module, name: str) -> ModelShape:
     return shape
 
 
-def _check_ends(vit: Any, distilled: bool, read: Reader) -> None:
+def _check_ends(vit: Untyped, distilled: bool, read: Reader) -> None:
     """What comes before and after the blocks."""
     read.check("patch_embed", vit.patch_embed, PatchEmbed)
     read.check("patch_embed.norm", vit.patch_embed.norm, nn.Identity)
@@ -139,7 +140,7 @@ def _check_ends(vit: Any, distilled: bool, read: Reader) -> None:
         read.refuse("the distilled model's token layout", "unusual", "class and distillation token with one final norm")
 
 
-def _read_block(block: Any, stem: str, layer_scale: bool, read: Reader) -> BlockShape:
+def _read_block(block: Untyped, stem: str, layer_scale: bool, read: Reader) -> BlockShape:
     read.check(stem, block, Block)
     read.check(f"{stem}.attn", block.attn, Attention)
     read.check(f"{stem}.mlp", block.mlp, Mlp)

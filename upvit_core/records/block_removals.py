@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from upvit_core.errors import ScoresError
-from upvit_core.files import digest
+from upvit_core.files import Json, digest
 from upvit_core.records.record import JsonRecord, Record
 from upvit_core.records.shape import ModelShape
 
@@ -101,7 +101,7 @@ class BlockRemovals(JsonRecord):
     version: Literal[1] = 1
     model: str = ""
     model_digest: str = ""
-    source_shape: dict[str, Any]
+    source_shape: Json
     data: str = ""
     data_digest: str = ""
     images: Annotated[int, Field(ge=1, strict=True)]

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice, pairwise
 from operator import lt
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from upvit_core.errors import PlanError
-from upvit_core.files import digest
+from upvit_core.files import Json, Values, digest
 from upvit_core.records.basis import Basis
 from upvit_core.records.record import JsonRecord, Record
 from upvit_core.records.shape import BlockShape, ModelShape
@@ -96,11 +95,11 @@ class PruningPlan(JsonRecord):
     scores_digest: str = ""
     criterion: str = ""
     basis: Basis = Basis.CHANNELS
-    source_shape: dict[str, Any]
+    source_shape: Json
     residual: Kept
     later_residuals: tuple[Kept, ...] = ()
     blocks: tuple[BlockPlan, ...]
-    requested: dict[str, Any] = Field(default_factory=dict)
+    requested: Json = Field(default_factory=dict)
     fitted: Fitted | None = None
 
     @model_validator(mode="after")
@@ -158,7 +157,7 @@ class PruningPlan(JsonRecord):
         )
         return replace(before, embed_dim=widths[-1], blocks=blocks, stages=stages)
 
-    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> PruningPlan:
+    def model_copy(self, *, update: Values | None = None, deep: bool = False) -> PruningPlan:
         """A changed copy; what was computed of this plan is not carried along."""
         copied = super().model_copy(update=update, deep=deep)
         for name in ("shape_before", "shape_after", "digest"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from upvit_core.atomic import replaced
 from upvit_core.errors import ScoresError
-from upvit_core.files import digest
+from upvit_core.files import Values, digest
 from upvit_core.records.basis import Basis
 from upvit_core.records.shape import ModelShape
 
@@ -48,7 +48,7 @@ class ImportanceScores:
     seed: int = 0
     seconds: float = 0.0
     basis: Basis = Basis.CHANNELS
-    notes: Mapping[str, Any] = field(default_factory=dict)
+    notes: Values = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "basis", Basis(self.basis))
@@ -101,9 +101,7 @@ class ImportanceScores:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {key: np.ascontiguousarray(value, np.float64) for key, value in self.values.items()}
         tensors |= {f"stderr/{key}": np.ascontiguousarray(value, np.float64) for key, value in self.stderr.items()}
-        fields = ("criterion", "unit", "model", "model_digest", "data", "data_digest", "images", "seed", "seconds",
-                  "basis")  # fmt: skip
-        record = {name: getattr(self, name) for name in fields}
+        record = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("values", "stderr")}
         record |= {"version": VERSION, "shape": self.shape.to_dict(), "notes": dict(self.notes)}
         with replaced(path) as temporary:
             save_file(tensors, temporary, metadata={"upvit_scores": json.dumps(record)})

@@ -7,11 +7,12 @@ Code that goes by `groups` and `with_widths` works for every family.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Literal
 
 from upvit_core.errors import UnsupportedModelError
+from upvit_core.files import Json, Values
 from upvit_core.records.family import FAMILIES, Family, load
 
 Component = Literal["residual", "attention", "ffn", "reduction"]
@@ -278,7 +279,7 @@ class ModelShape:
                 return False
         return True
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Lists and plain values only, equal to what JSON gives back; what only other families have is left out."""
         values = asdict(self)
         values |= {name: list(values[name]) for name in ("blocks", "img_size", "patch_size", "stages")}
@@ -292,7 +293,7 @@ class ModelShape:
         return values
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelShape:
+    def from_dict(cls, values: Json) -> ModelShape:
         values = dict(values)
         values["blocks"] = tuple(BlockShape(**block) for block in values["blocks"])
         values["img_size"], values["patch_size"] = tuple(values["img_size"]), tuple(values["patch_size"])
@@ -303,7 +304,7 @@ class ModelShape:
         return cls(**values)
 
 
-def _check_numbers(record: Any, values: Mapping[str, Any]) -> None:
+def _check_numbers(record: type[ModelShape | BlockShape | StageShape], values: Values) -> None:
     """Raises ValueError where a file gives something else for a whole number, or one that no model has."""
     for field in fields(record):
         value, many = values.get(field.name), field.type == "tuple[int, int]"
@@ -351,6 +352,36 @@ PVT_VARIANTS: dict[PvtVariant, tuple[tuple[int, ...], tuple[int, ...], tuple[int
 """Depths, residual widths and FFN ratios of the stages of PVTv2."""
 
 
+def staged_shape(
+    name: str,
+    stages: Sequence[StageShape],
+    blocks: Sequence[BlockShape],
+    *,
+    img_size: tuple[int, int],
+    in_chans: int,
+    num_classes: int,
+    qkv_bias: bool = True,
+    norm_eps: float = 1e-6,
+) -> ModelShape:
+    """Shape of a PVTv2, whose head reads the average over the last map."""
+    return ModelShape(
+        name=name,
+        embed_dim=stages[-1].embed_dim,
+        blocks=tuple(blocks),
+        img_size=img_size,
+        patch_size=(stages[0].stride, stages[0].stride),
+        in_chans=in_chans,
+        num_classes=num_classes,
+        num_prefix_tokens=0,
+        head_tokens=0,
+        qkv_bias=qkv_bias,
+        class_token=False,
+        norm_eps=norm_eps,
+        family="pvt_v2",
+        stages=tuple(stages),
+    )
+
+
 def pvt_shape(
     variant: PvtVariant, *, img_size: tuple[int, int] = (224, 224), in_chans: int = 3, num_classes: int = 1000
 ) -> ModelShape:
@@ -361,19 +392,8 @@ def pvt_shape(
         reduction = (8, 4, 2, 1)[stage]
         stages.append(StageShape(dim, depth, 3 if stage else 7, 2 if stage else 4, reduction))
         blocks += [BlockShape((1, 2, 5, 8)[stage], dim, ratio * dim, dim if reduction > 1 else 0)] * depth
-    return ModelShape(
-        name=f"pvt_v2_{variant}",
-        embed_dim=dims[-1],
-        blocks=tuple(blocks),
-        img_size=img_size,
-        patch_size=(4, 4),
-        in_chans=in_chans,
-        num_classes=num_classes,
-        num_prefix_tokens=0,
-        head_tokens=0,
-        class_token=False,
-        family="pvt_v2",
-        stages=tuple(stages),
+    return staged_shape(
+        f"pvt_v2_{variant}", stages, blocks, img_size=img_size, in_chans=in_chans, num_classes=num_classes
     )
 
 

@@ -6,9 +6,9 @@ Every view takes words, units and what there is to show from here, so that none 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.records.criteria import CRITERIA
@@ -70,10 +70,10 @@ class Task:
         """`nats an image` or `nats a token`."""
         return f"nats a{'n' * (self.sample[0] in 'aeiou')} {self.sample}"
 
-    def value(self, result: Any) -> float:
+    def value(self, result: object) -> float:
         return float(getattr(result, self.key))
 
-    def interval(self, result: Any) -> tuple[float, float]:
+    def interval(self, result: object) -> tuple[float, float]:
         """95 % interval of the value."""
         low, high = getattr(result, f"{self.key}_interval")
         return low, high
@@ -82,7 +82,7 @@ class Task:
         """`91.7 %` or `16.74`."""
         return f"{value:,.{self.digits if digits is None else digits}f}{self.sign}"
 
-    def format_interval(self, result: Any) -> str:
+    def format_interval(self, result: object) -> str:
         """`91.2 – 92.3`."""
         low, high = self.interval(result)
         return f"{low:,.{self.digits}f} – {high:,.{self.digits}f}"
@@ -110,7 +110,7 @@ def task_of(shape: ModelShape) -> Task:
     return {"images": IMAGES, "text": TEXT}[shape.architecture.task]
 
 
-def task_of_rows(rows: Iterable[Mapping[str, Any]]) -> Task:
+def task_of_rows(rows: Iterable[Values]) -> Task:
     """Of a run, by what its metrics.jsonl holds."""
     return TEXT if any("perplexity" in row for row in rows) else IMAGES
 
