@@ -49,14 +49,14 @@ class ArchiveTree:
 
     def folders(self, at: str = "") -> list[str]:
         start = f"{at}/" if at else ""
-        found = []
+        names = []
         position = bisect_left(self._names, start)
         while position < self._end(at):
             first, below, _ = self._names[position][len(start) :].partition("/")
             if below:
-                found.append(first)
+                names.append(first)
             position = self._end(start + first) if below else position + 1
-        return [name for name in found if not name.startswith((".", "__"))]
+        return [name for name in names if not name.startswith((".", "__"))]
 
     def images(self, at: str) -> Iterator[tuple[str, int]]:
         for name in self._names[bisect_left(self._names, f"{at}/") : self._end(at)]:

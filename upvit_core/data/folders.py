@@ -125,9 +125,9 @@ def _splits(tree: Tree, root: str) -> dict[str, str]:
     """`train` and `val` among the folders of `root`; a class that happens to be called so holds no folders itself."""
     inside = tree.folders(root)
     return {
-        split: _join(root, found)
+        split: _join(root, folder)
         for split, names in (("train", TRAIN), ("val", VAL))
-        if (found := next((name for name in names if name in inside and tree.folders(_join(root, name))), None))
+        if (folder := next((name for name in names if name in inside and tree.folders(_join(root, name))), None))
     }
 
 

@@ -26,7 +26,7 @@ READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.D
 
 
 class ImageSource(Protocol):
-    """Where images come from, one by one."""
+    """A reader of single images."""
 
     @property
     def labels(self) -> np.ndarray: ...
@@ -41,7 +41,7 @@ class ImageSource(Protocol):
         """The image, decoded; raises one of READ_ERRORS where it cannot be."""
 
     def file_name(self, index: int) -> str:
-        """What to call the image in a message."""
+        """The image's name in a message."""
 
 
 class Pixels:
@@ -95,7 +95,7 @@ class Pixels:
 class ImageSet:
     """Images of one split, with labels from 0 in the order of `class_names`.
 
-    `digest` covers names, labels and file sizes, not transforms. `len` counts images before any was found unreadable.
+    `digest` covers names, labels and file sizes, not transforms. `len` counts unreadable images too.
     """
 
     name: str

@@ -80,7 +80,7 @@ def _torchvision(name: str, split: str, root: str | None) -> NamedImages:
             ) from error
     targets = getattr(dataset, "targets", None)
     if targets is None:
-        raise DataError(f"{name} does not tell its labels without reading every image; give it as a folder of classes.")
+        raise DataError(f"{name} has labels only in its images; give it as a folder of classes.")
     labels = np.asarray(targets, dtype=np.int64)
     labels = labels[:, 0] if labels.ndim == 2 else labels
     classes = getattr(dataset, "classes", None) or [str(label) for label in range(int(labels.max()) + 1)]

@@ -1,4 +1,4 @@
 """Architectures: the only place that knows a model's attribute names, and how one is read from and written to disk.
 
-Import from the modules (`shape` needs no torch; `checkpoint` brings torch and timm).
+Import from the modules (`layout` needs no torch; `checkpoint` brings torch and timm).
 """

@@ -1,4 +1,4 @@
-"""Read any accepted checkpoint into a timm model, and write folders that stock timm opens too."""
+"""Read any accepted checkpoint into a live model, and write folders that the stock library opens too."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ HeadCountSource = Literal["config", "assumed head width 64", "assumed 1, 2, 5, 8
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode, float32, and where it came from.
+    """A model in eval mode and float32, with its origin.
 
-    `digest` covers the weights and what no tensor tells (head counts, eps); it is empty where weights are random.
+    `digest` covers the weights and what no tensor holds (head counts, eps); it is empty for random weights.
     """
 
     model: nn.Module
@@ -66,7 +66,7 @@ class LoadedModel:
 
 @dataclass(frozen=True)
 class _Opened:
-    """Tensors in timm's names (None: to be drawn by seed), the shape they should have, and what is known beside."""
+    """Tensors in timm's names (None: to be drawn by seed), the shape that they must have, and what came with them."""
 
     tensors: dict[str, Tensor] | None
     shape: ModelShape
@@ -85,12 +85,11 @@ def load_model(
     seed: int = 0,
     img_size: int | tuple[int, int] | None = None,
 ) -> LoadedModel:
-    """Open `demo`, a folder, a file, `hf-hub:owner/name`, or a timm model name.
+    """Open `demo`, a folder, a file, `hf-hub:owner/name`, or a timm model name; no code from a file is run.
 
-    `num_heads` overrides the head count, which no tensor holds; `img_size` (height, width, or both) the size of the
-    images: a position embedding is then resampled by timm, bicubic. With `pretrained=False` a timm name gets random
-    weights drawn by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence; no code from a file is
-    run.
+    `num_heads` replaces the head count, which no tensor holds. `img_size` (a side, or height and width) replaces the
+    image size; timm then resamples the position embedding, bicubic. With `pretrained=False` a timm name gets random
+    weights by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence.
     """
     text = str(source).strip()
     opened = _open(text, num_heads, pretrained)
@@ -170,7 +169,7 @@ def _open_folder(folder: Path, num_heads: int | None) -> _Opened:
 
 
 def _describe_language(folder: Path, weights: Path) -> _Opened:
-    """A folder of `transformers` that holds a GPT-2; its tokenizer is what texts are read with."""
+    """A folder of `transformers` that holds a GPT-2 and the tokenizer for its texts."""
     values = read_json(folder / "config.json")
     try:
         ours = values.get("upvit_shape")
@@ -184,7 +183,7 @@ def _describe_language(folder: Path, weights: Path) -> _Opened:
 
 
 def _open_file(path: Path, num_heads: int | None) -> _Opened:
-    """A file on its own; a `config.json` beside it counts where it describes these very tensors."""
+    """A file alone; a `config.json` beside it counts only if it describes these tensors."""
     if (path.parent / "config.json").is_file():
         try:
             config = read_config(path.parent)
@@ -193,7 +192,7 @@ def _open_file(path: Path, num_heads: int | None) -> _Opened:
                 check_tensors(opened.tensors, opened.shape, str(path))
             return opened
         except (CheckpointError, UnsupportedModelError):
-            read_json(path.parent / "config.json")  # malformed: say so; about another model: go on without
+            read_json(path.parent / "config.json")  # raises where it is malformed; one about another model is ignored
     return _describe(path, ModelConfig(None), num_heads, path.stem)
 
 

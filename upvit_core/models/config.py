@@ -43,7 +43,7 @@ HF_CFG: dict[Flavour, Json] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What a `config.json` says; `shape` is None where only the tensors tell it (Hugging Face)."""
+    """The content of a `config.json`; `shape` is None where it follows from the tensors (Hugging Face)."""
 
     shape: ModelShape | None
     heads: int | None = None
@@ -140,7 +140,7 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
 
 
 def _hugging_face_preprocessing(values: Json, img_size: tuple[int, int]) -> Json:
-    """timm's words for an image processor: resize to `size` (both sides, or the shortest edge), then crop."""
+    """An image processor in timm's fields: resize to `size` (both sides, or the shortest edge), then crop."""
     cfg: Json = {}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if values.get(theirs):
@@ -182,7 +182,7 @@ def complete_cfg(values: Values | None, shape: ModelShape) -> Json:
 
 
 def image_preprocessing(values: Values | None, shape: ModelShape) -> Json:
-    """timm's `pretrained_cfg`; what is not said is DeiT's, and no source of weights is kept."""
+    """timm's `pretrained_cfg` with DeiT's values where `values` has none; sources of weights are dropped."""
     cfg = {
         **DEIT_CFG,
         **{key: value for key, value in (values or {}).items() if key in CFG_FIELDS and value is not None},
@@ -210,9 +210,9 @@ def image_preprocessing(values: Values | None, shape: ModelShape) -> Json:
 
 
 def timm_config(shape: ModelShape, pretrained_cfg: Values, name: str, class_names: tuple[str, ...] | None) -> Json:
-    """The `config.json` of a folder: timm's own form, with our shape beside it.
+    """The `config.json` of a folder: timm's form, with our shape beside it.
 
-    Where no stock timm model has such widths, the architecture is one that timm says it does not know.
+    Where no stock timm model has such widths, it names an architecture that timm refuses as unknown.
     """
     uniform, architecture = shape.is_uniform, shape.architecture
     arguments_of: Callable[[ModelShape], Json] = load(architecture.arguments)

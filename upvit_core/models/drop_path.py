@@ -1,4 +1,4 @@
-"""Stochastic depth (Huang et al., ECCV 2016) set on a model that exists, with timm's own module and rule."""
+"""Stochastic depth (Huang et al., ECCV 2016) for an existing model, with timm's module and rule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 
 
 def set_drop_path(model: nn.Module, rate: float) -> None:
-    """Give block b of n the rate b / (n - 1) · `rate`, timm's linear rule; 0 takes stochastic depth away."""
+    """Give block b of n the rate b / (n - 1) · `rate`, timm's linear rule; 0 removes stochastic depth."""
     owners = []
     for module in model.modules():
         if names := [name for name, _ in module.named_children() if name.startswith("drop_path")]:

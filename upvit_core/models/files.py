@@ -82,12 +82,12 @@ def _unsafe_names(path: Path, message: str) -> list[str]:
     """Functions and classes that the pickle would have called."""
     try:
         allowed = "argparse.Namespace"
-        found = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - {allowed}
+        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - {allowed}
     except Exception:  # only files of torch.save's newer format can be searched
-        found = set(re.findall(r"GLOBAL ([\w.]+)", message))
+        names = set(re.findall(r"GLOBAL ([\w.]+)", message))
         if "Unsupported operand" in message:
-            found = {"a pickle that torch.save did not write"}
-    return sorted(found)
+            names = {"a pickle that torch.save did not write"}
+    return sorted(names)
 
 
 def unwrap(content: object, path: Path) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ STANDARD: Json = {
 
 
 class Readout(nn.Identity):
-    """What the output layer reads, named as a classifier is, so that the last feature is found in one way."""
+    """The input of the output layer under a classifier's name, so that features are read alike in every family."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -87,7 +87,7 @@ def random_inputs(shape: ModelShape, count: int, seed: int = 0) -> Tensor:
 
 
 def gpt2_config(shape: ModelShape) -> Json:
-    """What `GPT2Config` needs to build this shape, where it can (`shape.is_uniform`); without dropout."""
+    """Arguments of `GPT2Config` for this shape (exact where `shape.is_uniform`), without dropout."""
     block = shape.blocks[0]
     return {
         "model_type": "gpt2",
@@ -109,7 +109,7 @@ def gpt2_config(shape: ModelShape) -> Json:
 
 
 def shape_of_config(values: Values, name: str) -> ModelShape:
-    """Shape of a `config.json` of GPT-2. Raises UnsupportedModelError where it asks for something else."""
+    """Shape of a GPT-2's `config.json`. Raises UnsupportedModelError for a variant that is not GPT-2 itself."""
     for key, wanted in STANDARD.items():
         if values.get(key, wanted) != wanted:
             raise UnsupportedModelError(
@@ -129,12 +129,12 @@ def shape_of_config(values: Values, name: str) -> ModelShape:
 
 def gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's tensors by our names: with the prefix, without masks and the tied copy of the embedding."""
-    found = {}
+    renamed = {}
     for name, tensor in tensors.items():
         full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if not full.startswith("lm_head.") and not full.endswith((".attn.bias", ".attn.masked_bias")):
-            found[full] = tensor
-    return found
+            renamed[full] = tensor
+    return renamed
 
 
 def refuse_resize(
@@ -151,7 +151,7 @@ def text_preprocessing(values: Values | None, shape: ModelShape) -> Json:
 def folder_config(shape: ModelShape, cfg: Values, name: str, class_names: object) -> Json:
     """The `config.json` of a folder: that of `transformers`, with our shape beside it.
 
-    Where `GPT2Config` cannot say the widths, the architecture is one that transformers does not know.
+    Where `GPT2Config` cannot express the widths, it names an architecture that transformers does not know.
     """
     values = gpt2_config(shape) | {"upvit_name": name, "upvit_shape": replace(shape, name=name).to_dict()}
     return values | ({} if shape.is_uniform else {"architectures": [UNEVEN]})

@@ -43,7 +43,7 @@ HF_UNREAD = re.compile(r"^pooler\.|^embeddings\.mask_token$")
 
 
 def to_timm_names(tensors: Mapping[str, Tensor], source: str) -> tuple[dict[str, Tensor], Flavour]:
-    """The same tensors under timm's names, and whose names they had."""
+    """The same tensors under timm's names, and the flavour of the names that they had."""
     renamed = dict(tensors)
     while prefix := next((p for p in PREFIXES if renamed and all(key.startswith(p) for key in renamed)), None):
         renamed = {key.removeprefix(prefix): tensor for key, tensor in renamed.items()}

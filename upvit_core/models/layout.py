@@ -1,7 +1,7 @@
-"""Which tensors a model of a given shape has, and whose channels each of their axes holds. Imports no torch.
+"""The tensors of a model of a given shape, and the channels that each of their axes holds. Imports no torch.
 
-One table per family, from which follow the tensors that a checkpoint must have, the weights of a channel (`l1`, `l2`),
-the number of parameters, and how surgery cuts.
+One function per family makes the table by which checkpoints are checked, the weights of a channel (`l1`, `l2`) and all
+parameters counted, and tensors sliced.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from upvit_core.records.shape import ModelShape
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tensor: channels of the group `key`, `repeat` times over (queries, keys, values), or nothing's."""
+    """One axis of a tensor: the channels of group `key`, `repeat` times (queries, keys, values); None: no channels."""
 
     size: int
     key: str | None = None
@@ -24,10 +24,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor: its axes, and where it belongs.
+    """A tensor and its place in the model.
 
-    `half` is the half-block (2b: attention of block b, 2b + 1: its FFN) that it goes with, None outside the blocks;
-    `leaf` its name inside the block. `queries`: the first of its attention channels are queries, which carry the scale.
+    `half` is its half-block (2b: attention of block b, 2b + 1: its FFN), None outside the blocks; `leaf` its name
+    inside the block. `queries` is True where its first attention channels are queries, which carry the scale.
     """
 
     axes: tuple[Axis, ...]
@@ -61,7 +61,7 @@ def count_in_layout(shape: ModelShape) -> int:
 
 
 class Collector:
-    """Names parts as they come; `half` and `stem` hold until they are changed."""
+    """Collects the parts of a layout; `half` and `stem` apply to all parts until they are changed."""
 
     def __init__(self) -> None:
         self.parts: Layout = {}

@@ -30,7 +30,7 @@ USUAL_HEADS = (1, 2, 5, 8)
 
 
 class Attention(pvt_v2.Attention):
-    """timm's, with widths of its own for attention and for the reduction of keys and values."""
+    """timm's, with free widths of attention and of the reduction of keys and values."""
 
     def __init__(self, dim: int, block: BlockShape, ratio: int, *, qkv_bias: bool, device: torch.device | str = "cpu"):
         super().__init__(block.num_heads, block.num_heads, qkv_bias=qkv_bias, device=device)
@@ -57,7 +57,7 @@ class Attention(pvt_v2.Attention):
 
 
 def timm_arguments(shape: ModelShape) -> Json:
-    """What timm's class takes for a uniform shape."""
+    """Arguments of timm's class for a uniform shape."""
     firsts = [shape.blocks[shape.first_block(stage)] for stage in range(len(shape.stages))]
     return {
         "in_chans": shape.in_chans,
@@ -94,7 +94,7 @@ def build_pvt(
             module.mlp = MlpWithDepthwiseConv(stage.embed_dim, block.ffn, device=device)
         if torch.device(device).type != "meta":
             model.apply(model._init_weights)
-    model.pretrained_cfg = {"input_size": (shape.in_chans, *shape.img_size)}  # no tensor tells it
+    model.pretrained_cfg = {"input_size": (shape.in_chans, *shape.img_size)}  # no tensor depends on it
     built: nn.Module = model
     return built
 
@@ -170,7 +170,7 @@ def check_resized(
 
 
 def is_pvt(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict, in timm's names or the authors', is one of a PVTv2."""
+    """True for the state dict of a PVTv2, in timm's names or the authors'."""
     return any(re.search(r"(^|\.)mlp\.dwconv\.", key) for key in tensors) and any(
         key.startswith(("stages.0.blocks.0.", "block1.0.")) for key in tensors
     )
@@ -186,7 +186,7 @@ def shape_of_pvt_tensors(
 ) -> tuple[ModelShape, bool]:
     """Architecture of a state dict in timm's names, and whether its heads were assumed to be 1, 2, 5, 8.
 
-    Raises CheckpointError where what names the architecture is missing or contradictory.
+    Raises CheckpointError where tensors that determine the architecture are missing or contradictory.
     """
     size = dict[str, tuple[int, ...]]((key, tuple(tensor.shape)) for key, tensor in tensors.items())
 
@@ -198,15 +198,15 @@ def shape_of_pvt_tensors(
             )
         return size[key]
 
-    found = sorted(
+    numbers = sorted(
         {tuple(map(int, m.groups())) for m in (re.match(r"stages\.(\d+)\.blocks\.(\d+)\.", k) for k in size) if m}
     )
-    depths = [sum(1 for s, _ in found if s == number) for number in range(1 + max(s for s, _ in found))]
-    if found != [(s, b) for s, depth in enumerate(depths) for b in range(depth)] or 0 in depths:
+    depths = [sum(1 for s, _ in numbers if s == number) for number in range(1 + max(s for s, _ in numbers))]
+    if numbers != [(s, b) for s, depth in enumerate(depths) for b in range(depth)] or 0 in depths:
         raise CheckpointError(f"{source} misses blocks of a stage; give a complete checkpoint of one classifier.")
     if heads is None and len(depths) != len(USUAL_HEADS):
         raise CheckpointError(
-            f"{source} has {len(depths)} stages, and no tensor tells their heads; put the model's config.json beside "
+            f"{source} has {len(depths)} stages, and no tensor holds their heads; put the model's config.json beside "
             "it."
         )
     stages, blocks = [], []
@@ -225,7 +225,7 @@ def shape_of_pvt_tensors(
             if attention % own:
                 raise CheckpointError(
                     f"{source}: {stem} has {attention} attention channels, which {own} heads do not divide, and no "
-                    "tensor tells the number of heads; put the model's config.json beside it."
+                    "tensor holds the number of heads; put the model's config.json beside it."
                 )
             blocks.append(BlockShape(own, attention, hidden, reduction))
         if ratio == 1 and any(f"stages.{number}.blocks.{b}.attn.sr.weight" in size for b in range(depth)):

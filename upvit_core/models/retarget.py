@@ -1,7 +1,7 @@
 """The same backbone for another task: a new head, other image channels, another image size.
 
-What a backbone has learnt stays; only what the new images or classes do not fit is made anew, with timm's own rules
-where it has one (channels of the first convolution, position embeddings).
+Only the parts that do not fit the new images or classes are made anew, by timm's rules where it has one (channels of
+the first convolution, position embeddings).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POSITIONS = "pos_embed"
 
 
 def classes_differ(loaded: LoadedModel, class_names: tuple[str, ...]) -> bool:
-    """Whether the model's head answers other questions; a head without class names counts as another."""
+    """True where the model's head has other classes, or none that are known by name."""
     return loaded.class_names != class_names
 
 
@@ -41,7 +41,7 @@ def retarget(
     img_size: int | None = None,
     seed: int = 0,
 ) -> LoadedModel:
-    """A copy of the model for `class_names`, with a head of zeros where those are not its own (`head="auto"`).
+    """A copy of the model for `class_names`; `head="auto"` gives it a head of zeros where the classes differ.
 
     `in_chans`: 3 to 1 sums the first convolution over colours, as timm does; 1 to 3 spreads a third of it over each,
     so that a grey image given in colour is seen as before. `img_size`: position embeddings are resampled by timm.
@@ -85,7 +85,7 @@ def retarget(
 
 
 def head_parameters(names: list[str]) -> set[str]:
-    """Those of the parameters' names that belong to a head."""
+    """The names of parameters that belong to a head."""
     return {name for name in names if name.startswith(HEADS)}
 
 

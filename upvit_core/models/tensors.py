@@ -1,6 +1,6 @@
-"""What the tensors of a checkpoint tell about the architecture, and whether they are what an architecture needs.
+"""The architecture of a checkpoint's tensors, and their check against an architecture.
 
-Names are timm's here; `keys` has already translated. Only the head count is nowhere in the tensors.
+Names are timm's here; `keys` has translated them. Only the head count is nowhere in the tensors.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def shape_of_tensors(
 ) -> ModelShape:
     """Architecture of a state dict in timm's names, with `heads` in every block or else heads 64 wide.
 
-    Raises UnsupportedModelError where the tensors are no plain ViT, CheckpointError where what names the
-    architecture is missing or contradictory.
+    Raises UnsupportedModelError where the tensors are no plain ViT, CheckpointError where those that determine the
+    architecture are missing or contradictory.
     """
     refuse_foreign_parts(tensors, source)
     depth = 1 + max((int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in tensors) if m), default=-1)
@@ -140,7 +140,7 @@ def heads_of(attention: int, heads: int | None, where: str) -> int:
         if attention % ASSUMED_HEAD_DIM:
             raise CheckpointError(
                 f"{where} has {attention} attention channels, not a multiple of the usual head width "
-                f"{ASSUMED_HEAD_DIM}, and no tensor tells the number of heads; give it (num_heads), or "
+                f"{ASSUMED_HEAD_DIM}, and no tensor holds the number of heads; give it (num_heads), or "
                 "put the model's config.json beside it."
             )
         return attention // ASSUMED_HEAD_DIM
@@ -155,10 +155,10 @@ def heads_of(attention: int, heads: int | None, where: str) -> int:
 def refuse_foreign_parts(tensors: Mapping[str, Tensor], source: str) -> None:
     """Raise UnsupportedModelError where a tensor belongs to a part that no plain ViT has."""
     for pattern, part in FOREIGN_PARTS:
-        found = next((key for key in tensors if re.search(pattern, key)), None)
-        if found:
+        foreign = next((key for key in tensors if re.search(pattern, key)), None)
+        if foreign:
             raise UnsupportedModelError(
-                f"{source} has {part} ({found}), which is not understood; give a plain ViT or DeiT."
+                f"{source} has {part} ({foreign}), which is not understood; give a plain ViT or DeiT."
             )
 
 
@@ -189,7 +189,7 @@ def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str)
 
 
 def digest_of(tensors: Mapping[str, Tensor], shape: ModelShape) -> str:
-    """First 16 hex digits of the SHA-256 over names and float32 bytes, and over what no tensor tells (heads, eps …)."""
+    """First 16 hex digits of the SHA-256 over names and float32 bytes, and over what no tensor holds (heads, eps …)."""
     values = {key: value for key, value in shape.to_dict().items() if key != "name"}
 
     def contents() -> Iterator[Content]:

@@ -122,7 +122,7 @@ def shape_of_vit(model: nn.Module, name: str) -> ModelShape:
 
 
 def _check_ends(vit: Untyped, distilled: bool, read: Reader) -> None:
-    """What comes before and after the blocks."""
+    """Check the parts before and after the blocks."""
     read.check("patch_embed", vit.patch_embed, PatchEmbed)
     read.check("patch_embed.norm", vit.patch_embed.norm, nn.Identity)
     read.check("norm_pre", vit.norm_pre, nn.Identity)

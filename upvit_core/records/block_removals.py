@@ -53,7 +53,7 @@ def candidates(shape: ModelShape, halves: Sequence[int], least: Sequence[int] = 
 
 
 def without(halves: Sequence[int], pair: Pair) -> Halves:
-    """What is left after a removal."""
+    """The half-blocks that are left after a removal."""
     return tuple(half for half in halves if half not in pair)
 
 
@@ -134,7 +134,7 @@ class BlockRemovals(JsonRecord):
 
     @property
     def samples(self) -> int:
-        """What the sums are divided by for a mean: images, or tokens of a text."""
+        """Divisor from sums to means: images, or tokens of a text."""
         return self.images * self.shape.answers
 
     @property

@@ -66,8 +66,8 @@ class BlockPlan(Record):
 
 
 class Fitted(Record):
-    """What a student was fitted to beside its plan, enough to make it again: which proxy images (`digest` is that of
-    the drawn set), the residual's metric where directions were cut, and whether least squares mended the cut."""
+    """The fit of a student, enough to repeat it: proxy images (`digest` of the drawn set), the metric of the residual
+    where directions were cut, and whether least squares repaired it."""
 
     repair: bool
     metric: str = ""
@@ -78,7 +78,7 @@ class Fitted(Record):
 
 
 class PruningPlan(JsonRecord):
-    """What stays of a model, and what it was made from; `fitted` is there in the plan of a model that images shaped.
+    """The part of a model that stays, and its origin; `fitted` is set where images shaped the student's weights.
 
     With basis "channels" (the letter's way) indices count channels; with "directions" they count the rotated basis's
     directions in order, of the residual and inside each head (FFN channels stay channels). In a staged model `residual`
@@ -116,14 +116,14 @@ class PruningPlan(JsonRecord):
             for source in (block.source, block.ffn_block):
                 if source >= shape.depth:
                     raise ValueError(f"block {number} comes from block {source}, but {shape.name} has {shape.depth}")
-            own = shape.blocks[block.source]
-            _inside(block.attention.keep, own.attention, f"attention of block {number}")
+            before = shape.blocks[block.source]
+            _inside(block.attention.keep, before.attention, f"attention of block {number}")
             _inside(block.ffn.keep, shape.blocks[block.ffn_block].ffn, f"ffn of block {number}")
-            _check_heads(block.attention, own, number)
-            if (block.reduction is not None) != bool(own.reduction):
+            _check_heads(block.attention, before, number)
+            if (block.reduction is not None) != bool(before.reduction):
                 raise ValueError(f"block {number} must say what its reduction keeps exactly where its source has one")
             if block.reduction is not None:
-                _inside(block.reduction.keep, own.reduction, f"reduction of block {number}")
+                _inside(block.reduction.keep, before.reduction, f"reduction of block {number}")
             if shape.stage_of(block.source) != shape.stage_of(block.ffn_block):
                 raise ValueError(f"block {number} joins attention and FFN of different stages")
         if len({shape.stage_of(block.source) for block in self.blocks}) != len(shape.depths):
@@ -175,8 +175,8 @@ class PruningPlan(JsonRecord):
             return (self.residual, *self.later_residuals)[int(place or 0)].keep
         for block in self.blocks:
             if (block.ffn_block if component == "ffn" else block.source) == int(place):
-                found: Kept | None = getattr(block, component)
-                return found.keep if found else ()
+                kept: Kept | None = getattr(block, component)
+                return kept.keep if kept else ()
         return ()
 
     def heads_of(self, block: int) -> int | None:

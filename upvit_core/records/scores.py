@@ -72,7 +72,7 @@ class ImportanceScores:
 
     @property
     def samples(self) -> int:
-        """What the sums are divided by for a mean: images, or tokens of a text; at least 1."""
+        """Divisor from sums to means: images, or tokens of a text; at least 1."""
         return max(self.images, 1) * self.shape.answers
 
     @property

@@ -11,7 +11,7 @@ MARK = "#heads="
 
 @dataclass(frozen=True)
 class Source:
-    """What `load_model` opens, and its heads (None: as its configuration says); as text `path` or `path#heads=12`."""
+    """A path or name for `load_model`, and a head count (None: its configuration's); as text `path#heads=12`."""
 
     path: str
     heads: int | None = None

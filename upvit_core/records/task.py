@@ -1,7 +1,6 @@
-"""What a model reads, what it answers, and what it is judged by: images, classes and top-1; or a text, next tokens and
-perplexity.
+"""Tasks: images, classes and top-1; or text, next tokens and perplexity.
 
-Every view takes words, units and what there is to show from here, so that none asks which architecture it shows.
+Every view takes its words and units from here, so that none asks which architecture it shows.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from upvit_core.records.shape import ModelShape
 
 @dataclass(frozen=True)
 class Task:
-    """`key` is the number's name in records. Means are over `sample`s (images; tokens), a pass reads `item`s (images;
-    blocks of text), each a row of `pieces`, and says one of `answers`. `data` is what must be given, `source` where it
-    may lie. `result` is an `Evaluation`, or has the same fields.
+    """The words of a task. `key` names its number in records; a `result` is an `Evaluation` or has the same fields.
 
-    has_pictures: inputs can be shown as pictures. has_classes: the head can be another, or left out, so that the model
-    is taken to other images or exported as a backbone, and as ONNX.
+    Means are over `sample`s (images; tokens). A batch consists of `batch_items` (images; blocks of text), each a row of
+    `units`; a model gives one of `outputs`. `data` is what a user must give, `source` the places it may come from.
+    has_pictures: inputs can be shown as pictures. has_classes: the head can be replaced or left out, so that the model
+    can learn other images and be exported as a backbone or as ONNX.
     """
 
     key: Literal["top1", "perplexity"]
@@ -58,7 +57,7 @@ class Task:
 
     @property
     def wanted(self) -> str:
-        """What is missing, and where to give it."""
+        """The missing data, and the page that takes it."""
         return f"{self.data}; give {self.them} on Model"
 
     @property
