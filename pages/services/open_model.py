@@ -17,6 +17,7 @@ from upvit_core.cache import Cache
 from upvit_core.errors import CheckpointError, DataError
 from upvit_core.importance.published import import_scores
 from upvit_core.paths import DEMO_FOLDER
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape, deit_shape
 from upvit_core.records.task import Task, model_name, task_of

@@ -20,7 +20,7 @@ from upvit_core.profiling.bench import DEMO
 from upvit_core.profiling.calibrate import calibrate
 from upvit_core.profiling.calibration import Calibration
 from upvit_core.profiling.held_out import held_out
-from upvit_core.records.shape import deit_shape
+from upvit_core.records.known_shapes import deit_shape
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ from upvit_core.models.gpt2 import language_shape, random_inputs
 from upvit_core.profiling.bench import DEMO, random_model
 from upvit_core.profiling.held_out import random_shape
 from upvit_core.profiling.memory import estimate_memory
-from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
+from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.shape import BlockShape, ModelShape
 
 TEXT = language_shape("gpt2, 4 blocks", vocabulary=512, context=64, embed_dim=96, blocks=(BlockShape(4, 96, 384),) * 4)
 

@@ -15,9 +15,9 @@ from upvit_core.planning.budget import Budget, best_plan
 from upvit_core.profiling.bench import DEMO
 from upvit_core.profiling.latency import Latency, estimate_latency
 from upvit_core.profiling.macs import count_macs
+from upvit_core.records.known_shapes import pvt_shape
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import pvt_shape
 
 
 @pytest.fixture

@@ -26,9 +26,10 @@ from upvit_core.figures.score_grid import channel_at, find, heading, picture, sc
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
 from upvit_core.planning.difference import difference
 from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import COMPONENTS, BlockShape, Component, ModelShape, deit_shape
+from upvit_core.records.shape import COMPONENTS, BlockShape, Component, ModelShape
 
 SMALL = ModelShape("small", 24, (BlockShape(4, 24, 40),) * 3, (16, 16), (8, 8), 3, 5)
 

@@ -13,8 +13,8 @@ from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.score_grid import channel_at, find, picture, score_table
 from upvit_core.figures.theme import DARK, LIGHT
 from upvit_core.planning.ratios import plan_uniform
+from upvit_core.records.known_shapes import pvt_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import pvt_shape
 
 SHAPE = pvt_shape("b0")
 

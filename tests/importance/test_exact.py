@@ -12,8 +12,8 @@ from upvit_core.errors import Cancelled, ScoresError
 from upvit_core.importance.criterion import Clock, kl_divergence, log_softmax
 from upvit_core.importance.kl import KL, PIECE_MACS, _image_batch
 from upvit_core.models.build import adapt
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import expected_widths
-from upvit_core.records.shape import deit_shape
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -8,7 +8,7 @@ from upvit_core.errors import ScoresError
 from upvit_core.importance.published import check_rank_lists, import_scores
 from upvit_core.planning.ratios import plan_preset
 from upvit_core.profiling.macs import count_parameters
-from upvit_core.records.shape import deit_shape
+from upvit_core.records.known_shapes import deit_shape
 
 FFN_NOT_CHOSEN = (670, 81, 31, 1, 0, 0, 0, 0, 1, 13, 36, 14)
 

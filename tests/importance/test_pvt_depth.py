@@ -27,7 +27,7 @@ from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.block_removals import BlockRemovals, Candidate, Step, candidates, without
-from upvit_core.records.shape import pvt_shape
+from upvit_core.records.known_shapes import pvt_shape
 
 DEEP: dict[str, Any] = {"depths": (2, 3, 1, 2)}
 

@@ -34,8 +34,9 @@ from upvit_core.models.checkpoint import load_model, save_model
 from upvit_core.models.gpt2 import language_shape
 from upvit_core.planning.budget import Budget, best_plan
 from upvit_core.planning.curves import predicted_loss
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import BlockShape, deit_shape
+from upvit_core.records.shape import BlockShape
 from upvit_core.records.task import IMAGES, TEXT, task_of
 from upvit_core.training.distillation import last_feature
 

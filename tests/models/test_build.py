@@ -12,7 +12,8 @@ from tests.support.tiny import VARIANTS, tiny
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.build import expected_tensors
 from upvit_core.models.checkpoint import build_model, shape_of
-from upvit_core.records.shape import BlockShape, deit_shape
+from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.shape import BlockShape
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -12,7 +12,7 @@ from tests.support.checkpoints import assert_one_sentence
 from upvit_core.errors import CheckpointError, UnsupportedModelError, UPViTError
 from upvit_core.models import checkpoint, hub
 from upvit_core.models.checkpoint import build_model, load_model
-from upvit_core.records.shape import deit_shape
+from upvit_core.records.known_shapes import deit_shape
 
 
 def test_a_timm_name_without_weights_is_drawn_by_seed() -> None:

@@ -26,8 +26,9 @@ from upvit_core.planning.ratios import plan_groups, plan_preset, plan_uniform, p
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.pruning.prune import cut
 from upvit_core.pruning.surgery import prune
+from upvit_core.records.known_shapes import PVT_VARIANTS, pvt_shape
 from upvit_core.records.plan import PruningPlan
-from upvit_core.records.shape import PVT_VARIANTS, ModelShape, pvt_shape
+from upvit_core.records.shape import ModelShape
 
 B1_PARAMETERS, B0_PARAMETERS, B2_PARAMETERS = 14_009_000, 3_666_760, 25_362_856
 

@@ -18,8 +18,8 @@ from tests.support.reading import html_of, what_if_of
 from tests.support.tiny_pvt import tiny_pvt
 from upvit_core.profiling.calibration import HeldOutError, default_path
 from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
+from upvit_core.records.known_shapes import pvt_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import pvt_shape
 
 Run = Callable[..., AppTest]
 MODEL, IMPORTANCE, TRADEOFF, METHOD = (

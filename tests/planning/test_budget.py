@@ -14,7 +14,8 @@ from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.pool import pool_per_block
 from upvit_core.planning.ratios import plan_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
+from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.shape import BlockShape, ModelShape
 
 TINY = replace(
     deit_shape("tiny"), name="tiny", embed_dim=6, blocks=(BlockShape(2, 6, 5),) * 2, img_size=(8, 8), patch_size=(4, 4),

@@ -18,8 +18,9 @@ from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.pareto import candidate_plans, pareto_rows
 from upvit_core.planning.ratios import plan_uniform, uniform_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.known_shapes import pvt_shape
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import ModelShape, pvt_shape
+from upvit_core.records.shape import ModelShape
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 from tests.support.latency import TEXT
 from tests.support.planning import SHAPE
 from upvit_core.planning.cost_model import COUNTS, CostModel, costs_of
-from upvit_core.records.shape import BlockShape, ModelShape, deit_shape, pvt_shape
+from upvit_core.records.known_shapes import deit_shape, pvt_shape
+from upvit_core.records.shape import BlockShape, ModelShape
 
 UNEVEN = replace(SHAPE, distilled=True, layer_scale=True, blocks=(BlockShape(6, 24, 96), BlockShape(3, 18, 40)))
 SHAPES = {

@@ -10,7 +10,8 @@ from upvit_core.errors import PlanError
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.pareto import candidate_plans, dominated, pareto_rows
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.records.shape import BlockShape, deit_shape
+from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.shape import BlockShape
 
 SHAPE = replace(deit_shape("tiny"), name="small", embed_dim=24, blocks=(BlockShape(6, 24, 96),) * 3)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.support.planning import SHAPE, scores
 from upvit_core.errors import PlanError
 from upvit_core.planning.ratios import kept_channels, plan_preset, plan_uniform, presets_for
-from upvit_core.records.shape import deit_shape
+from upvit_core.records.known_shapes import deit_shape
 
 
 def test_keeps_the_highest_scores() -> None:

@@ -22,8 +22,8 @@ from upvit_core.planning.widths import (
 )
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.block_removals import BlockRemovals
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import deit_shape
 
 BASE = deit_shape("base")
 

@@ -10,7 +10,8 @@ from tests.support.allocated import allocated, peak
 from upvit_core.models.build import build_model
 from upvit_core.models.gpt2 import language_shape, random_inputs
 from upvit_core.profiling.memory import TrainingMemory, estimate_memory, estimate_training
-from upvit_core.records.shape import BlockShape, ModelShape, deit_shape, pvt_shape
+from upvit_core.records.known_shapes import deit_shape, pvt_shape
+from upvit_core.records.shape import BlockShape, ModelShape
 from upvit_core.training.distillation import distillation_loss
 
 DEMO = replace(

@@ -24,9 +24,10 @@ from upvit_core.pruning.depth import ORDERS, at_depth, score_blocks
 from upvit_core.pruning.prune import cut
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.block_removals import BlockRemovals, Candidate, Step, neighbours, without
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import BlockShape, deit_shape
+from upvit_core.records.shape import BlockShape
 
 DEEP = "3 heads, 5 blocks"
 CFG = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -10,7 +10,7 @@ from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.layout import layout
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.family import FAMILIES, Family, load
-from upvit_core.records.shape import deit_shape
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.task import task_of
 from upvit_core.training.settings import PRESETS
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
+from upvit_core.records.shape import BlockShape, ModelShape
 
 SHAPE = replace(deit_shape("tiny"), name="small", embed_dim=24, blocks=(BlockShape(6, 24, 96),) * 3)
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from upvit_core.errors import ScoresError
 from upvit_core.importance.ranking import keep_best, keep_in_merged_heads
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import BlockShape, ModelShape, deit_shape
+from upvit_core.records.shape import BlockShape, ModelShape
 
 SCORE_FILE = re.compile(
     r"(?P<model>.+)_(?P<depth>\d+)_(?P<kind>neck|attn|ffn)_(?P<width>\d+)_kl(?:_B)?(?:_(?P<block>\d+))?_(?P<images>\d+)k\.txt"

@@ -37,7 +37,8 @@ from upvit_core.models.resize import at_size
 from upvit_core.models.tensors import check_tensors, digest_of, heads_of, shape_of_tensors
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.records.family import load
-from upvit_core.records.shape import ModelShape, PvtVariant, pvt_shape
+from upvit_core.records.known_shapes import PvtVariant, pvt_shape
+from upvit_core.records.shape import ModelShape
 
 __all__ = ["LoadedModel", "build_model", "load_model", "load_state_dict_file", "save_model", "shape_of"]
 

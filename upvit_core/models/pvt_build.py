@@ -22,7 +22,8 @@ from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Json
 from upvit_core.models.adapter import Untyped
 from upvit_core.models.build import Reader, mlp_ratio
-from upvit_core.records.shape import BlockShape, ModelShape, StageShape, staged_shape
+from upvit_core.records.known_shapes import staged_shape
+from upvit_core.records.shape import BlockShape, ModelShape, StageShape
 
 OPENINGS = ((7, 4), (3, 2))  # kernel and stride of the first patch embedding, and of the later ones
 INNER_EPS = 1e-5  # of the norms of patch embeddings and reductions, whatever the blocks' own

@@ -10,9 +10,10 @@ import numpy as np
 from upvit_core.errors import PlanError
 from upvit_core.importance.ranking import keep_best, keep_in_merged_heads
 from upvit_core.records.basis import Basis
+from upvit_core.records.known_shapes import PVT_VARIANTS, deit_shape, pvt_shape
 from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import PVT_VARIANTS, ModelShape, common_head_counts, deit_shape, pvt_shape
+from upvit_core.records.shape import ModelShape, common_head_counts
 
 PRESETS = {
     "deit_small": deit_shape("small"),

@@ -3,8 +3,8 @@
 Everything else goes by `ModelShape.groups`, so no other module asks which architecture it has. Parts are named as
 `module:name` inside `upvit_core` and imported when first used, so that planning and pages need no torch. To add one:
 
-1. `records/shape.py`: the fields that its widths need, with defaults that older records can leave out, and a function
-   that makes its well-known shapes;
+1. `records/shape.py`: the fields that its widths need, with defaults that older records can leave out;
+   `records/known_shapes.py`: the shapes that its library has names for;
 2. a file in `models/`: `layout` (its tensors, without torch), `build`, `arguments`, a reader of live models, an adapter
    that extends `TransformerAdapter`; `models/keys.py` and `models/checkpoint.py` where its files name the
    tensors in another way;
@@ -67,7 +67,7 @@ VIT = Family(
     ffn_kept=2,
     ffn_passing=1,
     tokens="records.shape:plain_tokens",
-    stock="records.shape:deit_shapes",
+    stock="records.known_shapes:deit_shapes",
     layout="models.layout:vit_layout",
     stem="models.layout:vit_stem",
     live={
@@ -100,7 +100,7 @@ PVT = Family(
     ffn_kept=4,  # a depthwise convolution keeps its input twice (as a map too)
     ffn_passing=2,
     tokens="records.shape:reduced_tokens",
-    stock="records.shape:pvt_shapes",
+    stock="records.known_shapes:pvt_shapes",
     layout="models.layout:pvt_layout",
     stem="models.layout:pvt_stem",
     live={"timm.models.pvt_v2:PyramidVisionTransformerV2": "models.pvt_build:shape_of_pvt"},
@@ -130,7 +130,7 @@ GPT2 = Family(
     ffn_kept=5,  # its GELU is written out of several operations
     ffn_passing=2,
     tokens="records.shape:plain_tokens",
-    stock="records.shape:no_shapes",
+    stock="records.known_shapes:no_shapes",
     layout="models.layout:gpt2_layout",
     stem="models.layout:gpt2_stem",
     live={},

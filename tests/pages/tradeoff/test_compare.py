@@ -90,7 +90,7 @@ def test_what_is_no_plan_of_this_model_is_told(demo: open_model.OpenModel) -> No
     plan = plan_of(demo, HALF)
     with pytest.raises(PlanError, match="is not a valid plan"):
         saved_plans.read(b"{}", "mine", demo.shape)
-    from upvit_core.records.shape import deit_shape
+    from upvit_core.records.known_shapes import deit_shape
 
     with pytest.raises(PlanError, match="shaped otherwise"):
         saved_plans.read(plan.to_json().encode(), "mine", deit_shape("small"))
