@@ -14,7 +14,7 @@ from tests.support.small_run import CFG, half_plan, write_images, write_teacher
 from tests.support.tiny import VARIANTS, images, tiny
 from upvit_core.cli import app
 from upvit_core.data import open_images
-from upvit_core.errors import ExportError, UnsupportedModelError
+from upvit_core.errors import CheckpointError, ExportError, UnsupportedModelError
 from upvit_core.export import export_backbone_onnx, save_backbone
 from upvit_core.models.checkpoint import LoadedModel, load_model
 from upvit_core.models.retarget import retarget
@@ -76,7 +76,7 @@ def test_another_image_size_is_timms_resampling(variant: str) -> None:
     stock.eval().set_input_size(24)
     x = torch.randn(2, 3, 24, 24, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(fitted.model(x), stock(x))
-    with pytest.raises(UnsupportedModelError, match="20 pixels are no multiple of the patch of 8"):
+    with pytest.raises(CheckpointError, match="20 by 20 pixels cannot be cut into patches of 8 by 8"):
         retarget(model, NAMES, img_size=20)
 
 

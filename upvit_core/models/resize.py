@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TypeVar
 
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
@@ -11,10 +12,10 @@ from upvit_core.errors import CheckpointError
 from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 
+Tensors = TypeVar("Tensors", dict[str, Tensor], dict[str, Tensor] | None)
 
-def at_size(
-    tensors: dict[str, Tensor] | None, shape: ModelShape, img_size: tuple[int, int]
-) -> tuple[dict[str, Tensor] | None, ModelShape]:
+
+def at_size(tensors: Tensors, shape: ModelShape, img_size: tuple[int, int]) -> tuple[Tensors, ModelShape]:
     """Tensors and shape for images of (height, width); tensors may be None. Unchanged where the size is the same.
 
     Raises CheckpointError where the patches do not divide the size, UnsupportedModelError where it is too small.
@@ -24,8 +25,10 @@ def at_size(
     return load(shape.architecture.resize)(tensors, shape, img_size), replace(shape, img_size=img_size)
 
 
-def check_divides(shape: ModelShape, img_size: tuple[int, int]) -> None:
-    """Raises CheckpointError where patches do not divide the size."""
+def resample_positions(
+    tensors: dict[str, Tensor] | None, shape: ModelShape, img_size: tuple[int, int]
+) -> dict[str, Tensor] | None:
+    """The tensors with the position embedding of another grid of patches."""
     height, width = img_size
     if min(img_size) < 1 or height % shape.patch_size[0] or width % shape.patch_size[1]:
         across = f"{shape.patch_size[0]} by {shape.patch_size[1]}"
@@ -33,13 +36,6 @@ def check_divides(shape: ModelShape, img_size: tuple[int, int]) -> None:
             f"Images of {height} by {width} pixels cannot be cut into patches of {across}; give a size that "
             "they divide."
         )
-
-
-def resample_positions(
-    tensors: dict[str, Tensor] | None, shape: ModelShape, img_size: tuple[int, int]
-) -> dict[str, Tensor] | None:
-    """The tensors with the position embedding of another grid of patches."""
-    check_divides(shape, img_size)
     if tensors is None or "pos_embed" not in tensors:
         return tensors
     old = [side // patch for side, patch in zip(shape.img_size, shape.patch_size, strict=True)]

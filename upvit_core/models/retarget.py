@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models._manipulate import adapt_input_conv
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.build import build_model
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.config import complete_cfg
+from upvit_core.models.resize import at_size
 from upvit_core.records.task import refuse_language
 
 HeadChoice = Literal["auto", "new", "keep"]
@@ -24,7 +24,6 @@ FINE_TUNING = "Fine-tuning on other images is defined for models of images"
 DISTIL = "distil it on the other text instead (distill --preset language --data TEXT)"
 HEADS = ("head.", "head_dist.")
 FIRST_CONVOLUTION = "patch_embed.proj.weight"
-POSITIONS = "pos_embed"
 
 
 def classes_differ(loaded: LoadedModel, class_names: tuple[str, ...]) -> bool:
@@ -46,7 +45,7 @@ def retarget(
     `in_chans`: 3 to 1 sums the first convolution over colours, as timm does; 1 to 3 spreads a third of it over each,
     so that a grey image given in colour is seen as before. `img_size`: position embeddings are resampled by timm.
     A new head starts at zero, as in the fine-tuning of the first ViTs: every class is as likely.
-    Raises UnsupportedModelError where `head="keep"` does not fit, or the image size is no multiple of the patch.
+    Raises UnsupportedModelError where `head="keep"` does not fit, and as `at_size` for the image size.
     """
     refuse_language(loaded.shape, FINE_TUNING, DISTIL)
     old = loaded.shape
@@ -56,25 +55,16 @@ def retarget(
             f"{loaded.name} has a head of {old.num_classes} classes and the images have {count}; give it a new head."
         )
     size = old.img_size if img_size is None else (img_size, img_size)
-    if any(pixels < 1 or pixels % patch for pixels, patch in zip(size, old.patch_size, strict=True)):
-        raise UnsupportedModelError(
-            f"{size[0]} pixels are no multiple of the patch of {old.patch_size[0]} of {loaded.name}; give one that is."
-        )
-    shape = replace(old, num_classes=count, in_chans=in_chans or old.in_chans, img_size=size)
+    state = {key: value.detach().clone() for key, value in loaded.model.state_dict().items()}
+    state, shape = at_size(state, replace(old, num_classes=count, in_chans=in_chans or old.in_chans), size)
     fresh = head == "new" or (head == "auto" and classes_differ(loaded, class_names))
     model = build_model(shape, seed=seed)
-    state = {key: value.detach().clone() for key, value in loaded.model.state_dict().items()}
     if fresh:
         for key, value in model.state_dict().items():
             if key.startswith(HEADS):
                 state[key] = value.new_zeros(value.shape)
     if shape.in_chans != old.in_chans:
         state[FIRST_CONVOLUTION] = _other_channels(state[FIRST_CONVOLUTION], shape.in_chans)
-    if shape.img_size != old.img_size and POSITIONS in state:
-        grid = [[side // patch for side, patch in zip(s.img_size, s.patch_size, strict=True)] for s in (old, shape)]
-        state[POSITIONS] = resample_abs_pos_embed(
-            state[POSITIONS], grid[1], grid[0], num_prefix_tokens=0 if old.no_embed_class else old.num_prefix_tokens
-        )
     model.load_state_dict(state)
     cfg = complete_cfg(loaded.pretrained_cfg, shape)
     model.pretrained_cfg = model.default_cfg = cfg
