@@ -211,7 +211,7 @@ def _settings(presets: Mapping[str, DistillSettings], name: str) -> dict[str, ob
 
 
 def _with_heads(model: object, num_heads: int | None) -> object:
-    return str(Source(model, num_heads))
+    return str(Source(str(model), num_heads)) if model else model
 
 
 REASONS = {
