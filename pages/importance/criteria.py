@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -57,7 +56,7 @@ def panel(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> None:
 def _key(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, names: tuple[str, ...]) -> str:
     plan = what_if.plan(scores, block_removals.records())
     about = f"{model.data_key} {scores.digest} {plan.digest} {names}"
-    return f"criteria {hashlib.sha256(about.encode()).hexdigest()[:24]}"
+    return f"criteria {digest(about, 24)}"
 
 
 def start_comparison(

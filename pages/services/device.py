@@ -17,7 +17,7 @@ from upvit_core import units
 from upvit_core.errors import CalibrationError
 from upvit_core.profiling.calibration import Calibration, default_path, newest
 from upvit_core.profiling.latency import estimate_latency, latency_of
-from upvit_core.records.shape import ModelShape, batch_size
+from upvit_core.records.shape import ModelShape
 
 KEY = "calibrate this device"
 BATCH = "batch"  # key of the widget, and of the link

@@ -119,7 +119,7 @@ def stored_baseline(model: OpenModel) -> Baseline | None:
 
 
 def _baseline_file(model: OpenModel) -> Path:
-    name = hashlib.sha256(model.data_key.encode()).hexdigest()[:24]
+    name = digest(model.data_key, 24)
     return folders.looks() / f"{name}.json"
 
 

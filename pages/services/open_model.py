@@ -19,7 +19,8 @@ from upvit_core.importance.published import import_scores
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import ModelShape, deit_shape
+from upvit_core.records.shape import ModelShape
+from upvit_core.records.source import Source
 from upvit_core.records.task import Task, model_name, task_of
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 KEY = "open"
 PUBLISHED = "published:"
 WITHOUT_WEIGHTS = "no-weights:"
-HEADS = "#heads="
 MOST_IMAGE_SETS = 6
 
 
@@ -70,8 +70,7 @@ class OpenModel:
     @property
     def identity(self) -> str:
         """Names the weights: changes with the source and with its files."""
-        path, _ = split_heads(self.model)
-        place = DEMO_FOLDER / "model.safetensors" if self.is_demo else Path(path).expanduser()
+        place = DEMO_FOLDER / "model.safetensors" if self.is_demo else Path(Source.parse(self.model).path).expanduser()
         return self.source + _stamp(place / "model.safetensors" if place.is_dir() else place)
 
     @property
@@ -81,12 +80,12 @@ class OpenModel:
 
     def weights(self) -> LoadedModel:
         """The model with its weights, read once; to be called in a background job."""
-        path, heads = split_heads(self.model)
+        source = Source.parse(self.model)
 
         def load() -> LoadedModel:
             from upvit_core.models.checkpoint import load_model
 
-            return load_model(path, num_heads=heads)
+            return load_model(source.path, num_heads=source.heads)
 
         return _models().get(self.identity, load)
 
@@ -159,8 +158,8 @@ def inspect(source: str) -> OpenModel | None:
                 if source == WITHOUT_WEIGHTS + shape.name:
                     return OpenModel(source, model_name(shape), shape, "", "", "shape only, no weights")
         return _loaded().find(source)
-    path, heads = split_heads(source)
-    place = Path(path).expanduser()
+    parsed = Source.parse(source)
+    place = Path(parsed.path).expanduser()
     if place.is_file() and is_scores_file(place):
         return _scores_file(source, str(place), _stamp(place))
     if place.is_dir() and parsed.heads is None and _names_shape(place):
@@ -198,17 +197,7 @@ def loading_key(source: str) -> str:
 
 def path_of(source: str) -> str:
     """The path or name in a source."""
-    return source.removeprefix(PUBLISHED).removeprefix(WITHOUT_WEIGHTS).partition(HEADS)[0]
-
-
-def split_heads(source: str) -> tuple[str, int | None]:
-    """Split `path#heads=12` into its two parts."""
-    path, found, heads = source.partition(HEADS)
-    if not found:
-        return path, None
-    if not heads.isdigit() or int(heads) < 1:
-        raise CheckpointError(f"{heads!r} is not a number of heads; give a whole number from 1 up.")
-    return path, int(heads)
+    return Source.parse(source.removeprefix(PUBLISHED).removeprefix(WITHOUT_WEIGHTS)).path
 
 
 def is_scores_file(path: Path) -> bool:

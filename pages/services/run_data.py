@@ -19,6 +19,7 @@ from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.what_if import Basis, WhatIf
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
+from upvit_core.records.source import Source
 from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RunSpec, RunState
 from upvit_core.runs.store import RunStore

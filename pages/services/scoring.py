@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +21,7 @@ LABELS = {name: f"{name.value} · {name.entry.menu}" for name in CriterionName}
 
 
 def folder(model: OpenModel) -> Path:
-    return folders.scores() / hashlib.sha256(model.identity.encode()).hexdigest()[:16]
+    return folders.scores() / digest(model.identity)
 
 
 def records(model: OpenModel) -> dict[str, ImportanceScores]:

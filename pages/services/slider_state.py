@@ -14,7 +14,6 @@ from upvit_core.planning.what_if import (
     MAX_REMOVED_PERCENT,
     ROUNDINGS,
     Allocation,
-    Basis,
     Order,
     SliderValues,
     WhatIf,
@@ -52,7 +51,7 @@ def current(shape: ModelShape) -> WhatIf:
     heads = _whole(setting("heads"))
     heads = heads if heads in head_options(shape) else start.heads
     reduction = None if start.reduction is None else _percent(setting("reduction"), start.reduction)
-    basis: Basis = "directions" if setting(BASIS) in ("directions", DIRECTIONS) else "channels"
+    basis = Basis.DIRECTIONS if setting(BASIS) in ("directions", DIRECTIONS) else Basis.CHANNELS
     depth = _whole(resolve(DEPTH, saved.depth or ALL_BLOCKS if saved else None))
     order: Order = next((order for order in get_args(Order) if setting(ORDER, "order") == order), "together")
     round_to = _whole(setting(ROUND_TO, "round_to"))

@@ -160,7 +160,7 @@ def stock_card(plan: PruningPlan, job: jobs.Job[StockCost] | None) -> Card:
 
 
 def is_kl(scores: ImportanceScores | None) -> bool:
-    return scores is not None and scores.unit.startswith("nats")
+    return scores is not None and scores.is_kl
 
 
 def latencies(model: OpenModel, plan: PruningPlan) -> tuple[float, float] | None:

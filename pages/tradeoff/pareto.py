@@ -168,7 +168,7 @@ def candidates_job(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> j
     """The job that finds the best plans at ten shares of the MACs, of three kinds."""
 
     def work(report: jobs.Report) -> list[Candidate]:
-        basis = "directions" if scores.basis == "directions" else now.basis
+        basis = Basis.DIRECTIONS if scores.basis == Basis.DIRECTIONS else now.basis
         if model.shape.one_share:
             plans = candidate_plans(scores)
         else:

@@ -21,9 +21,10 @@ from upvit_core.planning.pareto import dominated
 from upvit_core.planning.uniform import uniform_table
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import ModelShape, deit_shape
+from upvit_core.records.shape import ModelShape
 from upvit_core.records.task import Task
 
 if TYPE_CHECKING:

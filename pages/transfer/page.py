@@ -19,6 +19,7 @@ from upvit_core.errors import UPViTError
 from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
 from upvit_core.figures.training_curves import GLYPHS, plot_training_curves
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.source import Source
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RunSpec

@@ -9,7 +9,6 @@ import typer
 
 from upvit_core.cli.common import emit
 from upvit_core.cli.options import DataOptions, Json, ModelOptions, OptionalData, takes_options
-from upvit_core.records.basis import Basis
 
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation

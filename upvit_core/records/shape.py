@@ -136,11 +136,6 @@ class ModelShape:
         return self.architecture.library
 
     @property
-    def has_small_inputs(self) -> bool:
-        """True for images of fewer than 100 pixels a side, and for text."""
-        return self.is_language or self.img_size[0] < 100
-
-    @property
     def answers(self) -> int:
         """Answers to one input: one to an image, one for every token of a block of text."""
         return self.num_tokens if self.is_language else 1
@@ -332,15 +327,6 @@ def reduced_tokens(shape: ModelShape, block: int) -> tuple[int, int]:
     height, width = shape.map_size(stage)
     ratio = shape.stages[stage].reduction_ratio
     return height * width, (height // ratio) * (width // ratio)
-
-
-def batch_size(shape: ModelShape, small: int, large: int, most_bytes: int = 256 << 20) -> int:
-    """Inputs to a batch: `small` where `shape.has_small_inputs`, else `large`; fewer where logits exceed `most_bytes`.
-
-    A GPT-2 has a logit for each token of its vocabulary at each place of a block of text, in float32.
-    """
-    usual = small if shape.has_small_inputs else large
-    return max(min(usual, most_bytes // (4 * shape.answers * shape.num_classes)), 1)
 
 
 def legal_head_counts(num_heads: int) -> tuple[int, ...]:
