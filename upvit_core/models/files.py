@@ -91,16 +91,14 @@ def _unsafe_names(path: Path, message: str) -> list[str]:
 
 
 def unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict inside what a training script saved."""
+    """The state dict inside the content of a checkpoint."""
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name; save a state dict.")
-    for wrapper in WRAPPERS:
-        if isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) < len(content):
-        others = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    inner = (content[wrapper] for wrapper in WRAPPERS if isinstance(content.get(wrapper), Mapping))
+    entries: Mapping[object, object] = next(inner, content)
+    tensors = {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
+    if not tensors or len(tensors) < len(entries):
+        others = [str(key) for key, value in entries.items() if not isinstance(value, Tensor)]
         raise CheckpointError(
             f"{path} holds no state dict: its entries {listed(others) or '(none)'} are not tensors; save the tensors "
             f"by name, flat or under one of {', '.join(WRAPPERS)}."

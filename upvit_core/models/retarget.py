@@ -67,7 +67,7 @@ def retarget(
         state[FIRST_CONVOLUTION] = _other_channels(state[FIRST_CONVOLUTION], shape.in_chans)
     model.load_state_dict(state)
     cfg = complete_cfg(loaded.pretrained_cfg, shape)
-    model.pretrained_cfg = model.default_cfg = cfg
+    model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
     device = next(loaded.model.parameters()).device
     return replace(
         loaded, model=model.eval().to(device), shape=shape, digest="", pretrained_cfg=cfg, class_names=class_names

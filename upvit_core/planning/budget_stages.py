@@ -88,7 +88,7 @@ def percents_of(plan: PruningPlan) -> dict[str, int]:
     asked = plan.requested
     percents = {key: round(100 * asked[key]) for key in ("residual", "attention", "ffn")}
     if "reduction" in plan.shape_before.components:
-        percents["reduction"] = round(100 * asked.get("reduction", asked["residual"]))
+        percents["reduction"] = round(100 * asked["reduction" if "reduction" in asked else "residual"])
     return percents
 
 
