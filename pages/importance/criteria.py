@@ -13,6 +13,7 @@ from pages.widgets import progress
 from pages.widgets.tables import table
 from upvit_core import units
 from upvit_core.figures.theme import TITLES
+from upvit_core.files import digest
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.scores import ImportanceScores

@@ -21,6 +21,7 @@ from pages.widgets.tables import gallery
 from upvit_core.figures.channel import before_after
 from upvit_core.figures.spectrum import held, spectrum_curves
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf
+from upvit_core.records.basis import Basis
 from upvit_core.records.scores import ImportanceScores
 
 MOMENTS = ("As trained", "Rotated", "Cut")

@@ -13,6 +13,7 @@ from pages.services.open_model import OpenModel
 from pages.services.recipes import Training
 from pages.services.session import session
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf
+from upvit_core.records.basis import Basis
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs.devices import Device, device_named
 from upvit_core.runs.executors import executor_for

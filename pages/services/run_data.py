@@ -16,7 +16,8 @@ from upvit_core.errors import UPViTError
 from upvit_core.figures.live import Points
 from upvit_core.figures.runs import RunCurve, colour_of
 from upvit_core.paths import DEMO_FOLDER
-from upvit_core.planning.what_if import Basis, WhatIf
+from upvit_core.planning.what_if import WhatIf
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
 from upvit_core.records.source import Source
@@ -174,7 +175,7 @@ def _plan_words(run_id: str, _unhashed: _Unhashed) -> str:
     asked = spec.plan.get("requested", {})
     if "preset" in asked:
         return str(asked["preset"])
-    basis: Basis = "directions" if spec.plan.get("basis") == "directions" else "channels"
+    basis = Basis(spec.plan.get("basis", Basis.CHANNELS))
     what_if = WhatIf.from_request(asked, basis=basis, repair=spec.repair)
     return what_if.words if what_if else "a plan of its own"
 

@@ -11,6 +11,7 @@ from pages.services import evaluation, folders, jobs, open_model
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from upvit_core import units
+from upvit_core.files import digest
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.criteria import CriterionName
 from upvit_core.records.scores import ImportanceScores
@@ -73,7 +74,7 @@ class Request:
 
     def name(self, dataset: str, cut: WhatIf | None = None) -> str:
         """Name of the record; that of `refine` depends on the cut near which it is exact."""
-        data = hashlib.sha256(dataset.encode()).hexdigest()[:6]
+        data = digest(dataset, 6)
         near = f"-{'-'.join(map(str, cut.slider_values))}" if cut and self.criterion is CriterionName.REFINE else ""
         return f"{self.criterion.value}-{self.images or 'stable'}-{self.seed}-{data}{near}"
 

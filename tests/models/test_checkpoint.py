@@ -16,7 +16,8 @@ from upvit_core.errors import CheckpointError
 from upvit_core.models import checkpoint
 from upvit_core.models.checkpoint import build_model, load_model, save_model, shape_of
 from upvit_core.models.config import timm_config
-from upvit_core.records.shape import BlockShape, deit_shape
+from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.shape import BlockShape
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

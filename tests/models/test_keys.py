@@ -15,7 +15,8 @@ from tests.support.checkpoints import UNEVEN, assert_one_sentence, logits, pertu
 from tests.support.tiny import images
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.models.checkpoint import build_model, load_model, load_state_dict_file, shape_of
-from upvit_core.records.shape import BlockShape, deit_shape
+from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.shape import BlockShape
 
 FORMS = {
     "DeiT's own": lambda state: {"model": state},

@@ -11,8 +11,8 @@ from tests.support.planning import scores
 from upvit_core.errors import PlanError
 from upvit_core.planning.ratios import plan_uniform
 from upvit_core.planning.what_if import WhatIf, percent_of
+from upvit_core.records.known_shapes import pvt_shape
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import pvt_shape
 
 HALF = WhatIf(50, 50, 3, 50)
 ASKED = {

@@ -14,7 +14,7 @@ from upvit_core.profiling.calibration import FAR, NEAR, Calibration, Grid, HeldO
 from upvit_core.profiling.held_out import held_out, random_shape
 from upvit_core.profiling.latency import Latency, estimate_latency, estimate_speed_up
 from upvit_core.profiling.throughput import CLOCKS
-from upvit_core.records.shape import deit_shape
+from upvit_core.records.known_shapes import deit_shape
 
 
 def by_hand(batch: int) -> float:

@@ -21,7 +21,8 @@ from upvit_core.profiling.calibration import Calibration, default_path, newest, 
 from upvit_core.profiling.held_out import held_out, random_shape
 from upvit_core.profiling.latency import Latency, estimate_latency, latency_of
 from upvit_core.profiling.throughput import CLOCKS
-from upvit_core.records.shape import ModelShape, pvt_shape
+from upvit_core.records.known_shapes import pvt_shape
+from upvit_core.records.shape import ModelShape
 
 
 @pytest.mark.parametrize("batch", [1, 7])

@@ -147,7 +147,7 @@ def plan(
         made, facts = wanted.plan(record, budget, None if depth is not None else depth_scores)
         depth_scores = depth_scores if depth is not None else None
     elif preset is not None:
-        made = plan_preset(record, preset.value, basis=basis.value)
+        made = plan_preset(record, preset.value, basis=basis)
     else:
         what_if = WhatIf(
             residual=percent_of(ratios.residual),

@@ -21,6 +21,7 @@ from upvit_core.cli.options import (
     ProxyOptions,
     takes_options,
 )
+from upvit_core.records.basis import Basis
 from upvit_core.records.criteria import WITHOUT_IMAGES, CriterionName, Precision, criteria_help
 
 app = typer.Typer()

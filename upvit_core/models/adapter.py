@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class NormSite(NamedTuple):
-    """A LayerNorm in a forward pass; `writes` is True where its output is the stream itself, which other sites read."""
+    """A LayerNorm in a forward pass; `writes`: its output is the stream itself, which other sites read."""
 
     input: Tensor
     output: Tensor
@@ -46,10 +46,10 @@ class Sensitivities:
 
 
 class Adapter(Protocol):
-    """An architecture as a stream of tokens that passes through blocks.
+    """An architecture, seen as a stream of tokens that passes through blocks.
 
-    The stream before block b is the input of that block: (B, N, D) in a plain transformer, or the map (B, C, H, W)
-    where a patch embedding opens a stage.
+    The stream before block b is whatever that block takes: (B, N, D) in a plain transformer; where a stage opens with a
+    patch embedding, the map (B, C, H, W) that it embeds.
     """
 
     model: nn.Module
@@ -99,14 +99,14 @@ def carriers(model: nn.Module, shape: ModelShape, key: str) -> dict[str, Tensor]
     Where a tensor holds the channels several times over (queries, keys, values), each has its entry.
     """
     tensors = dict(model.named_parameters())
-    weights = {}
+    found = {}
     for name, part in layout(shape).items():
         for number, axis in enumerate(part.axes):
             if axis.key != key:
                 continue
             copies = tensors[name].movedim(number, 0).chunk(axis.repeat)
             for copy, tensor in enumerate(copies):
-                weights[f"{name}[{copy}]" if axis.repeat > 1 else name] = (
+                found[f"{name}[{copy}]" if axis.repeat > 1 else name] = (
                     tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
                 )
-    return weights
+    return found

@@ -6,7 +6,7 @@ What no `ModelShape` can say is refused by name rather than dropped.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -16,6 +16,9 @@ from upvit_core.models.adapter import Adapter
 from upvit_core.models.layout import layout
 from upvit_core.records.family import FAMILIES, load
 from upvit_core.records.shape import ModelShape
+
+Untyped = Any
+"""A module of another library, whose attributes have no types."""
 
 
 def expected_tensors(shape: ModelShape) -> dict[str, tuple[int, ...]]:

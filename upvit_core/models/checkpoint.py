@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from upvit_core.atomic import replaced
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Json, Values
-from upvit_core.models.adapter import Untyped
-from upvit_core.models.build import build_model, shape_of
+from upvit_core.models.build import Untyped, build_model, shape_of
 from upvit_core.models.config import (
     HF_CFG,
     TIMM_MODULES,

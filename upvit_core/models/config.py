@@ -13,8 +13,7 @@ from timm.models import PretrainedCfg
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Json, Values
-from upvit_core.models.adapter import Untyped
-from upvit_core.models.build import shape_of
+from upvit_core.models.build import Untyped, shape_of
 from upvit_core.models.files import reason
 from upvit_core.models.gpt2 import UNEVEN
 from upvit_core.models.keys import Flavour

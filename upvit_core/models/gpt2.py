@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.errors import UnsupportedModelError
+from upvit_core.files import Json, Values
 from upvit_core.models.transformer import Keep, Norm, TransformerAdapter, keep_nothing, stock_norm
 from upvit_core.records.shape import BlockShape, ModelShape
 
@@ -36,7 +37,7 @@ STANDARD: Json = {
 
 
 class Readout(nn.Identity):
-    """The input of the output layer under a classifier's name, so that features are read alike in every family."""
+    """What the output layer reads, named as a classifier is, so that the last feature is found in one way."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -46,11 +47,11 @@ class Readout(nn.Identity):
 class GPT2(nn.Module):
     """Token ids (B, T) to logits of each next token (B, T, vocabulary); parameters are named as in GPT2LMHeadModel."""
 
-    def __init__(self, config: Untyped):
+    def __init__(self, config: Any):
         super().__init__()
         from transformers import GPT2Model
 
-        self.transformer: Untyped = GPT2Model(config)
+        self.transformer: Any = GPT2Model(config)
         self.head = Readout(config.n_embd)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -87,7 +88,7 @@ def random_inputs(shape: ModelShape, count: int, seed: int = 0) -> Tensor:
 
 
 def gpt2_config(shape: ModelShape) -> Json:
-    """Arguments of `GPT2Config` for this shape (exact where `shape.is_uniform`), without dropout."""
+    """What `GPT2Config` needs to build this shape, where it can (`shape.is_uniform`); without dropout."""
     block = shape.blocks[0]
     return {
         "model_type": "gpt2",
@@ -109,7 +110,7 @@ def gpt2_config(shape: ModelShape) -> Json:
 
 
 def shape_of_config(values: Values, name: str) -> ModelShape:
-    """Shape of a GPT-2's `config.json`. Raises UnsupportedModelError for a variant that is not GPT-2 itself."""
+    """Shape of a `config.json` of GPT-2. Raises UnsupportedModelError where it asks for something else."""
     for key, wanted in STANDARD.items():
         if values.get(key, wanted) != wanted:
             raise UnsupportedModelError(
@@ -129,12 +130,12 @@ def shape_of_config(values: Values, name: str) -> ModelShape:
 
 def gpt2_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A checkpoint's tensors by our names: with the prefix, without masks and the tied copy of the embedding."""
-    renamed = {}
+    found = {}
     for name, tensor in tensors.items():
         full = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
         if not full.startswith("lm_head.") and not full.endswith((".attn.bias", ".attn.masked_bias")):
-            renamed[full] = tensor
-    return renamed
+            found[full] = tensor
+    return found
 
 
 def refuse_resize(
@@ -151,7 +152,7 @@ def text_preprocessing(values: Values | None, shape: ModelShape) -> Json:
 def folder_config(shape: ModelShape, cfg: Values, name: str, class_names: object) -> Json:
     """The `config.json` of a folder: that of `transformers`, with our shape beside it.
 
-    Where `GPT2Config` cannot express the widths, it names an architecture that transformers does not know.
+    Where `GPT2Config` cannot say the widths, the architecture is one that transformers does not know.
     """
     values = gpt2_config(shape) | {"upvit_name": name, "upvit_shape": replace(shape, name=name).to_dict()}
     return values | ({} if shape.is_uniform else {"architectures": [UNEVEN]})

@@ -20,8 +20,7 @@ from torch.nn import functional as F
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Json
-from upvit_core.models.adapter import Untyped
-from upvit_core.models.build import Reader, mlp_ratio
+from upvit_core.models.build import Reader, Untyped, mlp_ratio
 from upvit_core.records.known_shapes import staged_shape
 from upvit_core.records.shape import BlockShape, ModelShape, StageShape
 

@@ -19,8 +19,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import nn
 
 from upvit_core.files import Json
-from upvit_core.models.adapter import Untyped
-from upvit_core.models.build import Reader, mlp_ratio
+from upvit_core.models.build import Reader, Untyped, mlp_ratio
 from upvit_core.records.shape import BlockShape, ModelShape
 
 INIT_VALUES = 1e-5

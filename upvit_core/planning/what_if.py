@@ -52,7 +52,7 @@ class WhatIf:
     attention: float
     heads: int | None
     ffn: float
-    basis: Basis = "channels"
+    basis: Basis = Basis.CHANNELS
     repair: bool = False
     allocation: Allocation = "uniform"
     round_to: int = 1
@@ -98,7 +98,7 @@ class WhatIf:
             parts.append("block by block" if self.allocation == "widths" else self.allocation)
         if self.round_to > 1:
             parts.append(f"multiples of {self.round_to}")
-        parts += ["directions"] * (self.basis == "directions") + ["repaired"] * self.repair
+        parts += ["directions"] * (self.basis == Basis.DIRECTIONS) + ["repaired"] * self.repair
         if self.depth:
             parts.append(f"{self.depth} block{'s' if self.depth != 1 else ''}")
             parts += [self.order] * (self.order != "together")
@@ -116,11 +116,11 @@ class WhatIf:
         removals = records.of_model(plan.model_digest)
         if removals is None or removals.least_depth > self.depth or removals.shape.blocks != plan.shape_before.blocks:
             return plan
-        if self.order == "depth first" and plan.basis == "channels":
+        if self.order == "depth first" and plan.basis == Basis.CHANNELS:
             shallow = records.at_depth(removals, self.depth)
             if shallow is not None:
                 return plan_depth(self._cached_widths(shallow), removals, self.depth)
-        if self.order == "width first" and plan.basis == "channels":
+        if self.order == "width first" and plan.basis == Basis.CHANNELS:
             removals = records.after_widths(plan) or removals
         return plan_depth(plan, removals, self.depth)
 
@@ -132,9 +132,9 @@ class WhatIf:
         """These settings without what the model or its scores rule out."""
         if scores.shape.one_share:
             reduction = None if self.reduction == self.residual else self.reduction
-            return replace(self, basis="channels", allocation="uniform", round_to=1, widths="", reduction=reduction)
-        follows = scores.shape.has_directions and scores.basis == "channels"
-        basis: Basis = self.basis if follows else "directions" if scores.basis == "directions" else "channels"
+            return replace(self, basis=Basis.CHANNELS, allocation="uniform", round_to=1, widths="", reduction=reduction)
+        follows = scores.shape.has_directions and scores.basis == Basis.CHANNELS
+        basis = self.basis if follows else scores.basis
         equal = self.allocation == "widths" or scores.criterion == "none"
         return replace(self, basis=basis, allocation="uniform" if equal else self.allocation, reduction=None)
 
@@ -225,7 +225,7 @@ def is_legal(what_if: WhatIf, shape: ModelShape) -> bool:
     percents += [] if what_if.reduction is None else [what_if.reduction]
     choices: tuple[tuple[object, tuple[object, ...]], ...] = (
         (what_if.heads, (None, *head_options(shape))),
-        (what_if.basis, get_args(Basis)),
+        (what_if.basis, tuple(Basis)),
         (what_if.repair, (True, False)),
         (what_if.allocation, tuple(ALLOCATIONS)),
         (what_if.round_to, ROUNDINGS),

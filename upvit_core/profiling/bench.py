@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from upvit_core.models.build import build_model
 from upvit_core.profiling.calibration import KINDS, Grid, Ladder, geometry
 from upvit_core.profiling.throughput import DTYPES, Clock, autocast, seconds_of
-from upvit_core.records.shape import BlockShape, ModelShape, deit_shape, legal_head_counts
+from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.shape import BlockShape, ModelShape, legal_head_counts
 
 ROWS = (1, 8, 50, 200, 800, 3200)
 WIDTHS = (8, 16, 32, 48, 96, 192, 384, 768, 1536, 3072)

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from upvit_core.profiling.bench import Axes, Bench, Run, TimedBlock, heads_in, narrowed, random_model
 from upvit_core.profiling.calibration import PYRAMID_KINDS
 from upvit_core.profiling.throughput import Clock
-from upvit_core.records.shape import BlockShape, ModelShape, pvt_shape
+from upvit_core.records.known_shapes import pvt_shape
+from upvit_core.records.shape import BlockShape, ModelShape
 
 GROUPS = (1, 8, 64)
 HEAD_DIMS = (8, 16, 32, 64, 128)

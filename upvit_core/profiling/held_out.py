@@ -17,7 +17,8 @@ from upvit_core.profiling.calibration import Calibration, HeldOutError, scope
 from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
 from upvit_core.profiling.macs import count_macs
 from upvit_core.profiling.throughput import CLOCKS, autocast, seconds_of
-from upvit_core.records.shape import ModelShape, deit_shape, legal_head_counts
+from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.shape import ModelShape, legal_head_counts
 
 SLOW = 4e9  # multiply-accumulates of a pass
 

@@ -14,6 +14,7 @@ from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, prune_directions
 from upvit_core.pruning.repair.repair import repair as repair_student
 from upvit_core.pruning.surgery import prune
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import Fitted, PruningPlan
 
 IMAGES, SEED = 2000, 0

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from upvit_core.errors import UnsupportedModelError
+from upvit_core.files import Values
 from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.family import load
 from upvit_core.records.scores import ImportanceScores

@@ -30,8 +30,8 @@ from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs
 from upvit_core.pruning.prune import cut
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import deit_shape
 from upvit_core.runs import RunStore
 from upvit_core.training.batches import TrainingBatches, batch_source
 from upvit_core.training.distillation import Distillation, isolated_rng, make_accelerator

@@ -12,7 +12,7 @@ from upvit_core.planning.ratios import plan_uniform
 from upvit_core.pruning.basis import basis_for, directions_scores, prune_directions
 from upvit_core.pruning.basis.fold import state_of
 from upvit_core.pruning.basis.scores import whole_plan
-from upvit_core.pruning.basis.slice import Basis, channel_basis
+from upvit_core.pruning.basis.slice import CutBasis, channel_basis
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -22,7 +22,7 @@ def test_every_direction_and_every_factor_leave_logits_alone_and_together(varian
     plan, stats = whole_plan(shape), statistics_of(variant, dtype)
     turned, plain = basis_for(plan, stats), channel_basis(plan)
     x = images(dtype=dtype, seed=5)
-    for basis in (turned, Basis(turned.embedding, plain.heads), Basis(plain.embedding, turned.heads)):
+    for basis in (turned, CutBasis(turned.embedding, plain.heads), CutBasis(plain.embedding, turned.heads)):
         whole = prune_directions(model, shape, plan, stats, basis)
         assert relative_change(model, whole, x) < TOLERANCE[dtype]
         changed = max(

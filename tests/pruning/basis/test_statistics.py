@@ -9,7 +9,7 @@ from tests.support.basis import statistics_of
 from tests.support.tiny import TensorProxy, images, tiny
 from upvit_core.models.build import adapt, build_model
 from upvit_core.pruning.basis import collect_statistics, fold
-from upvit_core.records.shape import deit_shape
+from upvit_core.records.known_shapes import deit_shape
 
 
 def slow_moments(model, shape, x):

@@ -19,7 +19,7 @@ from upvit_core.records.shape import ModelShape
 
 
 @dataclass(frozen=True)
-class Basis:
+class CutBasis:
     """Maps from a source's quantities to the thinner model's: stream' = Eᵀ·stream, E (D, k), and by block its heads.
 
     For a plan of directions the source is the folded model; for one of channels E and the maps merely select.
@@ -28,9 +28,9 @@ class Basis:
     embedding: Tensor
     heads: tuple[HeadFactors, ...]
 
-    def to(self, like: Tensor) -> Basis:
+    def to(self, like: Tensor) -> CutBasis:
         """A copy on the device and in the dtype of `like`."""
-        return Basis(self.embedding.to(like), tuple(h.to(like) for h in self.heads))
+        return CutBasis(self.embedding.to(like), tuple(h.to(like) for h in self.heads))
 
 
 def basis_for(plan: PruningPlan, stats: ProxyStatistics) -> CutBasis:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from upvit_core.importance.criterion import Clock, Report
 from upvit_core.models.transformer import AttentionTrace, FeedForwardTrace, TransformerAdapter
-from upvit_core.pruning.basis.slice import Basis
+from upvit_core.pruning.basis.slice import CutBasis
 from upvit_core.pruning.basis.statistics import ProxyStatistics
 from upvit_core.pruning.repair.layer_fit import LayerRepair, LinearFit
 from upvit_core.records.plan import BlockPlan, PruningPlan
@@ -62,7 +62,7 @@ class LayerwiseRepair(ABC, Generic[AdapterT]):
         report: Report,
         *,
         stats: ProxyStatistics | None = None,
-        basis: Basis | None = None,
+        basis: CutBasis | None = None,
     ):
         self.student, self.original, self.plan = student, original, plan
         self.stats, self.basis = stats, basis

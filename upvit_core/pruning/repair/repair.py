@@ -19,10 +19,11 @@ from upvit_core.errors import PlanError
 from upvit_core.importance.criterion import Proxy, Report, frozen, silent
 from upvit_core.models.build import adapt, shape_of
 from upvit_core.pruning.basis.fold import load as load_state
-from upvit_core.pruning.basis.slice import Basis, basis_for
+from upvit_core.pruning.basis.slice import CutBasis, basis_for
 from upvit_core.pruning.basis.statistics import ProxyStatistics
 from upvit_core.pruning.repair.layer_fit import RepairReport
 from upvit_core.pruning.repair.layerwise import LayerwiseRepair
+from upvit_core.records.basis import Basis
 from upvit_core.records.family import load
 from upvit_core.records.plan import PruningPlan
 
