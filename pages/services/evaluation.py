@@ -20,6 +20,7 @@ import streamlit as st
 from pages.services import folders, jobs
 from pages.services.open_model import OpenModel
 from upvit_core.cache import Cache
+from upvit_core.files import digest
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.plan import PruningPlan
 
