@@ -10,6 +10,7 @@ from upvit_core.planning.what_if import WhatIf
 from upvit_core.planning.widths import widths_of, write_widths
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.source import Source
 from upvit_core.runs.commands import command
 
 SCORES = "scores.safetensors"
@@ -17,9 +18,10 @@ SCORES = "scores.safetensors"
 
 def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan) -> str:
     """Command lines that do the same on a machine without a browser."""
-    name, heads = open_model.split_heads(model.model) if model.has_weights else ("MODEL", None)
+    source = Source.parse(model.model or "MODEL")
+    name = source.path
     data = model.dataset if model.has_weights else ""
-    shared: dict[str, object] = {"num_heads": heads, "data": data or "IMAGES"}
+    shared: dict[str, object] = {"num_heads": source.heads, "data": data or "IMAGES"}
     is_rotated = plan.basis == "directions"
     basis = plan.basis if is_rotated else None
     lines = [_score(model, scores, name, is_rotated, shared)]

@@ -23,7 +23,6 @@ from upvit_core.planning.budget_stages import best_shares
 from upvit_core.planning.what_if import WhatIf, what_if_from_widths
 from upvit_core.planning.widths import whole_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.records.basis import Basis
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from upvit_core.cli.common import Bar, Basis, emit, removals_of
+from upvit_core.cli.common import Bar, emit, removals_of
 from upvit_core.cli.options import Depth, DepthScores, Json, ModelOptions, takes_options
+from upvit_core.records.basis import Basis
 
 if TYPE_CHECKING:
     from upvit_core.planning.allocate import Per
@@ -143,7 +144,7 @@ def plan(
     if budget:
         if names_ratios:
             raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
-        wanted = BudgetChoice((allocation or AllocationName.BEST).value, per.value, basis.value, chosen, timing)
+        wanted = BudgetChoice((allocation or AllocationName.BEST).value, per.value, basis, chosen, timing)
         made, facts = wanted.plan(record, budget, None if depth is not None else depth_scores)
         depth_scores = depth_scores if depth is not None else None
     elif preset is not None:
@@ -155,7 +156,7 @@ def plan(
             ffn=percent_of(ratios.ffn),
             reduction=None if reduction is None else percent_of(reduction),
             heads=chosen.heads,
-            basis=basis.value,
+            basis=basis,
             allocation=cast(Allocation, (allocation or AllocationName.UNIFORM).value),
             round_to=chosen.round_to,
             widths=widths or "",
@@ -179,7 +180,7 @@ class BudgetChoice:
 
     allocation: str
     per: str
-    basis: str
+    basis: Basis
     widths: WidthOptions
     timing: LatencyOptions
 
@@ -253,7 +254,7 @@ class BudgetChoice:
 
 
 def name_of_prediction(record: ImportanceScores) -> str:
-    return "predicted_kl" if record.unit.startswith("nats") else "score_removed"
+    return "predicted_kl" if record.is_kl else "score_removed"
 
 
 @app.command()

@@ -25,6 +25,7 @@ from upvit_core.cli.runs import Runs, launch_new
 from upvit_core.errors import RunError
 from upvit_core.ranks import rank
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.source import Source
 from upvit_core.runs.spec import absolute
 from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings, usual_preset
 

@@ -11,7 +11,6 @@ from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.theme import LIGHT
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import task_of

@@ -12,6 +12,8 @@ import tempfile
 from pathlib import Path
 
 from upvit_core.errors import RunError
+from upvit_core.files import zipped
+from upvit_core.records.source import Source
 from upvit_core.runs.commands import command
 from upvit_core.runs.folder import read_small
 from upvit_core.runs.spec import RunSpec, is_local
@@ -72,7 +74,6 @@ def read_order(folder: Path) -> RunSpec:
 
 def zipped_order(spec: RunSpec, name: str) -> bytes:
     """A bundle as a zip file."""
-    content = io.BytesIO()
     with tempfile.TemporaryDirectory() as temporary:
         return zipped(write_order(spec, Path(temporary) / name), name, compress=True)
 

@@ -33,7 +33,8 @@ def commands(run: Run) -> str:
     spec, runs = run.spec, run.folder.parent
     resume = command("resume", run.id, out=runs)
     if spec.kind == "finetune":
-        model, heads = _split(spec.student or "")
+        source = Source.parse(spec.student or "")
+        model, heads = source.path, source.heads
         tune = command(
             "finetune",
             model,
@@ -48,7 +49,8 @@ def commands(run: Run) -> str:
             out=runs,
         )
         return f"{tune}\n{resume}"
-    teacher, heads = _split(spec.teacher)
+    source = Source.parse(spec.teacher)
+    teacher, heads = source.path, source.heads
     lines = []
     if spec.student is None:
         is_rotated = (spec.plan or {}).get("basis") == "directions"
@@ -76,12 +78,6 @@ def commands(run: Run) -> str:
         out=runs,
     )
     return "\n".join([*lines, train, resume])
-
-
-def _split(source: str) -> tuple[str, str]:
-    """A source and the head count that it is opened with, empty where none was given."""
-    path, _, heads = source.partition("#heads=")
-    return path, heads
 
 
 def _options(spec: RunSpec) -> dict[str, object]:

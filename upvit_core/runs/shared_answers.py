@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from shutil import disk_usage
 
 import torch
@@ -43,7 +43,7 @@ def open_teacher_cache(
         {key: cfg.get(key) for key in TRANSFORM},
         *(batches.batch_size, accelerator.mixed_precision, accelerator.process_index, accelerator.num_processes),
     ]
-    key = hashlib.sha256(json.dumps(identity, default=str).encode()).hexdigest()[:16]
+    key = digest(json.dumps(identity, default=str))
     path = run.folder.parent / FOLDER / f"{cache_key(run.spec)}-{key}.bin"
     store = TeacherStore(path, images=len(batches.positions), classes=training.num_classes, k=settings.teacher_top_k)
     missing = training.total_steps * store.step_bytes - path.stat().st_blocks * 512
@@ -71,7 +71,7 @@ def drop_unwanted(run: Run) -> None:
 def cache_key(spec: RunSpec) -> str:
     """Equal for runs that can share answers, as far as their specs tell."""
     shared = [spec.teacher, spec.data, spec.data_root, *(getattr(spec.settings, key) for key in SETTINGS)]
-    return hashlib.sha256(json.dumps(shared).encode()).hexdigest()[:8]
+    return digest(json.dumps(shared), 8)
 
 
 def _digest(model: nn.Module) -> str:
