@@ -75,7 +75,7 @@ def _upload() -> None:
     if file is None:
         return
     content = file.getbuffer()
-    name = f"{hashlib.sha256(content).hexdigest()[:16]}-{Path(file.name).name[-LONGEST_NAME:]}"
+    name = f"{digest(content)}-{Path(file.name).name[-LONGEST_NAME:]}"
     saved = folders.uploads() / name
     if not saved.exists():
         temporary = saved.with_suffix(".part")

@@ -94,7 +94,7 @@ def start(store: RunStore, model: OpenModel, folder: str, shared: TransferSettin
     """Start a run for each model in one group. Raises UPViTError where the host's limits forbid it."""
     images, scratch, settings = shared.images, shared.from_scratch, shared.settings
     for path in filter(None, (images, folder)):
-        limits.confine(path.partition("#")[0])
+        limits.confine(Source.parse(path).path)
     limits.check_room(store, session().owner, 1 + bool(folder) + bool(folder and scratch))
     where = Path(images).name.split(".")[0]
     wanted = [(model.name, model.model, settings)]
