@@ -17,7 +17,6 @@ from pages.services import block_removals, evaluation, jobs, open_model, removal
 from pages.services.open_model import OpenModel
 from pages.widgets import charts, progress, tables
 from pages.widgets.cards import MEASURED, Card, cards
-from pages.widgets.tables import gallery
 from upvit_core.figures.channel import before_after
 from upvit_core.figures.spectrum import held, spectrum_curves
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf
@@ -130,7 +129,7 @@ def _identical(model: OpenModel, effect: removal.Effect, height: int) -> None:
     chosen = int(unsure[st.slider("Image, the least certain first", 1, len(unsure), 1, key="lesson-rotated-image") - 1])
     left, right = st.columns([0.2, 0.8])
     with left:
-        gallery(tables.tiles(model, effect, only=[chosen]), columns=1)
+        tables.examples(model, effect, only=[chosen], columns=1)
     with right:
         answers, labels, tall = (effect.before[chosen], effect.after[chosen]), ("original", "rotated"), height - 120
         show(before_after(effect.names, *answers, "residual", charts.theme(), height=tall, called=labels), "rotated")

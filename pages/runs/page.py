@@ -135,7 +135,7 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
     if st.session_state.get(ONE_RUN) not in readable:
         st.session_state[ONE_RUN] = active
     run_id = st.selectbox("One run", readable, format_func=label.__getitem__, key=ONE_RUN)
-    run = run_actions.get(store, run_id)
+    run = run_actions.find_run(store, run_id)
     if run is None:
         return
     state = next(s.state for s in summaries if s.id == run_id)
@@ -152,10 +152,10 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
         if state.state == "queued":
             run_actions.priority_box(store, next(s for s in summaries if s.id == run_id))
         if run.model.is_dir():
-            run_actions.downloads(run, task_of_rows(run_data.rows()(store, run_id)))
+            run_actions.download_buttons(run, task_of_rows(run_data.rows()(store, run_id)))
         if not run.spec.settings.from_scratch:
             run_actions.baseline_button(store, run)
-        run_actions.run_button(store, run)
+        run_actions.report_button(store, run)
         with st.popover("Copy command", icon=":material/terminal:", width="stretch"):
             st.code(commands(run), language=None, wrap_lines=True, width=560)
         with st.popover("Settings", icon=":material/tune:", width="stretch"):
@@ -178,7 +178,7 @@ def body(store: RunStore) -> None:
     summaries, slots = store.list(), Slots()
     if session().active_runs != any(s.state.is_active for s in summaries):
         st.rerun()
-    run_actions.said()
+    run_actions.show_message()
     left, right = st.columns([0.29, 0.71], gap="medium")
     with left:
         chosen = run_list(store, summaries, slots)

@@ -1,4 +1,4 @@
-"""What has to be computed with the weights: predictions, accuracy of a plan, throughput. All of it in background jobs.
+"""Everything computed with the weights, in background jobs: predictions, accuracy of a plan, throughput.
 
 torch is imported inside the functions, so that a page is there before it.
 """
@@ -110,7 +110,7 @@ def teacher_pass(model: OpenModel, report: Listener, count: int) -> TeacherPass:
 
 
 def stored_baseline(model: OpenModel) -> Baseline | None:
-    """What an earlier visit measured of these very weights, so that nothing has to be loaded to show it."""
+    """The baseline that an earlier visit measured of the same weights, so that nothing has to be loaded to show it."""
     try:
         values = json.loads(_baseline_file(model).read_text(encoding="utf-8"))
         guesses = tuple(ClassGuess(**guess) for guess in values["guesses"])

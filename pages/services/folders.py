@@ -41,5 +41,5 @@ def workshop() -> Path:
 
 
 def runs() -> Path:
-    """Where runs are kept: $UPVIT_RUNS, else `runs`, as the command line does by default."""
+    """The folder of runs: $UPVIT_RUNS, else `runs`, as on the command line."""
     return Path(os.environ.get("UPVIT_RUNS") or "runs").expanduser()

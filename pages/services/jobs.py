@@ -49,7 +49,7 @@ class Progress(Protocol):
 class Report:
     """The callback through which a job reports its progress; every call raises Cancelled once the job is to stop."""
 
-    def __init__(self, job: Job[Any]):
+    def __init__(self, job: AnyJob):
         self._job = job
 
     def __call__(self, progress: Progress | float) -> None:
@@ -129,18 +129,21 @@ class Job(Generic[T]):
             self.state = "failed"
 
 
+AnyJob = Job[Any]
+
+
 class Workers:
     """All jobs by key, and the threads that run them: a preview of a second does not wait behind minutes of scoring.
 
     submit: runs or queues a new job in place of the two threads.
     """
 
-    def __init__(self, submit: Callable[[Job[Any]], None] | None = None) -> None:
+    def __init__(self, submit: Callable[[AnyJob], None] | None = None) -> None:
         self.lock = threading.Lock()
         self.closing = False
         self.running = 0
-        self._jobs: OrderedDict[str, Job[Any]] = OrderedDict()
-        self._queues: dict[bool, SimpleQueue[Job[Any]]] = {True: SimpleQueue(), False: SimpleQueue()}
+        self._jobs: OrderedDict[str, AnyJob] = OrderedDict()
+        self._queues: dict[bool, SimpleQueue[AnyJob]] = {True: SimpleQueue(), False: SimpleQueue()}
         self._submit = submit or (lambda job: self._queues[job.long].put(job))
         if submit is None:
             atexit.register(self.end)
@@ -166,7 +169,7 @@ class Workers:
         with self.lock:
             return self._jobs.get(key) or self._add(Job(key, title, state="done", share=1.0, result=result))
 
-    def find(self, key: str) -> Job[Any] | None:
+    def find(self, key: str) -> AnyJob | None:
         with self.lock:
             return self._jobs.get(key)
 
@@ -177,7 +180,7 @@ class Workers:
         if job is not None:
             job.stop.set()
 
-    def all(self) -> list[Job[Any]]:
+    def all(self) -> list[AnyJob]:
         """Every remembered job, the longest unused first."""
         with self.lock:
             return list(self._jobs.values())
@@ -193,7 +196,7 @@ class Workers:
             del self._jobs[oldest]
         return job
 
-    def _serve(self, queue: SimpleQueue[Job[Any]]) -> None:
+    def _serve(self, queue: SimpleQueue[AnyJob]) -> None:
         time.sleep(FIRST_PAINT_SECONDS)
         while True:
             job = queue.get()
@@ -241,7 +244,7 @@ def ensure(key: str, work: Callable[[Report], T], title: str) -> Job[T]:
     return find(key) or start(key, work, title)
 
 
-def restart(job: Job[Any]) -> None:
+def restart(job: AnyJob) -> None:
     """Run the work of a failed or cancelled job again."""
     if job.work is not None:
         start(job.key, job.work, job.title, long=job.long)
@@ -252,7 +255,7 @@ def submit_done(key: str, title: str, result: T) -> Job[T]:
     return workers().submit_done(key, title, result)
 
 
-def find(key: str) -> Job[Any] | None:
+def find(key: str) -> AnyJob | None:
     return workers().find(key)
 
 
@@ -266,7 +269,7 @@ def result_of(job: Job[T] | None) -> T | None:
     return job.result if job is not None else None
 
 
-def wait_briefly(job: Job[Any], seconds: float) -> None:
+def wait_briefly(job: AnyJob, seconds: float) -> None:
     """Wait a moment for a job that is nearly done, so that its picture is drawn without a bar first."""
     end = time.monotonic() + seconds
     while job.active and time.monotonic() < end:

@@ -23,7 +23,7 @@ from upvit_core.runs.store import RunStore
 
 @dataclass(frozen=True)
 class LaunchTarget:
-    """What of a run's spec says where it is done."""
+    """Where a run executes."""
 
     slurm: SlurmSettings | None = None
     processes: int = 1

@@ -41,29 +41,32 @@ def follow(model: OpenModel) -> None:
 
 
 def missing(model: OpenModel) -> list[str]:
-    """What the link shows and this machine does not have, a sentence each."""
-    told = []
+    """One sentence for each thing that the link shows and this machine does not have."""
+    sentences = []
     asked = st.query_params.get(SCORES)
     if asked and asked not in scoring.records(model):
-        told.append(
-            f"The link was made with the scores {asked[:80]}, which this machine does not have; score likewise."
+        sentences.append(
+            f"The link was made with the scores {asked[:80]}, which this machine does not have; score with the same "
+            "settings."
         )
     asked = st.query_params.get(IMAGES)
     if asked and (why := _lacking(asked)):
-        told.append(why)
+        sentences.append(why)
     now = slider_state.current(model.shape)
     scores = scoring.current(model)
     if (
         now.depth is not None
         and block_removals.records().of_model(scores.model_digest if scores else model.digest) is None
     ):
-        told.append(
+        sentences.append(
             f"The link keeps {now.depth} blocks, but which of them go has not been scored here; all are shown. Score "
             "half-blocks under Fewer blocks on Trade-off."
         )
     if not model.has_weights and (now.repair or now.basis == "directions"):
-        told.append("The link cuts directions or repairs, which needs the model's weights; here are only its scores.")
-    return told
+        sentences.append(
+            "The link cuts directions or repairs, which needs the model's weights; here are only its scores."
+        )
+    return sentences
 
 
 def _lacking(spec: str) -> str:

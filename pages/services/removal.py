@@ -33,9 +33,9 @@ MAPS = 4
 
 @dataclass(frozen=True)
 class Effect:
-    """What removing one channel does: KL (N,) and probabilities (N, classes) before and after, and some images.
+    """The effect of one change: KL (N,), and probabilities (N, classes) before and after.
 
-    Of a text, N counts tokens, and `indices` their places.
+    N counts images, or tokens of a text; `indices` are their positions.
 
     maps: of an attention channel, its head's attention to the patches with and without it, on the most affected images,
     (images, 2, rows, columns).
@@ -131,11 +131,11 @@ def weight_norms(live: LoadedModel, key: str, number: int) -> dict[str, float]:
     """L2 norms of the weights that carry the channel, by layer; of a residual, only where it comes in and goes out."""
     from upvit_core.models.adapter import carriers
 
-    found = {name: tensor for name, tensor in carriers(live.model, live.shape, key).items() if "bias" not in name}
+    tensors = {name: tensor for name, tensor in carriers(live.model, live.shape, key).items() if "bias" not in name}
     if key.startswith("residual"):
-        names = list(found)
-        found = {name: found[name] for name in (names[0], names[-1])}
-    return {name.replace(".weight", ""): float(t[number].detach().norm()) for name, t in found.items()}
+        names = list(tensors)
+        tensors = {name: tensors[name] for name in (names[0], names[-1])}
+    return {name.replace(".weight", ""): float(t[number].detach().norm()) for name, t in tensors.items()}
 
 
 def direction_removal_job(model: OpenModel, component: Component, block: int, number: int) -> jobs.Job[Effect]:

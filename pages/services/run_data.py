@@ -7,12 +7,12 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import streamlit as st
 
 from upvit_core import units
 from upvit_core.errors import UPViTError
+from upvit_core.figures.evaluations import Row
 from upvit_core.figures.live import Points
 from upvit_core.figures.runs import RunCurve, colour_of
 from upvit_core.paths import DEMO_FOLDER
@@ -31,9 +31,9 @@ ORDINALS = {1: "st", 2: "nd", 3: "rd"}
 
 @dataclass
 class _Read:
-    """What has been read of one metrics.jsonl so far; `rows` only grows."""
+    """The rows of one metrics.jsonl read so far; `rows` only grows."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     points: Points = field(default_factory=Points)
     offset: int = 0
 
@@ -45,15 +45,15 @@ class _Rows:
         self.lock = threading.Lock()
         self.read: dict[str, _Read] = {}
 
-    def __call__(self, store: RunStore, run_id: str) -> list[dict[str, Any]]:
+    def __call__(self, store: RunStore, run_id: str) -> list[Row]:
         return self._read(store, run_id).rows
 
     def points(self, store: RunStore, run_id: str) -> Points:
-        """The same as columns to be drawn."""
+        """The same rows as columns to be drawn."""
         return self._read(store, run_id).points
 
     def known(self, store: RunStore, run_id: str) -> Points:
-        """The same as far as it has been read."""
+        """The points read so far, without reading the file."""
         read = self.read.get(str(store.root / run_id))
         return read.points if read is not None else self.points(store, run_id)
 
@@ -78,16 +78,16 @@ def rows() -> _Rows:
 
 
 def names(summaries: Sequence[RunSummary]) -> dict[str, str]:
-    """A name of its own for every run: equal ones are numbered from the second on, oldest first."""
+    """A unique name for every run: equal ones are numbered from the second on, oldest first."""
     seen: dict[str, int] = {}
-    found = {}
+    unique = {}
     for summary in reversed(summaries):
         name = summary.name
         if summary.spec is not None and summary.spec.settings.from_scratch and "scratch" not in name:
             name += " from scratch"
         seen[name] = seen.get(name, 0) + 1
-        found[summary.id] = name if seen[name] == 1 else f"{name} #{seen[name]}"
-    return found
+        unique[summary.id] = name if seen[name] == 1 else f"{name} #{seen[name]}"
+    return unique
 
 
 def colours(summaries: Sequence[RunSummary]) -> dict[str, str]:
@@ -139,7 +139,7 @@ def state_words(state: RunState, *, stopping: str = "") -> str:
 
 
 def shape_of(store: RunStore, run_id: str, spec: RunSpec) -> ModelShape | None:
-    """Shape of a run's student, from its plan or its folder; None where neither tells."""
+    """Shape of a run's student, from its plan or its folder; None where neither has it."""
     return _shape(str(store.root), run_id, _Unhashed(spec, store))
 
 
@@ -195,7 +195,7 @@ def baseline_of(run: RunSummary, every: Sequence[RunSummary], store: RunStore) -
 
 
 def _compared(store: RunStore, run_id: str, spec: RunSpec) -> object:
-    """What two runs must share to be compared."""
+    """The settings that two runs must share to be compared."""
     shape = shape_of(store, run_id, spec)
     widths = run_id if shape is None else (shape.embed_dim, shape.blocks)
     return spec.kind, widths, spec.data, spec.epochs, spec.settings.batch_size

@@ -27,16 +27,16 @@ def folder(model: OpenModel) -> Path:
 
 def records(model: OpenModel) -> dict[str, ImportanceScores]:
     """Scores by name: those that came with the model first, then those made here, newest first."""
-    found: dict[str, ImportanceScores] = {}
+    available: dict[str, ImportanceScores] = {}
     if model.bundled is not None:
-        found[BUNDLED] = model.bundled
+        available[BUNDLED] = model.bundled
     if model.has_weights and folder(model).is_dir():
         made = sorted(folder(model).glob("*.safetensors"), key=lambda path: -path.stat().st_mtime)
         for path in made:
             record = _read(str(path), path.stat().st_mtime_ns)
             if record.shape.blocks == model.shape.blocks and record.shape.embed_dim == model.shape.embed_dim:
-                found[path.stem] = record
-    return found
+                available[path.stem] = record
+    return available
 
 
 @st.cache_resource(max_entries=32, show_spinner=False)
@@ -157,7 +157,7 @@ def directions(model: OpenModel) -> jobs.Job[ImportanceScores]:
 
 
 def can_find_directions(model: OpenModel) -> bool:
-    """Whether directions can be found: that takes a plain ViT with weights, and images."""
+    """Whether directions can be computed: that takes a plain ViT with weights, and images."""
     return model.shape.has_directions and model.can_measure
 
 
@@ -167,7 +167,7 @@ def for_planning(
     """The scores by which this what-if keeps channels, or the job that computes them.
 
     A cut by directions keeps the FFN channels that the others cannot replace, which only the record of directions
-    says. The given scores are returned where directions cannot be found.
+    says. The given scores are returned where directions cannot be computed.
     """
     known = scores is not None and scores.basis == "directions"
     if what_if.basis == "channels" or known or not can_find_directions(model):

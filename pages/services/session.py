@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 @dataclass
 class Session:
-    """What a browser session remembers beside its widgets; `datasets`, `scores` and `lessons` are by model source."""
+    """The memory of a browser session beside its widgets; `datasets`, `scores` and `lessons` are by model source."""
 
     source: str | None = None  # the open model
     link_source: str | None = None  # the model to which scores and images of the link belong
@@ -47,17 +47,17 @@ class Session:
 
     def part(self, kind: type[T]) -> T:
         """A page's own part of the session, made on first use."""
-        found = self.parts.setdefault(kind, kind())
-        assert isinstance(found, kind)
-        return found
+        part = self.parts.setdefault(kind, kind())
+        assert isinstance(part, kind)
+        return part
 
 
 def session() -> Session:
     """The session of the browser that this script runs for."""
     if KEY not in st.session_state:
         st.session_state[KEY] = Session()
-    found: Session = st.session_state[KEY]
-    return found
+    now: Session = st.session_state[KEY]
+    return now
 
 
 def resolve(key: str, saved: object = None) -> object:

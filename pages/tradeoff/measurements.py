@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import streamlit as st
 
@@ -28,7 +28,7 @@ class Measurements:
     speed: jobs.Job[SpeedUp] | None = None
 
     @property
-    def all(self) -> tuple[jobs.Job[Any] | None, ...]:
+    def all(self) -> tuple[jobs.AnyJob | None, ...]:
         return self.accuracy, self.unrepaired, self.speed
 
 

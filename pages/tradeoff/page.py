@@ -114,7 +114,7 @@ with frame.page(
     with left:
         sliders.preset_picker(model.shape)
         with presenter.folded("How"):
-            sliders.way_controls(model.shape, model.can_measure)
+            sliders.method_controls(model.shape, model.can_measure)
             if not model.shape.one_share:
                 blocks.allocation_controls(model.shape, scores)
         now = sliders.controls(model.shape)
@@ -144,10 +144,10 @@ with frame.page(
     with right:
         if shown is not None:
             if not model.shape.one_share and now.depth is None:
+                icon, opened = ":material/table_rows:", bool(now.widths)
                 with st.expander(
-                    "Block by block", icon=":material/table_rows:", expanded=bool(now.widths), key="block-by-block",
-                    on_change="rerun",
-                ) as box:  # fmt: skip
+                    "Block by block", icon=icon, expanded=opened, key="block-by-block", on_change="rerun"
+                ) as box:
                     if box.open:
                         blocks.blocks_table(plan, now)
         elif finding is not None:

@@ -133,7 +133,7 @@ def comparison(store: RunStore, group: str) -> None:
     chosen = [s for s in reversed(every) if s.spec is not None and group in (s.spec.group, s.id)]
     if session().active_transfers != any(s.state.is_active for s in chosen):
         st.rerun()
-    run_actions.said()
+    run_actions.show_message()
     curves = run_data.curves(store, chosen, every)
     charts.show(plot_training_curves(curves, "top1", charts.theme(), height=380), "transfer-curves")
     for number, (curve, summary) in enumerate(zip(curves, chosen, strict=True)):

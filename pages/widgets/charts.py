@@ -53,16 +53,25 @@ def theme() -> Theme:
 
 
 def show(
-    chart: Chart, key: str, *, download: bool = True, on_select: Callable[[], None] | str = "ignore",
+    chart: Chart,
+    key: str,
+    *,
+    download: bool = True,
+    on_select: Callable[[], None] | str = "ignore",
     tools: bool = False,
-) -> object:  # fmt: skip
+) -> object:
     """Draw a chart; returns its selection where it is clickable. While presenting, type, lines and marks are larger."""
     chart = presented(chart)
-    config = {**CONFIG, "displayModeBar": tools}
-    result = st.plotly_chart(
-        _Ready(chart.spec), width="stretch", theme=None, key=key, config=config, alt=chart.alt, on_select=on_select,  # type: ignore[call-overload]
+    result = st.plotly_chart(  # type: ignore[call-overload]
+        _Ready(chart.spec),
+        width="stretch",
+        theme=None,
+        key=key,
+        config={**CONFIG, "displayModeBar": tools},
+        alt=chart.alt,
+        on_select=on_select,
         selection_mode="points",
-    )  # fmt: skip
+    )
     if download:
         table_button(chart, key)
     return result
@@ -114,6 +123,12 @@ def _enlarge(node: object, factor: float, marks: bool) -> None:
 def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:
     """A button that writes the chart's table when it is pressed, not before."""
     st.download_button(
-        label, data=lambda: as_csv(chart.table()), file_name=f"{key}.csv", mime="text/csv", key=f"{key}-csv",
-        type="tertiary", icon=":material/download:", on_click="ignore",
-    )  # fmt: skip
+        label,
+        data=lambda: as_csv(chart.table()),
+        file_name=f"{key}.csv",
+        mime="text/csv",
+        key=f"{key}-csv",
+        type="tertiary",
+        icon=":material/download:",
+        on_click="ignore",
+    )

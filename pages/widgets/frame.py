@@ -1,4 +1,4 @@
-"""What every page shares: style, title, the strip that says what is open, and one sentence where something failed."""
+"""The frame of every page: style, title, the strip about the open model, and one sentence in place of a traceback."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from upvit_core.records.task import IMAGES, scores_words
 RUNS_PAGE = "pages/runs/page.py"
 KEPT_IN_LINK = ("open", "presenter", "scores", "images")
 STYLE = Path(__file__).with_name("style.css")
-# A server that has just started looks into pages/ before it has run app.py, and so tells whoever comes first by a deep
-# link "Page not found", over the right page (Streamlit 1.67). That one dialog is closed.
+# A server that has just started looks into pages/ before it has run app.py, and shows the first visitor of a deep link
+# "Page not found" over the right page (Streamlit 1.67). That one dialog is closed.
 CLOSE_NOT_FOUND = """<script>
 const close = () => { for (const dialog of document.querySelectorAll('[role="dialog"]'))
   if (dialog.innerText.startsWith("Page not found")) dialog.querySelector('button').click(); };
@@ -33,7 +33,7 @@ for (const wait of [0, 100, 300, 1000, 3000]) setTimeout(close, wait);
 
 @contextmanager
 def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
-    """The page's head; whatever fails inside is told in one sentence, never as a traceback."""
+    """Draw the page's head; an error inside is shown as one sentence, never as a traceback."""
     st.html(STYLE)
     # Always there, so that nothing below it moves after the first run: a slider that is drawn anew elsewhere loses its
     # place in the link once the old one is cleared away (Streamlit 1.67).
@@ -62,7 +62,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
         )
     if title in terms.OF_PAGE:
         now = session().shown
-        st.html(terms.line(terms.OF_PAGE[title], now[0].task if now is not None else IMAGES))
+        st.html(terms.glossary_line(terms.OF_PAGE[title], now[0].task if now is not None else IMAGES))
     with place:
         left, right = st.columns([0.8, 0.2], vertical_alignment="center")
         with left:
@@ -76,7 +76,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
 
 
 def current() -> open_model.OpenModel:
-    """What is open in this browser session; on its first visit, what the link names, else the demo. The strip shows it.
+    """The open model of this browser session; on its first visit the link's, else the demo. The strip shows it.
 
     A model that needs torch is loaded in the background: then this shows the progress and ends the script run. Raises
     UPViTError where it cannot be opened.
@@ -102,7 +102,7 @@ def _source() -> str:
 
 
 def awaited(sentence: str, icon: str) -> None:
-    """Where something will be once it is there: a frame of about its size, and what is going to fill it."""
+    """Draw a frame in place of something that is not there yet, and a sentence about it."""
     with st.container(key="awaited"):
         st.info(sentence, icon=icon)
 
@@ -115,7 +115,7 @@ def page_link(page: str, label: str) -> None:
 
 def go_to_runs() -> None:
     """Switch to Runs with the parts of the link that hold there."""
-    # Without parameters of its own, switch_page refuses to drop those of moved sliders (Streamlit 1.67).
+    # Without explicit parameters, switch_page refuses to drop those of moved sliders (Streamlit 1.67).
     kept = {key: st.query_params[key] for key in KEPT_IN_LINK if key in st.query_params}
     st.switch_page(RUNS_PAGE, query_params=kept)
 

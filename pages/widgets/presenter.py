@@ -20,7 +20,7 @@ STYLE = """<style>
 
 
 def on() -> bool:
-    """Whether this browser presents; the link carries it too."""
+    """Whether this browser session presents; the link carries it too."""
     now = session()
     if now.presenting is None:
         now.presenting = st.query_params.get("presenter") == "on"
@@ -28,16 +28,14 @@ def on() -> bool:
 
 
 def toggle() -> None:
-    """The switch, in the page's head; what it was set to holds on every page."""
+    """Draw the switch in the page's head; it holds for every page."""
     st.session_state[SWITCH] = on()
 
     def switched() -> None:
         session().presenting = bool(st.session_state[SWITCH])
 
-    st.toggle(
-        "Presenter", key=SWITCH, on_change=switched,
-        help="Larger type, lines and marks, and controls folded away: readable from the back of a room.",
-    )  # fmt: skip
+    text = "Larger type, lines and marks, and controls folded away: readable from the back of a room."
+    st.toggle("Presenter", key=SWITCH, on_change=switched, help=text)
     if on():
         st.query_params["presenter"] = "on"
         st.html(STYLE)
@@ -47,6 +45,6 @@ def toggle() -> None:
 
 @contextmanager
 def folded(label: str) -> Iterator[None]:
-    """Controls that a presenter seldom needs: folded away while presenting, plain otherwise."""
+    """Fold controls that a presenter seldom needs away while presenting."""
     with st.expander(label, icon=":material/tune:") if on() else st.container():
         yield

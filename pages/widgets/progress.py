@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import streamlit as st
 
 from pages.services import jobs
-from pages.services.jobs import Job
+from pages.services.jobs import AnyJob, Job
 from upvit_core import units
 
 POLL_SECONDS = 0.8
@@ -36,7 +36,7 @@ def show(job: Job[T] | None, *, height: int | None = None, cancellable: bool = T
     return None
 
 
-def _watch(job: Job[Any], cancellable: bool) -> None:
+def _watch(job: AnyJob, cancellable: bool) -> None:
     """The bar, updated by itself; the page is run again once the job has ended or has something new to show."""
     shown = job.version
 
@@ -57,7 +57,7 @@ def _watch(job: Job[Any], cancellable: bool) -> None:
     watch()
 
 
-def redraw_when_done(watched: Sequence[Job[Any] | None], draw: Callable[[], None]) -> None:
+def redraw_when_done(watched: Sequence[AnyJob | None], draw: Callable[[], None]) -> None:
     """Draw something that depends on jobs, again and again while they run; then the page is run again."""
     active = [job for job in watched if job is not None and job.active]
 

@@ -1,8 +1,8 @@
-"""What can be done with a run: cancel, resume, a baseline beside it, download, export, the command line."""
+"""Actions on runs: pause, cancel, resume, a baseline from scratch, priority, downloads, ONNX, the report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,8 @@ def button_of(store: RunStore, summary: RunSummary) -> None:
     """Pause and Cancel for an active run, Resume for one that stopped."""
     if summary.state.is_active:
         stopping = is_stopping(summary.id) or is_pausing(summary.id)
-        if st.button(
-            "Pause", key=f"pause-{summary.id}", disabled=stopping,
-            help="Saves after the current step and gives the device to the next run; Resume goes on from there.",
-        ):  # fmt: skip
+        text = "Saves after the current step and gives the device to the next run; Resume goes on from there."
+        if st.button("Pause", key=f"pause-{summary.id}", disabled=stopping, help=text):
             jobs.start(_pause_key(summary.id), lambda report: store.pause(summary.id, by=USER), "Pausing", again=True)
             st.rerun()
         if st.button("Cancel", key=f"cancel-{summary.id}", disabled=stopping):
@@ -98,11 +96,10 @@ def _cancel_key(run_id: str) -> str:
 
 
 def baseline_button(store: RunStore, run: Run) -> None:
-    """The same shape with fresh weights, for as many steps: what pruning is to be compared with."""
-    if st.button(
-        "Baseline from scratch", icon=":material/casino:", key=f"scratch-{run.id}", width="stretch",
-        help="Trains the same shape from fresh weights with the same settings, to see what pruned weights are worth.",
-    ):  # fmt: skip
+    """Draw the button that trains the same shape from fresh weights, for as many steps, to compare with."""
+    text = "Trains the same shape from fresh weights with the same settings, to see what pruned weights are worth."
+    icon = ":material/casino:"
+    if st.button("Baseline from scratch", icon=icon, key=f"scratch-{run.id}", width="stretch", help=text):
         settings = run.spec.settings.model_copy(update={"from_scratch": True})
         name = f"{run.spec.name} from scratch"[:200]
         mine = session().owner
@@ -131,10 +128,9 @@ def priority_box(store: RunStore, summary: RunSummary) -> None:
         except RunError as error:
             session().message = str(error)
 
-    st.selectbox(
-        "Goes", list(PRIORITIES), format_func=PRIORITIES.__getitem__, key=key, on_change=changed,
-        help="Runs that wait for one device: higher first, then browser sessions take turns, then first come.",
-    )  # fmt: skip
+    text = "Runs that wait for one device: higher first, then browser sessions take turns, then first come."
+    names = PRIORITIES.__getitem__
+    st.selectbox("Goes", list(PRIORITIES), format_func=names, key=key, on_change=changed, help=text)
 
 
 @st.cache_data(ttl=5, show_spinner=False)
@@ -153,32 +149,36 @@ def device_lines(summaries: Sequence[RunSummary]) -> None:
         )
 
 
-def downloads(run: Run, task: Task) -> None:
-    """The distilled folder, and ONNX made and checked on request; of a language model the folder alone."""
-    library = "timm opens it as local-dir:FOLDER" if task.has_classes else "transformers opens it"
+def download(label: str, data: Callable[[], bytes | str], file_name: str, key: str, text: str, **more: Any) -> None:
+    """Draw a download button as wide as its column; the file is made when it is pressed."""
     st.download_button(
-        "Download the folder", data=lambda: zipped(run.model, run.id), file_name=f"{run.id}.zip", type="primary",
-        mime="application/zip", icon=":material/download:", on_click="ignore", key=f"folder-{run.id}", width="stretch",
-        help=f"config.json, model.safetensors and plan.json. {library} where all blocks are alike, this studio opens "
-        "every one.",
-    )  # fmt: skip
-    key, target = f"onnx {run.folder}", run.folder / "model.onnx"
-    job = jobs.find(key)
+        label, data=data, file_name=file_name, key=key, help=text, width="stretch", on_click="ignore", **more
+    )
+
+
+def download_buttons(run: Run, task: Task) -> None:
+    """Draw the download of the distilled folder, and of ONNX, which is made on request and checked."""
+    library, icon = "timm opens it as local-dir:FOLDER", ":material/download:"
+    if not task.has_classes:
+        library = "transformers opens it"
+    text = f"config.json, model.safetensors and plan.json. {library} where all blocks are alike, this studio always."
+    folder, name = lambda: zipped(run.model, run.id), f"{run.id}.zip"
+    download("Download the folder", folder, name, f"folder-{run.id}", text, icon=icon, type="primary")
+    target = run.folder / "model.onnx"
+    job: jobs.Job[dict[str, Any]] | None = jobs.find(key := f"onnx {run.folder}")
     export = progress.show(job)
     if export is not None and target.exists():
-        st.download_button(
-            "Download ONNX", data=target.read_bytes, file_name=f"{run.id}.onnx", mime="application/octet-stream",
-            icon=":material/download:", on_click="ignore", key=f"onnx-file-{run.id}", width="stretch",
-            help=f"Checked with onnxruntime {export['onnxruntime']}: logits differ by at most "
-            f"{export['max_abs_difference']:.1e} on {export['checked_images']} images.",
-        )  # fmt: skip
-    elif (job is None or export is not None) and st.button(
-        "Make ONNX", icon=":material/ios_share:", key=f"onnx-make-{run.id}", width="stretch",
-        disabled=not task.has_classes,
-        help=None if task.has_classes else "ONNX is made of models of images; this one is handed on as its folder.",
-    ):  # fmt: skip
-        jobs.start(key, lambda report: _export(run, target, report), "ONNX", again=True)
-        st.rerun()
+        text = (
+            f"Checked with onnxruntime {export['onnxruntime']}: logits differ by at most "
+            f"{export['max_abs_difference']:.1e} on {export['checked_images']} images."
+        )
+        download("Download ONNX", target.read_bytes, f"{run.id}.onnx", f"onnx-file-{run.id}", text, icon=icon)
+    elif job is None or export is not None:
+        refused = None if task.has_classes else "ONNX is made of models of images; download this one as its folder."
+        label, icon, off = "Make ONNX", ":material/ios_share:", not task.has_classes
+        if st.button(label, icon=icon, key=f"onnx-make-{run.id}", width="stretch", disabled=off, help=refused):
+            jobs.start(key, lambda report: _export(run, target, report), "ONNX", again=True)
+            st.rerun()
 
 
 def _export(run: Run, target: Path, report: jobs.Report) -> dict[str, Any]:
@@ -191,27 +191,25 @@ def _export(run: Run, target: Path, report: jobs.Report) -> dict[str, Any]:
     return export_onnx(loaded.model, loaded.shape, target)
 
 
-def said() -> None:
-    """What an action had to say, once."""
+def show_message() -> None:
+    """Show the error of the last action, once."""
     if message := session().message:
         session().message = ""
         st.error(message)
 
 
-def get(store: RunStore, run_id: str) -> Run | None:
+def find_run(store: RunStore, run_id: str) -> Run | None:
     try:
         return store.get(run_id)
     except UPViTError:
         return None
 
 
-def run_button(store: RunStore, run: Run) -> None:
+def report_button(store: RunStore, run: Run) -> None:
     def write() -> str:
         from upvit_core.report import run_report
 
         return run_report(store, run.id)
 
-    st.download_button(
-        "Report", data=write, file_name=f"{run.id}.html", mime="text/html", icon=":material/article:",
-        on_click="ignore", key=f"report-{run.id}", width="stretch", help=HELP,
-    )  # fmt: skip
+    name, icon = f"{run.id}.html", ":material/article:"
+    download("Report", write, name, f"report-{run.id}", HELP, icon=icon, mime="text/html")

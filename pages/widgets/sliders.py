@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import streamlit as st
@@ -28,25 +28,47 @@ from upvit_core.records.task import task_of
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
 
-HELP = {
-    "residual": "Share of the model's D channels that every block reads and writes (component 1). Removing one narrows "
-    "everything: the embedding, every norm, every layer.",
-    "attention": "Share of the channels inside each attention head (component 2). Heads are merged first, then the "
-    "least important channels inside each merged head go.",
-    "heads": "Heads after merging: neighbouring heads are joined until this many are left. Joined heads share one "
-    "softmax, so this changes the model too, and no score foretells by how much.",
-    "ffn": "Share of the hidden channels of every block's feed-forward network (component 3).",
-    "reduction": "Share of the channels of the map from which a block makes its keys and values, where that map is "
-    "made smaller first (PVTv2). At the residual's share, stock timm builds the result.",
+
+@dataclass(frozen=True)
+class Slider:
+    """Label and help of one slider, and the glossary's terms for it."""
+
+    label: str
+    help: str
+    terms: tuple[str, ...]
+
+
+SLIDERS = {
+    "residual": Slider(
+        "Residual removed",
+        "Share of the model's D channels that every block reads and writes (component 1). Removing one narrows "
+        "everything: the embedding, every norm, every layer.",
+        ("residual", "ratio"),
+    ),
+    "attention": Slider(
+        "Attention removed",
+        "Share of the channels inside each attention head (component 2). Heads are merged first, then the least "
+        "important channels inside each merged head go.",
+        ("attention", "head", "ratio"),
+    ),
+    "heads": Slider(
+        "Heads",
+        "Heads after merging: neighbouring heads are joined until this many are left. Joined heads share one softmax, "
+        "so this changes the model too, and no score predicts by how much.",
+        ("merging", "head"),
+    ),
+    "ffn": Slider(
+        "FFN removed",
+        "Share of the hidden channels of every block's feed-forward network (component 3).",
+        ("ffn", "ratio"),
+    ),
+    "reduction": Slider(
+        "Reduction removed",
+        "Share of the channels of the map from which a block makes its keys and values, where that map is made smaller "
+        "first (PVTv2). At the residual's share, stock timm builds the result.",
+        ("ratio",),
+    ),
 }
-TERMS = {
-    "residual": ("residual", "ratio"), "attention": ("attention", "head", "ratio"), "heads": ("merging", "head"),
-    "ffn": ("ffn", "ratio"), "reduction": ("ratio",),
-}  # fmt: skip
-NAMES = {
-    "residual": "Residual removed", "attention": "Attention removed", "heads": "Heads", "ffn": "FFN removed",
-    "reduction": "Reduction removed",
-}  # fmt: skip
 
 
 def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
@@ -54,32 +76,22 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
 
     `cells` holds the container of each slider (default: one under another).
     """
-    now = current(shape)
-    start = default_what_if(shape)
+    now, start = current(shape), default_what_if(shape)
     for key in keys_of(shape):
         value = getattr(now, key)
         if key not in st.session_state and value is not None and value != getattr(start, key):
             st.session_state[key] = value
     for key in keys_of(shape):
         with cells[key] if cells else nullcontext(), st.container(key=f"knob-{key}"):
-            if key == "heads":
-                options = head_options(shape)
-                if len(options) > 1:
-                    st.select_slider(
-                        NAMES[key],
-                        options,
-                        value=start.heads,
-                        key=key,
-                        bind="query-params",
-                        help=terms.tip(HELP[key], *TERMS[key]),
-                    )
-                else:
-                    st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
+            slider, default = SLIDERS[key], getattr(start, key)
+            tip = terms.tip(slider.help, *slider.terms)
+            if key != "heads":
+                most = MAX_REMOVED_PERCENT
+                st.slider(slider.label, 0, most, default, step=1, format="%d%%", key=key, bind="query-params", help=tip)
+            elif len(options := head_options(shape)) > 1:
+                st.select_slider(slider.label, options, default, key=key, bind="query-params", help=tip)
             else:
-                st.slider(
-                    NAMES[key], 0, MAX_REMOVED_PERCENT, value=getattr(start, key), step=1, format="%d%%", key=key,
-                    bind="query-params", help=terms.tip(HELP[key], *TERMS[key]),
-                )  # fmt: skip
+                st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
     result = current(shape)
     remember(result)
     if result.widths:
@@ -90,14 +102,14 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
 
 
 def basis_control(shape: ModelShape, possible: bool) -> None:
-    """The switch of the basis; directions need weights and images."""
+    """Draw the switch of the basis; directions need weights and images."""
     now = current(shape)
     st.session_state.setdefault(REPAIR, now.repair)
     if BASIS not in st.session_state and now.basis == "directions":
         st.session_state[BASIS] = DIRECTIONS
 
     def switched() -> None:
-        """Directions come with repair, and with the heads as they are: narrower heads lose less than merged ones."""
+        """Directions start with repair and with all heads: narrower heads lose less than merged ones."""
         directions = st.session_state[BASIS] == DIRECTIONS
         st.session_state[REPAIR] = directions
         heads = shape.num_heads if directions else default_what_if(shape).heads
@@ -115,7 +127,7 @@ def basis_control(shape: ModelShape, possible: bool) -> None:
         disabled=not possible,
         on_change=switched,
         help=terms.tip(
-            "What is removed. Channels: the letter's way (UP-ViT). Directions: a direction is a fixed mixture of "
+            "Channels: as in the letter (UP-ViT). Directions: a direction is a fixed mixture of "
             "channels. The model is rotated, which changes none of its answers, so that what matters lies in few "
             "directions; then the others go. The same widths and structure, and far less is lost.",
             "channel",
@@ -124,24 +136,22 @@ def basis_control(shape: ModelShape, possible: bool) -> None:
     )
 
 
-def way_controls(shape: ModelShape, possible: bool) -> None:
-    """What is removed, and whether least squares mend the cut; both need weights and images."""
+def method_controls(shape: ModelShape, possible: bool) -> None:
+    """Draw the choice of the basis and of repair; both need weights and images."""
     if shape.has_directions:
         basis_control(shape, possible)
     st.session_state.setdefault(REPAIR, current(shape).repair)
-    st.toggle(
-        "Repair", key=REPAIR, bind="query-params", disabled=not possible,
-        help=terms.tip(
-            "After the cut, each layer's output is fitted to the original's by least squares on "
-            f"{task_of(shape).batch_items}. No training."
-            + ("" if shape.has_directions else " Directions, the other way to cut, are defined for plain ViTs only."),
-            "repair", "surgery",
-        ),
-    )  # fmt: skip
+    only_vits = "" if shape.has_directions else " Directions, the other way to cut, are defined for plain ViTs only."
+    text = (
+        "After the cut, each layer's output is fitted to the original's by least squares on "
+        f"{task_of(shape).batch_items}. No training.{only_vits}"
+    )
+    tip = terms.tip(text, "repair", "surgery")
+    st.toggle("Repair", key=REPAIR, bind="query-params", disabled=not possible, help=tip)
 
 
 def preset_picker(shape: ModelShape) -> None:
-    """Named settings as a row of buttons; the one that the sliders stand on is marked.
+    """Draw named settings as a row of buttons; the current one is marked.
 
     Buttons, since they hold no value: a selection that a browser still shows would be sent along with a slider's move,
     and look like a press.
@@ -154,11 +164,8 @@ def preset_picker(shape: ModelShape) -> None:
         ratios = {key: getattr(chosen, key) for key in keys_of(shape)}
         set_to(replace(now, **ratios, allocation=spread, widths=""))
 
-    st.markdown(
-        '<span class="label">Preset</span>', unsafe_allow_html=True,
-        help="A preset with a model's name has the widths of that published model, so stock timm loads the result "
-        "under it.",
-    )  # fmt: skip
+    text = "A preset with a model's name has the widths of that model, so stock timm loads the result under its name."
+    st.markdown('<span class="label">Preset</span>', unsafe_allow_html=True, help=text)
     with st.container(horizontal=True, gap="xsmall", key="presets"):
         for name, value in preset_what_ifs(shape).items():
             marked = value.slider_values == now.slider_values and not now.widths

@@ -1,8 +1,8 @@
-"""Examples: a row of images, each with a line or two under it, all of one height; or a table of passages."""
+"""Tables of text, and examples: a row of images with lines under them, or a table of passages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from pages.services.removal import Effect
 
 
+SHOWN = 8
+
+
 @dataclass(frozen=True)
 class Tile:
-    """An image (data URI), what a screen reader says of it, and the lines under it."""
+    """An image (data URI), its alternative text, and the lines under it."""
 
     picture: str
     alt: str
@@ -64,45 +67,36 @@ def _cell(text: str, tag: str, scope: str = "", *, bold: bool = False) -> str:
     return f"<{tag} scope='{scope}'>{content}</{tag}>" if scope else f"<{tag}>{content}</{tag}>"
 
 
-SHOWN = 8
-
-
 def examples(model: OpenModel, effect: Effect, *, columns: int, only: list[int] | None = None) -> None:
-    """The most affected images or tokens, or those in `only`, before → after."""
+    """Draw the most affected images or tokens, or those in `only`, before → after."""
+    chosen = only or list(np.argsort(-effect.kl, kind="stable")[:SHOWN])
     if model.task.has_pictures:
-        gallery(tiles(model, effect, only=only), columns=columns)
+        gallery(_tiles(model, effect, chosen), columns=columns)
     else:
-        passages(model, effect, only=only)
+        table(("after", "comes", "it said", "now it says", "KL, nats"), _passages(model, effect, chosen))
 
 
-def passages(model: OpenModel, effect: Effect, count: int = SHOWN, only: list[int] | None = None) -> None:
-    """Where in the text: what went before, the token that follows, and the likeliest one before → after."""
+def _likeliest(effect: Effect, number: int) -> list[str]:
+    """The likeliest class with its probability, before and after."""
+    rows = (effect.before[number], effect.after[number])
+    return [f"{effect.names[int(row.argmax())]} {row.max():.0%}" for row in rows]
+
+
+def _passages(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[tuple[str, ...]]:
+    """The text before each token, the token, and the likeliest one before and after."""
     from upvit_core.data.text import TokenSet
 
     data = model.images("val")
     assert isinstance(data, TokenSet)
-    rows = []
-    for i in only or np.argsort(-effect.kl, kind="stable")[:count]:
-        block, place = divmod(int(effect.indices[i]), model.shape.answers)
-        told = data.passage(block, place)
-        was, now = int(effect.before[i].argmax()), int(effect.after[i].argmax())
-        rows.append((
-            f"… {told}", effect.names[effect.labels[i]], f"{effect.names[was]} {effect.before[i, was]:.0%}",
-            f"{effect.names[now]} {effect.after[i, now]:.0%}", f"{effect.kl[i]:.2g}",
-        ))  # fmt: skip
-    table(("after", "comes", "it said", "now it says", "KL, nats"), rows)
+    for i in chosen:
+        text = data.passage(*divmod(int(effect.indices[i]), model.shape.answers))
+        yield f"… {text}", effect.names[effect.labels[i]], *_likeliest(effect, i), f"{effect.kl[i]:.2g}"
 
 
-def tiles(model: OpenModel, effect: Effect, count: int = SHOWN, only: list[int] | None = None) -> list[Tile]:
-    """The most affected images, or those in `only`, before → after."""
+def _tiles(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[Tile]:
     data = model.images("val")
-    found = []
-    for i in only or np.argsort(-effect.kl, kind="stable")[:count]:
-        was, now = int(effect.before[i].argmax()), int(effect.after[i].argmax())
-        first = f"{effect.names[was]} {effect.before[i, was]:.0%}"
-        then = f"→ {effect.names[now]} {effect.after[i, now]:.0%}"
+    for i in chosen:
+        before, after = _likeliest(effect, i)
         picture = evaluation.data_uri(data.image(int(effect.indices[i])))
-        found.append(
-            Tile(picture, f"{effect.names[effect.labels[i]]}: {first} {then}", (first, then, f"KL {effect.kl[i]:.2g}"))
-        )
-    return found
+        alt = f"{effect.names[effect.labels[i]]}: {before} → {after}"
+        yield Tile(picture, alt, (before, f"→ {after}", f"KL {effect.kl[i]:.2g}"))

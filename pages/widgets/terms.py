@@ -23,9 +23,8 @@ class Term:
 
 
 MODEL, IMPORTANCE, TRADEOFF, RUNS, METHOD = (
-    "pages/model/page.py", "pages/importance/page.py", "pages/tradeoff/page.py", "pages/runs/page.py",
-    "pages/method/page.py",
-)  # fmt: skip
+    f"pages/{name}/page.py" for name in ("model", "importance", "tradeoff", "runs", "method")
+)
 TERMS = (
     Term("patch", "Patch", "A small square of the image; the model reads the image as a row of patches.",
          "P × P pixels, mapped linearly to one token of D channels.", MODEL),
@@ -95,68 +94,18 @@ BY_NAME = {name.casefold(): term.key for term in TERMS for name in (term.name, *
 LEADING = re.compile(
     "(?:" + "|".join(sorted(map(re.escape, BY_NAME), key=len, reverse=True)) + r")(?!\w)", re.IGNORECASE
 )
-OF_PAGE = {
-    "Model": ("patch", "block", "head", "residual", "attention", "ffn", "parameters", "macs", "top1", "interval"),
-    "Importance": (
-        "channel",
-        "score",
-        "kl",
-        "nat",
-        "stderr",
-        "proxy",
-        "criterion",
-        "residual",
-        "attention",
-        "ffn",
-        "head",
-        "merging",
-        "ratio",
-        "cut",
-    ),
-    "Trade-off": (
-        "ratio",
-        "plan",
-        "parameters",
-        "macs",
-        "throughput",
-        "top1",
-        "kl",
-        "interval",
-        "front",
-        "direction",
-        "repair",
-        "merging",
-        "distillation",
-        "residual",
-        "attention",
-        "ffn",
-        "nat",
-        "proxy",
-        "criterion",
-        "stderr",
-    ),
-    "Runs": ("distillation", "teacher", "surgery", "epoch", "top1", "throughput", "kl", "parameters", "macs"),
-    "Transfer": ("teacher", "epoch", "top1", "parameters"),
-    "Method": (
-        "residual",
-        "attention",
-        "ffn",
-        "channel",
-        "kl",
-        "nat",
-        "score",
-        "cut",
-        "head",
-        "merging",
-        "parameters",
-        "macs",
-        "surgery",
-        "teacher",
-        "distillation",
-        "top1",
-    ),
-    "Workshop": ("channel", "score", "kl", "ratio", "head", "merging", "direction", "repair", "macs", "top1"),
+KEYS_OF_PAGE = {
+    "Model": "patch block head residual attention ffn parameters macs top1 interval",
+    "Importance": "channel score kl nat stderr proxy criterion residual attention ffn head merging ratio cut",
+    "Trade-off": "ratio plan parameters macs throughput top1 kl interval front direction repair merging distillation "
+    "residual attention ffn nat proxy criterion stderr",
+    "Runs": "distillation teacher surgery epoch top1 throughput kl parameters macs",
+    "Transfer": "teacher epoch top1 parameters",
+    "Method": "residual attention ffn channel kl nat score cut head merging parameters macs surgery teacher "
+    "distillation top1",
+    "Workshop": "channel score kl ratio head merging direction repair macs top1",
 }
+OF_PAGE = {page: tuple(keys.split()) for page, keys in KEYS_OF_PAGE.items()}
 
 
 def link(key: str, text: str = "") -> str:
@@ -177,7 +126,7 @@ def tip(text: str, *keys: str) -> str:
     return f"{text}  \n" + " · ".join(f"[{BY_KEY[key].name}](glossary#term-{key})" for key in keys)
 
 
-def line(keys: Iterable[str], task: Task = IMAGES) -> str:
-    """The terms of a page in one line of links, with what this model reads and is judged by."""
+def glossary_line(keys: Iterable[str], task: Task = IMAGES) -> str:
+    """One line of links to the terms of a page, with the unit and the measure of the open model."""
     own = {"top1": task.key, "patch": task.unit}
     return '<p class="terms">In the glossary: ' + " · ".join(link(own.get(key, key)) for key in keys) + "</p>"

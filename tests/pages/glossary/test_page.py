@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.widgets.terms import BY_KEY, OF_PAGE, TERMS, line, linked
+from pages.widgets.terms import BY_KEY, OF_PAGE, TERMS, glossary_line, linked
 from tests.support import ROOT
 from upvit_core.records.task import TEXT
 
@@ -33,7 +33,7 @@ def words_of(test: AppTest) -> str:
 def test_terms_of_a_page_are_linked_on_it(page: Callable[..., AppTest], title: str) -> None:
     test = page(PAGES[title])
     assert not test.exception
-    assert any(line(OF_PAGE[title]) in str(e.proto.body) for e in test.get("html"))
+    assert any(glossary_line(OF_PAGE[title]) in str(e.proto.body) for e in test.get("html"))
     said = words_of(test)
     used = {t.key for t in TERMS for name in (t.name, *t.also) if re.search(rf"\b{re.escape(name)}\b", said)}
     everyday = {"block", "score", "channel", "plan", "cut", "head"}
