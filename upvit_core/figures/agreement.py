@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
+from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, lines, markers
 from upvit_core.importance.agreement import ranks
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
@@ -42,25 +42,17 @@ def rank_against_rank(
     x, y, filled = (np.concatenate(parts) for parts in (along, up, sure))
     kind = "scatter" if len(x) <= OPEN else "scattergl"
     colour = COLOURS[component]
-    traces: list[Spec] = [
-        {
-            "type": "scatter", "mode": "lines", "x": [0, 100], "y": [0, 100], "hoverinfo": "skip",
-            "line": {"color": theme.quiet, "width": 1.2, "dash": "dash"},
-        }
-    ]  # fmt: skip
+    traces = [lines([0, 100], [0, 100], theme.quiet, 1.2, dash="dash", hoverinfo="skip")]
     for mask, name, marker in (
         (~filled, "estimate", {"color": theme.quiet, "size": 4, "opacity": 0.55}),
         (filled, "exact" if exact is not None else "", {"color": colour, "size": 5, "opacity": 0.75}),
     ):
         if mask.any():
-            traces.append(
-                {
-                    "type": kind, "mode": "markers", "x": x[mask].astype(np.float32), "y": y[mask].astype(np.float32),
-                    "marker": marker, "text": [where[i] for i in np.flatnonzero(mask)],
-                    "hovertemplate": f"%{{text}}{', ' + name if name else ''}<br>{names[0]}: %{{y:.0f}} %<br>"
-                    f"{names[1]}: %{{x:.0f}} %<extra></extra>",
-                }
-            )  # fmt: skip
+            points = [values[mask].astype(np.float32) for values in (x, y)]
+            text = [where[i] for i in np.flatnonzero(mask)]
+            own = f"%{{text}}{', ' + name if name else ''}"
+            template = f"{own}<br>{names[0]}: %{{y:.0f}} %<br>{names[1]}: %{{x:.0f}} %<extra></extra>"
+            traces.append(markers(points[0], points[1], marker, type=kind, text=text, hovertemplate=template))
     layout: Spec = {
         "xaxis": axis(theme, f"place by {names[1]}, %", range=[-2, 102], dtick=25),
         "yaxis": axis(theme, f"place by {names[0]}, %", range=[-2, 102], dtick=25),

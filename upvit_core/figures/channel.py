@@ -6,7 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, log_ticks
+from upvit_core.figures.kl_sum import kl_terms
+from upvit_core.figures.theme import (
+    CLEAR,
+    COLOURS,
+    POWERS,
+    TITLES,
+    Chart,
+    Spec,
+    Theme,
+    axis,
+    drawn,
+    legend,
+    lines,
+    log_ticks,
+    markers,
+    note,
+)
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
 
@@ -33,107 +49,52 @@ def rank_chart(
     errors = scores.stderr.get(key)
     order = np.argsort(-values, kind="stable")
     at = int(np.flatnonzero(group[order] == channel)[0])
-    rank = np.arange(1, len(group) + 1)
     cut = int(kept.sum())
-    near = np.arange(max(0, at - NEIGHBOURS), min(len(group), at + NEIGHBOURS + 1))
-    colour = COLOURS[component]
-    traces: list[Spec] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": rank.astype(np.float32),
-            "y": values[order].astype(np.float32),
-            "line": {"color": colour, "width": 2},
-            "hovertemplate": "place %{x}: %{y:.3g} nats<extra></extra>",
-        }
-    ]
+    own, high = float(values[order][at]), float(values.max())
+    traces = _ranked(values[order], None if errors is None else errors[group][order], at, COLOURS[component])
+    diamond = {"size": 13, "symbol": "diamond", "line": {"color": theme.surface, "width": 1.5}}
+    here = f"channel {channel}: place {at + 1} of {len(group)}, {own:.3g} nats<extra></extra>"
+    traces.append(markers([at + 1], [own], {"color": theme.text, **diamond}, hovertemplate=here))
     if errors is not None:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": rank[near],
-                "y": values[order][near],
-                "hoverinfo": "skip",
-                "marker": {"color": colour, "size": 5},
-                "error_y": {
-                    "type": "data",
-                    "array": errors[group][order][near],
-                    "color": colour,
-                    "thickness": 1.2,
-                    "width": 2,
-                },
-            }
-        )
-    own = float(values[order][at])
-    marker: Spec = {
-        "type": "scatter",
-        "mode": "markers",
-        "x": [at + 1],
-        "y": [own],
-        "marker": {
-            "color": theme.text,
-            "size": 13,
-            "symbol": "diamond",
-            "line": {"color": theme.surface, "width": 1.5},
-        },
-        "hovertemplate": f"channel {channel}: place {at + 1} of {len(group)}, {own:.3g} nats<extra></extra>",
-    }
-    if errors is not None:
-        marker["error_y"] = {
-            "type": "data",
-            "array": [float(errors[channel])],
-            "color": theme.text,
-            "thickness": 2.5,
-            "width": 6,
-        }
-    traces.append(marker)
-    low, high = float(values.min()), float(values.max())
+        traces[-1]["error_y"] = _error([float(errors[channel])], theme.text, 2.5, 6)
+    notes = []
     if 0 < cut < len(group):
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": [cut + 0.5, cut + 0.5],
-                "y": [low, high],
-                "hoverinfo": "skip",
-                "line": {"color": theme.text, "width": 2, "dash": "dash"},
-            }
-        )
+        edge = [cut + 0.5, cut + 0.5]
+        traces.append(lines(edge, [float(values.min()), high], theme.text, 2, dash="dash", hoverinfo="skip"))
+        notes.append(note(" cut", cut + 0.5, np.log10(high), theme.text, xanchor="left", yanchor="top"))
     layout: Spec = {
         "xaxis": axis(theme, "place, most important first"),
-        "yaxis": axis(theme, "score, nats", type="log", exponentformat="power", nticks=5),
-        "annotations": [],
+        "yaxis": axis(theme, "score, nats", nticks=5, **POWERS),
+        "annotations": notes,
     }
-    if 0 < cut < len(group):
-        layout["annotations"].append(
-            {
-                "x": cut + 0.5,
-                "y": np.log10(high),
-                "text": " cut",
-                "xanchor": "left",
-                "yanchor": "top",
-                "showarrow": False,
-                "font": {"size": 13, "color": theme.text},
-            }
-        )
     figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 10, 46))
     name = f"{TITLES[component]} channel {channel}" + ("" if component == "residual" else f" of block {block}")
     stays = "kept" if at < cut else "removed"
     alt = f"{name}: place {at + 1} of {len(group)} with {own:.3g} nats, {stays} by the cut at {cut}."
-    ranked = group[order]
+    ranked, places = group[order], np.arange(1, len(group) + 1)
 
     def table() -> dict[str, np.ndarray]:
         stderr = errors[ranked] if errors is not None else np.full(len(ranked), np.nan)
-        return {
-            "place": rank,
-            "channel": ranked,
-            "score": scores.values[key][ranked],
-            "stderr": stderr,
-            "kept": rank <= cut,
-        }
+        score = scores.values[key][ranked]
+        return {"place": places, "channel": ranked, "score": score, "stderr": stderr, "kept": places <= cut}
 
     return Chart(figure, name, alt, table)
+
+
+def _error(sizes: object, colour: str, thickness: float, width: float) -> Spec:
+    return {"type": "data", "array": sizes, "color": colour, "thickness": thickness, "width": width}
+
+
+def _ranked(values: np.ndarray, errors: np.ndarray | None, at: int, colour: str) -> list[Spec]:
+    """Scores by place, with standard errors of the neighbours of place `at`."""
+    places = np.arange(1, len(values) + 1)
+    template = "place %{x}: %{y:.3g} nats<extra></extra>"
+    traces = [lines(places.astype(np.float32), values.astype(np.float32), colour, 2, hovertemplate=template)]
+    if errors is not None:
+        near = np.arange(max(0, at - NEIGHBOURS), min(len(values), at + NEIGHBOURS + 1))
+        bars, dots = _error(errors[near], colour, 1.2, 2), {"color": colour, "size": 5}
+        traces.append(markers(places[near], values[near], dots, hoverinfo="skip", error_y=bars))
+    return traces
 
 
 def kl_by_image(
@@ -147,24 +108,11 @@ def kl_by_image(
     y = np.maximum(kl[order], 1e-12).astype(np.float32)
     x = np.arange(1, len(y) + 1, dtype=np.float32)
     flips = changed[order]
-    traces: list[Spec] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "x": x,
-            "y": y,
-            "line": {"color": COLOURS[component], "width": 2},
-            "fill": "tozeroy",
-            "hovertemplate": f"{sample} in place %{{x:.0f}}: %{{y:.3g}} nats<extra></extra>",
-        },
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "x": x[flips],
-            "y": y[flips],
-            "marker": {"symbol": "x", "size": 9, "color": theme.text},
-            "hovertemplate": "prediction changes: %{y:.3g} nats<extra></extra>",
-        },
+    template = f"{sample} in place %{{x:.0f}}: %{{y:.3g}} nats<extra></extra>"
+    crosses = {"symbol": "x", "size": 9, "color": theme.text}
+    traces = [
+        lines(x, y, COLOURS[component], 2, fill="tozeroy", hovertemplate=template),
+        markers(x[flips], y[flips], crosses, hovertemplate="prediction changes: %{y:.3g} nats<extra></extra>"),
     ]
     ticks, labels = log_ticks(float(np.log10(y[-1])), float(np.log10(y[0])))
     half = int(np.searchsorted(np.cumsum(y), y.sum() / 2)) + 1
@@ -174,17 +122,7 @@ def kl_by_image(
         "xaxis": axis(theme, f"{len(kl):,} {sample}s, the most affected first"),
         "yaxis": axis(theme, "KL, nats", type="log", tickvals=[10.0**tick for tick in ticks], ticktext=labels),
         "annotations": [
-            {
-                "x": 1,
-                "xref": "paper",
-                "y": 1,
-                "yref": "paper",
-                "xanchor": "right",
-                "yanchor": "bottom",
-                "showarrow": False,
-                "text": text,
-                "font": {"size": 14, "color": theme.text},
-            }
+            note(text, 1, 1, theme.text, 14, xref="paper", yref="paper", xanchor="right", yanchor="bottom")
         ],
     }
     figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 28, 46))
@@ -216,37 +154,18 @@ def before_after(
     """
     chosen = np.sort(np.argsort(-np.maximum(before, after), kind="stable")[:most])
     labels = [names[i] for i in chosen]
-    terms = before * (np.log(np.maximum(before, 1e-30)) - np.log(np.maximum(after, 1e-30)))
+    terms = kl_terms(before, after)
+    hollow = {"color": CLEAR, "line": {"color": theme.text, "width": 2}}
+    first = f"%{{x}}: %{{y:.2f}} % by the {called[0]}<extra></extra>"
+    second = f"%{{x}}: %{{y:.2f}} % {called[1]}; its part of the KL %{{customdata:.3g}}<extra></extra>"
+    solid = {"marker": {"color": COLOURS[component]}, "customdata": terms[chosen], "hovertemplate": second}
+    bars: Spec = {"type": "bar", "x": labels}
     traces: list[Spec] = [
-        {
-            "type": "bar",
-            "x": labels,
-            "y": 100 * before[chosen],
-            "name": called[0],
-            "marker": {"color": "rgba(0,0,0,0)", "line": {"color": theme.text, "width": 2}},
-            "hovertemplate": f"%{{x}}: %{{y:.2f}} % by the {called[0]}<extra></extra>",
-        },
-        {
-            "type": "bar",
-            "x": labels,
-            "y": 100 * after[chosen],
-            "name": called[1],
-            "marker": {"color": COLOURS[component]},
-            "customdata": terms[chosen],
-            "hovertemplate": f"%{{x}}: %{{y:.2f}} % {called[1]}; its part of the KL %{{customdata:.3g}}<extra></extra>",
-        },
+        {**bars, "y": 100 * before[chosen], "name": called[0], "marker": hollow, "hovertemplate": first},
+        {**bars, "y": 100 * after[chosen], "name": called[1], **solid},
     ]
     layout: Spec = {
-        "barmode": "group",
-        "bargap": 0.25,
-        "showlegend": True,
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "y": 1.02,
-            "yanchor": "bottom",
-            "font": {"color": theme.text, "size": 13},
-        },
+        **{"barmode": "group", "bargap": 0.25, "showlegend": True, "legend": legend(theme)},
         "xaxis": axis(theme, what, automargin=True),
         "yaxis": axis(theme, "probability, %", range=[0, 103]),
     }

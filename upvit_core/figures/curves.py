@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from upvit_core.figures.score_grid import kept_mask, member_word
-from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
+from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, lines, markers, note
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
@@ -45,25 +45,15 @@ def kept_curve(
     word = "stage" if component == "residual" else "block"
     colour, ours = COLOURS[component], f"{member_word(scores, component)}s"
     traces: list[Spec] = []
-    shown = []
     for b in blocks:
         key = scores.shape.key_of(component, b)
         x, y = share_kept(scores.values[key])
-        shown.append(y)
-        chosen = block is None or b == block
+        firm = b == block or len(blocks) == 1
         name = "all blocks" if key == "residual" else f"{word} {b}"
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": (100 * x).astype(np.float32),
-                "y": (100 * y).astype(np.float32),
-                "line": {"color": colour, "width": 2.5 if block == b or len(blocks) == 1 else 1.3},
-                "opacity": 1.0 if chosen and (block is not None or len(blocks) == 1) else 0.55 if chosen else 0.15,
-                "hovertemplate": f"{name}: the best %{{x:.0f}} % of {ours} hold %{{y:.1f}} % of the "
-                "score<extra></extra>",
-            }
-        )
+        best = f"the best %{{x:.0f}} % of {ours} hold %{{y:.1f}} % of the score"
+        curve = lines((100 * x).astype(np.float32), (100 * y).astype(np.float32), colour, 2.5 if firm else 1.3)
+        opacity = 0.15 if block not in (None, b) else 1.0 if firm else 0.55
+        traces.append({**curve, "opacity": opacity, "hovertemplate": f"{name}: {best}<extra></extra>"})
     alt = f"{TITLES[component]}: share of the total score kept against share of {ours} kept, {len(blocks)} curves."
     layout: Spec = {"annotations": []}
     if plan is not None:
@@ -71,42 +61,17 @@ def kept_curve(
         points = [plan_share(scores, plan, component, b) for b in inside]
         at = 100 * float(np.mean([x for x, _ in points]))
         held = [100 * y for _, y in points]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": [at, at],
-                "y": [0, 100],
-                "line": {"color": theme.text, "width": 2, "dash": "dash"},
-                "hoverinfo": "skip",
-            }
-        )
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [100 * x for x, _ in points],
-                "y": held,
-                "marker": {"size": 8, "color": theme.surface, "line": {"color": colour, "width": 2}},
-                "text": [f"{word} {b}" for b in inside],
-                "hovertemplate": f"this plan, %{{text}}: %{{x:.0f}} % of {ours}, %{{y:.1f}} % of the score"
-                "<extra></extra>",
-            }
-        )
+        traces.append(lines([at, at], [0, 100], theme.text, 2, dash="dash", hoverinfo="skip"))
+        rings = {"size": 8, "color": theme.surface, "line": {"color": colour, "width": 2}}
+        template = f"this plan, %{{text}}: %{{x:.0f}} % of {ours}, %{{y:.1f}} % of the score<extra></extra>"
+        names = [f"{word} {b}" for b in inside]
+        traces.append(markers([100 * x for x, _ in points], held, rings, text=names, hovertemplate=template))
         low, high = min(held), max(held)
         words = f"{low:.0f} %" if high - low < 1 else f"{low:.0f} – {high:.0f} %"
-        layout["annotations"].append(
-            {
-                "x": 100,  # no curve comes below the diagonal, so this corner is free at every width
-                "y": 12,
-                "xanchor": "right",
-                "showarrow": False,
-                "align": "right",
-                "bgcolor": theme.surface,
-                "text": f"{at:.0f} % of {ours}<br>hold <b>{words}</b>",
-                "font": {"size": 13, "color": theme.text},
-            }
-        )
+        text = f"{at:.0f} % of {ours}<br>hold <b>{words}</b>"
+        corner: Spec = {"xanchor": "right", "align": "right", "bgcolor": theme.surface}
+        # No curve comes below the diagonal, so this corner is free at every width.
+        layout["annotations"].append(note(text, 100, 12, theme.text, **corner))
         alt += f" At the cut, {at:.0f} % of {ours} hold {words} of the score."
     layout["xaxis"] = axis(theme, f"{ours} kept, %", range=[0, 101], dtick=25)
     layout["yaxis"] = axis(theme, "score kept, %", range=[0, 103], dtick=25)

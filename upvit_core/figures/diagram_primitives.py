@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from upvit_core.figures.theme import COLOURS, Spec, Theme, drawn
+from upvit_core.figures.theme import CLEAR, COLOURS, Spec, Theme, drawn, markers, note
 from upvit_core.records.shape import BlockShape, Component, ModelShape
 from upvit_core.records.task import task_of
 
 
 def nothing() -> Spec:
     """Plotly draws no shapes without a trace."""
-    return {"type": "scatter", "x": [0], "y": [0], "mode": "markers", "marker": {"opacity": 0}, "hoverinfo": "skip"}
+    return markers([0], [0], {"opacity": 0}, hoverinfo="skip")
 
 
 class Pen:
@@ -38,13 +38,13 @@ class Pen:
         self, x0: float, y0: float, x1: float, y1: float, colour: str, *, hollow: bool = False, width: float = 1.5
     ) -> None:
         line: Spec = {"color": colour, "width": width, "dash": "dot" if hollow else "solid"}
-        fill = "rgba(0,0,0,0)" if hollow else colour
+        fill = CLEAR if hollow else colour
         self.shapes.append({"type": "rect", "x0": x0, "y0": y0, "x1": x1, "y1": y1, "line": line, "fillcolor": fill})
 
     def polygon(self, points: list[tuple[float, float]], colour: str, *, hollow: bool = False) -> None:
         path = "M " + " L ".join(f"{x:.3f},{y:.3f}" for x, y in points) + " Z"
         line: Spec = {"color": colour, "width": 1.5, "dash": "dot" if hollow else "solid"}
-        fill = "rgba(0,0,0,0)" if hollow else colour
+        fill = CLEAR if hollow else colour
         self.shapes.append({"type": "path", "path": path, "line": line, "fillcolor": fill})
 
     def line(self, x0: float, y0: float, x1: float, y1: float) -> None:
@@ -53,41 +53,16 @@ class Pen:
         )
 
     def arrow(self, x0: float, y0: float, x1: float, y1: float) -> None:
-        self.annotations.append(
-            {
-                "x": x1,
-                "y": y1,
-                "ax": x0,
-                "ay": y0,
-                "xref": "x",
-                "yref": "y",
-                "axref": "x",
-                "ayref": "y",
-                "showarrow": True,
-                "arrowhead": 2,
-                "arrowsize": 1,
-                "arrowwidth": 1.6,
-                "arrowcolor": self.theme.quiet,
-                "text": "",
-            }
-        )
+        places = {"x": x1, "y": y1, "ax": x0, "ay": y0, "xref": "x", "yref": "y", "axref": "x", "ayref": "y"}
+        head = {"arrowhead": 2, "arrowsize": 1, "arrowwidth": 1.6, "arrowcolor": self.theme.quiet}
+        self.annotations.append({"text": "", "showarrow": True, **places, **head})
 
     def label(
         self, x: float, y: float, text: str, colour: str | None = None, size: int = 14, anchor: str = "center"
     ) -> None:
         swatch = f'<span style="color:{colour}">■</span> ' if colour else ""
-        self.annotations.append(
-            {
-                "x": x,
-                "y": y,
-                "text": swatch + text,
-                "showarrow": False,
-                "font": {"size": size, "color": self.theme.text},
-                "xanchor": anchor,
-                "yanchor": "middle",
-                "align": anchor,
-            }
-        )
+        places = {"xanchor": anchor, "yanchor": "middle", "align": anchor}
+        self.annotations.append(note(swatch + text, x, y, self.theme.text, size, **places))
 
     def image(self, x0: float, x1: float, shape: ModelShape) -> None:
         """The image, cut into patches (at most 8 by 8 are drawn), or a block of text."""
@@ -122,17 +97,9 @@ class Pen:
 
     def block_outline(self, x0: float, x1: float, y0: float, y1: float, depth: int) -> None:
         self.panel(x0, y0, x1, y1)
-        self.annotations.append(
-            {
-                "x": x1 - 0.7,
-                "y": y1 - 0.5,
-                "text": f"<b>one block, × {depth}</b>",
-                "showarrow": False,
-                "xanchor": "right",
-                "yanchor": "top",
-                "font": {"size": 14, "color": self.theme.quiet},
-            }
-        )
+        corner = {"xanchor": "right", "yanchor": "top"}
+        name = f"<b>one block, × {depth}</b>"
+        self.annotations.append(note(name, x1 - 0.7, y1 - 0.5, self.theme.quiet, 14, **corner))
 
     def branch(self, x: float, x_to: float, stream: float, y: float) -> None:
         """Out of the stream, through a LayerNorm, into a component."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from upvit_core.figures.score_grid import heads_after, kept_mask, member_word
-from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, drawn, log_ticks
-from upvit_core.records.basis import Basis
+from upvit_core.figures.theme import CLEAR, COLOURS, Chart, Spec, Theme, colour_bar, drawn, log_ticks, markers, note
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 
+GAP = 0.012  # between heads, of the picture's height
 CIVIDIS = ("#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#e1cc55", "#fee838")
 
 
@@ -33,152 +35,171 @@ def draw_head_merging(
 
     `step` shows the picture up to a moment: 1 heads as they are, 2 merged, 3 cut.
     """
-    values = np.maximum(scores.attention(block), 1e-12)
-    before, now = scores.shape.blocks[block].num_heads, heads_after(plan, scores, block)
-    kept = kept_mask(plan, scores, "attention", block)
-    width, per, ratio = len(values), len(values) // before, before // now
-    head_score = values.reshape(before, per).sum(1)
-    merged_score = values.reshape(now, -1).sum(1)
-    merged_kept = np.where(kept, values, 0).reshape(now, -1).sum(1)
-    logs = np.log10(np.concatenate([head_score, merged_score]))
-    low, high = float(logs.min()), float(max(logs.max(), logs.min() + 0.3))
-
-    def colour(score: float) -> str:
-        return cividis((np.log10(max(score, 1e-12)) - low) / (high - low))
-
-    ours = f"{member_word(scores, 'attention')}s"
-    short = "dir." if scores.basis == Basis.DIRECTIONS else "ch"
-    gap = 0.012
-    tall = (1 - gap * (before - 1)) / width  # height of one channel
-    tops_before = [1 - head * (per * tall + gap) for head in range(before)]
-    middle_gap = gap * (before - 1) / max(now - 1, 1) if now > 1 else 0.0
-    tops_merged = [
-        1 - t * (width // now * tall + middle_gap) - (0 if now > 1 else gap * (before - 1) / 2) for t in range(now)
-    ]
-    shapes: list[Spec] = []
-    hover: dict[str, list[object]] = {"x": [], "y": [], "text": []}
-
-    def band(
-        x0: float, x1: float, left: tuple[float, float], right: tuple[float, float], fill: str, opacity: float
-    ) -> None:
-        bend = (x0 + x1) / 2
-        path = (
-            f"M {x0},{left[0]:.5f} C {bend},{left[0]:.5f} {bend},{right[0]:.5f} {x1},{right[0]:.5f} L "
-            f"{x1},{right[1]:.5f} "
-            f"C {bend},{right[1]:.5f} {bend},{left[1]:.5f} {x0},{left[1]:.5f} Z"
-        )
-        shapes.append({"type": "path", "path": path, "fillcolor": fill, "opacity": opacity, "line": {"width": 0}})
-
-    def bar(x0: float, x1: float, top: float, bottom: float, fill: str, *, hollow: bool = False) -> None:
-        line = {"color": COLOURS["attention"], "width": 1.5, "dash": "dot"} if hollow else {"width": 0}
-        shapes.append({"type": "rect", "x0": x0, "x1": x1, "y0": bottom, "y1": top, "fillcolor": fill, "line": line})
-
-    annotations: list[Spec] = []
-    wrapped = "<br>" if now <= 6 else " · "
-
-    def label(x: float, y: float, text: str, anchor: str = "center", size: int = 13) -> None:
-        annotations.append(
-            {
-                "x": x,
-                "y": y,
-                "text": text,
-                "showarrow": False,
-                "xanchor": anchor,
-                "font": {"size": size, "color": theme.text},
-            }
-        )
-
-    for head in range(before):
-        top, bottom = tops_before[head], tops_before[head] - per * tall
-        bar(0.06, 0.16, top, bottom, colour(head_score[head]))
-        label(0.05, (top + bottom) / 2, f"{head}", "right")
-        _point(hover, 0.11, (top + bottom) / 2, f"head {head}: {per} {ours}, score {head_score[head]:.3g} nats")
-        if step >= 2:
-            target, place = divmod(head, ratio)
-            right_top = tops_merged[target] - place * per * tall
-            band(0.16, 0.44, (top, bottom), (right_top, right_top - per * tall), colour(head_score[head]), 0.55)
+    merge = _merge_of(scores, plan, block)
+    sketch = _Sketch(merge, theme)
+    sketch.heads()
     if step >= 2:
-        for target in range(now):
-            top, bottom = tops_merged[target], tops_merged[target] - width // now * tall
-            bar(0.44, 0.54, top, bottom, colour(merged_score[target]))
-            text = f"merged head {target}: {width // now} {ours}, score {merged_score[target]:.3g} nats"
-            _point(hover, 0.49, (top + bottom) / 2, text)
-            if step >= 3:
-                stay = int(kept.reshape(now, -1)[target].sum())
-                cut = top - stay * tall
-                band(0.54, 0.80, (top, cut), (top, cut), colour(merged_kept[target]), 0.55)
-                if stay < width // now:
-                    bar(0.80, 0.90, cut, bottom, "rgba(0,0,0,0)", hollow=True)
-                bar(0.80, 0.90, top, cut, colour(merged_kept[target]))
-                share = merged_kept[target] / merged_score[target]
-                label(0.91, (top + cut) / 2, f"{stay} {short}{wrapped}<b>{share:.0%}</b>", "left")
-                text = f"head {target} keeps {stay} of {width // now} {ours} and {share:.1%} of its score"
-                _point(hover, 0.85, (top + cut) / 2, text)
-    label(0.11, 1.07, f"<b>{counted(before)}</b> × {per}")
-    if step >= 2:
-        label(0.49, 1.07, f"<b>{counted(now)}</b> × {width // now}")
+        sketch.merged()
     if step >= 3:
-        stay = int(kept.sum()) // now
-        label(0.85, 1.07, f"<b>{counted(now)}</b> × {stay}")
-    ticks, labels = log_ticks(low, high)
-    traces: list[Spec] = [
-        {
-            "type": "scatter",
-            "mode": "markers",
-            **hover,
-            "hovertemplate": "%{text}<extra></extra>",
-            "marker": {
-                "size": 26,
-                "opacity": 0,
-                "color": np.linspace(low, high, len(hover["x"])),
-                "colorscale": "Cividis",
-                "cmin": low,
-                "cmax": high,
-                "showscale": True,
-                "colorbar": {
-                    "title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}},
-                    "tickvals": ticks,
-                    "ticktext": labels,
-                    "thickness": 10,
-                    "len": 0.9,
-                    "outlinewidth": 0,
-                    "tickfont": {"color": theme.quiet},
-                },
-            },
-        }
-    ]
+        sketch.kept()
     layout: Spec = {
-        "shapes": shapes,
-        "annotations": annotations,
+        "shapes": sketch.shapes,
+        "annotations": sketch.notes,
         "xaxis": {"visible": False, "range": [0, 1.04], "fixedrange": True},
         "yaxis": {"visible": False, "range": [-0.03, 1.13], "fixedrange": True},
     }
-    figure = drawn(traces, layout, theme, height=height, margin=(8, 8, 8, 8))
-    held = merged_kept.sum() / merged_score.sum()
+    figure = drawn([sketch.hover()], layout, theme, height=height, margin=(8, 8, 8, 8))
+    held = merge.kept_score.sum() / merge.merged_score.sum()
     alt = (
-        f"Attention of block {block}: {before} heads of {per} {ours} flow into {now} merged heads of "
-        f"{width // now}, of which "
-        f"each keeps {int(kept.sum()) // now}; together they hold {held:.0%} of the block's score."
+        f"Attention of block {block}: {merge.before} heads of {merge.per_head} {merge.members} flow into {merge.now} "
+        f"merged heads of {merge.per_merged}, of which each keeps {int(merge.kept.sum()) // merge.now}; together they "
+        f"hold {held:.0%} of the block's score."
     )
-    return Chart(
-        figure, f"Heads of block {block}", alt, lambda: _table(head_score, before, now, kept, merged_kept, merged_score)
-    )
+    return Chart(figure, f"Heads of block {block}", alt, merge.table)
 
 
-def _point(hover: dict[str, list[object]], x: float, y: float, text: str) -> None:
-    for name, value in (("x", x), ("y", y), ("text", text)):
-        hover[name].append(value)
+@dataclass(frozen=True)
+class _Merge:
+    """Scores of `before` heads, of the `now` heads into which they are merged, and what those keep.
+
+    kept: channels that stay, (now, channels of a merged head). members: `channels` or `directions`.
+    """
+
+    head_score: np.ndarray
+    merged_score: np.ndarray
+    kept_score: np.ndarray
+    kept: np.ndarray
+    width: int
+    members: str
+
+    @property
+    def before(self) -> int:
+        return len(self.head_score)
+
+    @property
+    def now(self) -> int:
+        return len(self.merged_score)
+
+    @property
+    def per_head(self) -> int:
+        return self.width // self.before
+
+    @property
+    def per_merged(self) -> int:
+        return self.width // self.now
+
+    def table(self) -> dict[str, np.ndarray]:
+        target = np.arange(self.before) // (self.before // self.now)
+        return {
+            "head": np.arange(self.before),
+            "score": self.head_score,
+            "merged_into": target,
+            "merged_score": self.merged_score[target],
+            "channels_kept_of_merged": self.kept.sum(1)[target],
+            "score_kept_of_merged": self.kept_score[target],
+        }
 
 
-def _table(
-    head_score: np.ndarray, before: int, now: int, kept: np.ndarray, merged_kept: np.ndarray, merged_score: np.ndarray
-) -> dict[str, np.ndarray]:
-    target = np.arange(before) // (before // now)
-    return {
-        "head": np.arange(before),
-        "score": head_score,
-        "merged_into": target,
-        "merged_score": merged_score[target],
-        "channels_kept_of_merged": kept.reshape(now, -1).sum(1)[target],
-        "score_kept_of_merged": merged_kept[target],
-    }
+def _merge_of(scores: ImportanceScores, plan: PruningPlan, block: int) -> _Merge:
+    values = np.maximum(scores.attention(block), 1e-12)
+    before, now = scores.shape.blocks[block].num_heads, heads_after(plan, scores, block)
+    kept = kept_mask(plan, scores, "attention", block)
+    merged, stays = (part.reshape(now, -1).sum(1) for part in (values, np.where(kept, values, 0)))
+    members = f"{member_word(scores, 'attention')}s"
+    return _Merge(values.reshape(before, -1).sum(1), merged, stays, kept.reshape(now, -1), len(values), members)
+
+
+class _Sketch:
+    """Bars for heads at three places from left to right, and the bands between them."""
+
+    def __init__(self, merge: _Merge, theme: Theme):
+        self.merge, self.theme = merge, theme
+        self.shapes: list[Spec] = []
+        self.notes: list[Spec] = []
+        self.points: list[tuple[float, float, str]] = []
+        logs = np.log10(np.concatenate([merge.head_score, merge.merged_score]))
+        self.low, self.high = float(logs.min()), float(max(logs.max(), logs.min() + 0.3))
+        before, now = merge.before, merge.now
+        space = GAP * (before - 1)
+        self.tall = (1 - space) / merge.width  # height of one channel
+        step = merge.per_merged * self.tall + (space / max(now - 1, 1) if now > 1 else 0.0)
+        self.tops = [1 - head * (merge.per_head * self.tall + GAP) for head in range(before)]
+        self.merged_tops = [1 - head * step - (0 if now > 1 else space / 2) for head in range(now)]
+
+    def heads(self) -> None:
+        """The heads as they are."""
+        merge = self.merge
+        for head, (top, score) in enumerate(zip(self.tops, merge.head_score, strict=True)):
+            bottom = top - merge.per_head * self.tall
+            middle = (top + bottom) / 2
+            self._bar(0.06, 0.16, top, bottom, self._colour(score))
+            self._label(0.05, middle, f"{head}", "right")
+            self.points.append((0.11, middle, f"head {head}: {merge.per_head} {merge.members}, score {score:.3g} nats"))
+        self._label(0.11, 1.07, f"<b>{counted(merge.before)}</b> × {merge.per_head}")
+
+    def merged(self) -> None:
+        """The heads into which they flow."""
+        merge, tall = self.merge, self.merge.per_head * self.tall
+        for head, (top, score) in enumerate(zip(self.tops, merge.head_score, strict=True)):
+            target, place = divmod(head, merge.before // merge.now)
+            right = self.merged_tops[target] - place * tall
+            self._band(0.16, 0.44, (top, top - tall), (right, right - tall), self._colour(score))
+        for head, (top, score) in enumerate(zip(self.merged_tops, merge.merged_score, strict=True)):
+            bottom = top - merge.per_merged * self.tall
+            self._bar(0.44, 0.54, top, bottom, self._colour(score))
+            text = f"merged head {head}: {merge.per_merged} {merge.members}, score {score:.3g} nats"
+            self.points.append((0.49, (top + bottom) / 2, text))
+        self._label(0.49, 1.07, f"<b>{counted(merge.now)}</b> × {merge.per_merged}")
+
+    def kept(self) -> None:
+        """The channels that stay in each merged head."""
+        merge = self.merge
+        short = "dir." if merge.members == "directions" else "ch"
+        for head, (top, score) in enumerate(zip(self.merged_tops, merge.kept_score, strict=True)):
+            stay = int(merge.kept[head].sum())
+            bottom, cut = top - merge.per_merged * self.tall, top - stay * self.tall
+            self._band(0.54, 0.80, (top, cut), (top, cut), self._colour(score))
+            if stay < merge.per_merged:
+                self._bar(0.80, 0.90, cut, bottom, CLEAR, hollow=True)
+            self._bar(0.80, 0.90, top, cut, self._colour(score))
+            share = score / merge.merged_score[head]
+            wrapped = "<br>" if merge.now <= 6 else " · "
+            self._label(0.91, (top + cut) / 2, f"{stay} {short}{wrapped}<b>{share:.0%}</b>", "left")
+            text = f"head {head} keeps {stay} of {merge.per_merged} {merge.members} and {share:.1%} of its score"
+            self.points.append((0.85, (top + cut) / 2, text))
+        self._label(0.85, 1.07, f"<b>{counted(merge.now)}</b> × {int(merge.kept.sum()) // merge.now}")
+
+    def hover(self) -> Spec:
+        """Unseen points with what each bar is, and the scale of the colours."""
+        x, y, text = (list(column) for column in zip(*self.points, strict=True))
+        ticks, labels = log_ticks(self.low, self.high)
+        bar = colour_bar(self.theme, "score, nats", tickvals=ticks, ticktext=labels, thickness=10, len=0.9)
+        bar["tickfont"] = {"color": self.theme.quiet}
+        scale = {"colorscale": "Cividis", "cmin": self.low, "cmax": self.high, "showscale": True}
+        colours = np.linspace(self.low, self.high, len(x))
+        marker = {
+            "size": 26,
+            "opacity": 0,
+            "color": colours,
+            "colorbar": {**bar, "tickfont": {"color": self.theme.quiet}},
+        }
+        return markers(x, y, {**marker, **scale}, text=text, hovertemplate="%{text}<extra></extra>")
+
+    def _colour(self, score: float) -> str:
+        return cividis((np.log10(max(score, 1e-12)) - self.low) / (self.high - self.low))
+
+    def _band(self, x0: float, x1: float, left: tuple[float, float], right: tuple[float, float], fill: str) -> None:
+        bend = (x0 + x1) / 2
+        path = (
+            f"M {x0},{left[0]:.5f} C {bend},{left[0]:.5f} {bend},{right[0]:.5f} {x1},{right[0]:.5f} "
+            f"L {x1},{right[1]:.5f} C {bend},{right[1]:.5f} {bend},{left[1]:.5f} {x0},{left[1]:.5f} Z"
+        )
+        self.shapes.append({"type": "path", "path": path, "fillcolor": fill, "opacity": 0.55, "line": {"width": 0}})
+
+    def _bar(self, x0: float, x1: float, top: float, bottom: float, fill: str, *, hollow: bool = False) -> None:
+        line = {"color": COLOURS["attention"], "width": 1.5, "dash": "dot"} if hollow else {"width": 0}
+        places = {"x0": x0, "x1": x1, "y0": bottom, "y1": top}
+        self.shapes.append({"type": "rect", **places, "fillcolor": fill, "line": line})
+
+    def _label(self, x: float, y: float, text: str, anchor: str = "center") -> None:
+        self.notes.append(note(text, x, y, self.theme.text, xanchor=anchor))

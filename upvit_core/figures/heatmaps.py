@@ -18,7 +18,21 @@ from upvit_core.figures.score_grid import (
     picture,
     score_table,
 )
-from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn, log_ticks
+from upvit_core.figures.theme import (
+    CLEAR,
+    COLOURS,
+    POWERS,
+    Chart,
+    Spec,
+    Theme,
+    axis,
+    colour_bar,
+    drawn,
+    lines,
+    log_ticks,
+    markers,
+    row_title,
+)
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component
@@ -59,12 +73,8 @@ def traces_of(p: Picture, theme: Theme, *, number: int, limits: tuple[float, flo
     traces: list[Spec] = [
         {
             **shared,
-            "z": p.values,
-            "zmin": limits[0],
-            "zmax": limits[1],
-            "colorscale": "Cividis",
-            "customdata": data,
-            "hovertemplate": template,
+            **{"z": p.values, "zmin": limits[0], "zmax": limits[1], "colorscale": "Cividis"},
+            **{"customdata": data, "hovertemplate": template},
             "colorbar": {**colourbar, "tickvals": ticks, "ticktext": labels},
         }
     ]
@@ -78,14 +88,13 @@ def traces_of(p: Picture, theme: Theme, *, number: int, limits: tuple[float, flo
         )
     size = p.width // p.groups
     edges = np.stack([np.arange(rows) - 0.5, np.arange(rows) + 0.5], 1).ravel()
-    line: Spec = {"type": "scatter", "mode": "lines", "hoverinfo": "skip", "y": edges, **axes}
     for group in range(1, p.groups):
         x = np.full(2 * rows, group * size - 0.5)
-        traces.append({**line, "x": x, "line": {"color": theme.surface, "width": 4}})
+        traces.append(lines(x, edges, theme.surface, 4, hoverinfo="skip", **axes))
     if p.cuts is not None and p.removed.any():
         for group in range(p.groups):
             x = np.repeat(group * size + p.cuts[:, group] - 0.5, 2)
-            traces.append({**line, "x": x, "line": {"color": COLOURS[p.component], "width": 4}})
+            traces.append(lines(x, edges, COLOURS[p.component], 4, hoverinfo="skip", **axes))
     return traces
 
 
@@ -119,33 +128,13 @@ def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, ord
     layout: Spec = {"annotations": []}
     start = inner
     for number, (p, height, name) in enumerate(zip(pictures, heights, names, strict=True), start=1):
-        bar = {
-            "x": 1.012,
-            "y": (start - height / 2) / inner,
-            "yanchor": "middle",
-            "len": max(height, 84) / inner,
-            "thickness": 10,
-            "outlinewidth": 0,
-            "tickfont": {"size": 12, "color": theme.quiet},
-        }
+        middle, tall = (start - height / 2) / inner, max(height, 84) / inner
+        bar = colour_bar(theme, x=1.012, y=middle, yanchor="middle", len=tall, thickness=10)
         traces += traces_of(p, theme, number=number, limits=colour_range(p.values), colourbar=bar)
         x, y = axes_of(p, theme, f"{name}, {words[number - 1]}")
         layout[f"xaxis{number}"] = {**x, "anchor": f"y{number}"}
         layout[f"yaxis{number}"] = {**y, "anchor": f"x{number}", "domain": [(start - height) / inner, start / inner]}
-        layout["annotations"].append(
-            {
-                "x": 0,
-                "xref": "paper",
-                "xanchor": "left",
-                "y": start / inner,
-                "yref": "paper",
-                "yanchor": "bottom",
-                "yshift": 6,
-                "showarrow": False,
-                "font": {"size": 15, "color": theme.text},
-                "text": f'<span style="color:{COLOURS[p.component]}">■</span> <b>{heading(p)}</b>',
-            }
-        )
+        layout["annotations"].append(row_title(heading(p), start / inner, p.component, theme))
         start -= height + gap
     figure = drawn(traces, layout, theme, height=int(inner + top + bottom), margin=(56, 64, int(top), int(bottom)))
     alt = " ".join(_alt(p, scores.unit) for p in pictures)
@@ -177,16 +166,7 @@ def heatmap(
     top, bottom, strip = 10.0, 46.0, 44.0
     inner = height - top - bottom
     share = strip / inner if single else 1.0
-    bar = {
-        "x": 1.008,
-        "y": 0.5,
-        "yanchor": "middle",
-        "len": 1.0,
-        "thickness": 11,
-        "outlinewidth": 0,
-        "tickfont": {"size": 12, "color": theme.quiet},
-        "title": {"text": "score, nats", "side": "right", "font": {"size": 12, "color": theme.quiet}},
-    }
+    bar = colour_bar(theme, "score, nats", x=1.008, y=0.5, yanchor="middle", len=1.0, thickness=11)
     traces = traces_of(p, theme, number=1, limits=limits, colourbar=bar)
     words = _order_words(order)
     x, y = axes_of(p, theme, f"{axis_words(scores, component)}, {words}")
@@ -199,37 +179,38 @@ def heatmap(
     for trace in traces:
         trace.update(xaxis="x", yaxis="y")
     if single:
-        layout["yaxis2"] = axis(
-            theme, "score, nats", domain=[share + 0.04, 1], type="log", exponentformat="power", nticks=4,
-            fixedrange=True,
-        )  # fmt: skip
+        domain = [share + 0.04, 1]
+        layout["yaxis2"] = axis(theme, "score, nats", domain=domain, nticks=4, fixedrange=True, **POWERS)
         layout["xaxis2"] = axis(
             theme, matches="x", anchor="y2", showticklabels=False, range=x["range"], showgrid=False, fixedrange=True
         )
         traces += _profile(scores, p, theme)
     traces[0]["hoverinfo"] = "skip"
-    template, data = traces[0].pop("hovertemplate"), traces[0].pop("customdata")
-    R, C = p.values.shape
-    columns = np.arange(C, dtype=np.float32) * p.step + (p.step - 1) / 2
-    traces.append(
-        {
-            "type": "scattergl",
-            "mode": "markers",
-            "x": np.tile(columns, R),
-            "y": np.repeat(np.arange(R, dtype=np.float32), C),
-            "customdata": data.reshape(-1, 2),
-            "hovertemplate": template,
-            "xaxis": "x",
-            "yaxis": "y",
-            "marker": {"size": 7, "color": "rgba(0,0,0,0)"},
-            "selected": {"marker": {"color": "rgba(0,0,0,0)"}},
-            "unselected": {"marker": {"color": "rgba(0,0,0,0)"}},
-        }
-    )
+    traces.append(_targets(p, traces[0].pop("customdata"), traces[0].pop("hovertemplate")))
     figure = drawn(traces, layout, theme, height=height, margin=(60, 92, int(top), int(bottom)))
     figure["layout"]["margin"]["autoexpand"] = False  # cells lie where `spot` says
     chart = Chart(figure, heading(p), _alt(p, scores.unit), lambda: component_table(scores, component, plan, p.blocks))
     return chart, p
+
+
+def _targets(p: Picture, data: np.ndarray, template: str) -> Spec:
+    """Transparent points over the cells: plotly reports no click on a heatmap."""
+    R, C = p.values.shape
+    columns = np.arange(C, dtype=np.float32) * p.step + (p.step - 1) / 2
+    rows = np.repeat(np.arange(R, dtype=np.float32), C)
+    unseen: Spec = {"marker": {"color": CLEAR}}
+    return markers(
+        np.tile(columns, R),
+        rows,
+        {"size": 7, "color": CLEAR},
+        type="scattergl",
+        xaxis="x",
+        yaxis="y",
+        customdata=data.reshape(-1, 2),
+        hovertemplate=template,
+        selected=unseen,
+        unselected=unseen,
+    )
 
 
 def _profile(scores: ImportanceScores, p: Picture, theme: Theme) -> list[Spec]:
@@ -237,29 +218,21 @@ def _profile(scores: ImportanceScores, p: Picture, theme: Theme) -> list[Spec]:
     key = scores.shape.key_of(p.component, p.blocks[0])
     x = (np.arange(p.values.shape[1]) * p.step + (p.step - 1) / 2).astype(np.float32)
     y = (10.0 ** p.values[0]).astype(np.float32)
-    axes = {"xaxis": "x2", "yaxis": "y2", "hoverinfo": "skip", "type": "scatter", "mode": "lines"}
+    axes = {"xaxis": "x2", "yaxis": "y2", "hoverinfo": "skip"}
+    colour = COLOURS[p.component]
     traces: list[Spec] = []
     if key in scores.stderr and p.step == 1:
         error = scores.stderr[key][p.channel[0]]
         band = np.concatenate([y + error, np.maximum(y - error, p.floor)[::-1]]).astype(np.float32)
-        traces.append(
-            {
-                **axes,
-                "x": np.concatenate([x, x[::-1]]),
-                "y": band,
-                "fill": "toself",
-                "fillcolor": COLOURS[p.component],
-                "opacity": 0.25,
-                "line": {"width": 0},
-            }
-        )
-    traces.append({**axes, "x": x, "y": y, "line": {"color": COLOURS[p.component], "width": 2}})
+        around = np.concatenate([x, x[::-1]])
+        traces.append(lines(around, band, colour, 0, fill="toself", fillcolor=colour, opacity=0.25, **axes))
+    traces.append(lines(x, y, colour, 2, **axes))
     if p.cuts is not None and p.removed.any():
         size = p.width // p.groups
         for group in range(p.groups):
             at = group * size + p.cuts[0, group] - 0.5
             ends = [float(np.nanmin(y)), float(np.nanmax(y))]
-            traces.append({**axes, "x": [at, at], "y": ends, "line": {"color": theme.text, "width": 2, "dash": "dash"}})
+            traces.append(lines([at, at], ends, theme.text, 2, dash="dash", **axes))
     return traces
 
 

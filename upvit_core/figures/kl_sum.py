@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
+from upvit_core.figures.theme import CLEAR, COLOURS, Chart, Spec, Theme, axis, drawn, legend, note
 from upvit_core.records.shape import Component
 
 SMALLEST = 1e-30
@@ -45,40 +45,31 @@ def kl_sum(
         t = np.append(t, total - t.sum())
     reach = max(float(np.abs(t).max()), 1e-12)
     colour = COLOURS[component]
+    bars: Spec = {"type": "bar", "x": labels}
+    hollow = {"color": CLEAR, "line": {"color": theme.text, "width": 2}}
+    numbers = [f"{value:+.2g}" if abs(value) >= WORTH_SAYING * reach else "" for value in t]
+    outside = {"textposition": "outside", "constraintext": "none", "cliponaxis": False}
     traces: list[Spec] = [
+        {**bars, "y": q, "name": "q: whole model", "marker": hollow, **_tip("q = %{y:.2f} %")},
+        {**bars, "y": p, "name": "p: without the channel", "marker": {"color": colour}, **_tip("p = %{y:.2f} %")},
         {
-            "type": "bar", "x": labels, "y": q, "name": "q: whole model",
-            "hovertemplate": "%{x}: q = %{y:.2f} %<extra></extra>",
-            "marker": {"color": "rgba(0,0,0,0)", "line": {"color": theme.text, "width": 2}},
+            **{**bars, "y": t, "yaxis": "y2", "showlegend": False, "offsetgroup": "terms"},
+            **{"marker": {"color": theme.quiet}, "text": numbers, **outside},
+            **{"textfont": {"size": 12, "color": theme.text}, **_tip("q ln(q/p) = %{y:.3g} nats")},
         },
-        {
-            "type": "bar", "x": labels, "y": p, "name": "p: without the channel", "marker": {"color": colour},
-            "hovertemplate": "%{x}: p = %{y:.2f} %<extra></extra>",
-        },
-        {
-            "type": "bar", "x": labels, "y": t, "yaxis": "y2", "showlegend": False, "offsetgroup": "terms",
-            "marker": {"color": theme.quiet},
-            "text": [f"{value:+.2g}" if abs(value) >= WORTH_SAYING * reach else "" for value in t],
-            "textposition": "outside", "constraintext": "none", "cliponaxis": False,
-            "textfont": {"size": 12, "color": theme.text},
-            "hovertemplate": "%{x}: q ln(q/p) = %{y:.3g} nats<extra></extra>",
-        },
-    ]  # fmt: skip
+    ]
     low, high = min(float(t.min()), 0.0), max(float(t.max()), 0.0)
+    room = {"range": [low - 0.3 * reach, high + 0.35 * reach], "domain": [0, 0.39], "nticks": 4}
+    zero = {"exponentformat": "power", "zeroline": True, "zerolinecolor": theme.quiet}
+    words = f"q ln(q/p), {what} by {what} · sum <b>{total:.3g} nats</b>"
+    between = {"xref": "paper", "yref": "paper", "xanchor": "right", "yanchor": "middle"}
     layout: Spec = {
-        "barmode": "group", "bargap": 0.25, "showlegend": True,
-        "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom",
-                   "font": {"color": theme.text, "size": 13}},
+        **{"barmode": "group", "bargap": 0.25, "showlegend": True, "legend": legend(theme)},
         "xaxis": axis(theme, what, automargin=True, anchor="y2"),
         "yaxis": axis(theme, "probability, %", range=[0, 103], domain=[0.57, 1]),
-        "yaxis2": axis(theme, "term, nats", range=[low - 0.3 * reach, high + 0.35 * reach], domain=[0, 0.39], nticks=4,
-                       exponentformat="power", zeroline=True, zerolinecolor=theme.quiet),
-        "annotations": [{
-            "x": 1, "xref": "paper", "y": 0.48, "yref": "paper", "xanchor": "right", "yanchor": "middle",
-            "showarrow": False, "font": {"size": 14, "color": theme.text},
-            "text": f"q ln(q/p), {what} by {what} · sum <b>{total:.3g} nats</b>",
-        }],
-    }  # fmt: skip
+        "yaxis2": axis(theme, "term, nats", **room, **zero),
+        "annotations": [note(words, 1, 0.48, theme.text, 14, **between)],
+    }
     figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 36, 60))
     top = int(np.argmax(np.abs(terms)))
     alt = (
@@ -88,3 +79,7 @@ def kl_sum(
     return Chart(
         figure, "The sum", alt, lambda: {"class": np.array(names), "q": before, "p": after, "term_nats": terms}
     )
+
+
+def _tip(value: str) -> Spec:
+    return {"hovertemplate": f"%{{x}}: {value}<extra></extra>"}

@@ -1,4 +1,4 @@
-"""The front: plans as points of cost against loss; measured filled, estimated hollow, published a hollow diamond."""
+"""The Pareto plot: plans by cost and loss; measured ones filled, estimated ones hollow, published ones diamonds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,20 @@ from typing import Literal
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
+from upvit_core.figures.theme import (
+    CLEAR,
+    COLOURS,
+    POWERS,
+    Chart,
+    Spec,
+    Theme,
+    accent,
+    axis,
+    drawn,
+    legend,
+    lines,
+    markers,
+)
 
 Kind = Literal["measured", "estimated", "published", "teacher"]
 SYMBOLS: dict[Kind, str] = {
@@ -56,7 +69,7 @@ class Line:
 
 def plot_pareto(
     points: Sequence[Point],
-    lines: Sequence[Line],
+    curves: Sequence[Line],
     theme: Theme,
     *,
     x_title: str,
@@ -66,95 +79,32 @@ def plot_pareto(
     height: int = 420,
 ) -> Chart:
     """Scatter of plans; points with a name are labelled, the current one is ringed."""
-    accent = "#0072B2" if theme.name == "light" else "#3a9bd9"
-    colours: dict[Kind, str] = {
-        "measured": accent,
-        "estimated": accent,
-        "published": theme.quiet,
-        "teacher": theme.text,
-    }
     every = np.array([p.y for p in points], float)
     every = np.log10(every[every > 0]) if log_y else every
 
     def high(point: Point) -> bool:
-        """Whether there is no room above it for its name."""
+        """True where there is no room above it for its name."""
         y = math.log10(point.y) if log_y and point.y > 0 else point.y
         return len(every) > 1 and every.max() - y < (0.1 if point.now else 0.03) * np.ptp(every)
 
-    traces: list[Spec] = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": line.name,
-            "x": line.x.astype(np.float32),
-            "y": line.y.astype(np.float32),
-            "line": {"color": theme.quiet, "width": 1.8, "dash": line.dash},
-            "hoverinfo": "skip",
-        }
-        for line in lines
-    ]
-    for kind, symbol in SYMBOLS.items():
+    traces = []
+    for curve in curves:
+        x, y = curve.x.astype(np.float32), curve.y.astype(np.float32)
+        traces.append(lines(x, y, theme.quiet, 1.8, dash=curve.dash, name=curve.name, hoverinfo="skip"))
+    for kind in SYMBOLS:
         own = [point for point in points if point.kind == kind]
-        if not own:
-            continue
-        trace: Spec = {
-            "type": "scatter",
-            "mode": "markers+text",
-            "name": MEANING[kind],
-            "x": [p.x for p in own],
-            "y": [p.y for p in own],
-            "text": [_name(p, high(p)) for p in own],
-            "textposition": ["bottom center" if high(p) else "top center" for p in own],
-            "textfont": {"size": 12, "color": theme.text if kind != "published" else theme.quiet},
-            "customdata": [[p.name, p.detail, p.data] for p in own],
-            "hovertemplate": "<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>",
-            "marker": {
-                "symbol": symbol,
-                "size": 15 if kind == "teacher" else 11,
-                "color": colours[kind],
-                "line": {"width": 2},
-            },
-            "selected": {"marker": {"opacity": 1}},
-            "unselected": {"marker": {"opacity": 1}},
-        }
-        if any(p.low is not None for p in own):
-            up = [(p.high or p.y) - p.y for p in own]
-            down = [p.y - (p.low if p.low is not None else p.y) for p in own]
-            trace["error_y"] = {
-                "type": "data",
-                "array": up,
-                "arrayminus": down,
-                "symmetric": False,
-                "color": colours[kind],
-                "thickness": 1.4,
-            }
-        traces.append(trace)
+        if own:
+            traces.append(_plans(own, kind, [high(p) for p in own], theme))
     here = [point for point in points if point.now]
     if here:
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": "now",
-                "showlegend": False,
-                "x": [p.x for p in here],
-                "y": [p.y for p in here],
-                "marker": {"symbol": "circle-open", "size": 24, "color": COLOURS["attention"], "line": {"width": 3.5}},
-                "hoverinfo": "skip",
-            }
-        )
+        ring = {"symbol": "circle-open", "size": 24, "color": COLOURS["attention"], "line": {"width": 3.5}}
+        places = [p.x for p in here], [p.y for p in here]
+        traces.append(markers(*places, ring, name="now", showlegend=False, hoverinfo="skip"))
     layout: Spec = {
         "xaxis": axis(theme, x_title, **_log(log_x)),
         "yaxis": axis(theme, y_title, **_log(log_y)),
         "showlegend": True,
-        "legend": {
-            "orientation": "h",
-            "x": 0,
-            "y": 1.01,
-            "yanchor": "bottom",
-            "font": {"size": 12, "color": theme.text},
-            "bgcolor": "rgba(0,0,0,0)",
-        },
+        "legend": legend(theme, 12, y=1.01, bgcolor=CLEAR),
         "hovermode": "closest",
         "clickmode": "event+select",
     }
@@ -162,6 +112,33 @@ def plot_pareto(
     counts = ", ".join(f"{sum(p.kind == kind for p in points)} {MEANING[kind]}" for kind in SYMBOLS)
     now = f" Under the sliders: {here[0].detail}." if here else ""
     return Chart(figure, "The front", f"{y_title} against {x_title}: {counts}.{now}", lambda: _table(points))
+
+
+def _plans(points: Sequence[Point], kind: Kind, high: Sequence[bool], theme: Theme) -> Spec:
+    """The plans of one kind; `high`: the name goes below the point."""
+    colour = {"published": theme.quiet, "teacher": theme.text}.get(kind, accent(theme))
+    symbol = {"symbol": SYMBOLS[kind], "size": 15 if kind == "teacher" else 11, "color": colour, "line": {"width": 2}}
+    unchanged: Spec = {"marker": {"opacity": 1}}
+    trace = markers(
+        [p.x for p in points],
+        [p.y for p in points],
+        symbol,
+        mode="markers+text",
+        name=MEANING[kind],
+        text=[_name(p, below) for p, below in zip(points, high, strict=True)],
+        textposition=["bottom center" if below else "top center" for below in high],
+        textfont={"size": 12, "color": theme.text if kind != "published" else theme.quiet},
+        customdata=[[p.name, p.detail, p.data] for p in points],
+        hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>",
+        selected=unchanged,
+        unselected=unchanged,
+    )
+    if any(p.low is not None for p in points):
+        up = [(p.high or p.y) - p.y for p in points]
+        down = [p.y - (p.low if p.low is not None else p.y) for p in points]
+        sizes = {"type": "data", "array": up, "arrayminus": down, "symmetric": False}
+        trace["error_y"] = {**sizes, "color": colour, "thickness": 1.4}
+    return trace
 
 
 def _name(point: Point, high: bool) -> str:
@@ -172,7 +149,7 @@ def _name(point: Point, high: bool) -> str:
 
 
 def _log(on: bool) -> Spec:
-    return {"type": "log", "exponentformat": "power", "dtick": 1, "minor": {"ticks": "outside"}} if on else {}
+    return {**POWERS, "dtick": 1, "minor": {"ticks": "outside"}} if on else {}
 
 
 def _table(points: Sequence[Point]) -> dict[str, np.ndarray]:

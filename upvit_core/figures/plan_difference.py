@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn
+from upvit_core.figures.theme import COLOURS, TITLES, Chart, Spec, Theme, axis, drawn, lines, row_title
 from upvit_core.planning.difference import Difference
 from upvit_core.records.scores import ImportanceScores
 
@@ -41,21 +41,20 @@ def versus(scores: ImportanceScores, differences: Sequence[Difference], theme: T
         plan = np.where(np.arange(2 * len(rows)) % 2 == 0, "A", "B")[:, None].repeat(width, 1)
         text = WORDS[np.nan_to_num(cells).astype(int)]
         block = np.arange(2 * len(rows))[:, None].repeat(width, 1) // 2
+        where = "" if len(rows) == 1 else f"{row} %{{customdata[3]}} · "
+        axes = {"xaxis": f"x{number}", "yaxis": f"y{number}"}
         traces.append(
             {
-                "type": "heatmap", "z": cells, "zmin": -0.5, "zmax": 2.5, "colorscale": scale, "showscale": False,
+                **{"type": "heatmap", "z": cells, "zmin": -0.5, "zmax": 2.5, "colorscale": scale, "showscale": False},
                 "customdata": np.stack([plan.astype(object), text, channel, block], axis=-1),
-                "hovertemplate": ("" if len(rows) == 1 else f"{row} %{{customdata[3]}} · ")
+                "hovertemplate": where
                 + "plan %{customdata[0]}: channel %{customdata[2]}, %{customdata[1]}<extra></extra>",
-                "xaxis": f"x{number}", "yaxis": f"y{number}", "ygap": 1,
+                **{"ygap": 1, **axes},
             }
-        )  # fmt: skip
+        )
         for r in range(1, len(rows)):
-            edge = {"color": theme.surface, "width": 5}
-            traces.append(
-                {"type": "scatter", "mode": "lines", "x": [-0.5, width - 0.5], "y": [2 * r - 0.5] * 2, "line": edge,
-                 "hoverinfo": "skip", "xaxis": f"x{number}", "yaxis": f"y{number}"}
-            )  # fmt: skip
+            ends = [-0.5, width - 0.5], [2 * r - 0.5] * 2
+            traces.append(lines(*ends, theme.surface, 5, hoverinfo="skip", **axes))
         layout[f"xaxis{number}"] = axis(
             theme, f"{TITLES[component]} channels, most important first", anchor=f"y{number}", showgrid=False,
             ticks="outside", ticklen=4, nticks=10, range=[-0.5, width - 0.5],
@@ -70,11 +69,7 @@ def versus(scores: ImportanceScores, differences: Sequence[Difference], theme: T
         both, a, b, neither = (sum(d.counts[i] for d in rows) for i in range(4))
         line = f"{TITLES[component]}: both keep {both:,}, only A {a:,}, only B {b:,}, neither {neither:,}"
         told.append(line)
-        layout["annotations"].append(
-            {"x": 0, "xref": "paper", "xanchor": "left", "y": start / inner, "yref": "paper", "yanchor": "bottom",
-             "yshift": 6, "showarrow": False, "font": {"size": 15, "color": theme.text},
-             "text": f'<span style="color:{COLOURS[component]}">■</span> <b>{line}</b>'}
-        )  # fmt: skip
+        layout["annotations"].append(row_title(line, start / inner, component, theme))
         start -= height + gap
     figure = drawn(traces, layout, theme, height=int(inner + top + bottom), margin=(64, 16, int(top), int(bottom)))
     return Chart(figure, "What A keeps and B drops", ". ".join(told) + ".", lambda: _table(scores, differences))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
+from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, colour_bar, drawn, note
 from upvit_core.records.shape import Component
 from upvit_core.records.task import IMAGES, Task
 
@@ -27,10 +27,10 @@ def by_class(
     count = np.array([int((labels == c).sum()) for c in present])
     order = np.argsort(-mean, kind="stable")
     top = order[:most][::-1]
-    trace: Spec = {
-        "type": "bar", "orientation": "h", "x": mean[top], "y": [names[c] for c in present[top]],
-        "marker": {"color": COLOURS[component]}, "textposition": "auto",
-        "text": [f"{f} of {n} change" if f else "" for f, n in zip(flips[top], count[top], strict=True)],
+    bars: Spec = {"type": "bar", "orientation": "h", "x": mean[top], "y": [names[c] for c in present[top]]}
+    words = [f"{f} of {n} change" if f else "" for f, n in zip(flips[top], count[top], strict=True)]
+    trace = {
+        **bars, "marker": {"color": COLOURS[component]}, "textposition": "auto", "text": words,
         "hovertemplate": f"%{{y}}: %{{x:.3g}} {nats}<extra></extra>",
     }  # fmt: skip
     layout: Spec = {
@@ -45,10 +45,9 @@ def by_class(
     )
 
     def table() -> dict[str, np.ndarray]:
-        return {
-            "class": np.array([names[c] for c in present[order]]), task.samples: count[order], "kl_nats": mean[order],
-            "predictions_change": flips[order],
-        }  # fmt: skip
+        classes = np.array([names[c] for c in present[order]])
+        counts = {task.samples: count[order], "kl_nats": mean[order], "predictions_change": flips[order]}
+        return {"class": classes, **counts}
 
     return Chart(figure, f"Most affected {task.outputs}", alt, table)
 
@@ -59,26 +58,11 @@ def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, heigh
     traces: list[Spec] = []
     layout: Spec = {"annotations": []}
     for number, (values, name) in enumerate(((before, "with the channel"), (after, "without it")), start=1):
-        bar = {
-            "thickness": 10,
-            "outlinewidth": 0,
-            "tickfont": {"color": theme.quiet, "size": 12},
-            "title": {"text": "share of attention", "side": "right", "font": {"color": theme.quiet, "size": 12}},
-        }
-        traces.append(
-            {
-                "type": "heatmap",
-                "z": np.asarray(values, np.float32),
-                "zmin": 0,
-                "zmax": top,
-                "colorscale": "Cividis",
-                "showscale": number == 2,
-                "colorbar": bar,
-                "xaxis": f"x{number}",
-                "yaxis": f"y{number}",
-                "hovertemplate": "patch row %{y}, column %{x}: %{z:.3f}<extra></extra>",
-            }
-        )
+        bar = colour_bar(theme, "share of attention", thickness=10)
+        colours = {"zmin": 0, "zmax": top, "colorscale": "Cividis", "showscale": number == 2, "colorbar": bar}
+        template = "patch row %{y}, column %{x}: %{z:.3f}<extra></extra>"
+        axes = {"xaxis": f"x{number}", "yaxis": f"y{number}", "hovertemplate": template}
+        traces.append({"type": "heatmap", "z": np.asarray(values, np.float32), **colours, **axes})
         left = 0.0 if number == 1 else 0.53
         layout[f"xaxis{number}"] = axis(
             theme, "patch column", domain=[left, left + 0.44], anchor=f"y{number}", dtick=2, showgrid=False
@@ -93,19 +77,8 @@ def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, heigh
             scaleanchor=f"x{number}",
             showgrid=False,
         )
-        layout["annotations"].append(
-            {
-                "xref": "paper",
-                "yref": "paper",
-                "x": left,
-                "y": 1.0,
-                "yanchor": "bottom",
-                "xanchor": "left",
-                "showarrow": False,
-                "text": name,
-                "font": {"size": 13, "color": theme.text},
-            }
-        )
+        corner: Spec = {"xref": "paper", "yref": "paper", "yanchor": "bottom", "xanchor": "left"}
+        layout["annotations"].append(note(name, left, 1.0, theme.text, **corner))
     figure = drawn(traces, layout, theme, height=height, margin=(52, 70, 26, 46))
     moved = 0.5 * float(np.abs(before - after).sum())
     alt = f"Attention of the channel's head to the patches, with and without the channel: {moved:.1%} of it moves."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn
+from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn, lines, markers, note
 
 
 def held(shares: np.ndarray, kept: int) -> float:
@@ -29,53 +29,22 @@ def spectrum_curves(
     told = []
     for name, shares, colour, dash in series:
         y = 100 * np.concatenate([[0.0], np.cumsum(shares)])
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "x": x,
-                "y": y.astype(np.float32),
-                "line": {"color": colour, "width": 3, "dash": dash},
-                "hovertemplate": f"the best %{{x}} {name} carry %{{y:.1f}} %<extra></extra>",
-            }
-        )
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "x": [kept],
-                "y": [float(y[kept])],
-                "marker": {"color": colour, "size": 13},
-                "hoverinfo": "skip",
-            }
-        )
+        template = f"the best %{{x}} {name} carry %{{y:.1f}} %<extra></extra>"
+        at = float(y[kept])
+        traces.append(lines(x, y.astype(np.float32), colour, 3, dash=dash, hovertemplate=template))
+        traces.append(markers([kept], [at], {"color": colour, "size": 13}, hoverinfo="skip"))
         below = name == "channels"
-        notes.append(
-            {
-                "x": kept,
-                "y": float(y[kept]),
-                "text": f"<b>{kept} {name}: {y[kept]:.1f} %</b>",
-                "showarrow": False,
-                "xanchor": "left",
-                "yanchor": "top",
-                "xshift": 10,
-                "yshift": -4 if below else -8,
-                "font": {"size": 14, "color": theme.text if below else colour},
-                "bgcolor": theme.surface,
-            }
-        )
+        place = {"xanchor": "left", "yanchor": "top", "xshift": 10, "yshift": -4 if below else -8}
+        words, ink = f"<b>{kept} {name}: {at:.1f} %</b>", theme.text if below else colour
+        notes.append(note(words, kept, at, ink, 14, bgcolor=theme.surface, **place))
         told.append(f"the best {kept} of {D} {name} carry {y[kept]:.1f} %")
+    edge = {"color": theme.text, "width": 2, "dash": "dash"}
     layout: Spec = {
         "xaxis": axis(theme, f"how many of {D} stay", range=[0, D]),
         "yaxis": axis(theme, "energy of the stream carried, %", range=[0, 104]),
         "annotations": notes,
-        "shapes": [
-            {
-                "type": "line", "x0": kept, "x1": kept, "y0": 0, "y1": 1, "yref": "paper",
-                "line": {"color": theme.text, "width": 2, "dash": "dash"},
-            }
-        ],
-    }  # fmt: skip
+        "shapes": [{"type": "line", "x0": kept, "x1": kept, "y0": 0, "y1": 1, "yref": "paper", "line": edge}],
+    }
     figure = drawn(traces, layout, theme, height=height, margin=(70, 30, 16, 52))
     return Chart(
         figure,

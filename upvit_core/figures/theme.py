@@ -17,6 +17,7 @@ COLOURS: dict[Component, str] = {
 TITLES: dict[Component, str] = {
     "residual": "Residual", "attention": "Attention", "ffn": "FFN", "reduction": "Reduction",
 }  # fmt: skip
+CLEAR = "rgba(0,0,0,0)"
 FONT = '"Source Sans", "Source Sans Pro", "Segoe UI", sans-serif'
 
 
@@ -43,6 +44,10 @@ DARK = Theme("dark", "#14171c", "#20252c", "#e8eaed", "#a3acb8", "#343b45", "20,
 Spec = dict[str, Any]
 
 
+POWERS: Spec = {"type": "log", "exponentformat": "power"}
+"""A logarithmic axis."""
+
+
 @dataclass(frozen=True)
 class Chart:
     """A figure, as plotly's dictionary, with what belongs beside it: a title, a sentence for those who cannot see it,
@@ -62,7 +67,7 @@ class Chart:
         return go.Figure(self.spec, _validate=False)
 
 
-def axis(theme: Theme, title: str = "", **more: Any) -> Spec:
+def axis(theme: Theme, title: str = "", **more: object) -> Spec:
     """Settings of one axis in the shared look."""
     return {
         "title": {"text": title, "font": {"size": 13, "color": theme.quiet}, "standoff": 8},
@@ -73,6 +78,47 @@ def axis(theme: Theme, title: str = "", **more: Any) -> Spec:
         "zeroline": False,
         **more,
     }
+
+
+def lines(x: object, y: object, colour: str, width: float, *, dash: str | None = None, **more: object) -> Spec:
+    """A curve through points."""
+    style = {"color": colour, "width": width} | ({"dash": dash} if dash else {})
+    return {"type": "scatter", "mode": "lines", "x": x, "y": y, "line": style, **more}
+
+
+def markers(x: object, y: object, marker: Spec, **more: object) -> Spec:
+    """Points."""
+    return {"type": "scatter", "mode": "markers", "x": x, "y": y, "marker": marker, **more}
+
+
+def note(text: str, x: object, y: object, colour: str, size: int = 13, **more: object) -> Spec:
+    """Words in the plot, without an arrow."""
+    return {"text": text, "x": x, "y": y, "showarrow": False, "font": {"size": size, "color": colour}, **more}
+
+
+def row_title(text: str, y: float, component: Component, theme: Theme) -> Spec:
+    """The name of a row of pictures, above its left end at `y`, a share of the plot's height."""
+    swatch = f'<span style="color:{COLOURS[component]}">■</span> <b>{text}</b>'
+    places = {"xref": "paper", "xanchor": "left", "yref": "paper", "yanchor": "bottom", "yshift": 6}
+    return note(swatch, 0, y, theme.text, 15, **places)
+
+
+def legend(theme: Theme, size: int = 13, **more: object) -> Spec:
+    """A legend in one row above the plot."""
+    font = {"color": theme.text, "size": size}
+    return {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": font, **more}
+
+
+def colour_bar(theme: Theme, title: str = "", **more: object) -> Spec:
+    """Settings of a colour scale's legend."""
+    font = {"size": 12, "color": theme.quiet}
+    named = {"title": {"text": title, "side": "right", "font": font}} if title else {}
+    return {"outlinewidth": 0, "tickfont": font, **named, **more}
+
+
+def accent(theme: Theme) -> str:
+    """The colour of what is measured here, beside published or estimated values."""
+    return "#0072B2" if theme.name == "light" else "#3a9bd9"
 
 
 def drawn(
