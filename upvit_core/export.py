@@ -30,6 +30,7 @@ OPSET = 20
 BACKBONE = "A backbone without a head, and its map, are defined for models of images"
 TOLERANCE = 1e-3
 CHECK_BATCHES = (1, 3)
+LARGEST_BATCH = 1 << 20  # torch 2.7 refuses a batch size without a bound
 
 
 class Backbone(nn.Module):
@@ -161,7 +162,8 @@ def _write(model: nn.Module, example: Tensor, path: Path, outputs: Sequence[str]
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model, (example,), str(path), dynamo=True, opset_version=OPSET, input_names=["images"],
-                output_names=list(outputs), dynamic_shapes=({0: torch.export.Dim("batch")},), external_data=False,
+                output_names=list(outputs), external_data=False,
+                dynamic_shapes=({0: torch.export.Dim("batch", max=LARGEST_BATCH)},),
                 verbose=False,
             )  # fmt: skip
     except Exception as error:
