@@ -279,7 +279,7 @@ def test_macs_equal_those_of_a_counting_pass() -> None:
 
     shape = tiny_gpt2()[1]
     eager = stock(shape, tiny_gpt2()[0].state_dict())
-    eager.set_attn_implementation("eager")
+    eager.config._attn_implementation = "eager"
     with FlopCounterMode(display=False) as counter:
         eager(input_ids=tokens(1))
     assert count_macs(shape) == counter.get_total_flops() // 2

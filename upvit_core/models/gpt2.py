@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -181,7 +182,9 @@ def build_gpt2(
     from transformers.pytorch_utils import Conv1D
 
     values = {k: v for k, v in gpt2_config(shape).items() if k not in ("model_type", "architectures")}
-    with torch.device(device):
+    empty = torch.device(device).type == "meta"
+    # Causal masks are buffers until transformers 5: no file holds them, so they are made in any case.
+    with init_empty_weights(include_buffers=False) if empty else torch.device(device):
         model = GPT2(GPT2Config(**{**values, "n_head": 1, "n_inner": 1}))
         for module, block in zip(model.transformer.h, shape.blocks, strict=True):
             attn = module.attn
@@ -192,7 +195,7 @@ def build_gpt2(
             attn.scaling = block.head_dim**-0.5
             module.mlp.c_fc = Conv1D(block.ffn, shape.embed_dim)
             module.mlp.c_proj = Conv1D(shape.embed_dim, block.ffn)
-        if torch.device(device).type != "meta":
+        if not empty:
             _draw(model, shape.depth)
     return model.train()
 
