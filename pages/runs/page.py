@@ -65,8 +65,8 @@ def run_list(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> 
                 slots.bars[summary.id] = st.empty()
             else:
                 st.html(bar(summary, colour[summary.id]))
-            if summary.state.state == "failed" and summary.state.error:
-                st.caption(summary.state.error)
+            if summary.state.state in RESUMABLE:
+                st.caption(summary.reason)
             elif summary.state.is_active and summary.state.note:
                 st.caption(summary.state.note)
     slots.devices = st.empty()
@@ -138,11 +138,12 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
     run = run_actions.find_run(store, run_id)
     if run is None:
         return
-    state = next(s.state for s in summaries if s.id == run_id)
+    summary = next(s for s in summaries if s.id == run_id)
+    state = summary.state
     left, right = st.columns([0.68, 0.32])
     with left:
-        if state.state in RESUMABLE and state.error:
-            st.warning(state.error)
+        if state.state in RESUMABLE:
+            st.warning(summary.reason)
         if state.note:
             st.info(state.note, icon=":material/memory:")
         if state.place:

@@ -22,7 +22,7 @@ from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.source import Source
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.folder import RunSummary
-from upvit_core.runs.spec import RunSpec
+from upvit_core.runs.spec import RESUMABLE, RunSpec
 from upvit_core.runs.store import RunStore
 from upvit_core.training.settings import FINETUNE_PRESETS, DistillSettings
 
@@ -141,8 +141,8 @@ def comparison(store: RunStore, group: str) -> None:
             now, glyph = run_data.state_words(summary.state), GLYPHS[number % len(GLYPHS)]
             st.html(f'<span style="color:{curve.colour}">{glyph}</span> <b>{escape(curve.label)}</b> · {escape(now)}')
             run_actions.button_of(store, summary)
-        if summary.state.state == "failed" and summary.state.error:
-            st.caption(summary.state.error)
+        if summary.state.state in RESUMABLE:
+            st.caption(summary.reason)
     table(store, chosen, [curve.label for curve in curves])
 
 

@@ -24,6 +24,7 @@ from upvit_core.errors import ScoresError
 from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, kl_divergence, log_softmax, silent
 from upvit_core.importance.journal import Journal
 from upvit_core.models.adapter import Adapter
+from upvit_core.out_of_memory import is_out_of_memory
 from upvit_core.records.block_removals import (
     BlockRemovals,
     Candidate,
@@ -219,7 +220,9 @@ class _Work:
                 place = left.index(pair[0])
                 logits = self._logits(batch, without(left, pair), place, own[place])
                 yield kl_divergence(self._log_q[batch], logits)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise ScoresError(
                 f"{len(images)} images at once do not fit into memory; lower image_batch or memory_mb."
             ) from error
