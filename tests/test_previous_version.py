@@ -140,7 +140,7 @@ def test_saved_plans_are_listed_with_their_sliders(name: str, previous: Path) ->
     assert model is not None
     if name == "teacher":
         shutil.copytree(previous / "home" / "plans" / "of the teacher", saved_plans.folder(model))
-    plans = {kept.name: kept for kept in saved_plans.every(model)}
+    plans = {kept.name: kept for kept in saved_plans.all_saved(model)}
     expected = NUMBERS["saved plans"][name]
     assert plans.keys() == expected.keys()
     for title, kept in plans.items():
