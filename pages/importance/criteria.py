@@ -40,13 +40,11 @@ def panel(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> None:
             f"on this page; the others are scored on {SCORE_IMAGES} {model.task.batch_items}.</p>"
         )
         left, right = st.columns([0.8, 0.2], vertical_alignment="bottom")
-        chosen = left.multiselect(
-            "Criteria", OFFERED, default=[n for n in OFFERED if n != scores.criterion], key="rivals"
-        )
-        key = _key(model, scores, what_if, tuple(chosen))
+        others = [name for name in OFFERED if name != scores.criterion]
+        chosen = tuple(left.multiselect("Criteria", OFFERED, default=others, key="rivals"))
         if right.button("Compare", type="primary", key="compare-criteria", disabled=not chosen, width="stretch"):
-            start_comparison(model, scores, what_if, tuple(chosen))
-        job = jobs.find(key)
+            start_comparison(model, scores, what_if, chosen)
+        job = jobs.find(_key(model, scores, what_if, chosen))
         with st.container(key="slot-criteria"):
             if job is None:
                 st.html('<p class="quiet">Press Compare for a table at the ratios set.</p>')
@@ -56,8 +54,7 @@ def panel(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> None:
 
 def _key(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, names: tuple[str, ...]) -> str:
     plan = what_if.plan(scores, block_removals.records())
-    about = f"{model.data_key} {scores.digest} {plan.digest} {names}"
-    return f"criteria {digest(about, 24)}"
+    return f"criteria {digest(f'{model.data_key} {scores.digest} {plan.digest} {names}', 24)}"
 
 
 def start_comparison(
@@ -115,5 +112,5 @@ def criteria_table(results: list[CriterionResult], task: Task) -> None:
     names = ("kl_nats", task.key, f"{task.key}_low", f"{task.key}_high", "seconds", *(f"kept_{c}" for c in components))
     figures = [(r.kl, r.value, *r.interval, r.seconds, *(r.overlap[c] for c in components)) for r in results]
     frame = pd.DataFrame(figures, pd.Index([r.criterion for r in results], name="criterion"), names)
-    csv, icon = frame.to_csv(float_format="%.6g"), ":material/download:"
-    st.download_button("Table (CSV)", csv, "criteria.csv", key="criteria-csv-file", type="tertiary", icon=icon)
+    file = (frame.to_csv(float_format="%.6g"), "criteria.csv", "text/csv", "criteria-csv-file")
+    st.download_button("Table (CSV)", *file, type="tertiary", icon=":material/download:", on_click="ignore")

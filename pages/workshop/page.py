@@ -65,19 +65,14 @@ def ask(exercise: Exercise, demo: Demo, person: Person) -> Answer:
     if exercise.key == "beat":
         return _ask_plan(demo, before)
     if exercise.options and isinstance(exercise.options[0], str):
-        chosen = before[0] if before and before[0] in exercise.options else None
-        picked = st.radio(
-            "Your answer", exercise.options, index=exercise.options.index(chosen) if chosen else None, key=key
-        )
+        index = exercise.options.index(before[0]) if before and before[0] in exercise.options else None
+        picked = st.radio("Your answer", exercise.options, index, key=key)
         return [] if picked is None else [picked]
     if exercise.options:
         start = before[0] if before and before[0] in exercise.options else exercise.options[0]
-        unit = " %" if exercise.key == "limit" else ""
-        return [
-            st.select_slider("Your answer", exercise.options, value=start, format_func=lambda v: f"{v}{unit}", key=key)
-        ]
-    score_key = "residual" if exercise.key == "missed" else "ffn.0"
-    width = len(demo.scores.values[score_key])
+        label = "{} %" if exercise.key == "limit" else "{}"
+        return [st.select_slider("Your answer", exercise.options, start, format_func=label.format, key=key)]
+    width = len(demo.scores.values["residual" if exercise.key == "missed" else "ffn.0"])
     start = int(before[0]) if before and 0 <= int(before[0]) < width else 0
     return [int(st.number_input(f"Channel (0 to {width - 1})", 0, width - 1, start, key=key))]
 
@@ -115,10 +110,10 @@ def check(exercise: Exercise, demo: Demo, answer: Answer) -> Verdict | None:
 
 
 def draw_verdict(exercise: Exercise, verdict: Verdict) -> None:
-    (st.success if verdict.right else st.warning)(
-        f"{'Right.' if verdict.right else 'Not yet.'} {verdict.why}",
-        icon=":material/check_circle:" if verdict.right else ":material/replay:",
-    )
+    if verdict.right:
+        st.success(f"Right. {verdict.why}", icon=":material/check_circle:")
+    else:
+        st.warning(f"Not yet. {verdict.why}", icon=":material/replay:")
     table((), verdict.rows, caption="Measured on this machine, on test images", row_heads=True)
     if verdict.right:
         st.html(f'<div class="lesson"><p>{escape(exercise.lesson)}</p></div>')
@@ -131,9 +126,8 @@ def one(exercise: Exercise, number: int, demo: Demo, room: Room, person: Person)
     st.html(f'<div class="lesson"><p>{escape(exercise.question)}</p></div>')
     answer = ask(exercise, demo, person)
     asked = session().part(Participant).asked
-    if st.button(
-        "Check by measuring", type="primary", icon=":material/fact_check:", disabled=not answer, key="ws-check"
-    ):
+    icon = ":material/fact_check:"
+    if st.button("Check by measuring", type="primary", icon=icon, disabled=not answer, key="ws-check"):
         asked[exercise.key] = answer
         room.answered(token(), exercise.key, answer)
     with st.container(key="ws-verdict"):
