@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from upvit_core.evaluation import (
     run_teacher,
     wilson_interval,
 )
+from upvit_core.records.shape import deit_shape
 
 
 def slow_kl(teacher: list[float], student: list[float]) -> float:
@@ -157,6 +159,18 @@ def test_memory_that_runs_out_halves_the_batch_and_changes_no_number() -> None:
     for named in ({"teacher_logits": logits}, {"teacher": teacher}):
         found = evaluate(model, data, **named)
         assert (found.kl, found.loss, found.top1) == pytest.approx((expected.kl, expected.loss, expected.top1))
+
+
+def test_batches_are_chosen_by_the_bytes_of_their_outputs() -> None:
+    large = deit_shape("base")
+    small = replace(large, img_size=(28, 28), num_classes=10)
+    assert [shape.batch_size(250, large=16) for shape in (small, large)] == [250, 16]
+    assert [shape.batch_size(32, large=8) for shape in (small, large)] == [32, 8]
+    assert large.batch_size(100) == 100
+    demo = replace(small, family="gpt2", img_size=(1, 64), patch_size=(1, 1), num_prefix_tokens=0, num_classes=512)
+    assert (demo.is_small, demo.output_bytes, demo.batch_size(250, large=16)) == (True, 4 * 64 * 512, 250)
+    gpt2 = replace(demo, img_size=(1, 1024), num_classes=50257)
+    assert (gpt2.is_small, gpt2.output_bytes, gpt2.batch_size(250, large=16)) == (False, 4 * 1024 * 50257, 1)
 
 
 GPT2_IN_LITTLE_MEMORY = """

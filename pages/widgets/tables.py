@@ -12,6 +12,7 @@ import streamlit as st
 
 from pages.services import evaluation
 from pages.services.open_model import OpenModel
+from upvit_core.tables import html_table
 
 if TYPE_CHECKING:
     from pages.services.removal import Effect
@@ -48,23 +49,8 @@ def table(
     bold: int | None = None,
 ) -> None:
     """Draw a table of text; `row_heads` makes the first cell of each row its heading, `bold` sets one row apart."""
-    lines = [_row([_cell(name, "th", "col") for name in head])] if head else []
-    for number, row in enumerate(rows):
-        cells = [_cell(text, "td", bold=number == bold) for text in row]
-        if row_heads:
-            cells[0] = _cell(row[0], "th", "row")
-        lines.append(_row(cells))
-    top = f"<caption>{escape(caption)}</caption>" if caption else ""
-    st.html(f'<div class="scrolls"><table class="plain">{top}{"".join(lines)}</table></div>')
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(cells)}</tr>"
-
-
-def _cell(text: str, tag: str, scope: str = "", *, bold: bool = False) -> str:
-    content = f"<b>{escape(text)}</b>" if bold else escape(text)
-    return f"<{tag} scope='{scope}'>{content}</{tag}>" if scope else f"<{tag}>{content}</{tag}>"
+    content = html_table(rows, head, caption=caption, row_heads=row_heads, bold=bold, css="plain")
+    st.html(f'<div class="scrolls">{content}</div>')
 
 
 def examples(model: OpenModel, effect: Effect, *, columns: int, only: list[int] | None = None) -> None:

@@ -8,7 +8,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn, log_ticks
+from upvit_core.figures.theme import (
+    CLEAR,
+    COLOURS,
+    Chart,
+    Spec,
+    Theme,
+    axis,
+    drawn,
+    legend,
+    lines,
+    log_ticks,
+    markers,
+    note,
+)
 from upvit_core.planning.depth import is_hybrid, pairs_at
 from upvit_core.records.block_removals import BlockRemovals, Candidate, half_name
 from upvit_core.records.shape import Component, ModelShape
@@ -33,25 +46,19 @@ def half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
     span = max(float(logs.max() - logs.min()), 0.3)
     low, high = float(logs.min()) - 0.32 * span, float(logs.max()) + 0.12 * span
     chosen = _chosen(step.candidates, step.removed)
-    annotations.append(
-        {"x": sum(chosen.halves) / 2, "y": float(logs.min()), "xref": "x", "yref": "y", "showarrow": False,
-         "text": f"<b>{chosen.name}</b> {'costs least: goes first' if whole else 'cost least: removed'}",
-         "yshift": -20, "font": {"size": 13, "color": theme.text}}
-    )  # fmt: skip
-    ticks, labels = _ticks(low, high)
+    words = f"<b>{chosen.name}</b> {'costs least: goes first' if whole else 'cost least: removed'}"
+    middle, lowest = sum(chosen.halves) / 2, float(logs.min())
+    annotations.append(note(words, middle, lowest, theme.text, xref="x", yref="y", yshift=-20))
+    scale = _scale(low, high)
     layout: Spec = {
         "shapes": shapes,
         "annotations": annotations,
         "xaxis": {"visible": False, "range": [-0.75, 2 * shape.depth - 0.25], "fixedrange": True, "anchor": "y2"},
-        "yaxis": axis(
-            theme, f"KL without the pair, {task_of(shape).nats}", range=[low, high], tickvals=ticks, ticktext=labels,
-            domain=[0.43, 1], fixedrange=True,
-        ),
+        "yaxis": axis(theme, f"KL without the pair, {task_of(shape).nats}", domain=[0.43, 1], **scale),
         "yaxis2": {"visible": False, "range": [0, 1.2], "domain": [0, 0.4], "fixedrange": True},
         "showlegend": True,
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom",
-                   "font": {"size": 13, "color": theme.text}, "itemclick": False, "itemdoubleclick": False},
-    }  # fmt: skip
+        "legend": legend(theme, x=1, xanchor="right", itemclick=False, itemdoubleclick=False),
+    }
     figure = drawn(traces, layout, theme, height=height, margin=(64, 12, 34, 6))
     return Chart(
         figure,
@@ -69,20 +76,15 @@ def depth_curve(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
     errors = np.array([_stderr(_chosen(step.candidates, step.removed), removals.samples) for step in removals.steps])
     logs = np.log10(kl)
     low, high = float(logs.min()) - 0.25, float(logs.max()) + 0.25
-    ticks, labels = _ticks(low, high)
     here = depths == depth
-    trace: Spec = {
-        "type": "scatter", "mode": "lines+markers", "x": depths, "y": logs.astype(np.float32),
-        "line": {"color": theme.quiet, "width": 1.6},
-        "marker": {"size": np.where(here, 13, 8), "color": theme.text, "line": {"color": theme.surface, "width": 1.5}},
-        "error_y": {"type": "data", "symmetric": False, "array": np.log10(1 + errors / kl), "color": theme.quiet,
-                    "arrayminus": -np.log10(np.maximum(1 - errors / kl, 0.01)), "thickness": 1.4, "width": 3},
-        "customdata": np.stack([kl, errors], axis=1),
-        "hovertemplate": f"%{{x}} blocks: %{{customdata[0]:.3g}} ± %{{customdata[1]:.2g}} {nats}<extra></extra>",
-    }  # fmt: skip
+    dots = {"size": np.where(here, 13, 8), "color": theme.text, "line": {"color": theme.surface, "width": 1.5}}
+    template = f"%{{x}} blocks: %{{customdata[0]:.3g}} ± %{{customdata[1]:.2g}} {nats}<extra></extra>"
+    more: Spec = {"mode": "lines+markers", "marker": dots, "error_y": _errors(kl, errors, theme)}
+    both = np.stack([kl, errors], axis=1)
+    trace = lines(depths, logs.astype(np.float32), theme.quiet, 1.6, customdata=both, hovertemplate=template, **more)
     layout: Spec = {
         "xaxis": axis(theme, "blocks left", range=[first - 0.5, depths[-1] - 0.5], tickvals=depths, fixedrange=True),
-        "yaxis": axis(theme, f"KL, {nats}", range=[low, high], tickvals=ticks, ticktext=labels, fixedrange=True),
+        "yaxis": axis(theme, f"KL, {nats}", **_scale(low, high)),
     }
     figure = drawn([trace], layout, theme, height=height, margin=(64, 12, 12, 46))
     words = ", ".join(f"{d} blocks {k:.3g}" for d, k in zip(depths, kl, strict=True))
@@ -107,14 +109,21 @@ def _chosen(candidates: tuple[Candidate, ...], removed: tuple[int, int]) -> Cand
     return next(c for c in candidates if c.halves == removed)
 
 
-def _ticks(low: float, high: float) -> tuple[list[float], list[str]]:
-    """Powers of ten, and 2 and 5 between them where fewer than three would be left."""
+def _scale(low: float, high: float) -> Spec:
+    """An axis of exponents, labelled at powers of ten; at 2 and 5 too where there are fewer than three powers."""
     exponents, labels = log_ticks(low, high)
-    if len(exponents) >= 3:
-        return [float(e) for e in exponents], labels
-    values = [m * 10.0**e for e in range(int(np.floor(low)), int(np.ceil(high)) + 1) for m in (1, 2, 5)]
-    inside = [v for v in values if low <= np.log10(v) <= high]
-    return [float(np.log10(v)) for v in inside], [f"{v:g}" for v in inside]
+    if len(exponents) < 3:
+        values = [m * 10.0**e for e in range(int(np.floor(low)), int(np.ceil(high)) + 1) for m in (1, 2, 5)]
+        inside = [v for v in values if low <= np.log10(v) <= high]
+        exponents, labels = [float(np.log10(v)) for v in inside], [f"{v:g}" for v in inside]
+    return {"range": [low, high], "tickvals": exponents, "ticktext": labels, "fixedrange": True}
+
+
+def _errors(kl: np.ndarray, errors: np.ndarray, theme: Theme) -> Spec:
+    """Standard errors around log10 of the KL."""
+    up, down = np.log10(1 + errors / kl), -np.log10(np.maximum(1 - errors / kl, 0.01))
+    sizes = {"type": "data", "symmetric": False, "array": up, "arrayminus": down}
+    return {**sizes, "color": theme.quiet, "thickness": 1.4, "width": 3}
 
 
 def _scores(
@@ -131,23 +140,24 @@ def _scores(
             bars["x"] += [candidate.halves[0] + 0.08, candidate.halves[1] - 0.08, None]
             bars["y"] += [height, height, None]
         name = "attention and FFN of one block" if not hybrid else "FFN and the next attention: leaves a hybrid block"
+        traces.append(lines(bars["x"], bars["y"], theme.quiet, 2.5, hoverinfo="skip", showlegend=False))
+        edge = {"color": theme.surface, "width": 1.5}
+        size = [15 if c.halves == removed else 10 for c in kind]
+        marker = {"symbol": SYMBOLS[hybrid], "color": theme.text, "size": size, "line": edge}
+        cost = f"%{{customdata[0]:.3g}} ± %{{customdata[1]:.2g}} {task_of(removals.shape).nats}"
+        tip = f"without %{{text}} ({KINDS[hybrid]}): {cost}<br>{_on(removals)}, measured<extra></extra>"
         traces.append(
-            {"type": "scatter", "mode": "lines", **bars, "line": {"color": theme.quiet, "width": 2.5},
-             "hoverinfo": "skip", "showlegend": False}
-        )  # fmt: skip
-        traces.append(
-            {"type": "scatter", "mode": "markers", "name": name, "x": [sum(c.halves) / 2 for c in kind],
-             "y": np.log10(kl).astype(np.float32),
-             "marker": {"symbol": SYMBOLS[hybrid], "color": theme.text,
-                        "size": [15 if c.halves == removed else 10 for c in kind],
-                        "line": {"color": theme.surface, "width": 1.5}},
-             "error_y": {"type": "data", "symmetric": False, "array": np.log10(1 + errors / kl), "width": 3,
-                         "arrayminus": -np.log10(np.maximum(1 - errors / kl, 0.01)), "color": theme.quiet,
-                         "thickness": 1.4},
-             "text": [c.name for c in kind], "customdata": np.stack([kl, errors], axis=1) if kind else [],
-             "hovertemplate": f"without %{{text}} ({KINDS[hybrid]}): %{{customdata[0]:.3g}} ± %{{customdata[1]:.2g}} "
-             f"{task_of(removals.shape).nats}<br>{_on(removals)}, measured<extra></extra>"}
-        )  # fmt: skip
+            markers(
+                [sum(c.halves) / 2 for c in kind],
+                np.log10(kl).astype(np.float32),
+                marker,
+                name=name,
+                error_y=_errors(kl, errors, theme),
+                text=[c.name for c in kind],
+                customdata=np.stack([kl, errors], axis=1) if kind else [],
+                hovertemplate=tip,
+            )
+        )
     return traces
 
 
@@ -187,7 +197,7 @@ def _ordinal(number: int) -> str:
 def _frame(pair: tuple[int, int], shapes: list[Spec], annotations: list[Spec], theme: Theme, *, short: bool) -> None:
     x0, x1 = 2 * pair[0] - 0.45, 2 * pair[1] + 1.45
     hybrid = is_hybrid(pair)
-    shapes.append(_rect(x0, x1, *FRAME, theme.text if hybrid else theme.quiet, "rgba(0,0,0,0)", 2.5 if hybrid else 1.2))
+    shapes.append(_rect(x0, x1, *FRAME, theme.text if hybrid else theme.quiet, CLEAR, 2.5 if hybrid else 1.2))
     if hybrid:
         shapes[-1]["line"]["dash"] = "dash"
         name = f"<b>hybrid</b> {half_name(2 * pair[0])}{'+' if short else ' + '}{half_name(2 * pair[1] + 1)}"
@@ -196,18 +206,16 @@ def _frame(pair: tuple[int, int], shapes: list[Spec], annotations: list[Spec], t
 
 
 def _rect(x0: float, x1: float, y0: float, y1: float, line: str, fill: str, width: float = 1.2) -> Spec:
-    return {"type": "rect", "xref": "x", "yref": "y2", "x0": x0, "x1": x1, "y0": y0, "y1": y1, "fillcolor": fill,
-            "line": {"color": line, "width": width}}  # fmt: skip
+    return {**_line(x0, x1, y0, y1, line, width), "type": "rect", "fillcolor": fill}
 
 
 def _line(x0: float, x1: float, y0: float, y1: float, colour: str, width: float) -> Spec:
-    return {"type": "line", "xref": "x", "yref": "y2", "x0": x0, "x1": x1, "y0": y0, "y1": y1,
-            "line": {"color": colour, "width": width}}  # fmt: skip
+    places = {"xref": "x", "yref": "y2", "x0": x0, "x1": x1, "y0": y0, "y1": y1}
+    return {"type": "line", **places, "line": {"color": colour, "width": width}}
 
 
 def _text(x: float, y: float, text: str, colour: str, size: int = 13) -> Spec:
-    return {"x": x, "y": y, "xref": "x", "yref": "y2", "text": text, "showarrow": False,
-            "font": {"size": size, "color": colour}, "yanchor": "middle"}  # fmt: skip
+    return note(text, x, y, colour, size, xref="x", yref="y2", yanchor="middle")
 
 
 def _hover(shape: ModelShape, removals: BlockRemovals, depth: int) -> Spec:
@@ -220,10 +228,9 @@ def _hover(shape: ModelShape, removals: BlockRemovals, depth: int) -> Spec:
             else f"attention of block {half // 2}: {block.num_heads} heads × {block.head_dim}"
         )
         texts.append(f"{own}{f', removed {_ordinal(gone[half])}' if half in gone else ''}")
-    count = 2 * shape.depth
-    return {"type": "scatter", "mode": "markers", "x": list(range(count)), "y": [sum(BOX) / 2] * count, "yaxis": "y2",
-            "text": texts, "hovertemplate": "%{text}<extra></extra>", "showlegend": False,
-            "marker": {"size": 30, "color": "rgba(0,0,0,0)"}}  # fmt: skip
+    x, marker = list(range(len(texts))), {"size": 30, "color": CLEAR}
+    tip = "%{text}<extra></extra>"
+    return markers(x, [sum(BOX) / 2] * len(x), marker, yaxis="y2", text=texts, hovertemplate=tip, showlegend=False)
 
 
 def _alt(removals: BlockRemovals, depth: int, chosen: Candidate) -> str:
@@ -239,8 +246,8 @@ def _alt(removals: BlockRemovals, depth: int, chosen: Candidate) -> str:
 
 
 def _table(removals: BlockRemovals) -> dict[str, np.ndarray]:
-    rows = [(removals.shape.depth - n - 1, c, c.halves == step.removed)
-            for n, step in enumerate(removals.steps) for c in step.candidates]  # fmt: skip
+    steps = enumerate(removals.steps, start=1)
+    rows = [(removals.shape.depth - n, c, c.halves == step.removed) for n, step in steps for c in step.candidates]
     return {
         "depth_after": np.array([depth for depth, _, _ in rows]),
         "pair": np.array([c.name for _, c, _ in rows]),

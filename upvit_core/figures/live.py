@@ -1,46 +1,41 @@
-"""Runs as a browser is told of them while they go on: columns that grow, and only what it does not have yet.
+"""Measurements of runs in growing columns, from which a browser receives only those that it does not have yet.
 
-A row of metrics.jsonl becomes a few numbers in one of two lists, evaluations and losses of training; how many of a list
-a browser has been told is all that has to be remembered to tell it the rest.
+A row of metrics.jsonl becomes a few numbers in one of two lists, evaluations and losses of training; only the number of
+entries that a browser has received must be remembered to send it the rest.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from upvit_core.figures.evaluations import Row, has_numbers
+from upvit_core.figures.evaluations import EVALUATED, Row, has_numbers
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.runs import TITLES, Quantity, title_of
 
-PHASES = ("teacher", "surgery", "start", "eval", "final")
+PHASES = ("teacher", *EVALUATED)
 COLUMNS = {
     "evals": ("step", "epoch", "seconds", "phase", "top1", "perplexity", "images_per_s", "images", "kl_teacher"),
     "train": ("step", "epoch", "seconds", "loss", "features"),
 }
 DRAWN = {"evals": ("perplexity", "top1"), "train": ("loss",)}
 TEACHER = ("top1", "perplexity", "images_per_s", "images", "device", "batch_size", "dtype", "threads")
-WHOLE = (
-    "step", "epoch", "seconds", "top1", "perplexity", "images_per_s", "images", "kl_teacher", "teacher_top1",
-    "teacher_perplexity",
-)  # fmt: skip
+WHOLE = (*(name for name in COLUMNS["evals"] if name != "phase"), "teacher_top1", "teacher_perplexity")
 MOST = 600  # points of one run's line that are sent at once; a screen has no more columns for it
 DIGITS = 6
-Columns = dict[str, list[Any]]
+Columns = dict[str, list[float | int | None]]
 Part = tuple[int, int, Columns]  # from, next, and the columns of what lies between
 
 
 class Points:
-    """What has been measured of one run so far, in columns; rows are added as they are written."""
+    """Measurements of one run so far, in columns; rows are added as they are written."""
 
     def __init__(self) -> None:
-        self.columns: dict[str, Columns] = {
-            kind: {name: [] for name in columns} for kind, columns in COLUMNS.items()
-        }  # fmt: skip
+        self.columns: dict[str, Columns] = {kind: {n: [] for n in names} for kind, names in COLUMNS.items()}
         self.count = {**dict.fromkeys(COLUMNS, 0), "marks": 0}
-        self.teacher: dict[str, Any] | None = None
-        self.whole: dict[str, Any] | None = None  # the end on all test images, where the others are on a part of them
+        self.teacher: dict[str, object] | None = None
+        # The end on all test images, where the others are on a part of them.
+        self.whole: dict[str, float | int | None] | None = None
         self.tested: object = None  # images or tokens of the evaluations in `columns`
         self.of_text: bool | None = None  # not known before the first evaluation
 
@@ -73,12 +68,12 @@ class Points:
         self.count[kind] += 1
 
     def since(self, kind: str, first: int) -> Part:
-        """What came after the first `first` of a kind; its extremes where that is more than a line can show."""
+        """Entries of a kind after the first `first`; their extremes where they are more than a line can show."""
         columns, count = self.columns[kind], self.count[kind]
         drawn = next((columns[name] for name in DRAWN[kind] if count > first and columns[name][first] is not None), [])
         places = _extremes(drawn, first, count) if count - first > MOST and drawn else range(first, count)
-        told = {name: [column[i] for i in places] for name, column in columns.items()}
-        return first, count, {name: column for name, column in told.items() if any(v is not None for v in column)}
+        shown = {name: [column[i] for i in places] for name, column in columns.items()}
+        return first, count, {name: column for name, column in shown.items() if any(v is not None for v in column)}
 
 
 def _extremes(values: Sequence[float | None], first: int, end: int) -> list[int]:
@@ -87,14 +82,14 @@ def _extremes(values: Sequence[float | None], first: int, end: int) -> list[int]
     stretches = MOST // 2
     for number in range(stretches):
         places = range(first + (end - first) * number // stretches, first + (end - first) * (number + 1) // stretches)
-        told = [i for i in places if values[i] is not None]
-        if told:
-            kept |= {min(told, key=lambda i: values[i] or 0.0), max(told, key=lambda i: values[i] or 0.0)}
+        numbers = [i for i in places if values[i] is not None]
+        if numbers:
+            kept |= {min(numbers, key=lambda i: values[i] or 0.0), max(numbers, key=lambda i: values[i] or 0.0)}
     return sorted(kept)
 
 
 def _number(value: object) -> float | int | None:
-    """JSON has no word for what is not finite."""
+    """A finite number, rounded; JSON has no others."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value if isinstance(value, int) else None
@@ -126,7 +121,7 @@ def _conditions(runs: Sequence[Points]) -> str:
     if len(found) != 1:
         return " on several devices or settings" if found else ""
     device, batch, dtype, threads = found.pop()
-    parts = [device, batch and f"batch {batch}", dtype, threads and f"{threads} thread{'s' if threads > 1 else ''}"]
+    parts = [device, batch and f"batch {batch}", dtype, threads and f"{threads} thread{'' if threads == 1 else 's'}"]
     return " · " + ", ".join(str(part) for part in parts if part)
 
 

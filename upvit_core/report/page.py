@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from upvit_core.figures.theme import Chart
 from upvit_core.files import as_csv
+from upvit_core.tables import html_table
 
 WIDTH = 680  # pixels at 96 a inch: 180 mm, A4 less margins of 15 mm
 MOST_TABLE_ROWS = 60_000
@@ -57,8 +58,7 @@ class Page:
 
     def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
         """A table of names and values."""
-        cells = "".join(f'<tr><th scope="row">{escape(a)}</th><td>{escape(b)}</td></tr>' for a, b in rows)
-        self._body.append(f"<table>{cells}</table>")
+        self._body.append(html_table(rows, row_heads=True))
 
     def code(self, text: str) -> None:
         self._body.append(f"<pre><code>{escape(text)}</code></pre>")

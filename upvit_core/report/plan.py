@@ -1,4 +1,4 @@
-"""A plan told in one file: what stays, what it costs, what was measured, where it comes from, how to remake it."""
+"""The report of a plan: what stays, its costs and measurements, its origin, and the commands that remake it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def counted(plan: PruningPlan) -> list[tuple[str, str]]:
 
 
 def widths(plan: PruningPlan) -> list[tuple[str, str]]:
-    """What stays, in words."""
+    """The widths that stay, in words."""
     before, after = plan.shape_before, plan.shape_after
     rows = [("Residual", f"{after.embed_dim} of {before.embed_dim} {plan.basis}")]
     blocks = list(after.blocks)
@@ -89,7 +89,7 @@ def plan_report(
 ) -> str:
     """The HTML. `scores` are those of the plan's model, in its basis, for the pictures of what stays.
 
-    `measured`: values to be told with how they were found. `commands`: what remakes the plan; default: cutting by the
+    `measured`: values with their conditions. `commands` remake the plan; by default they cut by the
     plan.json inside the report.
     """
     before = plan.shape_before

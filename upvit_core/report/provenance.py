@@ -1,4 +1,4 @@
-"""Where numbers come from: digests, seeds, versions, device."""
+"""The origin of numbers: digests, seeds, versions, device."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def of_plan(plan: PruningPlan, scores: ImportanceScores | None) -> list[tuple[st
 
 def of_machine() -> list[tuple[str, str]]:
     """Versions and the processor of the machine that writes the report."""
-    found = []
+    versions = []
     for name in PACKAGES:
         try:
-            found.append(f"{name} {version(name)}")
+            versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             continue
     now = datetime.now(UTC)
     return [
-        ("Versions", f"Python {platform.python_version()}, {', '.join(found)}"),
+        ("Versions", f"Python {platform.python_version()}, {', '.join(versions)}"),
         ("Written on", f"{processor()}, {platform.system()}, {now:%Y-%m-%d %H:%M} UTC"),
     ]
 

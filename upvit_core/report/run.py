@@ -1,16 +1,16 @@
-"""A run told in one file: how it learnt, what came of it, its settings and the commands that do it again."""
+"""The report of a run: how it learnt, its results, its settings and the commands that repeat it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 
 from upvit_core.figures.evaluations import Row, evaluated_rows, final_full_evaluation
 from upvit_core.figures.learning_curve import learning
-from upvit_core.figures.theme import LIGHT, Chart, axis, drawn
+from upvit_core.figures.theme import LIGHT, Chart, axis, drawn, lines
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import IMAGES, TEXT, Task, task_of_rows
@@ -25,10 +25,7 @@ def losses(rows: Sequence[Row]) -> Chart:
     """Loss against steps, as logged."""
     steps = np.array([row["step"] for row in rows], np.float32)
     loss = np.array([row["loss"] for row in rows], np.float32)
-    trace = {
-        "type": "scatter", "mode": "lines", "x": steps, "y": loss, "line": {"color": LIGHT.quiet, "width": 1.5},
-        "hovertemplate": "step %{x}: %{y:.3f} nats<extra></extra>",
-    }  # fmt: skip
+    trace = lines(steps, loss, LIGHT.quiet, 1.5, hovertemplate="step %{x}: %{y:.3f} nats<extra></extra>")
     layout = {"xaxis": axis(LIGHT, "training steps"), "yaxis": axis(LIGHT, "loss, nats")}
     figure = drawn([trace], layout, LIGHT, height=230, margin=(70, 30, 16, 52))
     alt = f"Training loss against steps: {loss[0]:.3g} at first, {loss[-1]:.3g} at last, {len(steps)} values."
@@ -47,23 +44,23 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
     page.heading("Numbers")
     seen, whole = evaluated_rows(rows), final_full_evaluation(rows)
     plan = _plan(run.model / "plan.json", spec.plan)
-    told = counted(plan) if plan else []
+    numbers = counted(plan) if plan else []
     task = task_of_rows(rows)
-    told += [
+    numbers += [
         (f"{task.name}, {_phase(row)}", _evaluation(row, task))
         for row in (seen[:1] + seen[-1:] if len(seen) > 1 else seen)
     ]
-    told += [(f"{task.name}, {_phase(whole)}, all", _evaluation(whole, task))] if whole else []
+    numbers += [(f"{task.name}, {_phase(whole)}, all", _evaluation(whole, task))] if whole else []
     teacher = next((row for row in rows if row.get("phase") == "teacher"), None)
-    told += [(f"{task.name}, teacher", _evaluation(teacher, task))] if teacher else []
+    numbers += [(f"{task.name}, teacher", _evaluation(teacher, task))] if teacher else []
     if whole and (theirs := whole.get(f"teacher_{task.key}")) is not None:
-        told.append((f"{task.name}, teacher, all", _evaluation({task.key: theirs, "images": whole["images"]}, task)))
+        numbers.append((f"{task.name}, teacher, all", _evaluation({task.key: theirs, "images": whole["images"]}, task)))
     speeds = [row for row in rows if row.get("images_per_s") and row.get("phase") in ("teacher", "surgery")]
-    told += [
+    numbers += [
         (f"{task.batch_items.capitalize()}/s, {_phase(row)}", f"{row['images_per_s']:,.0f} on {row.get('device', '?')}")
         for row in speeds
     ]
-    page.pairs([*told, ("Training", f"{state.step:,} of {state.total_steps:,} steps, {state.seconds:,.0f} s")])
+    page.pairs([*numbers, ("Training", f"{state.step:,} of {state.total_steps:,} steps, {state.seconds:,.0f} s")])
     if seen:
         goal = teacher[task.key] if teacher else None if task is TEXT else state.teacher_top1
         values = [row[task.key] for row in seen]
@@ -97,7 +94,7 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
     return page.html()
 
 
-def _plan(path: Any, content: dict[str, Any] | None) -> PruningPlan | None:
+def _plan(path: Path, content: dict[str, object] | None) -> PruningPlan | None:
     if content is not None:
         return PruningPlan.from_json(json.dumps(content))
     return PruningPlan.load(path) if path.exists() else None
