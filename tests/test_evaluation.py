@@ -17,7 +17,7 @@ from upvit_core.evaluation import (
     run_teacher,
     wilson_interval,
 )
-from upvit_core.records.shape import deit_shape
+from upvit_core.records.known_shapes import deit_shape
 
 
 def slow_kl(teacher: list[float], student: list[float]) -> float:
