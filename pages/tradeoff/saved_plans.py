@@ -11,6 +11,7 @@ from pages.services.open_model import OpenModel
 from upvit_core.errors import PlanError
 from upvit_core.files import digest
 from upvit_core.planning.what_if import WhatIf, is_legal
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
 
@@ -68,9 +69,10 @@ def _what_if(values: object, shape: ModelShape) -> WhatIf | None:
     if not isinstance(values, dict):
         return None
     try:
-        what_if = WhatIf(**{key: value for key, value in values.items() if key in names})
+        known = {key: value for key, value in values.items() if key in names}
+        what_if = WhatIf(**known | {"basis": Basis(known.get("basis", Basis.CHANNELS))})
         return what_if if is_legal(what_if, shape) else None
-    except (TypeError, PlanError):
+    except (TypeError, ValueError, PlanError):
         return None
 
 
