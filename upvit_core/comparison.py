@@ -21,9 +21,9 @@ from upvit_core.records.task import task_of
 class CriterionResult:
     """One criterion at one plan, without any training.
 
-    `overlap`: share of the first criterion's kept channels that this one keeps too, by component. `value` is what the
-    model is judged by (`models/task.py`: top-1 in percent, or perplexity), with its 95 % interval, and
-    kl (mean nats an image, KL(teacher || pruned)) on `images` held-out images; `seconds` to score.
+    `overlap`: share of the first criterion's kept channels that this one keeps too, by component. `value` is top-1 in
+    percent or perplexity (`judged_by`), with its 95 % interval, and `kl` the mean KL(teacher || pruned) in nats, on
+    `images` held-out images; `seconds` to score.
     """
 
     criterion: str
@@ -52,7 +52,7 @@ def compare_criteria(
 ) -> list[CriterionResult]:
     """Score by each criterion (records in `known` are not computed again), plan, cut, and measure.
 
-    The first criterion is the one whose kept channels the others are compared with. `on_criterion` is told the name,
+    The first criterion is the one whose kept channels the others are compared with. `on_criterion` receives the name,
     number and count of criteria as each begins; it may raise `Cancelled`.
     """
     task = task_of(loaded.shape)

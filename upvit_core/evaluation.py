@@ -50,7 +50,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """exp of the mean cross-entropy: what a language model is judged by; `images` then counts tokens."""
+        """exp of the mean cross-entropy, the measure of a language model; `images` then counts tokens."""
         return math.exp(min(self.loss, 700.0))
 
     @property

@@ -1,4 +1,4 @@
-"""Export, checked: what was written is run beside the model, and the largest difference of its outputs is told.
+"""Checked export: the written file is run beside the model, and the largest difference of their outputs is returned.
 
 ONNX files by onnxruntime, whole or as a backbone; a backbone's folder by stock timm.
 """
@@ -54,7 +54,7 @@ class Backbone(nn.Module):
 
 def export_backbone_onnx(
     model: nn.Module, shape: ModelShape, path: str | Path, *, tolerance: float = TOLERANCE
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """`export_onnx` without the head: outputs `features` (B, D) and `map` (B, D, H, W), or `map1` … of a pyramid."""
     refuse_language(shape, BACKBONE, "its folder holds all of it")
     backbone = Backbone(model)
@@ -67,7 +67,7 @@ def export_backbone_onnx(
     }
 
 
-def save_backbone(loaded: LoadedModel, folder: str | Path) -> dict[str, Any]:
+def save_backbone(loaded: LoadedModel, folder: str | Path) -> dict[str, object]:
     """Write `config.json` and `model.safetensors` without the head, for `timm.create_model("local-dir:FOLDER")`.
 
     Returns `max_abs_difference` of timm's features from the model's. Raises ExportError where stock timm has no model
@@ -108,7 +108,7 @@ def export_onnx(
     *,
     tolerance: float = TOLERANCE,
     outputs: Sequence[str] = ("logits",),
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Write one `.onnx` file with a free batch size, input `images` (B, C, H, W), output `logits` (B, classes).
 
     Returns `max_abs_difference` (of the logits, over `checked_images` random images in batches of 1 and 3), `opset`,

@@ -84,6 +84,6 @@ def halved(images: int, parts: int, processes: int) -> int:
 
 
 def sentence(images: int, parts: int) -> str:
-    """What the log and the app say."""
+    """The note in the log and the app."""
     largest = max(last - first for first, last in bounds(images, parts))
     return f"Out of memory: the batch of {images} is trained {largest} images at a time, gradients added up."

@@ -1,4 +1,4 @@
-"""How much of the total score stays when only the best channels are kept, block by block, with the current cut."""
+"""Share of the total score that the best channels hold, block by block, with the current cut."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which evaluations of a run belong into one line: those on the same test images.
+"""Evaluations of a run that belong into one line: those on the same test images.
 
 Along the way a run may look at a choice of the test images (`eval_images`), and at its end at all of them too. The two
-are different measurements: they are drawn and told apart.
+are different measurements: they are drawn apart.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ def has_numbers(row: Row, *names: str) -> bool:
 
 def evaluated_rows(rows: Sequence[Row], *names: str) -> list[Row]:
     """Evaluations of the student that have a `step`, a `top1` and `names`, on the images of the first one, by step."""
-    found = [row for row in rows if row.get("phase") in EVALUATED and has_numbers(row, "step", "top1", *names)]
-    return [row for row in found if row.get("images") == found[0].get("images")]
+    evaluated = [row for row in rows if row.get("phase") in EVALUATED and has_numbers(row, "step", "top1", *names)]
+    return [row for row in evaluated if row.get("images") == evaluated[0].get("images")]
 
 
 def final_full_evaluation(rows: Sequence[Row]) -> Row | None:

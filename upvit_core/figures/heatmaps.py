@@ -152,7 +152,7 @@ def heatmap(
     window: tuple[int, int] | None = None,
     height: int = 250,
 ) -> tuple[Chart, Picture]:
-    """One component, large, every cell of it clickable; also the picture, which tells what a click was on.
+    """One component, large, every cell of it clickable; and the picture, which maps a click to its channel.
 
     block: draw this one alone. window: first and last column to draw, so that every channel gets pixels.
     One row comes with a curve of its scores above it.
@@ -237,7 +237,7 @@ def _profile(scores: ImportanceScores, p: Picture, theme: Theme) -> list[Spec]:
 
 
 def spot(p: Picture, layout: Spec, block: int, channel: int) -> tuple[float, float] | None:
-    """Where a `heatmap` of this layout draws a channel: share of the plot's width, pixels below the figure's top edge.
+    """The place of a channel in a `heatmap` of this layout: share of the plot's width, pixels below the figure's top.
 
     None where it is not drawn by itself.
     """

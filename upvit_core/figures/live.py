@@ -117,10 +117,10 @@ def _conditions(runs: Sequence[Points]) -> str:
     """` · AMD EPYC, batch 32, float32, 2 threads`."""
     rows = [run.teacher for run in runs if run.teacher is not None]
     names = ("device", "batch_size", "dtype", "threads")
-    found = {tuple(row[name] for name in names) for row in rows if row["device"]}
-    if len(found) != 1:
-        return " on several devices or settings" if found else ""
-    device, batch, dtype, threads = found.pop()
+    conditions = {tuple(row[name] for name in names) for row in rows if row["device"]}
+    if len(conditions) != 1:
+        return " on several devices or settings" if conditions else ""
+    device, batch, dtype, threads = conditions.pop()
     parts = [device, batch and f"batch {batch}", dtype, threads and f"{threads} thread{'' if threads == 1 else 's'}"]
     return " · " + ", ".join(str(part) for part in parts if part)
 

@@ -23,7 +23,7 @@ def versus(scores: ImportanceScores, differences: Sequence[Difference], theme: T
     inner = sum(heights.values()) + gap * (len(components) - 1)
     traces: list[Spec] = []
     layout: Spec = {"annotations": []}
-    start, told = inner, []
+    start, summaries = inner, []
     for number, component in enumerate(components, start=1):
         rows, height = parts[component], heights[component]
         width = max(len(d.in_a) for d in rows)
@@ -68,11 +68,11 @@ def versus(scores: ImportanceScores, differences: Sequence[Difference], theme: T
         )  # fmt: skip
         both, a, b, neither = (sum(d.counts[i] for d in rows) for i in range(4))
         line = f"{TITLES[component]}: both keep {both:,}, only A {a:,}, only B {b:,}, neither {neither:,}"
-        told.append(line)
+        summaries.append(line)
         layout["annotations"].append(row_title(line, start / inner, component, theme))
         start -= height + gap
     figure = drawn(traces, layout, theme, height=int(inner + top + bottom), margin=(64, 16, int(top), int(bottom)))
-    return Chart(figure, "What A keeps and B drops", ". ".join(told) + ".", lambda: _table(scores, differences))
+    return Chart(figure, "What A keeps and B drops", ". ".join(summaries) + ".", lambda: _table(scores, differences))
 
 
 def _table(scores: ImportanceScores, differences: Sequence[Difference]) -> dict[str, np.ndarray]:

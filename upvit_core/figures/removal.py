@@ -1,4 +1,4 @@
-"""What a removed channel does: to whole classes, and to where its head looks."""
+"""The effect of removing a channel on whole classes, and on its head's attention."""
 
 from __future__ import annotations
 

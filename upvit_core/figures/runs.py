@@ -55,8 +55,8 @@ class RunCurve:
 
     @property
     def latest(self) -> Row | None:
-        found = self.evaluations
-        return found[-1] if found else None
+        evaluations = self.evaluations
+        return evaluations[-1] if evaluations else None
 
 
 def judged_by(curves: Sequence[RunCurve]) -> Task:
@@ -134,13 +134,13 @@ def _phase(row: Row) -> str:
 
 
 def _unit(curve: RunCurve, relative: bool) -> float:
-    """What a run's speeds are divided by."""
+    """The divisor of a run's speeds."""
     row = curve.teacher_row
     return float(row["images_per_s"]) if relative and row is not None and row.get("images_per_s") else 1.0
 
 
 def title_of(quantity: Quantity, lines: Sequence[Row], whole: Sequence[Row]) -> str:
-    """What an axis counts, on how many images or tokens the lines are, and on how many the squares."""
+    """The title of an axis: its quantity, and the numbers of images or tokens of the lines and of the squares."""
     if quantity not in TESTED:
         return TITLES[quantity] + ("; □ of all" if whole else "")
     sizes, all_sizes = ({entry["images"] for entry in part if entry.get("images")} for part in (lines, whole))

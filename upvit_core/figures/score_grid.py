@@ -29,7 +29,7 @@ AXES: dict[Component, str] = {
 
 
 def member_word(scores: ImportanceScores, component: Component) -> str:
-    """What one of its scores is of: a channel, or a direction (FFN channels stay channels in either basis)."""
+    """`channel`, or `direction` of rotated scores; FFN channels stay channels in either basis."""
     return "direction" if scores.basis == Basis.DIRECTIONS and component in ("residual", "attention") else "channel"
 
 
@@ -67,12 +67,12 @@ class Picture:
 
     @property
     def row_word(self) -> str:
-        """What a row is: a block, or of a residual a stage."""
+        """`block`, or `stage` of a residual."""
         return "stage" if self.component == "residual" else "block"
 
 
 def kept_mask(plan: PruningPlan | None, scores: ImportanceScores, component: Component, block: int) -> np.ndarray:
-    """Which channels of a source block the plan keeps, (channels,); blocks that the plan drops keep none."""
+    """Mask (channels,) of the channels that the plan keeps of a source block; none of a dropped block."""
     key = scores.shape.key_of(component, block)
     width = len(scores.values[key])
     if plan is None:

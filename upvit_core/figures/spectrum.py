@@ -26,7 +26,7 @@ def spectrum_curves(
         series.append(("directions", directions, COLOURS["residual"], "solid"))
     traces: list[Spec] = []
     notes: list[Spec] = []
-    told = []
+    descriptions = []
     for name, shares, colour, dash in series:
         y = 100 * np.concatenate([[0.0], np.cumsum(shares)])
         template = f"the best %{{x}} {name} carry %{{y:.1f}} %<extra></extra>"
@@ -37,7 +37,7 @@ def spectrum_curves(
         place = {"xanchor": "left", "yanchor": "top", "xshift": 10, "yshift": -4 if below else -8}
         words, ink = f"<b>{kept} {name}: {at:.1f} %</b>", theme.text if below else colour
         notes.append(note(words, kept, at, ink, 14, bgcolor=theme.surface, **place))
-        told.append(f"the best {kept} of {D} {name} carry {y[kept]:.1f} %")
+        descriptions.append(f"the best {kept} of {D} {name} carry {y[kept]:.1f} %")
     edge = {"color": theme.text, "width": 2, "dash": "dash"}
     layout: Spec = {
         "xaxis": axis(theme, f"how many of {D} stay", range=[0, D]),
@@ -49,6 +49,6 @@ def spectrum_curves(
     return Chart(
         figure,
         "What a cut keeps of the residual stream",
-        f"Share of the residual stream's energy: {'; '.join(told)}.",
+        f"Share of the residual stream's energy: {'; '.join(descriptions)}.",
         lambda: {"kept": x[1:], **{f"{name}_share": shares for name, shares, _, _ in series}},
     )

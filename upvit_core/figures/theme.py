@@ -63,7 +63,7 @@ class Chart:
 
     @property
     def figure(self) -> go.Figure:
-        """For whoever wants plotly's own object; pages send the dictionary as it is, which costs a fifth."""
+        """Plotly's own object; pages send the dictionary as it is, which costs a fifth."""
         return go.Figure(self.spec, _validate=False)
 
 

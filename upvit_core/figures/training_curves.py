@@ -16,7 +16,7 @@ from upvit_core.figures.theme import Chart, Spec, Theme, axis, drawn, lines, log
 
 Measure = Literal["top1", "kl_teacher"]
 TITLES: dict[Measure, str] = {"top1": "top-1, %", "kl_teacher": "KL to the teacher, nats an image"}
-# What tells lines apart beside their colours, and the same in words on a page.
+# Marks that distinguish lines beside their colours, and the same as text on a page.
 SYMBOLS = ("circle", "diamond", "triangle-up", "triangle-down", "cross")
 GLYPHS = ("●", "◆", "▲", "▼", "✚")
 ROOM, STAR = 1.35, 1.3  # of the steps: values stand to the right of the ends, the teacher beyond them
