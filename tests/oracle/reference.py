@@ -183,7 +183,7 @@ def _checked(model: VisionTransformer) -> VisionTransformer:
     demand(any(isinstance(norm, nn.LayerNorm) for norm in read_last), "a model without a final LayerNorm")
     for block in model.blocks:
         demand(type(block) is Block, type(block).__name__)
-        demand(type(block.attn) is Attention and block.attn.gate is None, "this attention")
+        demand(type(block.attn) is Attention and getattr(block.attn, "gate", None) is None, "this attention")
         for norm in (block.attn.q_norm, block.attn.k_norm, block.attn.norm):
             demand(isinstance(norm, nn.Identity), "norms inside attention")
         demand(type(block.mlp) is Mlp and isinstance(block.mlp.norm, nn.Identity), "this FFN")
