@@ -1,4 +1,4 @@
-"""What runs on a GPU equals what runs on the CPU: `python -m pytest -m gpu tests/test_gpu.py`.
+"""A GPU gives the CPU's results: `python -m pytest -m gpu tests/test_gpu.py`.
 
 `UPVIT_TEST_DEVICE=cpu` runs the same lines without one, to see that they hold together.
 """

@@ -1,4 +1,4 @@
-"""What a host allows: roots, traversal, links, giant values, hours, runs, uploads; from the environment and secrets."""
+"""The limits of a host: roots, traversal, links, giant values, hours, runs, uploads, from environment and secrets."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_values() -> None:
 
 
 def test_secrets_of_streamlit_become_the_environment(tmp_path: Path) -> None:
-    """What the server does when it starts; workers inherit it."""
+    """The server reads secrets into its environment when it starts; workers inherit it."""
     (tmp_path / ".streamlit").mkdir()
     (tmp_path / ".streamlit" / "secrets.toml").write_text('UPVIT_RUNS_PER_SESSION = 2\nUPVIT_UPLOADS = "off"\n')
     code = (

@@ -65,7 +65,7 @@ def studio(previous: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command(*words: object) -> dict[str, Any]:
-    """What a verb prints with --json."""
+    """The JSON object that a verb prints."""
     done = CliRunner().invoke(app, [*map(str, words), "--json"])
     assert done.exit_code == 0, (words, done.output, done.exception)
     return json.loads(done.stdout)

@@ -59,7 +59,7 @@ class ClassGuess:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What the model is judged by with its 95 % interval, on `images` evaluation images or tokens, and
+    """The model's accuracy (or perplexity) with its 95 % interval, on `images` evaluation images or tokens, and
     what it says of a few."""
 
     value: float
@@ -71,7 +71,7 @@ class Baseline:
 
 
 def measures_at_once(model: OpenModel) -> bool:
-    """Whether the model is so small that it is measured without being asked."""
+    """True if the model is so small that it is measured without being asked."""
     return count_macs(model.shape) <= AUTOMATIC_MACS
 
 

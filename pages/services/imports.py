@@ -50,5 +50,5 @@ def import_heavy(say: Callable[[str], None]) -> None:
 
 
 def loaded() -> bool:
-    """Whether torch is imported, so that a page may use it without waiting."""
+    """True if torch is imported, so that a page may use it without waiting."""
     return _state["imported"]

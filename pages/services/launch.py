@@ -23,7 +23,7 @@ from upvit_core.runs.store import RunStore
 
 @dataclass(frozen=True)
 class LaunchTarget:
-    """Where a run executes."""
+    """The place where a run executes."""
 
     slurm: SlurmSettings | None = None
     processes: int = 1

@@ -56,7 +56,7 @@ class OpenModel:
 
     @property
     def can_measure(self) -> bool:
-        """Whether there are weights and images."""
+        """True if there are weights and images."""
         return self.has_weights and bool(self.dataset)
 
     @property
@@ -201,7 +201,7 @@ def path_of(source: str) -> str:
 
 
 def is_scores_file(path: Path) -> bool:
-    """Whether a file is a scores record of this project."""
+    """True if a file is a scores record of this project."""
     try:
         with safe_open(str(path), "numpy") as file:
             return "upvit_scores" in (file.metadata() or {})

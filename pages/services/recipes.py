@@ -47,7 +47,7 @@ class Training:
 
 
 def is_small(model: OpenModel) -> bool:
-    """Whether a CPU trains the model in minutes."""
+    """True if a CPU trains the model in minutes."""
     return model.shape.is_small
 
 

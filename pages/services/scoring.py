@@ -157,7 +157,7 @@ def directions(model: OpenModel) -> jobs.Job[ImportanceScores]:
 
 
 def can_find_directions(model: OpenModel) -> bool:
-    """Whether directions can be computed: that takes a plain ViT with weights, and images."""
+    """True if directions can be computed: that takes a plain ViT with weights, and images."""
     return model.shape.has_directions and model.can_measure
 
 

@@ -149,7 +149,7 @@ def memory_line(model: OpenModel, chosen: list[WhatIf], scores: ImportanceScores
 
 
 def target_form() -> LaunchTarget:
-    """Where the run executes; a choice only where this machine has a Slurm."""
+    """The form that asks where the run executes; it has a choice only if this machine has a Slurm."""
     if not slurm.available():
         return HERE
     places = ["This machine", "Slurm"]

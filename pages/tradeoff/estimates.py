@@ -144,7 +144,7 @@ def memory_card(model: OpenModel, plan: PruningPlan) -> Card:
 
 
 def stock_card(plan: PruningPlan, job: jobs.Job[StockCost] | None) -> Card:
-    """Whether the stock library opens the plan, and the predicted KL of the best shape that it opens."""
+    """A card that says if the stock library opens the plan, and the predicted KL of the best shape that it opens."""
     opens, name = plan.shape_after.is_uniform, f"Stock {plan.shape_after.library}"
     value = "opens it" if opens else "cannot"
     if job is None:
@@ -246,7 +246,7 @@ def _stock_key(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> str:
 
 
 def rounding_line(model: OpenModel, scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> str:
-    """What multiples of 8 or 16 change, compared with the widths that the ratios give."""
+    """A line on how multiples of 8 or 16 change the widths that the ratios give."""
     if now.widths:
         return f"Every width is a multiple of {now.round_to} where the heads allow it."
     free = replace(now, round_to=1).plan(scores, block_removals.records())

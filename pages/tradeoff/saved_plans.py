@@ -64,7 +64,7 @@ def read(content: bytes, name: str, shape: ModelShape) -> SavedPlan:
 
 
 def _what_if(values: object, shape: ModelShape) -> WhatIf | None:
-    """Where the sliders stood; None where the file does not say, or has values that no slider can take."""
+    """The sliders that a file records; None if it records none, or values that no slider can take."""
     names = {field.name for field in fields(WhatIf)}
     if not isinstance(values, dict):
         return None

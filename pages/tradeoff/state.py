@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TradeoffState:
-    """What the page remembers between runs; `tried` is by model and scores, `undo` by model."""
+    """The page's memory between runs; `tried` is by model and scores, `undo` by model."""
 
     tried: dict[str, dict[str, TriedPlan]] = field(default_factory=dict)
     undo: dict[str, UndoStack] = field(default_factory=dict)

@@ -20,7 +20,7 @@ STYLE = """<style>
 
 
 def on() -> bool:
-    """Whether this browser session presents; the link carries it too."""
+    """True if this browser session presents; the link carries it too."""
     now = session()
     if now.presenting is None:
         now.presenting = st.query_params.get("presenter") == "on"

@@ -46,7 +46,7 @@ TERMS = (
          "W₂ GELU(W₁x + b₁) + b₂ (component 3); a channel is a hidden unit: a row of W₁, a column of W₂.", IMPORTANCE),
     Term("channel", "Channel", "One number in a row of numbers that the model passes on; the least that is cut.",
          "An index of a component, removed exactly: the model runs as if its width were one less.", IMPORTANCE),
-    Term("kl", "KL-divergence", "How far two answers are apart: 0 when they are equal.",
+    Term("kl", "KL divergence", "How far two answers are apart: 0 when they are equal.",
          "KL(q ‖ p) = Σ_c q_c ln(q_c / p_c), in nats; q is the original's answer, p the other's.", METHOD, ("KL",)),
     Term("nat", "Nat", "The unit of KL: like a bit, but with natural logarithms.", "1 nat = 1 / ln 2 = 1.44 bits.",
          IMPORTANCE, ("nats",)),

@@ -17,13 +17,13 @@ FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-Ip")
 
 
 def is_host() -> bool:
-    """Whether this browser runs on the serving machine, and not behind a proxy there."""
+    """True if this browser runs on the serving machine, and not behind a proxy there."""
     headers = st.context.headers
     return st.context.ip_address in (None, *LOOPBACK) and not any(name in headers for name in FORWARDED)
 
 
 def is_open() -> bool:
-    """Whether other machines can reach this server."""
+    """True if other machines can reach this server."""
     return (st.get_option("server.address") or "0.0.0.0") not in LOOPBACK
 
 

@@ -129,7 +129,7 @@ def largest_difference(rows: list[Row], ratio: float) -> float:
 
 
 def verdict(rows: list[Row]) -> str:
-    """Whether the best of ours leads the best of the rest, at every ratio and stage; each with its better recipe."""
+    """True if the best of ours leads the best of the rest, at every ratio and stage; each with its better recipe."""
     lines = []
     both = [by_way(rows), by_way(rows, "repaired")]
     for ratio in sorted({row["ratio"] for row in rows}):

@@ -1,4 +1,4 @@
-"""What every benchmark prints beside its table: where and when it ran."""
+"""The machine and the date, which every benchmark prints beside its table."""
 
 from __future__ import annotations
 

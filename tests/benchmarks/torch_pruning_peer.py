@@ -91,7 +91,7 @@ def cut_to(
 
 
 def gradients(model: nn.Module, estimator: Importance, criterion: str, images: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """What the estimator needs: gradients of the mean loss, or of every image's own."""
+    """Gradients for the estimator: of the mean loss, or of every image's own."""
     model.zero_grad()
     if criterion == "taylor":
         batches = list(images)

@@ -29,7 +29,7 @@ NAME = """() => {
 
 
 def faults(page: Page) -> list[str]:
-    """What axe-core finds serious or critical."""
+    """Faults that axe-core calls serious or critical."""
     return [
         f"{fault['impact']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
         for fault in Axe().run(page).response["violations"]

@@ -59,7 +59,7 @@ def theme_of(page: Page) -> str:
 
 
 def check(page: Page, name: str) -> None:
-    """What holds on every page whatever it shows."""
+    """Checks that hold on every page, whatever it shows."""
     assert not NOT_A_SENTENCE.search(page.inner_text("body"))
     assert (
         page.locator('[data-testid="stException"], [data-testid="stAlertContentError"], [role="dialog"]').count() == 0

@@ -23,7 +23,7 @@ def card(page: Page, name: str) -> Locator:
 
 
 def points(page: Page) -> list[dict[str, float]]:
-    """Where on the screen the plans of the front are that a click would choose."""
+    """Positions on the screen of the plans of the front that a click would choose."""
     return page.evaluate(
         """selector => {
             const chart = document.querySelector(selector), box = chart.getBoundingClientRect(), found = []

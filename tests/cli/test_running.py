@@ -1,4 +1,4 @@
-"""Which recipe `distill` takes by itself, what it says, and that a plan that records repair is repaired again."""
+"""The recipe that `distill` takes by itself, its words, and that a plan that records repair is repaired again."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ask(home: Path, monkeypatch: pytest.MonkeyPatch) -> Ask:
-    """What a run would be asked for, and what is said on standard error."""
+    """The spec of the run that would start, and the output on standard error."""
     orders: list[dict[str, object]] = []
     monkeypatch.setattr(running, "launch_new", lambda order, *_: orders.append(order))
 

@@ -1,4 +1,4 @@
-"""What images become before a model reads them."""
+"""The transforms of images before a model reads them."""
 
 import torch
 from torchvision.transforms import functional as TF

@@ -71,7 +71,7 @@ def forked(work: Callable[[], object]) -> int:
 
 
 def check_rest(store: RunStore, run: Run) -> None:
-    """What must hold whenever no worker is alive."""
+    """Checks that hold whenever no worker is alive."""
     state = store.state(run.id)
     assert state.state in ("queued", "interrupted", "done"), state
     with run.lock() as held:

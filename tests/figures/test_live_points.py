@@ -1,4 +1,4 @@
-"""What a browser is told of runs while they go on, against the rows that were written."""
+"""The live data that a browser gets about runs, against the rows that were written."""
 
 from __future__ import annotations
 

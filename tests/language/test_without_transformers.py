@@ -1,4 +1,4 @@
-"""Where `transformers` is not installed: one sentence with the command that installs it, and nothing half written."""
+"""Without `transformers`: one sentence with the command that installs it, and nothing half written."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def _places(value: object) -> Iterator[tuple[Any, Any]]:
 
 
 def refused_or_read(read: Callable[[], object]) -> Any:
-    """What was read, or None after one clear sentence."""
+    """The record that was read, or None after one clear sentence."""
     try:
         return read()
     except UPViTError as error:

@@ -194,7 +194,7 @@ def test_a_folder_of_another_machines_job_opens_without_slurm(
 @pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("cluster")
 class TestContract(ExecutorContract):
-    """What every executor must do, on a real Slurm."""
+    """The executors' contract, on a real Slurm."""
 
     executor_name = "slurm"
 

@@ -1,4 +1,4 @@
-"""What every executor promises, on each of them: `pytest -m slow tests/runs/test_stop_and_go.py`."""
+"""The promises of every executor, tested on each: `pytest -m slow tests/runs/test_stop_and_go.py`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(params=["local", "slurm"])
 def changes(request: pytest.FixtureRequest) -> dict[str, object]:
-    """What of a spec asks for the executor; skips where there is none."""
+    """The part of a spec that asks for the executor; skips where there is none."""
     if request.param == "slurm":
         request.getfixturevalue("cluster")
         return {"executor": "slurm", "slurm": SlurmSettings(minutes=10)}

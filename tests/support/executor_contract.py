@@ -1,4 +1,4 @@
-"""What every executor must do: one suite, run on each. A subclass gives the executor, and how its workers are found.
+"""The contract of executors: one suite, run on each. A subclass gives the executor, and how its workers are found.
 
 class TestLocal(ExecutorContract):
     def executor(self, store): return LocalExecutor(store)
@@ -41,7 +41,7 @@ class ExecutorContract:
         return device_taken(store)
 
     def are_waiting(self, store: RunStore, runs: list[Run]) -> bool:
-        """Whether runs are said to wait, in the order in which they came."""
+        """True if the runs are shown as waiting, in the order in which they came."""
         return [store.state(run.id).position for run in runs] == [1, 2]
 
     def worker_of(self, store: RunStore, run: Run) -> int:

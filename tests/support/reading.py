@@ -1,4 +1,4 @@
-"""What a page says, as a reader sees it."""
+"""The text of a page, as a reader sees it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def html_of(test: AppTest) -> str:
 
 
 def session_of(test: AppTest) -> Session:
-    """What the page's session remembers."""
+    """The session of the page."""
     found = test.session_state[KEY]
     assert isinstance(found, Session)
     return found
 
 
 def what_if_of(test: AppTest) -> WhatIf:
-    """Where the sliders stand."""
+    """The what-if at which the sliders stand."""
     what_if = session_of(test).what_if
     assert what_if is not None
     return what_if

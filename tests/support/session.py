@@ -86,7 +86,7 @@ class Session:
         return float(self.values[self.widgets[label][1]][1][0])
 
     def _take(self, content: str | bytes) -> bool:
-        """Whether this was the last message of the run."""
+        """True if this was the last message of the run."""
         assert isinstance(content, bytes)
         self.received += len(content)
         message = ForwardMsg()

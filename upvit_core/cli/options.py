@@ -34,7 +34,7 @@ Detach = Annotated[bool, typer.Option("--detach", help="return at once; the run 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a model is opened."""
+    """Options for opening a model."""
 
     num_heads: Annotated[int | None, typer.Option(help="head count, which no tensor holds")] = None
     img_size: Annotated[int | None, typer.Option(min=1, help="side of the images in pixels; default: the model's")] = (
@@ -63,7 +63,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class ProxyOptions:
-    """Which of the images are used."""
+    """Options for the choice of images."""
 
     images: Annotated[
         int | None, typer.Option(min=1, help="proxy images; default: 2,000, fisher stops when the kept set is stable")

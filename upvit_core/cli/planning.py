@@ -73,7 +73,7 @@ class RatioOptions:
 
 @dataclass(frozen=True)
 class WidthOptions:
-    """What every width keeps to."""
+    """Constraints on every width."""
 
     heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None
     round_to: Annotated[int, typer.Option(min=1, help="widths are multiples of this, such as 8")] = 1
@@ -176,7 +176,7 @@ def plan(
 
 @dataclass(frozen=True)
 class BudgetChoice:
-    """How the best plan within a budget is chosen."""
+    """Options for the best plan within a budget."""
 
     allocation: str
     per: str

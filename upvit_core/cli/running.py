@@ -47,7 +47,7 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class DistillOptions(TrainingOptions):
-    """Those that need a teacher, too."""
+    """Options of training with a teacher."""
 
     alpha: Annotated[float | None, typer.Option(help="weight of the KL term")] = None
     temperature: Annotated[float | None, typer.Option()] = None
@@ -62,7 +62,7 @@ class DistillOptions(TrainingOptions):
 
 @dataclass(frozen=True)
 class FinetuneOptions(TrainingOptions):
-    """Those of training without a teacher, too."""
+    """Options of training without a teacher."""
 
     layer_decay: Annotated[float | None, typer.Option(help="learning rate's factor from layer to layer")] = None
     head_only: Annotated[bool | None, typer.Option("--head-only", help="train the head alone: a linear probe")] = None

@@ -122,7 +122,7 @@ class ImageSet:
         return self.labels()[np.asarray(indices)]
 
     def readable(self, indices: Iterable[int]) -> np.ndarray:
-        """Those of the images that were not found unreadable so far."""
+        """The indices of images that have not proved unreadable so far."""
         return np.array([index for index in indices if index not in self.pixels.unreadable], dtype=np.int64)
 
     @property

@@ -1,4 +1,4 @@
-"""One KL-divergence as the sum that it is: two distributions over the classes, and under each class its term."""
+"""One KL divergence as the sum that it is: two distributions over the classes, and under each class its term."""
 
 from __future__ import annotations
 

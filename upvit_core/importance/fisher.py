@@ -6,7 +6,7 @@ information of the model's own output. One backward pass per eigenvector; the S 
 
 Gradients by masks need no masks in the graph: for a channel that multiplies an activation a it is Σ_tokens a ∂/∂a.
 For `residual`, removal is not a small change, so instead of the derivative of the weighted LayerNorm this takes its
-exact change when the channel leaves (`residual="removal"`), and only what follows to first order. The KL-divergence of
+exact change when the channel leaves (`residual="removal"`), and only what follows to first order. The KL divergence of
 the logits that change by that much is then taken as it is, log Σ q e^δ - Σ q δ, not to second order. And the changes at
 the LayerNorms cancel on paper more than in truth: with a relative error of √γ in each, independent of the others', the
 expected score is larger by γ Σ_sites ½ Σ_r (…)², which costs nothing since the sites are known one by one (`site_error`

@@ -1,7 +1,7 @@
 """Directions of a model's output along which its own Fisher information is large.
 
 Of F = diag(q) - q qᵀ = Σ_r λ_r u_r u_rᵀ, with q the softmax output, these are √λ_r u_r: sent back from the logits and
-squared, they give KL-divergences to second order. The leading ones carry nearly all of it.
+squared, they give KL divergences to second order. The leading ones carry nearly all of it.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ STANDARD: Json = {
 
 
 class Readout(nn.Identity):
-    """What the output layer reads, named as a classifier is, so that the last feature is found in one way."""
+    """The input of the output layer, named as a classifier's is, so that the last feature is found in one way."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -89,7 +89,7 @@ def random_inputs(shape: ModelShape, count: int, seed: int = 0) -> Tensor:
 
 
 def gpt2_config(shape: ModelShape) -> Json:
-    """What `GPT2Config` needs to build this shape, where it can (`shape.is_uniform`); without dropout."""
+    """The values from which `GPT2Config` builds this shape, where it can (`shape.is_uniform`); without dropout."""
     block = shape.blocks[0]
     return {
         "model_type": "gpt2",

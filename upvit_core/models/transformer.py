@@ -139,11 +139,11 @@ class TransformerAdapter(ABC):
 
     @abstractmethod
     def projection(self, block: int) -> Tensor:
-        """What each attention channel writes to the stream, (A, D)."""
+        """The vector that each attention channel writes to the stream, (A, D)."""
 
     @abstractmethod
     def output_layer(self, block: int) -> Tensor:
-        """What each hidden channel of the FFN writes to the stream, (H, D)."""
+        """The vector that each hidden channel of the FFN writes to the stream, (H, D)."""
 
     def attention(self, block: int, x: Tensor, norm: Norm = stock_norm) -> AttentionTrace:
         kept: dict[str, Tensor] = {}
@@ -161,7 +161,7 @@ class TransformerAdapter(ABC):
         return x
 
     def after_block(self, block: int, x: Tensor, norm: Norm = stock_norm) -> Tensor:
-        """What comes before the next block, from the stream after this one."""
+        """The stream before the next block, from the stream after this one."""
         return x
 
     def norm_key(self, layer: nn.Module) -> tuple[str, bool]:

@@ -56,7 +56,7 @@ class ViTAdapter(TransformerAdapter):
         return norm(pooled, self.vit.fc_norm)
 
     def classify(self, features: Tensor) -> Tensor:
-        """What the heads read, (B, T, D), to logits (B, classes)."""
+        """Logits (B, classes) from the features that the heads read, (B, T, D)."""
         if self.shape.distilled:
             return (self.vit.head(features[:, 0]) + self.vit.head_dist(features[:, 1])) / 2
         return self.vit.head(features[:, 0])

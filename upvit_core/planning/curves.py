@@ -1,7 +1,7 @@
 """The score lost at every width: the curves over which allocation and budgets decide.
 
 The loss of a set of channels is taken to be the sum of the scores of its members, in nats an image. Each score is a
-KL-divergence (Eq. 1) or its second-order form, so the sum is the diagonal of the quadratic form of the KL in the
+KL divergence (Eq. 1) or its second-order form, so the sum is the diagonal of the quadratic form of the KL in the
 removed channels: it leaves out that removals interact. It orders plans well while little is removed; it is far too low
 once a large share of the residual goes (every LayerNorm then normalises another vector), and it knows nothing of what
 merging heads does by itself. It is a prediction to compare plans of one model by, not a forecast of accuracy.

@@ -12,7 +12,7 @@ from typing import Literal
 
 
 class Precision(StrEnum):
-    """Of the forward passes of `kl` and `fisher`; KL-divergences are computed in float32 or better always."""
+    """Of the forward passes of `kl` and `fisher`; KL divergences are computed in float32 or better always."""
 
     FLOAT32 = "float32"
     BF16 = "bf16"
@@ -24,7 +24,7 @@ class CriterionEntry:
     """Facts about one criterion.
 
     make: module and name in `importance/` of a function that makes it from a `criterion.Request`. menu: a few words for
-    menus and help. title: what its scores are called. kl: whether these are KL-divergences of Eq. 1, exact,
+    menus and help. title: what its scores are called. kl: whether these are KL divergences of Eq. 1, exact,
     estimated, or exact near a cut ("refined"); empty where they are something else.
     """
 

@@ -130,7 +130,7 @@ def model_name(shape: ModelShape) -> str:
 
 
 def criterion_name(scores: ImportanceScores) -> str:
-    """How the scores were made, in a few words."""
+    """The criterion of the scores, in a few words."""
     if scores.criterion == "kl (published)":
         return "published scores"
     known = CRITERIA.get(scores.criterion)

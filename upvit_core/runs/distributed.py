@@ -36,7 +36,7 @@ class Team:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes the run's files."""
+        """True if this is the process that writes the run's files."""
         return self.accelerator.is_main_process
 
     def agree(self, *asked: bool) -> tuple[bool, ...]:

@@ -57,7 +57,7 @@ class Run:
 
     @property
     def request(self) -> Request | None:
-        """What the worker is asked for, if anything."""
+        """The request to the worker, if there is one."""
         return next((request for request in OUTCOMES if (self.folder / request).exists()), None)
 
     def ask(self, request: Request, by: str) -> None:
@@ -68,7 +68,7 @@ class Run:
             path.write_text(by, encoding="utf-8")
 
     def asked_by(self, request: Request) -> str:
-        """Who asked, as far as is known."""
+        """The name of the person who asked, as far as it is known."""
         try:
             with open_plain(self.folder / request) as file:
                 name = file.read(NAME_BYTES).decode(errors="replace")

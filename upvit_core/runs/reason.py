@@ -51,7 +51,7 @@ def error_message(error: BaseException, folder: Path) -> str:
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether the error says that another process of the run is gone, by its name or as gloo and NCCL put it."""
+    """True if the error says that another process of the run is gone, by its name or as gloo and NCCL put it."""
     if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
         return True
     return isinstance(error, RuntimeError) and any(name in str(error) for name in ("gloo", "NCCL", "onnection closed"))

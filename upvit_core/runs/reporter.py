@@ -61,7 +61,7 @@ class Reporter:
 
     @property
     def overdue(self) -> bool:
-        """Whether the run, all attempts together, has had the device as long as the host allows."""
+        """True if the run, all attempts together, has had the device as long as the host allows."""
         return self.longest is not None and self.busy_seconds > 3600 * self.longest
 
     @property
@@ -107,7 +107,7 @@ class Reporter:
         self.update(now=True, note=sentence)
 
     def has_row(self, phase: str, step: int) -> bool:
-        """Whether an earlier attempt wrote this row already; a run that goes on writes none twice."""
+        """True if an earlier attempt wrote this row already; a run that goes on writes none twice."""
         return (phase, step) in self._rows
 
     def row(self, row: dict[str, object]) -> None:

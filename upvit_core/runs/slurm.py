@@ -70,7 +70,7 @@ _listing = _Listing()
 
 
 def available() -> bool:
-    """Whether this machine can ask a Slurm."""
+    """True if this machine can ask a Slurm."""
     return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
 
 
@@ -133,7 +133,7 @@ def _shown(job: str, *keys: str) -> list[str]:
 
 
 def is_wanted(job: str) -> bool:
-    """Whether Slurm still counts this job as running: it was ended to make room, and nobody cancelled it."""
+    """True if Slurm still counts this job as running: it was ended to make room, and nobody cancelled it."""
     with suppress(RunError):
         return _shown(job, "JobState") == ["RUNNING"]
     return False

@@ -22,7 +22,7 @@ SlurmWord = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,-]{1,100}$")]
 
 
 def is_local(source: str | None) -> bool:
-    """Whether a source is a file or folder of this machine, not a name that means the same elsewhere."""
+    """True if a source is a file or folder of this machine, not a name that means the same elsewhere."""
     return source not in (None, "", "demo") and os.path.exists(str(source))
 
 
@@ -130,7 +130,7 @@ class RunSpec(BaseModel):
 
 
 class RunState(BaseModel):
-    """Where a run stands. Steps and epochs are done ones, seconds are of training alone. `error` is one sentence: what
+    """The state of a run. Steps and epochs are done ones, seconds are of training alone. `error` is one sentence: what
     went wrong; `stopped_by` is who paused or cancelled the run (`reason.reason_of` words both); `note` is worth knowing
     though the run goes on. `busy_seconds` is how long it had a device.
 

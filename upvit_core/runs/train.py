@@ -266,7 +266,7 @@ class TrainingRun:
         return isinstance(self.training.batches.source, TokenBlocks)
 
     def lacks_row(self, phase: str) -> bool:
-        """Whether this process is the one that writes rows, and this step has none of the phase yet."""
+        """True if this process is the one that writes rows, and this step has none of the phase yet."""
         return self.team.is_first and not self.reporter.has_row(phase, self.training.step)
 
     def row(self, phase: str, result: Evaluation) -> Row:

@@ -1,4 +1,4 @@
-"""How long people wait for the studio, and what it costs its server.
+"""Times that people wait for the studio, and its costs on the server.
 
 python -m tests.benchmarks.app waits         a slider's rerun and picture at DeiT-B's size; a click on a channel
 python -m tests.benchmarks.app visitors      thirty people at once on the demo's sliders

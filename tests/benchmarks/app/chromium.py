@@ -140,7 +140,7 @@ def go_to(page: Page, title: str) -> None:
 
 
 def first_minutes(page: Page, address: str, watch: Watch) -> None:
-    """What the README's "The first minute" says, with every setting as it stands."""
+    """The README's "The first minute", with every setting as it stands."""
     page.goto(address)
     page.locator(".card .value").first.wait_for()
     watch.mark("the first page is painted")

@@ -124,7 +124,7 @@ def live(
     evaluations: int = 300,
     ticks: int = 30,
 ) -> None:
-    """What an update of Runs costs: updates are those that the browser's timer asks for."""
+    """The cost of an update of Runs, as the browser's timer asks for it."""
     for count in finished:
         with tempfile.TemporaryDirectory() as folder:
             print(f"{count} finished runs of {evaluations} evaluations, {active} that go on")

@@ -1,4 +1,4 @@
-"""What every table needs: a teacher, proxy images, test images with the teacher's logits, and scores in both bases."""
+"""The setting of every table: a teacher, proxy and test images, the teacher's logits, scores in both bases."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def store(tmp_path: Path) -> RunStore:
 
 
 def messages(test: AppTest) -> dict[str, Any]:
-    """What the two elements carry."""
+    """The messages of the two elements."""
     found = {element.proto.component_name: element.proto for element in test.get("bidi_component")}
     return {
         "picture": json.loads(found["runs_charts"].bytes),

@@ -1,4 +1,4 @@
-"""What a browser sends: links, paths, names and numbers, however odd, are refused in a sentence and lead nowhere."""
+"""Input from a browser: links, paths, names and numbers, however odd, are refused in a sentence and lead nowhere."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def shown_scores(test: AppTest) -> ImportanceScores:
 
 
 def link_of(test: AppTest) -> dict[str, str]:
-    """What another browser would be given; values that the page wrote come as lists."""
+    """The link that another browser would get; values that the page wrote come as lists."""
     return {key: v if isinstance(v := test.query_params[key], str) else v[0] for key in test.query_params}
 
 

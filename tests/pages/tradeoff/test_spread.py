@@ -1,4 +1,4 @@
-"""How a plan is spread over blocks: in the link, in the table, and over the sliders."""
+"""The spread of a plan over blocks: in the link, in the table, and over the sliders."""
 
 from __future__ import annotations
 
