@@ -115,6 +115,7 @@ def removal_job(
         adapter = adapt(live.model, live.shape)
         batches, indices = _batches(model, count, adapter, report)
         result = remove_one(adapter, batches, key, number, lambda done: report(done / len(indices)))
+        indices = data.readable(indices)
         maps = None
         if component == "attention":
             top = indices[np.argsort(-result.kl.numpy(), kind="stable")[:MAPS]]
@@ -163,7 +164,7 @@ def direction_removal_job(model: OpenModel, component: Component, block: int, nu
             rotated = adapt(prune_directions(live.model, shape, whole_plan(shape), stats), shape)
             result = remove_one(rotated, batches, key, number, lambda done: report(done / len(indices)))
             before, after = result.before, result.after
-        return effect_of(model, before, after, indices)
+        return effect_of(model, before, after, data.readable(indices))
 
     return jobs.ensure(f"remove direction {model.data_key} {key} {number}", work, f"Removing number {number}")
 

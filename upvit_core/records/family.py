@@ -6,8 +6,8 @@ Everything else goes by `ModelShape.groups`, so no other module asks which archi
 1. `records/shape.py`: the fields that its widths need, with defaults that older records can leave out;
    `records/known_shapes.py`: the shapes that its library has names for;
 2. a file in `models/`: `layout` (its tensors, without torch), `build`, `arguments`, a reader of live models, an adapter
-   that extends `TransformerAdapter`; `models/keys.py` and `models/checkpoint.py` where its files name the
-   tensors in another way;
+   that extends `TransformerAdapter`; the module of timm that defines it in `TIMM_MODULES` of `models/config.py`;
+   `models/keys.py` and `models/checkpoint.py` where its files name the tensors in another way;
 3. functions for the other fields of `Family`; the ones that exist serve wherever they are true of it (GPT-2 and ViT
    share the multiply-accumulates of a block). What it cannot do gets a function that refuses in one sentence;
 4. its entry in `FAMILIES`. Every field is required, and `tests/records/test_family.py` resolves each address.
