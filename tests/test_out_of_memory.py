@@ -54,7 +54,7 @@ def test_loss_and_gradients_are_the_whole_batch_s(train_images: Any, room: int, 
     expected = steps(make_job(train_images, **WHOLE))
     job = make_job(train_images, **WHOLE)
     lines: list[str] = []
-    job.say = lines.append
+    job.notify = lines.append
     room_for(job.student, room)
     others = steps(job)
     assert job.parts == parts
