@@ -74,14 +74,14 @@ class Live {
     this.plots.features.host.hidden = !features;
     this.plots.speed.draw(this.speed(runs, quantity));
     this.plots.loss.draw(this.steps(runs, "loss", "train"));
-    this.plots.judge.draw(this.steps(runs, quantity, "evals"));
+    this.plots.task.draw(this.steps(runs, quantity, "evals"));
     if (features) this.plots.features.draw(this.steps(runs, "features", "train"));
   }
 
   tips(run, i, quantity) {
     const { evals } = run, { titles, relative } = this.view, at = (name) => evals.at(i, name);
     return [
-      ["run", run.label], ["plan", run.plan], ["point", PHASES[at("phase")]], [titles.judge, number(at(quantity))],
+      ["run", run.label], ["plan", run.plan], ["point", PHASES[at("phase")]], [titles.task, number(at(quantity))],
       [quantity === "top1" ? "test images" : "test tokens", number(at("images"), 9)],
       [relative ? "speed, × the teacher's" : "speed", number(at("images_per_s") / this.unit(run))], ["KL to the teacher, nats", number(at("kl_teacher"))],
       ["epoch", number(at("epoch"))], ["step", number(at("step"), 9)], ["seconds of training", number(at("seconds"))],
@@ -97,7 +97,7 @@ class Live {
     return [...named].map(([label, group]) => {
       const speeds = group.map((run) => run.teacher.images_per_s).sort((a, b) => a - b), last = group.at(-1).teacher, half = speeds.length >> 1;
       const x = this.view.relative ? 1 : speeds.length % 2 ? speeds[half] : (speeds[half - 1] + speeds[half]) / 2;
-      const told = [["teacher", label], [this.view.titles.judge, number(last[quantity])], ["test images", number(last.images, 9)], ["speed, median over runs", number(x)], ["runs", group.length], ["device", last.device]];
+      const told = [["teacher", label], [this.view.titles.task, number(last[quantity])], ["test images", number(last.images, 9)], ["speed, median over runs", number(x)], ["runs", group.length], ["device", last.device]];
       return { run: label, label, x, y: last[quantity], tip: () => told.filter(([, value]) => value) };
     });
   }
@@ -110,7 +110,7 @@ class Live {
   wholeTip(run, quantity) {
     const { whole } = run;
     return [
-      ["run, on all test images", run.label], ["plan", run.plan], [this.view.titles.judge, number(whole[quantity])],
+      ["run, on all test images", run.label], ["plan", run.plan], [this.view.titles.task, number(whole[quantity])],
       [quantity === "top1" ? "test images" : "test tokens", number(whole.images, 9)], ["KL to the teacher, nats", number(whole.kl_teacher)], ["step", number(whole.step, 9)],
     ].filter(([, value]) => value);
   }
@@ -146,7 +146,7 @@ class Live {
         ...teachers.map((teacher) => ({ ...teacher, colour: "text", size: 11, shape: "star", solid: true })),
         ...teachers.filter(({ label }) => tested.has(label)).map(({ label, x }) => ({
           run: label, x, y: tested.get(label)[`teacher_${quantity}`], colour: "text", size: 11, shape: "star", hollow: true,
-          tip: () => [["teacher, all test images", label], [titles.judge, number(tested.get(label)[`teacher_${quantity}`])], ["images or tokens", number(tested.get(label).images, 9)]],
+          tip: () => [["teacher, all test images", label], [titles.task, number(tested.get(label)[`teacher_${quantity}`])], ["images or tokens", number(tested.get(label).images, 9)]],
         })),
         ...published.map(([label, x, y, note]) => ({
           run: "published", x, y, colour: "quiet", size: 7, shape: "diamond", hollow: true, solid: true,
@@ -162,22 +162,22 @@ class Live {
   }
 
   steps(runs, quantity, kind) {
-    const { titles, larger } = this.view, judged = kind === "evals", title = judged ? titles.judge : titles[quantity];
-    const whole = judged ? runs.filter((run) => run.whole && run.whole[quantity] !== null && run.whole.step !== null) : [];
-    const lines = runs.map((run) => ({ run, rows: run[kind].rows("step", quantity).filter((i) => !judged || run.evals.at(i, "phase") > 0) })).filter(({ rows }) => rows.length);
+    const { titles, larger } = this.view, evaluated = kind === "evals", title = evaluated ? titles.task : titles[quantity];
+    const whole = evaluated ? runs.filter((run) => run.whole && run.whole[quantity] !== null && run.whole.step !== null) : [];
+    const lines = runs.map((run) => ({ run, rows: run[kind].rows("step", quantity).filter((i) => !evaluated || run.evals.at(i, "phase") > 0) })).filter(({ rows }) => rows.length);
     const at = (run, i) => ({ x: run[kind].at(i, "step"), y: run[kind].at(i, quantity) });
     const tip = (run, i) => () => [
       ["run", run.label], ["step", number(run[kind].at(i, "step"), 9)], [title, number(run[kind].at(i, quantity))],
-      ["epoch", number(run[kind].at(i, "epoch"))], ["seconds of training", number(run[kind].at(i, "seconds"))], ...(judged ? [[quantity === "top1" ? "test images" : "test tokens", number(run.evals.at(i, "images"), 9)]] : []),
+      ["epoch", number(run[kind].at(i, "epoch"))], ["seconds of training", number(run[kind].at(i, "seconds"))], ...(evaluated ? [[quantity === "top1" ? "test images" : "test tokens", number(run.evals.at(i, "images"), 9)]] : []),
     ].filter(([, value]) => value);
     const told = lines.map(({ run, rows }) => `${run.label} ${number(at(run, rows.at(-1)).y)} at step ${number(at(run, rows.at(-1)).x, 9)}`).concat(this.wholes(whole, quantity)).join("; ");
     return {
-      key: quantity, larger, x: { title: "step", zero: true }, y: { title: judged ? titles.y : title, log: quantity === "perplexity" },
+      key: quantity, larger, x: { title: "step", zero: true }, y: { title: evaluated ? titles.y : title, log: quantity === "perplexity" },
       alt: `${title} against step: ${told || "nothing yet"}.`,
       lines: lines.map(({ run, rows }) => ({ at: rows.map((i) => Object.values(at(run, i))), colour: run.colour, width: 1.8 })),
       points: [
         ...lines.flatMap(({ run, rows }) => rows.map((i, place) => ({
-          run: run.id, ...at(run, i), colour: run.colour, tip: tip(run, i), size: place === rows.length - 1 ? 4.4 : judged ? 2.8 : 0,
+          run: run.id, ...at(run, i), colour: run.colour, tip: tip(run, i), size: place === rows.length - 1 ? 4.4 : evaluated ? 2.8 : 0,
         }))),
         ...whole.map((run) => ({ run: run.id, x: run.whole.step, y: run.whole[quantity], colour: run.colour, size: 4.5, shape: "square", hollow: true, tip: () => this.wholeTip(run, quantity) })),
       ],
