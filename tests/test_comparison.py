@@ -6,12 +6,12 @@ from upvit_core.comparison import compare_criteria
 from upvit_core.data import open_images
 from upvit_core.importance.score import score
 from upvit_core.models.checkpoint import load_model
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.pruning.surgery import prune
 
 
 def plan(record):
-    return plan_uniform(record, residual=0.25, attention=0.25, ffn=0.5, snap=True)
+    return plan_uniform(record, Ratios(0.25, 0.25, 0.5), snap=True)
 
 
 def test_rows_equal_doing_it_by_hand() -> None:

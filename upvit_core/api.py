@@ -29,6 +29,7 @@ from upvit_core.pruning.basis.scores import score_directions
 from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.training.batches import TrainingBatches, batch_source
 from upvit_core.training.distillation import Distillation, make_accelerator
@@ -93,9 +94,7 @@ def plan(
     `WhatIf` spreads shares over blocks in other ways. Raises PlanError for an illegal share, head count or budget.
     """
     if budget is None:
-        return plan_uniform(
-            scores, residual=residual, attention=attention, ffn=ffn, heads=heads, snap=True, basis=scores.basis
-        )
+        return plan_uniform(scores, Ratios(residual, attention, ffn), heads=heads, snap=True, basis=scores.basis)
     if residual or attention or ffn:
         raise PlanError("A budget chooses the shares itself; give a budget or shares, not both.")
     limit = Budget.parse(budget.split(","))

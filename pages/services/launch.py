@@ -42,12 +42,11 @@ def ratio_sweep(what_if: WhatIf) -> list[WhatIf]:
     """Three plans around one: a lighter cut, itself, a heavier cut."""
 
     def moved(share: float) -> WhatIf:
-        asked = {key: getattr(what_if, key) for key in ("residual", "attention", "ffn", "reduction")}
-        ratios = {
-            key: min(round(value * share), MAX_REMOVED_PERCENT) for key, value in asked.items() if value is not None
+        percents = {
+            name: min(round(percent * share), MAX_REMOVED_PERCENT) for name, percent in what_if.percents.items()
         }
         spread = "uniform" if what_if.widths else what_if.allocation
-        return replace(what_if, **ratios, allocation=spread, widths="")
+        return what_if.with_percents(percents, allocation=spread, widths="")
 
     return [moved(0.6), what_if, moved(1.4)]
 

@@ -9,6 +9,7 @@ from pages.services.open_model import OpenModel
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.planning.widths import widths_of, write_widths
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.ratios import NAMES
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.source import Source
 from upvit_core.runs.commands import command
@@ -65,7 +66,7 @@ def _widths(scores: ImportanceScores | None, what_if: WhatIf, plan: PruningPlan)
     """Options of `plan` for its widths; blocks are left out by --depth, so the widths are those with all of them."""
     before = plan.shape_before
     if before.one_share:
-        return {key: plan.requested.get(key) for key in ("residual", "attention", "ffn", "reduction")} | {"snap": True}
+        return {name: plan.requested.get(name) for name in NAMES} | {"snap": True}
     if plan.shape_after.depth < before.depth:
         plan = replace(what_if, depth=None).plan(scores or open_model.no_scores(before))
     after = plan.shape_after

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
 
 import streamlit as st
 
 from pages.services.session import resolve, session
 from upvit_core.errors import PlanError
+from upvit_core.planning.depth import ORDERS, Order
 from upvit_core.planning.what_if import (
     ALLOCATIONS,
     MAX_REMOVED_PERCENT,
     ROUNDINGS,
+    SLIDERS,
     Allocation,
-    Order,
     SliderValues,
     WhatIf,
     default_what_if,
@@ -26,7 +26,6 @@ from upvit_core.records.shape import ModelShape
 
 CHANNELS, DIRECTIONS = "Channels", "Directions"
 # Keys of widgets, and of the link. The sliders have those of the fields of WhatIf.
-KEYS = ("residual", "attention", "heads", "ffn")
 BASIS, REPAIR, DEPTH, ORDER = "basis", "repair", "depth", "order-of-cuts"
 ALLOCATION, ROUND_TO, WIDTHS = "allocation", "round-to", "widths"
 ALL_BLOCKS = 1_000_000  # more than any model has: the slider of the depth then goes to its end
@@ -34,7 +33,7 @@ ALL_BLOCKS = 1_000_000  # more than any model has: the slider of the depth then 
 
 def keys_of(shape: ModelShape) -> tuple[str, ...]:
     """The sliders that this model has."""
-    return KEYS + (("reduction",) if "reduction" in shape.components else ())
+    return tuple(key for key in SLIDERS if key == "heads" or key in shape.components)
 
 
 def current(shape: ModelShape) -> WhatIf:
@@ -44,26 +43,19 @@ def current(shape: ModelShape) -> WhatIf:
     def setting(key: str, attribute: str = "") -> object:
         return resolve(key, getattr(saved, attribute or key) if saved else None)
 
-    residual, attention, ffn = (
-        _percent(setting(key), default)
-        for key, default in (("residual", start.residual), ("attention", start.attention), ("ffn", start.ffn))
-    )
+    percents = {key: _percent(setting(key), default) for key, default in start.percents.items()}
     heads = _whole(setting("heads"))
     heads = heads if heads in head_options(shape) else start.heads
-    reduction = None if start.reduction is None else _percent(setting("reduction"), start.reduction)
     basis = Basis.DIRECTIONS if setting(BASIS) in ("directions", DIRECTIONS) else Basis.CHANNELS
     depth = _whole(resolve(DEPTH, saved.depth or ALL_BLOCKS if saved else None))
-    order: Order = next((order for order in get_args(Order) if setting(ORDER, "order") == order), "together")
+    order: Order = next((order for order in ORDERS if setting(ORDER, "order") == order), "together")
     round_to = _whole(setting(ROUND_TO, "round_to"))
-    what_if = WhatIf(
-        residual,
-        attention,
-        heads,
-        ffn,
-        basis,
+    what_if = start.with_percents(
+        percents,
+        heads=heads,
+        basis=basis,
         repair=setting(REPAIR) in (True, "true"),
         round_to=round_to if round_to in ROUNDINGS else 1,
-        reduction=reduction,
         depth=depth if depth is not None and len(shape.depths) <= depth < shape.depth else None,
         order=order,
     )
@@ -108,7 +100,7 @@ def set_to(what_if: WhatIf) -> None:
     """Move the sliders; to be called before they are drawn, or in a callback."""
     remember(what_if)
     state = st.session_state
-    for key in (*KEYS, "reduction"):
+    for key in SLIDERS:
         value = getattr(what_if, key)
         if value is not None:
             state[key] = value

@@ -14,12 +14,11 @@ from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.tradeoff.estimates import is_kl
 from pages.tradeoff.state import state
-from pages.tradeoff.tried_plans import with_shares
 from upvit_core import units
 from upvit_core.errors import PlanError
 from upvit_core.planning.budget import BestPlan, Budget, Family, best_plan
 from upvit_core.planning.budget_depth import best_over_depth
-from upvit_core.planning.budget_stages import best_shares
+from upvit_core.planning.budget_stages import best_shares, percents_of
 from upvit_core.planning.what_if import WhatIf, what_if_from_widths
 from upvit_core.planning.widths import whole_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -189,7 +188,7 @@ def apply_best(search: Search, chosen: Family) -> None:
     state().budget = result
     model, now, best = search.model, search.now, result.best[chosen].plan
     if model.shape.one_share:
-        session().move_to = with_shares(now, best)
+        session().move_to = now.with_percents(percents_of(best))
     else:
         depth = best.shape_after.depth
         now = replace(now, widths="", depth=depth if depth < model.shape.depth else None, order="together")

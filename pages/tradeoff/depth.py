@@ -12,7 +12,8 @@ from pages.services.open_model import OpenModel
 from pages.services.slider_state import DEPTH, ORDER
 from pages.widgets import charts, progress
 from upvit_core.figures.blocks import depth_curve, half_blocks
-from upvit_core.planning.what_if import Order, WhatIf
+from upvit_core.planning.depth import Order
+from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores

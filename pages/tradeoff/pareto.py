@@ -14,9 +14,10 @@ from pages.services.session import session
 from pages.tradeoff import tried_plans
 from pages.tradeoff.estimates import latencies
 from pages.tradeoff.state import state
-from pages.tradeoff.tried_plans import TriedPlan, with_shares
+from pages.tradeoff.tried_plans import TriedPlan
 from pages.widgets import charts, progress, terms
 from upvit_core.figures.pareto import Line, Point, plot_pareto
+from upvit_core.planning.budget_stages import percents_of
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.pareto import candidate_plans
 from upvit_core.planning.what_if import WhatIf, what_if_from_widths
@@ -178,7 +179,7 @@ def candidates_job(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> j
         for name, plan in plans:
             shape = plan.shape_after
             if shape.one_share:
-                what_if = with_shares(replace(plain, allocation="uniform", round_to=1), plan)
+                what_if = plain.with_percents(percents_of(plan), allocation="uniform", round_to=1)
             else:
                 what_if = what_if_from_widths(widths_of(shape), model.shape, plain)
             entry = TriedPlan(what_if, count_parameters(shape), count_macs(shape), predicted_loss(scores, plan))

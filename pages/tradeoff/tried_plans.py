@@ -16,13 +16,11 @@ from pages.tradeoff.state import state
 from upvit_core import units
 from upvit_core.figures.pareto import Line, Point
 from upvit_core.figures.published import PUBLISHED
-from upvit_core.planning.budget_stages import percents_of
 from upvit_core.planning.pareto import dominated
 from upvit_core.planning.uniform import uniform_table
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.known_shapes import deit_shape
-from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
 from upvit_core.records.task import Task
@@ -87,18 +85,6 @@ def record(model: OpenModel, scores: ImportanceScores, entry: TriedPlan) -> None
     known[key] = entry if before is None else entry.with_earlier(before)
     while len(known) > MOST_TRIED:
         known.pop(next(iter(known)))
-
-
-def with_shares(now: WhatIf, plan: PruningPlan) -> WhatIf:
-    """The sliders at the shares of a plan of a staged model, one share for all stages."""
-    shares = percents_of(plan)
-    return replace(
-        now,
-        residual=shares["residual"],
-        attention=shares["attention"],
-        ffn=shares["ffn"],
-        reduction=shares.get("reduction"),
-    )
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

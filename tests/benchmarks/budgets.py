@@ -19,7 +19,7 @@ from upvit_core.data import open_images, proxy_indices
 from upvit_core.evaluation import evaluate, predict
 from upvit_core.models.checkpoint import load_model
 from upvit_core.planning.budget import Budget, best_plan
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_macs
 from upvit_core.pruning.prune import cut
 from upvit_core.records.plan import PruningPlan
@@ -53,7 +53,7 @@ def main() -> None:
     full = count_macs(scores.shape)
     rows, solved = [], []
     for ratio in RATIOS:
-        equal = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True)
+        equal = plan_uniform(scores, Ratios.equal(ratio), snap=True)
         macs = count_macs(equal.shape_after)
         row: Row = {"ratio": f"{ratio:.0%}", "MACs": f"{macs / full:.1%}"}
         equal_kl, top1 = measure(equal)

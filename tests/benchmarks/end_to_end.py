@@ -17,7 +17,7 @@ import torch
 from tests.benchmarks.report import Row, publish
 from upvit_core.models.checkpoint import build_model, load_model
 from upvit_core.paths import DEMO_FOLDER
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.throughput import Throughput, measure
 from upvit_core.records.plan import PruningPlan
@@ -56,7 +56,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = load_model("demo")
     scores = ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
-    plan = plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5, heads=3)
+    plan = plan_uniform(scores, Ratios.equal(0.5), heads=3)
     with tempfile.TemporaryDirectory() as folder:
         pruned, scratch = (
             run(plan, Path(folder), arguments.epochs, seed=arguments.seed, scratch=which) for which in (False, True)

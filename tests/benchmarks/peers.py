@@ -38,7 +38,7 @@ from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import build_model, load_model
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.budget import Budget, best_plan
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.planning.widths import parse_widths, widths_of, write_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.throughput import compare
@@ -136,7 +136,7 @@ class Bench:
 
     def target(self, ratio: float) -> PruningPlan:
         """The equal-ratio plan, whose MACs all get."""
-        return plan_uniform(self.scores("kl", 0), residual=ratio, attention=ratio, ffn=ratio, snap=True)
+        return plan_uniform(self.scores("kl", 0), Ratios.equal(ratio), snap=True)
 
     def cut(self, way: Way, ratio: float, seed: int) -> Cut:
         target = self.target(ratio)
@@ -159,7 +159,7 @@ class Bench:
         if way.allocation == "budget":
             plan = best_plan(scores, Budget(macs=macs), basis=way.basis).plan
         else:
-            plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True, basis=way.basis)
+            plan = plan_uniform(scores, Ratios.equal(ratio), snap=True, basis=way.basis)
         began = time.perf_counter()
         thin = cut(self.teacher, plan, repair=way.repair, data=self.train, images=self.images, seed=seed, stats=stats)
         return Cut(thin, plan.shape_after, seconds, time.perf_counter() - began)

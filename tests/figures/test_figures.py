@@ -25,7 +25,7 @@ from upvit_core.figures.removal import attention_pair, by_class
 from upvit_core.figures.score_grid import channel_at, find, heading, picture, score_table
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
 from upvit_core.planning.difference import difference
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
@@ -50,7 +50,7 @@ def scores() -> ImportanceScores:
 
 @pytest.fixture(scope="module")
 def plan(scores: ImportanceScores) -> PruningPlan:
-    return plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.25, heads=2)
+    return plan_uniform(scores, Ratios(0.5, 0.5, 0.25), heads=2)
 
 
 def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[], Chart]]:
@@ -78,7 +78,7 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "merging": lambda: draw_head_merging(scores, plan, 1, LIGHT),
         "by class": lambda: by_class("abcde", np.arange(30) % 5, kl, kl > 1, "ffn", LIGHT),
         "attention pair": lambda: attention_pair(np.eye(3) / 3, np.full((3, 3), 1 / 9), DARK),
-        "versus": lambda: versus(scores, difference(plan, plan_uniform(scores, residual=0.25, heads=2)), LIGHT),
+        "versus": lambda: versus(scores, difference(plan, plan_uniform(scores, Ratios(residual=0.25), heads=2)), LIGHT),
         "front": lambda: plot_pareto(points, lines, LIGHT, x_title="parameters", y_title="KL", log_y=True),
         "place": lambda: rank_chart(scores, "attention", 1, 5, group, group < 6, LIGHT),
         "kl by image": lambda: kl_by_image(kl, kl > 1, "residual", DARK),

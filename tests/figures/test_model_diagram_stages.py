@@ -12,7 +12,7 @@ from upvit_core.figures.heatmaps import heatmap, strips
 from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.score_grid import channel_at, find, picture, score_table
 from upvit_core.figures.theme import DARK, LIGHT
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.known_shapes import pvt_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
 
@@ -28,7 +28,7 @@ def scores() -> ImportanceScores:
 
 
 def test_every_component_has_a_row_for_each_of_its_places(scores: ImportanceScores) -> None:
-    plan = plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5)
+    plan = plan_uniform(scores, Ratios.equal(0.5))
     rows = {component: picture(scores, component, plan) for component in SHAPE.components}
     assert {name: p.blocks for name, p in rows.items()} == {
         "residual": (0, 1, 2, 3), "attention": tuple(range(8)), "ffn": tuple(range(8)), "reduction": tuple(range(6)),
@@ -47,7 +47,7 @@ def test_every_component_has_a_row_for_each_of_its_places(scores: ImportanceScor
 
 
 def test_figures_are_valid(scores: ImportanceScores) -> None:
-    plan = plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5, reduction=0.25)
+    plan = plan_uniform(scores, Ratios(0.5, 0.5, 0.5, 0.25))
     charts = [strips(scores, plan, LIGHT), draw_model(SHAPE, DARK), draw_model(SHAPE, LIGHT, plan.shape_after)]
     for component in SHAPE.components:
         charts.append(heatmap(scores, component, plan, LIGHT)[0])

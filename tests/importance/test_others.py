@@ -16,7 +16,7 @@ from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.importance.refine import Refine, cut_of, default_cuts
 from upvit_core.importance.score import make_criterion
 from upvit_core.models.build import adapt
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.scores import ImportanceScores
 
@@ -101,7 +101,7 @@ def test_refine_is_exact_where_it_says_and_spends_no_more_than_allowed() -> None
     )
     assert same >= sum(got.notes["exact"].values())
     np.testing.assert_allclose(got.residual, exact.residual, rtol=1e-9)
-    plans = [plan_uniform(s, ffn=0.5) for s in (exact, got)]
+    plans = [plan_uniform(s, Ratios(ffn=0.5)) for s in (exact, got)]
     assert compare(exact, got, *plans)[2].overlap > 0.95
 
 
@@ -153,7 +153,7 @@ def test_every_criterion_has_a_name_and_an_unknown_one_is_refused() -> None:
 def test_undecided_channels_are_those_whose_errors_reach_the_cut() -> None:
     model, shape = tiny()
     exact = KL().attribute(adapt(model, shape), TensorProxy(images(8)))
-    plan = plan_uniform(exact, residual=0.5, attention=0.5, ffn=0.25, heads=2)
+    plan = plan_uniform(exact, Ratios(0.5, 0.5, 0.25), heads=2)
     found = uncertain(exact, plan)
     assert found["residual"][1] == shape.embed_dim
     kept, count = [set(plan.kept(f"attention.{b}")) for b in range(shape.depth)], 0
@@ -172,7 +172,7 @@ def test_undecided_channels_are_those_whose_errors_reach_the_cut() -> None:
 def test_the_cut_of_a_plan_keeps_its_widths() -> None:
     model, shape = tiny()
     exact = Magnitude().attribute(adapt(model, shape))
-    plan = plan_uniform(exact, residual=0.5, attention=0.5, ffn=0.25, heads=2)
+    plan = plan_uniform(exact, Ratios(0.5, 0.5, 0.25), heads=2)
     groups = cut_of(plan).groups
     assert groups["residual"] == (1, 8)
     assert groups["attention.1"] == (2, 4)

@@ -23,7 +23,7 @@ from upvit_core.importance.magnitude import Random
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model, save_model
 from upvit_core.planning.depth import plan_depth, plan_depth_only
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.block_removals import BlockRemovals, Candidate, Step, candidates, without
@@ -70,7 +70,7 @@ def test_each_stage_keeps_what_it_is_told_to() -> None:
     gone = tuple(name(half) for step in record.steps for half in step.removed)
     expected = pvt.logits(state, images(), HEADS, scales, skipped=gone)
     torch.testing.assert_close(thin(images()), expected, rtol=1e-9, atol=1e-11)
-    width = plan_uniform(Random(2).attribute(adapt(model, shape)), residual=0.25, ffn=0.5, snap=True)
+    width = plan_uniform(Random(2).attribute(adapt(model, shape)), Ratios(residual=0.25, ffn=0.5), snap=True)
     both = plan_depth(width, record, 5).shape_after
     assert (both.depths, both.embed_dims) == ((2, 1, 1, 1), width.shape_after.embed_dims)
     for wrong, words in (((2, 3, 1, 2), "already"), ((0, 1, 1, 1), "stages of"), ((1, 1), "stages of"), (3, "4 to 7")):

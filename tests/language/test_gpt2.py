@@ -18,7 +18,7 @@ from upvit_core.importance.kl import KL
 from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import build_model, load_model, save_model
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.shape import ModelShape
@@ -176,7 +176,7 @@ def test_magnitudes_read_every_tensor_that_carries_a_channel() -> None:
 def half_plan(heads: int | None = 2):
     model, shape = tiny_gpt2()
     scores = Random(3).attribute(adapt(model, shape))
-    return plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5, heads=heads)
+    return plan_uniform(scores, Ratios.equal(0.5), heads=heads)
 
 
 def test_surgery_equals_an_independent_slice() -> None:
@@ -215,7 +215,7 @@ def test_ffn_and_unmerged_attention_equal_masks() -> None:
     """Narrower heads change the scale of the logits inside; surgery folds that back into the queries."""
     model, shape = tiny_gpt2()
     scores = Random(5).attribute(adapt(model, shape))
-    plan = plan_uniform(scores, attention=2 / 3, ffn=0.5, heads=4)
+    plan = plan_uniform(scores, Ratios(attention=2 / 3, ffn=0.5), heads=4)
     thin = prune(model, shape, plan)
     masked = build_model(shape).double().eval()
     masked.load_state_dict(model.state_dict())

@@ -13,14 +13,14 @@ from tests.support.tiny_text import Blocks, tiny_gpt2, tokens
 from upvit_core.errors import PlanError
 from upvit_core.importance.magnitude import Magnitude
 from upvit_core.models.build import adapt
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.pruning.repair import repair
 from upvit_core.pruning.surgery import prune
 
 
-def plan_of(**wish):
+def plan_of(heads: int | None = None, **ratios: float):
     model, shape = tiny_gpt2()
-    return plan_uniform(Magnitude(2).attribute(adapt(model, shape)), **wish)
+    return plan_uniform(Magnitude(2).attribute(adapt(model, shape)), Ratios(**ratios), heads=heads)
 
 
 def kl(model: torch.nn.Module, ids: torch.Tensor) -> float:

@@ -22,7 +22,7 @@ from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model, save_model, shape_of
 from upvit_core.models.drop_path import set_drop_path
-from upvit_core.planning.ratios import plan_groups, plan_preset, plan_uniform, presets_for
+from upvit_core.planning.ratios import Ratios, plan_groups, plan_preset, plan_uniform, presets_for
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.pruning.prune import cut
 from upvit_core.pruning.surgery import prune
@@ -109,7 +109,7 @@ def test_surgery_equals_cutting_by_hand(merged: bool) -> None:
 def test_half_of_b1_is_b0_and_stock_timm_opens_it(tmp_path: Path) -> None:
     loaded = load_model("pvt_v2_b1", pretrained=False)
     scores = Magnitude(2).attribute(adapt(loaded.model, loaded.shape))
-    plan = plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5)
+    plan = plan_uniform(scores, Ratios.equal(0.5))
     assert presets_for(loaded.shape) == ("pvt_v2_b0",)
     assert plan_preset(scores, "pvt_v2_b0").digest == plan.digest
     after = plan.shape_after
@@ -136,7 +136,7 @@ def tiny_loaded(**changes: Any) -> LoadedModel:
 def test_a_folder_of_uneven_widths_comes_back(tmp_path: Path) -> None:
     loaded = tiny_loaded()
     scores = random_scores(loaded.model, loaded.shape)
-    plan = plan_uniform(scores, residual=0.25, attention=0.5, ffn=0.3, reduction=0.5, snap=True)
+    plan = plan_uniform(scores, Ratios(0.25, 0.5, 0.3, 0.5), snap=True)
     thin = cut(loaded, plan)
     save_model(thin, tmp_path, shape=plan.shape_after, pretrained_cfg={}, plan_json=plan.to_json(), name="uneven")
     again = load_model(tmp_path)
@@ -201,7 +201,7 @@ def test_directions_say_that_they_are_for_plain_vits() -> None:
     loaded = tiny_loaded()
     scores = random_scores(loaded.model, loaded.shape)
     with pytest.raises(PlanError, match="Directions are defined for plain ViTs"):
-        plan_uniform(scores, residual=0.5, snap=True, basis="directions")
+        plan_uniform(scores, Ratios(residual=0.5), snap=True, basis="directions")
 
 
 def test_a_plan_must_keep_a_block_of_every_stage() -> None:
@@ -217,7 +217,7 @@ def test_a_plan_must_keep_a_block_of_every_stage() -> None:
 def test_uniform_ratios_reach_every_group() -> None:
     model, shape = tiny_pvt(embed_dims=(8, 8, 8, 16))
     scores = random_scores(model, shape)
-    plan = plan_uniform(scores, residual=0.5, attention=0.25, ffn=0.5, reduction=0.75, snap=True)
+    plan = plan_uniform(scores, Ratios(0.5, 0.25, 0.5, 0.75), snap=True)
     shares = {"residual": 0.5, "attention": 0.75, "ffn": 0.5, "reduction": 0.25}
     for before, after in zip(shape.groups, plan.shape_after.groups, strict=True):
         assert after.width == before.width * shares[before.component], before.key
@@ -228,7 +228,9 @@ def test_uniform_ratios_reach_every_group() -> None:
 
 def test_export_runs_in_onnxruntime(tmp_path: Path) -> None:
     loaded = tiny_loaded()
-    plan = plan_uniform(random_scores(loaded.model, loaded.shape), residual=0.25, ffn=0.5, reduction=0.5, snap=True)
+    plan = plan_uniform(
+        random_scores(loaded.model, loaded.shape), Ratios(residual=0.25, ffn=0.5, reduction=0.5), snap=True
+    )
     thin = cut(loaded, plan)
     result = export_onnx(thin, plan.shape_after, tmp_path / "thin.onnx")
     assert result["max_abs_difference"] < 1e-4

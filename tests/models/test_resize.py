@@ -16,7 +16,7 @@ from upvit_core.errors import CheckpointError
 from upvit_core.importance.magnitude import Magnitude
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import load_model, save_model
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 
 
 def saved(folder: Path, variant: str) -> Path:
@@ -46,7 +46,7 @@ def test_a_size_that_patches_do_not_divide_is_refused(tmp_path: Path) -> None:
 def test_a_plan_made_at_one_size_cuts_the_model_at_another(tmp_path: Path) -> None:
     folder = saved(tmp_path / "model", "class token")
     loaded = load_model(folder)
-    plan = plan_uniform(Magnitude(1).attribute(adapt(loaded.model, loaded.shape)), residual=0.5, ffn=0.5)
+    plan = plan_uniform(Magnitude(1).attribute(adapt(loaded.model, loaded.shape)), Ratios(residual=0.5, ffn=0.5))
     plan.save(tmp_path / "plan.json")
     thin = str(tmp_path / "thin")
     arguments = ["prune", str(folder), str(tmp_path / "plan.json"), "--img-size", "24", "--out", thin]

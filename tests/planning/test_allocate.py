@@ -9,7 +9,7 @@ from tests.support.planning import SHAPE, scores
 from upvit_core.errors import PlanError
 from upvit_core.planning.allocate import GlobalRanking, plan_allocated
 from upvit_core.planning.curves import predicted_loss, removal_curves
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.shape import BlockShape
 
@@ -27,13 +27,13 @@ def dropped(plan, record) -> dict[str, set[int]]:
 
 def test_uniform_is_the_letters() -> None:
     record = scores()
-    ours = plan_allocated(record, residual=0.5, attention=0.5, ffn=0.75, heads=3)
-    assert ours.digest == plan_uniform(record, residual=0.5, attention=0.5, ffn=0.75, heads=3).digest
+    ours = plan_allocated(record, Ratios(0.5, 0.5, 0.75), heads=3)
+    assert ours.digest == plan_uniform(record, Ratios(0.5, 0.5, 0.75), heads=3).digest
 
 
 def test_isomorphic_keeps_the_best_of_each_kind() -> None:
     record = scores()
-    plan = plan_allocated(record, residual=0.25, attention=0.5, ffn=0.5, allocation="isomorphic")
+    plan = plan_allocated(record, Ratios(0.25, 0.5, 0.5), allocation="isomorphic")
     gone = dropped(plan, record)
     ranked = sorted((record.ffn(b)[c], b, c) for b in range(3) for c in range(96))
     for b in range(3):
@@ -49,7 +49,7 @@ def test_isomorphic_keeps_the_best_of_each_kind() -> None:
 
 def test_global_is_one_threshold() -> None:
     record = scores()
-    plan = plan_allocated(record, residual=0.5, attention=0.5, ffn=0.5, heads=1, allocation="global")
+    plan = plan_allocated(record, Ratios.equal(0.5), heads=1, allocation="global")
     gone = dropped(plan, record)
     highest_gone = max(record.values[key][c] for key, channels in gone.items() for c in channels)
     narrow = {"residual": 1, "attention.0": 1}
@@ -90,9 +90,7 @@ def test_global_per_cost_divides_by_what_the_channel_saves(per: str) -> None:
 def test_every_plan_is_legal_and_rounded(allocation, round_to: int) -> None:
     for shape in (SHAPE, UNEVEN):
         for ratio in (0, 0.3, 0.97):
-            plan = plan_allocated(
-                scores(shape), residual=ratio, attention=ratio, ffn=ratio, allocation=allocation, round_to=round_to
-            )
+            plan = plan_allocated(scores(shape), Ratios.equal(ratio), allocation=allocation, round_to=round_to)
             for before, after in zip(shape.blocks, plan.shape_after.blocks, strict=True):
                 for width, full in ((after.ffn, before.ffn), (after.attention, before.attention)):
                     assert width % round_to == 0 or width == full
@@ -101,7 +99,7 @@ def test_every_plan_is_legal_and_rounded(allocation, round_to: int) -> None:
 
 def test_predicted_loss_adds_what_goes() -> None:
     record = scores(images=10)
-    plan = plan_allocated(record, residual=0.3, attention=0.5, ffn=0.7, allocation="global")
+    plan = plan_allocated(record, Ratios(0.3, 0.5, 0.7), allocation="global")
     by_hand = sum(record.values[key][c] for key, channels in dropped(plan, record).items() for c in channels) / 10
     assert predicted_loss(record, plan) == pytest.approx(by_hand, rel=1e-12)
 
@@ -109,8 +107,6 @@ def test_predicted_loss_adds_what_goes() -> None:
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"ffn": 1.0}, "The ffn ratio is the share removed"),
-        ({"attention": float("nan")}, "attention ratio"),
         ({"heads": 4}, "cannot be merged into 4"),
         ({"heads": [6, 3]}, "2 head counts were given for the 3 blocks"),
         ({"allocation": "best"}, "no allocation 'best'"),

@@ -16,7 +16,7 @@ from upvit_core.errors import PlanError
 from upvit_core.planning import budget_stages
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.pareto import candidate_plans, pareto_rows
-from upvit_core.planning.ratios import plan_uniform, uniform_widths
+from upvit_core.planning.ratios import Ratios, plan_uniform, uniform_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.known_shapes import pvt_shape
 from upvit_core.records.scores import ImportanceScores
@@ -42,8 +42,8 @@ def test_no_shares_tried_by_hand_lose_less(
     for r, a, f, d in product(range(few), repeat=4):
         if stock and not r == a == d:
             continue
-        ratios = {"residual": r / 100, "attention": a / 100, "ffn": f / 100}
-        widths, _ = uniform_widths(shape, **ratios, **({} if d == r else {"reduction": d / 100}), snap=True)
+        ratios = Ratios(r / 100, a / 100, f / 100, None if d == r else d / 100)
+        widths, _ = uniform_widths(shape, ratios, snap=True)
         after = shape.with_widths(widths)
         if count_parameters(after) > limits["params"] or count_macs(after) > limits["macs"]:
             continue
@@ -113,8 +113,7 @@ def test_no_shares_tried_by_hand_are_better_in_time(
     for r, a, f, d in product(range(few), repeat=4):
         if stock and not r == a == d:
             continue
-        ratios = {"residual": r / 100, "attention": a / 100, "ffn": f / 100}
-        plan = plan_uniform(scores, **ratios, **({} if d == r else {"reduction": d / 100}), snap=True)
+        plan = plan_uniform(scores, Ratios(r / 100, a / 100, f / 100, None if d == r else d / 100), snap=True)
         after = plan.shape_after
         if latency.of(after) <= limits["latency_ms"] and count_parameters(after) <= limits["params"]:
             lowest = min(lowest, predicted_loss(scores, plan))
@@ -160,7 +159,7 @@ def test_the_front_of_a_model_of_stages(scores: ImportanceScores, tmp_path: Path
         shares = budget_stages.percents_of(free.plan)
         if shares["reduction"] == shares["residual"]:  # then it goes with the residual
             del shares["reduction"]
-        again = plan_uniform(scores, **{key: value / 100 for key, value in shares.items()}, snap=True)
+        again = plan_uniform(scores, Ratios(**{key: value / 100 for key, value in shares.items()}), snap=True)
         assert again.shape_after == free.plan.shape_after
     assert not rows["uniform, 40% of MACs"].dominated
     with pytest.raises(PlanError, match="without stages"):

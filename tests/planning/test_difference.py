@@ -5,7 +5,7 @@ import pytest
 
 from upvit_core.errors import PlanError
 from upvit_core.planning.difference import difference
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import BlockShape, ModelShape
@@ -28,8 +28,8 @@ def kept(plan: PruningPlan, key: str) -> set[int]:
 
 
 def test_counts_are_those_of_sets() -> None:
-    a = plan_uniform(scores(), residual=0.5, attention=0.5, ffn=0.25, heads=2)
-    b = plan_uniform(scores(seed=1), residual=0.25, attention=0.5, ffn=0.5, heads=1)
+    a = plan_uniform(scores(), Ratios(0.5, 0.5, 0.25), heads=2)
+    b = plan_uniform(scores(seed=1), Ratios(0.25, 0.5, 0.5), heads=1)
     found = difference(a, b)
     assert {d.key for d in found} == set(expected_widths(SHAPE))
     for d in found:
@@ -40,9 +40,9 @@ def test_counts_are_those_of_sets() -> None:
 
 
 def test_plans_of_two_models_or_of_two_bases_are_refused() -> None:
-    a = plan_uniform(scores(), residual=0.5)
+    a = plan_uniform(scores(), Ratios(residual=0.5))
     other = ModelShape("wide", 32, (BlockShape(4, 24, 40),) * 3, (16, 16), (8, 8), 3, 5)
     with pytest.raises(PlanError, match="two models, small and wide"):
-        difference(a, plan_uniform(scores(other), residual=0.5))
+        difference(a, plan_uniform(scores(other), Ratios(residual=0.5)))
     with pytest.raises(PlanError, match="directions"):
-        difference(a, plan_uniform(scores(), residual=0.5, basis="directions"))
+        difference(a, plan_uniform(scores(), Ratios(residual=0.5), basis="directions"))

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from tests.support.planning import SHAPE, scores
 from upvit_core.errors import PlanError
-from upvit_core.planning.ratios import kept_channels, plan_preset, plan_uniform, presets_for
+from upvit_core.planning.ratios import Ratios, kept_channels, plan_preset, plan_uniform, presets_for
 from upvit_core.records.known_shapes import deit_shape
 
 
 def test_keeps_the_highest_scores() -> None:
     record = scores()
-    plan = plan_uniform(record, residual=0.5, attention=0.5, ffn=0.75, heads=3)
+    plan = plan_uniform(record, Ratios(0.5, 0.5, 0.75), heads=3)
     dropped = [c for c in range(24) if c not in plan.residual.keep]
     assert min(record.residual[list(plan.residual.keep)]) > max(record.residual[dropped])
     for b, block in enumerate(plan.blocks):
@@ -34,20 +34,21 @@ def test_ratio_zero_keeps_everything() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("ratios", "heads", "message"),
     [
-        ({"ffn": 1.0}, "share removed"),
-        ({"residual": -0.1}, "share removed"),
-        ({"residual": float("nan")}, "share removed"),
-        ({"heads": 4}, "cannot be merged into 4"),
-        ({"heads": 0}, "cannot be merged into 0"),
-        ({"residual": 0.45}, "heads do not divide; a ratio of 0.5 leaves 12"),
-        ({"attention": 0.99}, "leaves none|do not divide"),
+        ({"ffn": 1.0}, None, "The ffn ratio is the share removed"),
+        ({"residual": -0.1}, None, "residual ratio"),
+        ({"reduction": float("nan")}, None, "reduction ratio"),
+        ({}, 4, "cannot be merged into 4"),
+        ({}, 0, "cannot be merged into 0"),
+        ({"residual": 0.45}, None, "heads do not divide; a ratio of 0.5 leaves 12"),
+        ({"attention": 0.99}, None, "leaves none|do not divide"),
+        ({"reduction": 0.5}, None, "no spatial reduction"),
     ],
 )
-def test_illegal_wishes_are_clear_errors(wish, message: str) -> None:
+def test_illegal_wishes_are_clear_errors(ratios: dict[str, float], heads: int | None, message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        plan_uniform(scores(), **wish)
+        plan_uniform(scores(), Ratios(**ratios), heads=heads)
 
 
 @given(st.integers(1, 800), st.floats(0, 0.999), st.sampled_from([1, 2, 3, 6]))
@@ -74,12 +75,12 @@ def test_presets_are_offered_where_widths_allow() -> None:
 
 def test_directions_keep_the_leading_ones_and_rank_ffn_by_score() -> None:
     record = scores()
-    plan = plan_uniform(record, residual=0.5, attention=0.5, ffn=0.5, heads=3, basis="directions")
+    plan = plan_uniform(record, Ratios.equal(0.5), heads=3, basis="directions")
     assert plan.basis == "directions"
     assert plan.residual.keep == tuple(range(12))
     assert plan.blocks[0].attention.keep == (0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19)
-    assert plan.blocks[0].ffn.keep == plan_uniform(record, ffn=0.5).blocks[0].ffn.keep
+    assert plan.blocks[0].ffn.keep == plan_uniform(record, Ratios(ffn=0.5)).blocks[0].ffn.keep
     directions = replace(record, basis="directions")
-    assert plan_uniform(directions, ffn=0.5, basis="directions").basis == "directions"
+    assert plan_uniform(directions, Ratios(ffn=0.5), basis="directions").basis == "directions"
     with pytest.raises(PlanError, match="scores of directions"):
-        plan_uniform(directions, ffn=0.5)
+        plan_uniform(directions, Ratios(ffn=0.5))

@@ -7,7 +7,7 @@ import pytest
 
 from upvit_core.errors import PlanError
 from upvit_core.planning.curves import predicted_loss
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.planning.uniform import UniformTable, uniform_table
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.scores import ImportanceScores, expected_widths
@@ -42,7 +42,7 @@ def table(scores: ImportanceScores) -> UniformTable:
 def test_every_entry_is_what_the_plan_itself_costs(scores: ImportanceScores, table: UniformTable) -> None:
     for ratios in itertools.product((0, 13, 50, 77, 95), repeat=3):
         residual, attention, ffn = (r / 100 for r in ratios)
-        plan = plan_uniform(scores, residual=residual, attention=attention, ffn=ffn, heads=2, snap=True)
+        plan = plan_uniform(scores, Ratios(residual, attention, ffn), heads=2, snap=True)
         choice = table.choice(*ratios)
         assert choice.params == count_parameters(plan.shape_after)
         assert choice.macs == count_macs(plan.shape_after)

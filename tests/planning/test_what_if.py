@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.planning import scores
 from upvit_core.errors import PlanError
-from upvit_core.planning.ratios import plan_uniform
-from upvit_core.planning.what_if import WhatIf, percent_of
+from upvit_core.planning.ratios import Ratios, plan_uniform
+from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.known_shapes import pvt_shape
 from upvit_core.records.scores import ImportanceScores
 
@@ -59,7 +59,7 @@ def test_other_plans_have_no_settings(requested: dict[str, object]) -> None:
 
 def test_what_the_model_rules_out_is_left_out_by_plan_and_refused_by_plan_widths(pyramid: ImportanceScores) -> None:
     asked = replace(HALF, heads=None, basis="directions", allocation="global", round_to=8)
-    assert asked.plan(pyramid).digest == plan_uniform(pyramid, residual=0.5, attention=0.5, ffn=0.5, snap=True).digest
+    assert asked.plan(pyramid).digest == plan_uniform(pyramid, Ratios.equal(0.5), snap=True).digest
     with pytest.raises(PlanError, match="has stages"):
         asked.plan_widths(pyramid)
     with pytest.raises(PlanError, match="heads do not divide"):
@@ -68,5 +68,6 @@ def test_what_the_model_rules_out_is_left_out_by_plan_and_refused_by_plan_widths
 
 @pytest.mark.parametrize("share", [0.3, 0.29, 0.07, 0.333, 0.123456, 0.1234567])
 def test_shares_are_the_same_in_percent(share: float) -> None:
-    assert percent_of(share) / 100 == pytest.approx(share, rel=1e-15, abs=0)
-    assert f"{percent_of(share):g}" == f"{100 * share:g}"
+    percent = Ratios.equal(share).percents["ffn"]
+    assert percent / 100 == pytest.approx(share, rel=1e-15, abs=0)
+    assert f"{percent:g}" == f"{100 * share:g}"

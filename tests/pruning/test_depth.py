@@ -17,10 +17,19 @@ from upvit_core.errors import PlanError
 from upvit_core.importance.fisher import Fisher
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel, load_model, save_model
-from upvit_core.planning.depth import block_pairs, digest_at, is_hybrid, pairs_at, plan_depth, plan_depth_only, shape_at
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.depth import (
+    ORDERS,
+    block_pairs,
+    digest_at,
+    is_hybrid,
+    pairs_at,
+    plan_depth,
+    plan_depth_only,
+    shape_at,
+)
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_parameters
-from upvit_core.pruning.depth import ORDERS, at_depth, score_blocks
+from upvit_core.pruning.depth import at_depth, score_blocks
 from upvit_core.pruning.prune import cut
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.block_removals import BlockRemovals, Candidate, Step, neighbours, without
@@ -92,7 +101,7 @@ def test_a_hybrid_block_has_the_attention_of_one_and_the_ffn_of_another() -> Non
 
 
 def test_depth_and_width_together_take_each_half_from_its_source() -> None:
-    width = plan_uniform(scores(UNEVEN), residual=0.25, attention=0.5, ffn=0.5, snap=True)
+    width = plan_uniform(scores(UNEVEN), Ratios(0.25, 0.5, 0.5), snap=True)
     record = removals(UNEVEN, [3])
     plan = plan_depth(width, record, 3)
     assert plan.requested["order"] == "together"
@@ -109,7 +118,7 @@ def test_depth_and_width_together_take_each_half_from_its_source() -> None:
 def test_depth_first_maps_back_to_the_original() -> None:
     record = removals(UNEVEN, [3])
     shallow = scores(shape_at(UNEVEN, pairs_at(record, 3)), digest_at(record, 3))
-    width = plan_uniform(shallow, residual=0.25, attention=0.5, ffn=0.5, snap=True)
+    width = plan_uniform(shallow, Ratios(0.25, 0.5, 0.5), snap=True)
     plan = plan_depth(width, record, 3)
     assert plan.requested["order"] == "depth first"
     assert plan.shape_before == UNEVEN
@@ -122,15 +131,15 @@ def test_depth_first_maps_back_to_the_original() -> None:
 
 def test_records_of_different_models_are_refused() -> None:
     record = removals(UNEVEN, [3])
-    width = plan_uniform(scores(UNEVEN), ffn=0.5)
+    width = plan_uniform(scores(UNEVEN), Ratios(ffn=0.5))
     with pytest.raises(PlanError, match="different models"):
-        plan_depth(plan_uniform(scores(UNEVEN, "other"), ffn=0.5), record, 3)
+        plan_depth(plan_uniform(scores(UNEVEN, "other"), Ratios(ffn=0.5)), record, 3)
     with pytest.raises(PlanError, match="different models"):
-        plan_depth(plan_uniform(scores(shape_at(UNEVEN, pairs_at(record, 3))), ffn=0.5), record, 3)
+        plan_depth(plan_uniform(scores(shape_at(UNEVEN, pairs_at(record, 3))), Ratios(ffn=0.5)), record, 3)
     thin = removals(width.shape_after, [3], after=width.digest)
     assert plan_depth(width, thin, 3).requested["order"] == "width first"
     with pytest.raises(PlanError, match="another width plan"):
-        plan_depth(plan_uniform(scores(UNEVEN), ffn=0.25), thin, 3)
+        plan_depth(plan_uniform(scores(UNEVEN), Ratios(ffn=0.25)), thin, 3)
     with pytest.raises(PlanError, match="reduced width"):
         plan_depth_only(thin, 3)
     with pytest.raises(PlanError, match="already leaves out blocks"):
@@ -169,7 +178,7 @@ def test_each_order_gives_a_plan_of_the_original(variant: str, order) -> None:
         return replace(record, model_digest=which.digest)
 
     def half_of(which: LoadedModel) -> PruningPlan:
-        return plan_uniform(score_channels(which), residual=0.5, attention=0.5, ffn=0.5, snap=True)
+        return plan_uniform(score_channels(which), Ratios.equal(0.5), snap=True)
 
     if order == "depth first":
         removals = score_blocks(opened, Images(), depth)
@@ -202,7 +211,7 @@ def test_each_order_gives_a_plan_of_the_original(variant: str, order) -> None:
 
 def test_width_first_scores_the_thinner_model_against_the_original() -> None:
     opened = loaded()
-    width = plan_uniform(scores(opened.shape), residual=0.5, ffn=0.5, snap=True)
+    width = plan_uniform(scores(opened.shape), Ratios(residual=0.5, ffn=0.5), snap=True)
     record = score_blocks(opened, Images(), 4, after=width)
     assert record.after == width.digest
     assert record.shape.blocks == width.shape_after.blocks
@@ -234,7 +243,7 @@ def test_the_model_at_a_depth_is_not_taken_for_the_whole() -> None:
 def test_stock_timm_opens_a_shallower_model_with_hybrid_blocks(tmp_path) -> None:
     opened = loaded(DEEP, torch.float32)
     record = removals(opened.shape, [3, 3])  # F1 A2, then F2 A3: block 1 becomes (1, 3)
-    plan = plan_depth(plan_uniform(scores(opened.shape), residual=0.5, attention=0.5, ffn=0.5), record, 3)
+    plan = plan_depth(plan_uniform(scores(opened.shape), Ratios.equal(0.5)), record, 3)
     assert [(b.source, b.ffn_block) for b in plan.blocks] == [(0, 0), (1, 3), (4, 4)]
     thin = prune(opened.model, opened.shape, plan)
     save_model(thin, tmp_path, shape=plan.shape_after, pretrained_cfg=CFG, name="thin", plan_json=plan.to_json())

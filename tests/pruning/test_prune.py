@@ -48,13 +48,13 @@ def test_a_student_is_made_again_from_its_plan_bit_for_bit(basis: str, tmp_path:
 
 
 def test_a_plan_refuses_other_images_than_it_was_fitted_to() -> None:
-    from upvit_core.planning.ratios import plan_uniform
+    from upvit_core.planning.ratios import Ratios, plan_uniform
     from upvit_core.pruning.prune import cut
     from upvit_core.records.plan import Fitted
 
     fitted = Fitted(repair=True, data="another set", digest="0" * 16, images=40, seed=0)
     scores = ImportanceScores.load("assets/demo/scores.safetensors")
-    plan = plan_uniform(scores, residual=0.75).model_copy(update={"fitted": fitted})
+    plan = plan_uniform(scores, Ratios(residual=0.75)).model_copy(update={"fitted": fitted})
     with pytest.raises(PlanError, match="fitted to 40 images of another set with digest 0000000000000000"):
         cut(load_model("demo"), plan, data="demo")
 

@@ -12,7 +12,7 @@ from upvit_core.errors import PlanError
 from upvit_core.importance.magnitude import Magnitude, Random
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import load_model, save_model
-from upvit_core.planning.ratios import plan_preset, plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_preset, plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
@@ -20,9 +20,9 @@ from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 CFG = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
 
 
-def random_plan(variant: str, **wish) -> PruningPlan:
+def random_plan(variant: str, heads: int | None = None, **ratios: float) -> PruningPlan:
     model, shape = tiny(variant)
-    return plan_uniform(Random(3).attribute(adapt(model, shape)), snap=True, **wish)
+    return plan_uniform(Random(3).attribute(adapt(model, shape)), Ratios(**ratios), heads=heads, snap=True)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

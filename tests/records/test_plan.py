@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from tests.support.planning import scores
 from upvit_core.errors import PlanError
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.plan import PruningPlan
 
 
 def test_round_trip(tmp_path) -> None:
-    plan = plan_uniform(scores(), residual=0.5, heads=2)
+    plan = plan_uniform(scores(), Ratios(residual=0.5), heads=2)
     plan.save(tmp_path / "plan.json")
     assert PruningPlan.load(tmp_path / "plan.json") == plan
     content = json.loads(plan.to_json())
@@ -37,7 +37,7 @@ BREAKS = [
 
 @pytest.mark.parametrize(("change", "message"), BREAKS)
 def test_malformed_plans_are_refused_in_one_sentence(change, message: str) -> None:
-    content = json.loads(plan_uniform(scores(), residual=0.5, heads=3).to_json())
+    content = json.loads(plan_uniform(scores(), Ratios(residual=0.5), heads=3).to_json())
     change(content)
     with pytest.raises(PlanError, match=message) as caught:
         PruningPlan.from_json(json.dumps(content))

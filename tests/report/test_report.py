@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from tests.support.made_runs import made_run
 from upvit_core.cli import app
 from upvit_core.figures.theme import LIGHT, Chart, drawn
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
@@ -34,7 +34,7 @@ def scores() -> ImportanceScores:
 
 @pytest.fixture(scope="module")
 def plan(scores: ImportanceScores) -> PruningPlan:
-    return plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.25, heads=2)
+    return plan_uniform(scores, Ratios(0.5, 0.5, 0.25), heads=2)
 
 
 def figures_of(html: str) -> list[dict]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import BlockShape, ModelShape
 from upvit_core.runs import DistillSettings, Run, RunSpec, RunState, RunStore
@@ -22,7 +22,7 @@ SHAPE = ModelShape("made up", 96, (BlockShape(6, 96, 384),) * 6, (28, 28), (4, 4
 def plan_json(ratio: float, heads: int) -> dict[str, Any]:
     values = {key: np.arange(width, dtype=float) for key, width in expected_widths(SHAPE).items()}
     scores = ImportanceScores(values, "made up", "nats", SHAPE)
-    plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, snap=True)
+    plan = plan_uniform(scores, Ratios.equal(ratio), heads=heads, snap=True)
     return json.loads(plan.to_json())
 
 

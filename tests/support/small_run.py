@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.support.tiny import tiny
 from upvit_core.models.checkpoint import save_model
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape
 from upvit_core.runs import DistillSettings, Run, RunSpec, RunStore
@@ -54,7 +54,7 @@ def half_plan(shape: ModelShape, ratio: float = 0.5) -> dict[str, object]:
     values = {key: rng.random(width) for key, width in expected_widths(shape).items()}
     scores = ImportanceScores(values, "noise", "nats", shape)
     heads = None if shape.num_heads is None else shape.num_heads // 2
-    plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads)
+    plan = plan_uniform(scores, Ratios.equal(ratio), heads=heads)
     return json.loads(plan.to_json())
 
 

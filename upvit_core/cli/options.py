@@ -110,7 +110,10 @@ def given_values(options: object) -> dict[str, object]:
 
 
 def takes_options(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with the fields of each record in its signature as options of their own."""
+    """The verb with the fields of each record in its signature as options of their own.
+
+    A record of another layer says in the metadata of a field, under `help`, what the option's help is.
+    """
     hints = get_type_hints(verb, include_extras=True)
     records: dict[str, type[DataclassInstance]] = {
         name: kind for name, kind in hints.items() if isinstance(kind, type) and is_dataclass(kind)
@@ -121,8 +124,10 @@ def takes_options(verb: Callable[..., None]) -> Callable[..., None]:
             types = get_type_hints(kind, include_extras=True)
             for field in fields(kind):
                 default = Parameter.empty if field.default is MISSING else field.default
-                option = Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=types[field.name])
-                parameters.append(option)
+                kind_of = types[field.name]
+                if "help" in field.metadata:
+                    kind_of = Annotated[kind_of, typer.Option(help=field.metadata["help"])]
+                parameters.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=kind_of))
         else:
             annotation = hints[parameter.name]
             parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=annotation))

@@ -15,6 +15,7 @@ import typer
 from upvit_core.cli.common import Bar, emit, removals_of
 from upvit_core.cli.options import Depth, DepthScores, Json, ModelOptions, takes_options
 from upvit_core.records.basis import Basis
+from upvit_core.records.ratios import Ratios
 
 if TYPE_CHECKING:
     from upvit_core.planning.allocate import Per
@@ -59,19 +60,6 @@ class Axis(StrEnum):
 
 
 @dataclass(frozen=True)
-class RatioOptions:
-    """Shares of each component that are removed."""
-
-    residual: Annotated[float, typer.Option(help="share of residual channels removed")] = 0.0
-    attention: Annotated[float, typer.Option(help="share of attention channels removed")] = 0.0
-    ffn: Annotated[float, typer.Option(help="share of FFN channels removed")] = 0.0
-
-    @property
-    def shares(self) -> dict[str, float]:
-        return {"residual": self.residual, "attention": self.attention, "ffn": self.ffn}
-
-
-@dataclass(frozen=True)
 class WidthOptions:
     """Constraints on every width."""
 
@@ -106,12 +94,9 @@ class LatencyOptions:
 def plan(
     scores: Annotated[Path, typer.Argument(help="scores record")],
     out: Annotated[Path, typer.Option(help="plan.json to write")],
-    ratios: RatioOptions,
+    ratios: Ratios,
     chosen: WidthOptions,
     timing: LatencyOptions,
-    reduction: Annotated[
-        float | None, typer.Option(help="share of spatial reductions' channels removed; default: the residual's")
-    ] = None,
     snap: Annotated[bool, typer.Option("--snap", help="take widths to the nearest that heads divide")] = False,
     preset: Annotated[Preset | None, typer.Option(help="widths of a stock model")] = None,
     basis: Annotated[Basis, typer.Option(help="what is removed: channels (UP-ViT), or directions")] = Basis.CHANNELS,
@@ -132,12 +117,12 @@ def plan(
     """Choose what stays, from scores and ratios, a preset, a budget, or widths."""
     from upvit_core.errors import PlanError
     from upvit_core.planning.ratios import plan_preset
-    from upvit_core.planning.what_if import Allocation, WhatIf, percent_of
+    from upvit_core.planning.what_if import Allocation, WhatIf
     from upvit_core.profiling.macs import count_macs, count_parameters
     from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
-    names_ratios = any(ratios.shares.values()) or preset is not None
+    names_ratios = any(ratios.named.values()) or preset is not None
     facts: dict[str, object] = {}
     if widths is not None and (names_ratios or budget):
         raise PlanError("--widths names all widths itself; leave ratios, presets and budgets out.")
@@ -151,16 +136,15 @@ def plan(
         made = plan_preset(record, preset.value, basis=basis)
     else:
         what_if = WhatIf(
-            residual=percent_of(ratios.residual),
-            attention=percent_of(ratios.attention),
-            ffn=percent_of(ratios.ffn),
-            reduction=None if reduction is None else percent_of(reduction),
-            heads=chosen.heads,
+            0,
+            0,
+            chosen.heads,
+            0,
             basis=basis,
             allocation=cast(Allocation, (allocation or AllocationName.UNIFORM).value),
             round_to=chosen.round_to,
             widths=widths or "",
-        )
+        ).with_percents(ratios.percents)
         made = what_if.plan_widths(record, snap=snap or allocation is not None, per=per.value)
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.planning.depth import plan_depth

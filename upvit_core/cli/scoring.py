@@ -203,6 +203,7 @@ def compare(
 
     from upvit_core.comparison import compare_criteria
     from upvit_core.planning.ratios import plan_uniform
+    from upvit_core.records.ratios import Ratios
     from upvit_core.records.task import task_of
 
     loaded = opening.open(model)
@@ -212,7 +213,7 @@ def compare(
         train,
         test,
         [name.strip() for name in criteria.split(",")],
-        lambda record: plan_uniform(record, residual=residual, attention=attention, ffn=ffn, heads=heads),
+        lambda record: plan_uniform(record, Ratios(residual, attention, ffn), heads=heads),
         score_images=images,
         test_images=test_images,
         seed=seed,

@@ -23,9 +23,10 @@ from upvit_core.errors import PlanError
 from upvit_core.planning.cost_model import COUNTS, CostModel
 from upvit_core.planning.curves import Curve, Curves, Widths, removal_curves
 from upvit_core.planning.pool import pool_per_block
-from upvit_core.planning.ratios import plan_widths
+from upvit_core.planning.ratios import NOTHING, plan_widths
 from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import COMPONENTS, ModelShape
 
@@ -37,59 +38,52 @@ PERS: tuple[Per, ...] = get_args(Per)
 
 def plan_allocated(
     scores: ImportanceScores,
+    ratios: Ratios = NOTHING,
     *,
-    residual: float = 0.0,
-    attention: float = 0.0,
-    ffn: float = 0.0,
     heads: int | Sequence[int] | None = None,
     allocation: Allocation = "uniform",
     per: Per = "channel",
     round_to: int = 1,
     basis: Basis = Basis.CHANNELS,
 ) -> PruningPlan:
-    """A plan from three pruning ratios, spread over the blocks as `allocation` says.
+    """A plan from the ratios of residual, attention and FFN, spread over the blocks as `allocation` says.
 
     With `global` the ratios say only how many channels go in total: residual · D + attention · ΣA + ffn · ΣH.
 
-    Raises PlanError for ratios outside [0, 1), heads that do not divide, and unknown allocations.
+    Raises PlanError for heads that do not divide, and unknown allocations.
     """
     curves = removal_curves(scores, heads=heads, round_to=round_to)
-    ratios = {"residual": residual, "attention": attention, "ffn": ffn}
-    for name, ratio in ratios.items():
-        _check_ratio(name, ratio)
     if allocation == "uniform":
-        widths = uniform_widths(curves, residual, attention, ffn)
+        widths = _uniform_widths(curves, ratios)
     elif allocation == "isomorphic":
-        widths = isomorphic_widths(curves, residual, attention, ffn)
+        widths = isomorphic_widths(curves, ratios)
     elif allocation == "global":
         ranking = GlobalRanking(curves, per)
-        full = (curves.shape.embed_dim, _full(curves.attention), _full(curves.ffn))
-        total = sum(ratio * width for ratio, width in zip(ratios.values(), full, strict=True))
+        full = curves.shape.embed_dim, _full(curves.attention), _full(curves.ffn)
+        total = ratios.residual * full[0] + ratios.attention * full[1] + ratios.ffn * full[2]
         widths = ranking.widths(int(np.searchsorted(ranking.removed, total - 1e-9)))
     else:
         raise PlanError(f"There is no allocation {allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
-    requested: dict[str, Any] = {**ratios, "heads": list(curves.heads), "allocation": allocation, "round_to": round_to}
+    requested: dict[str, Any] = {**ratios.named, "heads": list(curves.heads), "allocation": allocation}
+    requested["round_to"] = round_to
     if allocation == "global":
         requested["per"] = per
     return plan_widths(scores, widths.embed_dim, list(widths.blocks), requested=requested, basis=basis)
 
 
-def uniform_widths(curves: Curves, residual: float, attention: float, ffn: float) -> Widths:
+def _uniform_widths(curves: Curves, ratios: Ratios) -> Widths:
     """The same ratio in every block."""
-    depth = curves.shape.depth
-    return Widths(
-        curves.residual.nearest(curves.shape.embed_dim * (1 - residual)),
-        _blocks(curves, _nearest(curves.attention, (attention,) * depth), _nearest(curves.ffn, (ffn,) * depth)),
-    )
+    blocks = _blocks(curves, _nearest(curves.attention, ratios.attention), _nearest(curves.ffn, ratios.ffn))
+    return Widths(curves.residual.nearest(curves.shape.embed_dim * (1 - ratios.residual)), blocks)
 
 
-def isomorphic_widths(curves: Curves, residual: float, attention: float, ffn: float) -> Widths:
+def isomorphic_widths(curves: Curves, ratios: Ratios) -> Widths:
     """One ranking over all attention channels and one over all FFN channels."""
     chosen = []
-    for kind, ratio in ((curves.attention, attention), (curves.ffn, ffn)):
+    for kind, ratio in ((curves.attention, ratios.attention), (curves.ffn, ratios.ffn)):
         pool = pool_per_block(kind)
         chosen.append(pool.split(int(np.argmin(np.abs(pool.totals - _full(kind) * (1 - ratio))))))
-    return Widths(curves.residual.nearest(curves.shape.embed_dim * (1 - residual)), _blocks(curves, *chosen))
+    return Widths(curves.residual.nearest(curves.shape.embed_dim * (1 - ratios.residual)), _blocks(curves, *chosen))
 
 
 class GlobalRanking:
@@ -138,14 +132,9 @@ def _full(kind: Sequence[Curve]) -> int:
     return sum(int(curve.widths[-1]) for curve in kind)
 
 
-def _nearest(kind: Sequence[Curve], ratios: Sequence[float]) -> list[int]:
-    return [curve.nearest(curve.widths[-1] * (1 - ratio)) for curve, ratio in zip(kind, ratios, strict=True)]
+def _nearest(kind: Sequence[Curve], ratio: float) -> list[int]:
+    return [curve.nearest(curve.widths[-1] * (1 - ratio)) for curve in kind]
 
 
 def _blocks(curves: Curves, attention: Sequence[int], ffn: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     return tuple(zip(curves.heads, attention, ffn, strict=True))
-
-
-def _check_ratio(name: str, ratio: float) -> None:
-    if not 0 <= ratio < 1:
-        raise PlanError(f"The {name} ratio is the share removed, in [0, 1), not {ratio}; 0.5 removes half.")

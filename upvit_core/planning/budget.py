@@ -29,6 +29,7 @@ from upvit_core.planning.pool import WidthPool, pool_per_block, pool_uniform
 from upvit_core.planning.ratios import plan_widths
 from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import BlockShape, ModelShape
 
@@ -275,8 +276,7 @@ def _lowered(problem: BudgetProblem, family: str, per: Per) -> Widths:
         last = 2000
 
         def turn(step: int) -> Widths:
-            ratio = step / (last + 1)
-            return isomorphic_widths(problem.curves, ratio, ratio, ratio)
+            return isomorphic_widths(problem.curves, Ratios.equal(step / (last + 1)))
 
     if not problem.fits(turn(last)):
         raise problem.refuse()

@@ -10,7 +10,7 @@ half-block.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -21,6 +21,7 @@ from upvit_core.planning.cost_model import COUNTS, CostModel, Timed, costs_of, o
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.ratios import plan_uniform, uniform_widths
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import BlockShape, Component
 
@@ -67,29 +68,29 @@ def best_shares(
     reachable = [choice for choice in choices if choice is not None]
     if not reachable:
         narrowest = _ratios(dict.fromkeys(scores.shape.components, int(PERCENTS[-1])))
-        widths, _ = uniform_widths(scores.shape, **narrowest, snap=True)
+        widths, _ = uniform_widths(scores.shape, narrowest, snap=True)
         raise out_of_reach(scores.shape.with_widths(widths), limits, latency)
     _, percents = min(reachable, key=lambda choice: choice[0])
-    plan = plan_uniform(scores, **_ratios(percents), snap=True)
+    plan = plan_uniform(scores, _ratios(percents), snap=True)
     requested = {"budget": limits, "allocation": "stock" if stock else "uniform"}
     plan = plan.model_copy(update={"requested": {**plan.requested, **requested}})
     predicted, costs = predicted_loss(scores, plan), costs_of(plan.shape_after, latency)
     return BestPlan(plan, predicted, predicted, int(costs["params"]), int(costs["macs"]), costs.get("latency_ms"))
 
 
-def _ratios(percents: Mapping[Component, int]) -> dict[str, Any]:
-    """A reduction of the residual's percent is left out: it is as wide as the residual then, as stock timm builds."""
+def _ratios(percents: Mapping[Component, int]) -> Ratios:
+    """Percents as ratios; a reduction of the residual's percent goes with it, as stock timm builds."""
     shared = percents["residual"]
-    return {key: percent / 100 for key, percent in percents.items() if key != "reduction" or percent != shared}
+    return Ratios(
+        **{key: percent / 100 for key, percent in percents.items() if key != "reduction" or percent != shared}
+    )
 
 
 def percents_of(plan: PruningPlan) -> dict[str, int]:
     """The whole percents that a plan of equal shares removes, by component."""
-    asked = plan.requested
-    percents = {key: round(100 * asked[key]) for key in ("residual", "attention", "ffn")}
-    if "reduction" in plan.shape_before.components:
-        percents["reduction"] = round(100 * asked["reduction" if "reduction" in asked else "residual"])
-    return percents
+    ratios = Ratios.requested(plan.requested)
+    assert ratios is not None
+    return {key: round(100 * ratios.named.get(key, ratios.residual)) for key in plan.shape_before.components}
 
 
 class Tables:
@@ -111,8 +112,7 @@ class Tables:
         """Widths (percents,) of the groups of a component where each percent of `cut` is removed."""
         every: list[dict[str, int]] = []
         for percent in PERCENTS.tolist():
-            ratio: dict[str, Any] = {cut: percent / 100}
-            every.append(uniform_widths(self._shape, **ratio, snap=True)[0])
+            every.append(uniform_widths(self._shape, Ratios(**{cut: percent / 100}), snap=True)[0])
         keys = [group.key for group in self._shape.groups_of(component)]
         return {key: np.array([widths[key] for widths in every]) for key in keys}
 

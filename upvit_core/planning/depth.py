@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal, get_args
 
 from upvit_core.errors import PlanError
 from upvit_core.files import digest
@@ -18,6 +19,8 @@ from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 from upvit_core.records.shape import ModelShape
 
 Pair = tuple[int, int]
+Order = Literal["together", "depth first", "width first"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 
 def block_pairs(halves: Sequence[int]) -> tuple[Pair, ...]:

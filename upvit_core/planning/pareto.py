@@ -18,6 +18,7 @@ from upvit_core.planning.ratios import plan_uniform
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
 
 Quantity = Literal["params", "macs", "latency_ms", "predicted"]
@@ -104,9 +105,7 @@ def candidate_plans(
                 continue
             plans.append((f"{family}, {share:.0%} of MACs", best.plan))
     for ratio in (0.25, 0.5, 0.75):
-        plan = plan_allocated(
-            scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, round_to=round_to, basis=basis
-        )
+        plan = plan_allocated(scores, Ratios.equal(ratio), heads=heads, round_to=round_to, basis=basis)
         plans.append((f"{ratio:.0%} of everything", plan))
     return plans
 
@@ -123,6 +122,6 @@ def _of_stages(scores: ImportanceScores, limits: Sequence[float]) -> list[tuple[
                 continue
             plans.append((f"{'stock' if stock else 'uniform'}, {limit / full:.0%} of MACs", best.plan))
     for ratio in (0.25, 0.5, 0.75):
-        plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, snap=True)
+        plan = plan_uniform(scores, Ratios.equal(ratio), snap=True)
         plans.append((f"{ratio:.0%} of everything", plan))
     return plans

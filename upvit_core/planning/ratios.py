@@ -12,9 +12,11 @@ from upvit_core.importance.ranking import keep_best, keep_in_merged_heads
 from upvit_core.records.basis import Basis
 from upvit_core.records.known_shapes import PVT_VARIANTS, deit_shape, pvt_shape
 from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
+from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape, common_head_counts
 
+NOTHING = Ratios()
 PRESETS = {
     "deit_small": deit_shape("small"),
     "deit_tiny": deit_shape("tiny"),
@@ -46,57 +48,42 @@ def kept_channels(width: int, pruning_ratio: float, multiple_of: int = 1, *, sna
 
 def plan_uniform(
     scores: ImportanceScores,
+    ratios: Ratios = NOTHING,
     *,
-    residual: float = 0.0,
-    attention: float = 0.0,
-    ffn: float = 0.0,
-    reduction: float | None = None,
     heads: int | None = None,
     snap: bool = False,
     basis: Basis = Basis.CHANNELS,
 ) -> PruningPlan:
-    """The same pruning ratio in every block and stage; `heads` merges every block's heads (None: as they are).
+    """The same pruning ratios in every block and stage; `heads` merges every block's heads (None: as they are).
 
-    `reduction` is the ratio of spatial reductions, where the model has them (None: the residual's, as stock timm
-    builds). Raises PlanError for a ratio outside [0, 1), heads that do not divide, or widths that heads do not divide.
+    Raises PlanError for heads that do not divide, or widths that heads do not divide; `snap` takes the nearest legal.
     """
-    ratios = {"residual": residual, "attention": attention, "ffn": ffn}
-    if reduction is not None:
-        ratios["reduction"] = reduction
-    widths, counts = uniform_widths(scores.shape, **ratios, heads=heads, snap=snap)
-    requested = {**ratios, "heads": heads, "allocation": "uniform"}
+    widths, counts = uniform_widths(scores.shape, ratios, heads=heads, snap=snap)
+    requested = {**ratios.named, "heads": heads, "allocation": "uniform"}
     return plan_groups(scores, widths, counts, requested=requested, basis=basis)
 
 
 def uniform_widths(
-    shape: ModelShape,
-    *,
-    residual: float = 0.0,
-    attention: float = 0.0,
-    ffn: float = 0.0,
-    reduction: float | None = None,
-    heads: int | None = None,
-    snap: bool = False,
+    shape: ModelShape, ratios: Ratios, *, heads: int | None = None, snap: bool = False
 ) -> tuple[dict[str, int], dict[int, int]]:
     """Widths by key and heads by block of `plan_uniform`; raises as it does."""
     target = heads if heads is not None else shape.num_heads
     if target is not None and target not in common_head_counts(shape.blocks):
         options = ", ".join(str(n) for n in common_head_counts(shape.blocks))
         raise PlanError(f"The heads of {shape.name} cannot be merged into {target}; choose one of {options}.")
-    if reduction is not None and "reduction" not in shape.components:
+    if ratios.reduction is not None and "reduction" not in shape.components:
         raise PlanError(f"{shape.name} has no spatial reduction to cut; leave its ratio out.")
     counts = {b: target or block.num_heads for b, block in enumerate(shape.blocks)}
-    reduced = residual if reduction is None else reduction
-    ratios = {"residual": residual, "attention": attention, "ffn": ffn, "reduction": reduced}
+    shares = {"reduction": ratios.residual, **ratios.named}
     widths = {}
     for group in shape.groups:
         # As stock timm builds, a residual is as wide as the attention of its blocks, whose heads divide it.
         first = shape.first_block(group.place) if group.component == "residual" else group.place
-        shared = group.component == "reduction" and reduction is None
+        shared = group.component == "reduction" and ratios.reduction is None
         multiple = 1 if group.component == "ffn" or (group.component == "reduction" and not shared) else counts[first]
         if group.component == "residual" and not shape.stages:
             multiple = target or 1
-        widths[group.key] = kept_channels(group.width, ratios[group.component], multiple, snap=snap)
+        widths[group.key] = kept_channels(group.width, shares[group.component], multiple, snap=snap)
     return widths, counts
 
 

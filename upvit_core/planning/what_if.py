@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from upvit_core.planning.allocate import Allocation as RatioAllocation
 from upvit_core.planning.allocate import Per, plan_allocated
 from upvit_core.planning.curves import Widths
-from upvit_core.planning.depth import plan_depth
+from upvit_core.planning.depth import ORDERS, Order, plan_depth
 from upvit_core.planning.depth_records import DepthRecords
 from upvit_core.planning.ratios import PRESETS, plan_uniform, presets_for
 from upvit_core.planning.widths import parse_widths, plan_from_widths, write_widths
 from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.ratios import NAMES, Ratios
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape, common_head_counts
 
-Order = Literal["together", "depth first", "width first"]
 Allocation = Literal["uniform", "isomorphic", "global", "widths"]
 ALLOCATIONS: dict[Allocation, str] = {
     "uniform": "Equal",
@@ -31,6 +31,7 @@ ALLOCATIONS: dict[Allocation, str] = {
     "global": "One threshold",
     "widths": "Block by block",
 }
+SLIDERS = ("residual", "attention", "heads", "ffn", "reduction")
 SliderValues = tuple[float | None, ...]
 ROUNDINGS = (1, 8, 16)
 MAX_REMOVED_PERCENT = 95
@@ -64,34 +65,36 @@ class WhatIf:
     @classmethod
     def from_request(cls, requested: Mapping[str, Any], *, basis: Basis, repair: bool) -> WhatIf | None:
         """The settings of a plan by its `requested`; None where it came from widths, a preset or a budget."""
-        shares = [requested.get(name) for name in ("residual", "attention", "ffn", "reduction")]
-        residual, attention, ffn, reduction = (
-            round(100 * share) if isinstance(share, int | float) else None for share in shares
-        )
-        if residual is None or attention is None or ffn is None:
+        if (ratios := Ratios.requested(requested)) is None:
             return None
         heads = requested.get("heads")
         if isinstance(heads, list) and heads.count(heads[0]) == len(heads):
             heads = heads[0]
         allocation: Allocation = next((name for name in ALLOCATIONS if name == requested.get("allocation")), "uniform")
-        order: Order = next((name for name in get_args(Order) if name == requested.get("order")), "together")
+        order: Order = next((name for name in ORDERS if name == requested.get("order")), "together")
         wholes = (heads, requested.get("round_to"), requested.get("depth"))
         heads, round_to, depth = (number if type(number) is int else None for number in wholes)
-        return cls(
-            residual, attention, heads, ffn, basis, repair, allocation, round_to or 1,
-            reduction=reduction, depth=depth, order=order,
-        )  # fmt: skip
+        asked = cls(0, 0, heads, 0, basis, repair, allocation, round_to or 1, depth=depth, order=order)
+        return asked.with_percents({name: round(percent) for name, percent in ratios.percents.items()})
+
+    def with_percents(self, percents: Mapping[str, float], **settings: Any) -> WhatIf:
+        """The same with these percents removed, by component, and with other `settings`."""
+        changes: dict[str, Any] = {**percents, **settings}
+        return replace(self, **changes)
 
     @property
     def slider_values(self) -> SliderValues:
-        """Residual, attention, heads and FFN as their sliders stand, then the reduction where it has one."""
-        values = (self.residual, self.attention, self.heads, self.ffn)
-        return values if self.reduction is None else (*values, self.reduction)
+        """The numbers at which the sliders stand, in the order of `SLIDERS`; a reduction only where it has one."""
+        return tuple(getattr(self, name) for name in SLIDERS if name in self.percents or name == "heads")
+
+    @property
+    def percents(self) -> dict[str, float]:
+        """Percent removed by component, without a reduction that goes with the residual or that the model lacks."""
+        return {name: percent for name in NAMES if (percent := getattr(self, name)) is not None or name != "reduction"}
 
     @property
     def words(self) -> str:
-        percents = (self.residual, self.attention, self.ffn, *self.slider_values[4:])
-        parts = ["/".join(f"{percent:g}" for percent in percents) + " %"]
+        parts = ["/".join(f"{percent:g}" for percent in self.percents.values()) + " %"]
         if self.heads:
             parts.append(f"{self.heads} head{'s' if self.heads != 1 else ''}")
         if self.allocation != "uniform":
@@ -146,17 +149,13 @@ class WhatIf:
         """
         if self.widths:
             return plan_from_widths(scores, self.widths, basis=self.basis)
-        residual, attention, ffn = self.residual / 100, self.attention / 100, self.ffn / 100
+        ratios = Ratios(**{name: percent / 100 for name, percent in self.percents.items()})
         if self.allocation == "uniform" and self.round_to == 1:
-            reduction = None if self.reduction is None else self.reduction / 100
-            return plan_uniform(
-                scores, residual=residual, attention=attention, ffn=ffn, reduction=reduction, heads=self.heads,
-                snap=snap, basis=self.basis,
-            )  # fmt: skip
+            return plan_uniform(scores, ratios, heads=self.heads, snap=snap, basis=self.basis)
+        spread, round_to = cast(RatioAllocation, self.allocation), self.round_to
         return plan_allocated(
-            scores, residual=residual, attention=attention, ffn=ffn, heads=self.heads, per=per, basis=self.basis,
-            allocation=cast(RatioAllocation, self.allocation), round_to=self.round_to,
-        )  # fmt: skip
+            scores, ratios, heads=self.heads, allocation=spread, per=per, round_to=round_to, basis=self.basis
+        )
 
 
 @dataclass(frozen=True)
@@ -206,11 +205,6 @@ def preset_what_ifs(shape: ModelShape) -> dict[str, WhatIf]:
     return presets
 
 
-def percent_of(share: float) -> float:
-    """A share in percent: 30.0 for 0.3, not 30.000000000000004."""
-    return round(100 * share, 10)
-
-
 def _percent_removed(kept: int, full: int) -> int:
     return round(100 * (1 - kept / full))
 
@@ -221,17 +215,15 @@ def is_legal(what_if: WhatIf, shape: ModelShape) -> bool:
     def whole(value: object, low: int, high: int) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
-    percents = [what_if.residual, what_if.attention, what_if.ffn]
-    percents += [] if what_if.reduction is None else [what_if.reduction]
     choices: tuple[tuple[object, tuple[object, ...]], ...] = (
         (what_if.heads, (None, *head_options(shape))),
         (what_if.basis, tuple(Basis)),
         (what_if.repair, (True, False)),
         (what_if.allocation, tuple(ALLOCATIONS)),
         (what_if.round_to, ROUNDINGS),
-        (what_if.order, get_args(Order)),
+        (what_if.order, ORDERS),
     )
-    legal = all(whole(percent, 0, MAX_REMOVED_PERCENT) for percent in percents)
+    legal = all(whole(percent, 0, MAX_REMOVED_PERCENT) for percent in what_if.percents.values())
     legal = legal and all(type(value) in map(type, options) and value in options for value, options in choices)
     legal = legal and (what_if.depth is None or whole(what_if.depth, len(shape.depths), shape.depth - 1))
     if legal and what_if.widths:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from upvit_core.data import ImageSet, draw_proxy
 from upvit_core.errors import PlanError
@@ -23,8 +22,6 @@ from upvit_core.pruning.surgery import prune
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import PruningPlan
 
-Order = Literal["together", "depth first", "width first"]
-ORDERS: tuple[Order, ...] = ("together", "depth first", "width first")
 DEFAULT_IMAGES = 2000
 
 

@@ -27,7 +27,7 @@ from upvit_core.importance.kl import KL
 from upvit_core.models.build import adapt, build_model
 from upvit_core.models.checkpoint import load_model
 from upvit_core.paths import DEMO_FOLDER
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_macs
 from upvit_core.pruning.prune import cut
 from upvit_core.records.known_shapes import deit_shape
@@ -64,7 +64,7 @@ def previews(
     for ratio in (0.0, 0.1, 0.25, 0.5, 0.75):
         wall, used = [], []
         for number in range(plans):
-            plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio + 0.01 * number, snap=True)
+            plan = plan_uniform(scores, Ratios(ratio, ratio, ratio + 0.01 * number), snap=True)
             began, cpu = time.perf_counter(), time.process_time()
             evaluate(cut(loaded, plan), data.batches(250, indices=indices), teacher_logits=teacher)
             wall.append(time.perf_counter() - began)
@@ -96,7 +96,7 @@ def demo_job(watch: Stopwatch, store: TeacherStore | None) -> Distillation:
     """Distillation of the demo at 50 % of every component and half the heads, its parts timed."""
     loaded = load_model("demo")
     scores = ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
-    plan = plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5, heads=3)
+    plan = plan_uniform(scores, Ratios.equal(0.5), heads=3)
     train = open_images("demo", "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=10)
     source = batch_source(train, loaded.pretrained_cfg, seed=0, workers=0)
     batches = TrainingBatches(source, batch_size=PRESETS["demo"].batch_size, seed=0)

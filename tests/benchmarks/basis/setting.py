@@ -15,7 +15,7 @@ from upvit_core.importance.score import score
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel, load_model
 from upvit_core.paths import DEMO_FOLDER
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, directions_scores, prune_directions
 from upvit_core.pruning.repair import repair
 from upvit_core.pruning.surgery import prune
@@ -66,7 +66,7 @@ class Setting:
 
     def plan(self, basis: str, ratio: float, heads: int | None = None) -> PruningPlan:
         scores = self.directions if basis == "directions" else self.channels
-        return plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, snap=True, basis=basis)
+        return plan_uniform(scores, Ratios.equal(ratio), heads=heads, snap=True, basis=basis)
 
     def cut(self, plan: PruningPlan) -> nn.Module:
         with self.timed("cut"):

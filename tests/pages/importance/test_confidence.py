@@ -15,7 +15,7 @@ from pages.services import folders
 from tests.support import ROOT
 from tests.support.reading import html_of
 from upvit_core.importance.agreement import uncertain
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.scores import ImportanceScores
 
@@ -38,7 +38,7 @@ def test_the_menu_offers_every_criterion(page: Run) -> None:
 
 def test_undecided_channels_are_told(page: Run) -> None:
     record = ImportanceScores.load(DEMO)
-    found = uncertain(record, plan_uniform(record, residual=0.5, attention=0.5, ffn=0.5, heads=3))
+    found = uncertain(record, plan_uniform(record, Ratios.equal(0.5), heads=3))
     count, of = (sum(pair[i] for pair in found.values()) for i in (0, 1))
     assert f"{count:,} of {of:,}" in html_of(page(PAGE))
 

@@ -125,7 +125,7 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
 ) -> None:
     from pages.services import evaluation, jobs, launch
     from pages.widgets import frame
-    from upvit_core.planning.ratios import plan_uniform
+    from upvit_core.planning.ratios import Ratios, plan_uniform
     from upvit_core.records.plan import PruningPlan
     from upvit_core.records.scores import ImportanceScores
     from upvit_core.runs.spec import RunSpec
@@ -173,8 +173,7 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
     record = next(job.result for job in jobs.workers().all() if job.title == "Finding directions")
     scores = ImportanceScores.load(ROOT / "assets/demo/scores.safetensors")
     by_record, by_scores = (
-        plan_uniform(found, residual=0.5, attention=0.5, ffn=0.5, heads=6, snap=True, basis="directions")
-        for found in (record, scores)
+        plan_uniform(found, Ratios.equal(0.5), heads=6, snap=True, basis="directions") for found in (record, scores)
     )
     assert PruningPlan.from_json(json.dumps(ours.plan)).digest == by_record.digest != by_scores.digest
     assert any(by_record.digest in key and "repaired" in key for key in [job.key for job in jobs.workers().all()])

@@ -31,7 +31,7 @@ def demo() -> ImportanceScores:
 def test_a_link_carries_widths_block_by_block(page: Run) -> None:
     shape = demo().shape
     what_if = what_if_from_widths(parse_widths(UNEVEN, shape), shape, default_what_if(shape))
-    percents = {key: str(value) for key, value in zip(slider_state.KEYS, what_if.slider_values, strict=True)}
+    percents = {key: str(value) for key, value in zip(slider_state.keys_of(shape), what_if.slider_values, strict=True)}
     test = page(PAGE, **percents, allocation="Block by block", widths=UNEVEN)
     assert not test.exception
     assert not test.error

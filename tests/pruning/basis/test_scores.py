@@ -6,7 +6,7 @@ import torch
 
 from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.models.build import adapt
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.pruning.basis import collect_statistics, directions_scores, prune_directions
 from upvit_core.pruning.basis.scores import whole_plan
 from upvit_core.records.plan import Kept
@@ -22,7 +22,7 @@ def test_direction_scores_make_plans_that_cut(variant):
     assert (np.diff(scores.residual) <= 1e-12).all()
     heads = shape.blocks[0].num_heads
     assert all((np.diff(scores.attention(b).reshape(heads, -1)) <= 1e-12).all() for b in range(shape.depth))
-    plan = plan_uniform(scores, residual=0.5, attention=0.5, ffn=0.5, basis="directions", snap=True)
+    plan = plan_uniform(scores, Ratios.equal(0.5), basis="directions", snap=True)
     assert plan.residual.keep == tuple(range(len(plan.residual.keep)))
     thin = prune_directions(model, shape, plan, stats)
     with torch.no_grad():

@@ -8,7 +8,7 @@ from tests.support.basis import TOLERANCE, relative_change, statistics_of
 from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import PlanError, ScoresError
 from upvit_core.models.build import adapt, shape_of
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.pruning.basis import basis_for, directions_scores, prune_directions
 from upvit_core.pruning.basis.fold import state_of
 from upvit_core.pruning.basis.scores import whole_plan
@@ -78,7 +78,7 @@ def test_slicing_equals_the_slow_way(ratio, heads):
     model, shape = tiny()
     stats = statistics_of()
     scores = directions_scores(adapt(model, shape), TensorProxy(images(8)), stats)
-    plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, heads=heads, basis="directions")
+    plan = plan_uniform(scores, Ratios.equal(ratio), heads=heads, basis="directions")
     thin = prune_directions(model, shape, plan, stats)
     assert shape_of(thin, shape.name) == plan.shape_after
     x = images(3, seed=9)

@@ -5,7 +5,7 @@ from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import Cancelled, PlanError
 from upvit_core.importance.fisher import Fisher
 from upvit_core.models.build import adapt, shape_of
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.pruning.basis import collect_statistics, directions_scores, prune_directions
 from upvit_core.pruning.basis.fold import state_of
 from upvit_core.pruning.basis.scores import whole_plan
@@ -98,7 +98,7 @@ def cut_and_repair(variant, basis, ratio=0.5, dtype=torch.float64, count=150, **
         scores = directions_scores(adapter, proxy, stats)
     else:
         stats, scores = None, Fisher().attribute(adapter, proxy)
-    plan = plan_uniform(scores, residual=ratio, attention=ratio, ffn=ratio, basis=basis, snap=True, **settings)
+    plan = plan_uniform(scores, Ratios.equal(ratio), basis=basis, snap=True, **settings)
     cut = prune(model, shape, plan) if stats is None else prune_directions(model, shape, plan, stats)
     repaired, report = repair(cut, model, plan, proxy, stats=stats)
     return model, cut, repaired, report, plan
@@ -138,7 +138,7 @@ def test_a_model_that_lost_nothing_needs_no_repair():
 def test_first_projection_is_the_least_squares_fit_of_the_stream():
     model, shape = tiny()
     x = images(50)
-    plan = plan_uniform(Fisher().attribute(adapt(model, shape), TensorProxy(x)), residual=0.5, attention=0.5, ffn=0.5)
+    plan = plan_uniform(Fisher().attribute(adapt(model, shape), TensorProxy(x)), Ratios.equal(0.5))
     cut = prune(model, shape, plan)
     repaired, report = repair(cut, model, plan, TensorProxy(x))
     seen = {}
@@ -187,7 +187,7 @@ def test_repair_follows_a_plan_that_leaves_half_blocks_out():
 
 def test_repair_reports_and_can_be_cancelled():
     model, shape = tiny()
-    plan = plan_uniform(Fisher().attribute(adapt(model, shape), TensorProxy(images(4))), residual=0.5)
+    plan = plan_uniform(Fisher().attribute(adapt(model, shape), TensorProxy(images(4))), Ratios(residual=0.5))
     cut = prune(model, shape, plan)
     shares = []
     repair(cut, model, plan, TensorProxy(images(10)), report=lambda p: shares.append(p.share))

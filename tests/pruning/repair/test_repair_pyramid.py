@@ -11,7 +11,7 @@ from tests.support.tiny_pvt import images, tiny_pvt
 from upvit_core.errors import PlanError
 from upvit_core.importance.magnitude import Magnitude
 from upvit_core.models.build import adapt
-from upvit_core.planning.ratios import plan_uniform
+from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.pruning.repair import repair
 from upvit_core.pruning.surgery import prune
 
@@ -32,9 +32,9 @@ class Images:
             yield part.to(device), torch.zeros(len(part), dtype=torch.long)
 
 
-def plan_of(**wish):
+def plan_of(**ratios: float):
     model, shape = tiny_pvt()
-    return plan_uniform(Magnitude(2).attribute(adapt(model, shape)), snap=True, **wish)
+    return plan_uniform(Magnitude(2).attribute(adapt(model, shape)), Ratios(**ratios), snap=True)
 
 
 def kl(model: torch.nn.Module, pixels: torch.Tensor) -> float:
