@@ -31,7 +31,6 @@ from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.training.batches import TrainingBatches, batch_source
 from upvit_core.training.distillation import Distillation, make_accelerator
 from upvit_core.training.distillation import distill as train
 from upvit_core.training.settings import PRESETS, DistillSettings, usual_preset
@@ -71,10 +70,10 @@ def score(
     train_images = None if data is None else _images(model, data, "train", root)
     if Basis(basis) is Basis.CHANNELS:
         return score_channels(model, train_images, criterion, n=images, seed=seed, report=report)
-    if train_images is None or criterion not in ("fisher", "kl"):
-        raise ScoresError(f"Directions are scored on data by fisher or kl, not by {criterion!r}; give data and one.")
+    if train_images is None:
+        raise ScoresError("Directions are scored on data; give data.")
     count = min(DEFAULT_IMAGES, len(train_images)) if images is None else images
-    return score_directions(model, train_images, criterion, n=count, seed=seed, report=report)  # type: ignore[arg-type]
+    return score_directions(model, train_images, criterion, n=count, seed=seed, report=report)
 
 
 def plan(
@@ -189,17 +188,15 @@ def distill(
             raise RunError(f"There is no preset {settings!r}; choose one of {', '.join(PRESETS)}.")
         settings = PRESETS[settings]
     images, cfg = _images(student, data, "train", root), student.pretrained_cfg
-    source = batch_source(
-        images, cfg, seed=settings.seed, augment=settings.augmentation != "none", workers=settings.workers
-    )
     module, device = deepcopy(student.model), next(student.model.parameters()).device.type
     if settings.from_scratch:
         module = build_model(ours, seed=settings.seed, weight_init="jax")
     with frozen(teacher.model):
-        run = Distillation(
+        run = Distillation.on_images(
             module,
             teacher.model,
-            TrainingBatches(source, batch_size=settings.batch_size, seed=settings.seed),
+            images,
+            cfg,
             settings,
             epochs=epochs,
             num_classes=ours.num_classes,

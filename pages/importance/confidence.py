@@ -13,7 +13,7 @@ from upvit_core.figures.agreement import rank_against_rank
 from upvit_core.figures.theme import TITLES
 from upvit_core.importance.agreement import compare, uncertain
 from upvit_core.planning.what_if import WhatIf
-from upvit_core.records.criteria import CRITERIA
+from upvit_core.records.criteria import kl_of
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import criterion_name, task_of
@@ -54,7 +54,7 @@ def _exactness(scores: ImportanceScores) -> Card:
         directions = f"{notes.get('num_directions')} directions {each}, {units.percent(share, 1)} of the Fisher trace"
     if (exact := notes.get("exact_share")) is not None:
         return Card("Exact", units.percent(exact), f"of the channels; the others from {directions}")
-    if scores.criterion.startswith("kl"):
+    if kl_of(scores.criterion) == "exact":
         return Card("Exact", "100 %", "each channel was removed alone")
     if share is not None:
         return Card("Exact", "0 %", f"estimated from {directions}")
@@ -112,6 +112,6 @@ def agreement(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> No
 
 def _first(scores: ImportanceScores, others: dict[str, ImportanceScores]) -> str:
     """The scores to compare with first: exact ones for an estimate, the estimate for refined scores."""
-    known = CRITERIA.get(scores.criterion)
-    wanted = "fisher" if known and known.kl == "refined" else "kl"
-    return next((name for name, record in others.items() if record.criterion == wanted), next(iter(others)))
+    wanted = "estimated" if kl_of(scores.criterion) == "refined" else "exact"
+    of_kind = (name for name, record in others.items() if kl_of(record.criterion) == wanted)
+    return next(of_kind, next(iter(others)))

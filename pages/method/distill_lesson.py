@@ -13,7 +13,7 @@ from pages.services.session import session
 from pages.widgets import charts, progress
 from upvit_core import units
 from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
-from upvit_core.figures.learning_curve import learning
+from upvit_core.figures.learning_curve import plot_learning_curve
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import task_of_rows
@@ -84,7 +84,7 @@ def watch(run_id: str, height: int) -> None:
         left = units.duration(state.seconds_left)
         doing = state.stage or state.state
         st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
-        chart = learning(
+        chart = plot_learning_curve(
             [row["step"] for row in seen],
             [row[task.key] for row in seen],
             next((row[task.key] for row in rows if row.get("phase") == "teacher"), None),

@@ -92,7 +92,7 @@ def _tested_on(sources: Sequence[str]) -> str:
     chosen = st.segmented_control(
         "Tested on",
         sources,
-        format_func=lambda data: Path(data.partition("#")[0]).name or data,
+        format_func=lambda data: Path(data).name or data,
         required=True,
         wrap=True,
         key=TESTED_ON,

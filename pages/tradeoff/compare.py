@@ -17,8 +17,8 @@ from pages.widgets import charts, progress
 from pages.widgets.tables import table
 from upvit_core import units
 from upvit_core.errors import PlanError, UPViTError
-from upvit_core.figures.heatmaps import strips
-from upvit_core.figures.plan_difference import versus
+from upvit_core.figures.heatmaps import draw_kept_strips
+from upvit_core.figures.plan_difference import draw_plan_difference
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.difference import difference
 from upvit_core.planning.what_if import WhatIf, preset_what_ifs
@@ -200,13 +200,16 @@ def _draw_pictures(model: OpenModel, scores: ImportanceScores, pair: Pair) -> No
     if "directions" in bases - by_basis.keys() and (record := scoring.directions(model).result) is not None:
         by_basis["directions"] = record
     if len(bases) == 1 and a.plan.basis in by_basis:
-        charts.show(versus(by_basis[a.plan.basis], difference(a.plan, b.plan), charts.theme()), "versus-difference")
+        charts.show(
+            draw_plan_difference(by_basis[a.plan.basis], difference(a.plan, b.plan), charts.theme()),
+            "versus-difference",
+        )
     elif len(bases) > 1:
         st.caption("One plan counts channels, the other directions: they have no channel in common to compare.")
     for place, shown, name in zip(st.columns(2, gap="medium"), pair, ("A", "B"), strict=True):
         with place:
             st.html(f'<h3 class="part">{name}: {escape(shown.name)}</h3>')
             if shown.plan.basis in by_basis:
-                charts.show(strips(by_basis[shown.plan.basis], shown.plan, charts.theme()), f"versus-{name}")
+                charts.show(draw_kept_strips(by_basis[shown.plan.basis], shown.plan, charts.theme()), f"versus-{name}")
             else:
                 st.caption("The picture needs the scores of directions; they are being computed.")

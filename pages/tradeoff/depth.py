@@ -11,7 +11,7 @@ from pages.services import block_removals, jobs
 from pages.services.open_model import OpenModel
 from pages.services.slider_state import DEPTH, ORDER
 from pages.widgets import charts, progress
-from upvit_core.figures.blocks import depth_curve, half_blocks
+from upvit_core.figures.blocks import depth_curve, draw_half_blocks
 from upvit_core.planning.depth import Order
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.block_removals import BlockRemovals
@@ -53,7 +53,7 @@ def depth_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None
         depth = st.slider(label, record.least_depth, whole, value=whole, key=DEPTH, bind="query-params", help=help_text)
         if shut:
             return
-        charts.show(half_blocks(record, depth, charts.theme()), "half-blocks")
+        charts.show(draw_half_blocks(record, depth, charts.theme()), "half-blocks")
         charts.show(depth_curve(record, depth, charts.theme()), "depth-curve")
         _draw_order(model, scores, record, replace(now, depth=depth if depth < whole else None))
         st.html('<p class="quiet">KL of the whole-width model without these blocks, before any training.</p>')
@@ -123,7 +123,7 @@ def _draw_making(model: OpenModel, digest: str) -> None:
     preview: BlockRemovals | None = jobs.result_of(first)
     if preview is not None:
         st.caption(f"A preview: the first step alone, on {preview.images} {model.task.batch_items}.")
-        charts.show(half_blocks(preview, preview.shape.depth, charts.theme()), "half-blocks-first")
+        charts.show(draw_half_blocks(preview, preview.shape.depth, charts.theme()), "half-blocks-first")
     elif job is None or not job.active:
         progress.show(first)
     if job is None or not job.active:

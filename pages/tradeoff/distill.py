@@ -22,16 +22,12 @@ from upvit_core.runs import slurm
 from upvit_core.runs.bundle import command_of, zipped_order
 from upvit_core.runs.memory_check import check_memory_of_shapes, gigabytes
 from upvit_core.runs.spec import RunSpec, SlurmSettings
-from upvit_core.training.settings import PRESETS
+from upvit_core.training.settings import PRESETS, DistillSettings
 
 ONE_PLAN = "This plan"
 WHICH_HELP = (
     "A sweep: a lighter and a heavier cut too. Both ways: these widths by channels (UP-ViT), and by directions with "
     "repair; Runs draws both starts and curves in one chart."
-)
-FEATURES_HELP = (
-    "Above 0, the student's last feature is matched to the teacher's too: the loss adds the mean square of their "
-    "difference, through a linear map that is learnt with it."
 )
 BUNDLE_HELP = (
     "A folder for a machine without a browser: plan, settings, the teacher where it is a file of this machine, and "
@@ -113,8 +109,8 @@ def training_form(model: OpenModel, chosen: list[WhatIf]) -> Training:
             persist_state="session",
             format_func=lambda name: f"usual: {names}" if name == USUAL else NAMES[name],
         )
-    label = "Weight of the last feature"
-    st.number_input(label, 0.0, 1000.0, 0.0, 0.5, key=keys.features, persist_state="session", help=FEATURES_HELP)
+    label, tip = "Weight of the last feature", DistillSettings.model_fields["feature_weight"].description
+    st.number_input(label, 0.0, 1000.0, 0.0, 0.5, key=keys.features, persist_state="session", help=tip)
     training = requested_training(model)
     settings = [training.settings(model, what_if) for what_if in chosen]
     same = len(settings) > 1 and settings.count(settings[0]) == len(settings)

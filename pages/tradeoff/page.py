@@ -24,7 +24,7 @@ from pages.tradeoff.forecast import forecast_line, forecast_of
 from pages.tradeoff.measurements import Measurements, measure_button, measure_plan
 from pages.widgets import charts, frame, presenter, progress, sliders
 from upvit_core.figures.head_merging import draw_head_merging
-from upvit_core.figures.heatmaps import strips
+from upvit_core.figures.heatmaps import draw_kept_strips
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.what_if import WhatIf, head_options
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -130,7 +130,7 @@ with frame.page(
             if job is not None and not job.active:
                 progress.show(job)
         if shown is not None:
-            charts.show(strips(shown, plan, charts.theme()), "strips")
+            charts.show(draw_kept_strips(shown, plan, charts.theme()), "strips")
     with left:  # after the pictures, which a slider's move should change first
         undo.undo_buttons(model.source, now)
         with presenter.folded("More"):

@@ -47,7 +47,6 @@ from upvit_core.pruning.prune import cut
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import BlockShape, ModelShape
-from upvit_core.training.batches import TrainingBatches, batch_source
 from upvit_core.training.distillation import Distillation, distill, make_accelerator
 from upvit_core.training.settings import PRESETS
 
@@ -171,13 +170,12 @@ class Bench:
     def train_on(self, student: nn.Module, seed: int, recipe: str) -> Iterator[tuple[int, Row]]:
         """Evaluations after each epoch."""
         settings = PRESETS[recipe].model_copy(update={"seed": seed})
-        source = batch_source(self.train, self.teacher.pretrained_cfg, seed=seed)
-        batches = TrainingBatches(source, batch_size=settings.batch_size, seed=seed)
         remembered = Remembered(self.teacher.model, self._mixed.setdefault((seed, recipe), []))
-        run = Distillation(
+        run = Distillation.on_images(
             student,
             remembered,
-            batches,
+            self.train,
+            self.teacher.pretrained_cfg,
             settings,
             epochs=self.epochs,
             num_classes=self.shape.num_classes,
@@ -186,8 +184,9 @@ class Bench:
         epochs = []
 
         def after_step(now: Distillation) -> None:
-            if now.step % batches.steps_per_epoch == 0 and now.step < now.total_steps:
-                epochs.append((now.step // batches.steps_per_epoch, self.row(now.result, now.seconds)))
+            epoch, rest = divmod(now.step, now.batches.steps_per_epoch)
+            if not rest and now.step < now.total_steps:
+                epochs.append((epoch, self.row(now.result, now.seconds)))
 
         result = distill(run, report=lambda row: None, after_step=after_step)
         yield from epochs

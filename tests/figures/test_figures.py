@@ -14,12 +14,12 @@ from upvit_core.figures.agreement import rank_against_rank
 from upvit_core.figures.channel import before_after, kl_by_image, rank_chart
 from upvit_core.figures.curves import kept_curve, plan_share, share_kept
 from upvit_core.figures.head_merging import cividis, draw_head_merging
-from upvit_core.figures.heatmaps import heatmap, strips
+from upvit_core.figures.heatmaps import draw_kept_strips, heatmap
 from upvit_core.figures.kl_sum import kl_sum, kl_terms
-from upvit_core.figures.learning_curve import learning
+from upvit_core.figures.learning_curve import plot_learning_curve
 from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.pareto import Line, Point, plot_pareto
-from upvit_core.figures.plan_difference import versus
+from upvit_core.figures.plan_difference import draw_plan_difference
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.removal import attention_pair, by_class
 from upvit_core.figures.score_grid import channel_at, find, heading, picture, score_table
@@ -65,8 +65,8 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
     ]
     lines = [Line("curve", np.array([1.0, 2.0]), np.array([2.0, 1.0]))]
     return {
-        "strips": lambda: strips(scores, plan, LIGHT),
-        "strips, nothing cut": lambda: strips(scores, None, DARK, "position"),
+        "strips": lambda: draw_kept_strips(scores, plan, LIGHT),
+        "strips, nothing cut": lambda: draw_kept_strips(scores, None, DARK, "position"),
         "residual": lambda: heatmap(scores, "residual", plan, LIGHT)[0],
         "attention": lambda: heatmap(scores, "attention", plan, DARK, "position")[0],
         "one block": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1)[0],
@@ -78,14 +78,16 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "merging": lambda: draw_head_merging(scores, plan, 1, LIGHT),
         "by class": lambda: by_class("abcde", np.arange(30) % 5, kl, kl > 1, "ffn", LIGHT),
         "attention pair": lambda: attention_pair(np.eye(3) / 3, np.full((3, 3), 1 / 9), DARK),
-        "versus": lambda: versus(scores, difference(plan, plan_uniform(scores, Ratios(residual=0.25), heads=2)), LIGHT),
+        "versus": lambda: draw_plan_difference(
+            scores, difference(plan, plan_uniform(scores, Ratios(residual=0.25), heads=2)), LIGHT
+        ),
         "front": lambda: plot_pareto(points, lines, LIGHT, x_title="parameters", y_title="KL", log_y=True),
         "place": lambda: rank_chart(scores, "attention", 1, 5, group, group < 6, LIGHT),
         "kl by image": lambda: kl_by_image(kl, kl > 1, "residual", DARK),
         "before, after": lambda: before_after(list("abcde"), q, p, "ffn", LIGHT),
         "the sum of a KL": lambda: kl_sum(list("abcde"), q, p, "ffn", DARK, most=3),
-        "learning": lambda: learning([0, 10], [20.0, 60.0], 90.0, LIGHT),
-        "learning, nothing yet": lambda: learning([], [], None, LIGHT),
+        "learning": lambda: plot_learning_curve([0, 10], [20.0, 60.0], 90.0, LIGHT),
+        "learning, nothing yet": lambda: plot_learning_curve([], [], None, LIGHT),
     }
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.tiny import TensorProxy, images, tiny
 from upvit_core.errors import PlanError
-from upvit_core.figures.blocks import depth_curve, half_blocks
+from upvit_core.figures.blocks import depth_curve, draw_half_blocks
 from upvit_core.figures.theme import DARK, LIGHT
 from upvit_core.importance.blocks import remove_blocks
 from upvit_core.models.build import adapt
@@ -20,7 +20,7 @@ def record():
 @pytest.mark.parametrize("depth", [2, 3, 4, 5])
 @pytest.mark.parametrize("theme", [LIGHT, DARK])
 def test_shows_every_candidate_of_the_step(record, depth: int, theme) -> None:
-    chart = half_blocks(record, depth, theme)
+    chart = draw_half_blocks(record, depth, theme)
     figure = go.Figure(chart.figure)
     step = record.steps[0 if depth == 5 else 4 - depth]
     marks = [trace for trace in figure.data if trace.mode == "markers" and trace.customdata is not None]
@@ -41,7 +41,7 @@ def test_shows_every_candidate_of_the_step(record, depth: int, theme) -> None:
 
 
 def test_table_and_curve_hold_all_steps(record) -> None:
-    table = half_blocks(record, 5, LIGHT).table()
+    table = draw_half_blocks(record, 5, LIGHT).table()
     assert len(table["pair"]) == 9 + 7 + 5
     removed = table["kl_mean_nats"][table["removed"]]
     chart = depth_curve(record, 3, LIGHT)
@@ -53,4 +53,4 @@ def test_table_and_curve_hold_all_steps(record) -> None:
 
 def test_a_depth_that_was_not_reached_is_refused(record) -> None:
     with pytest.raises(PlanError, match="from 5 to 2 blocks, not to 1"):
-        half_blocks(record, 1, LIGHT)
+        draw_half_blocks(record, 1, LIGHT)

@@ -8,7 +8,7 @@ import pytest
 
 from upvit_core.figures.curves import kept_curve
 from upvit_core.figures.head_merging import draw_head_merging
-from upvit_core.figures.heatmaps import heatmap, strips
+from upvit_core.figures.heatmaps import draw_kept_strips, heatmap
 from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.score_grid import channel_at, find, picture, score_table
 from upvit_core.figures.theme import DARK, LIGHT
@@ -48,7 +48,11 @@ def test_every_component_has_a_row_for_each_of_its_places(scores: ImportanceScor
 
 def test_figures_are_valid(scores: ImportanceScores) -> None:
     plan = plan_uniform(scores, Ratios(0.5, 0.5, 0.5, 0.25))
-    charts = [strips(scores, plan, LIGHT), draw_model(SHAPE, DARK), draw_model(SHAPE, LIGHT, plan.shape_after)]
+    charts = [
+        draw_kept_strips(scores, plan, LIGHT),
+        draw_model(SHAPE, DARK),
+        draw_model(SHAPE, LIGHT, plan.shape_after),
+    ]
     for component in SHAPE.components:
         charts.append(heatmap(scores, component, plan, LIGHT)[0])
         charts.append(heatmap(scores, component, plan, DARK, "position", block=1)[0])
@@ -58,7 +62,7 @@ def test_figures_are_valid(scores: ImportanceScores) -> None:
         go.Figure(chart.figure.to_dict())
         assert len(chart.alt) > 30
         assert len({len(column) for column in chart.table().values()}) == 1
-    assert "Reduction: 75% kept in every block" in strips(scores, plan, LIGHT).alt
+    assert "Reduction: 75% kept in every block" in draw_kept_strips(scores, plan, LIGHT).alt
 
 
 def test_the_drawing_is_to_scale() -> None:

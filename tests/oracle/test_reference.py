@@ -24,14 +24,6 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def tiny(variant: str = "token", **sizes: int) -> nn.Module:
     name, options = VARIANTS[variant]
     model = timm.create_model(name, **{**SIZES, **sizes}, **options).double().eval()

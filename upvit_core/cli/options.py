@@ -7,7 +7,7 @@ options whichever verb opens it, and images are named by the same two.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -17,6 +17,7 @@ import typer
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+    from pydantic import BaseModel
 
     from upvit_core.data import ImageSet
     from upvit_core.models.checkpoint import LoadedModel
@@ -109,10 +110,21 @@ def given_values(options: object) -> dict[str, object]:
     return {name: value for name, value in vars(options).items() if value is not None}
 
 
+def _with_help(annotation: object, kind: type[DataclassInstance], field: Field[object]) -> object:
+    """The annotation of a field's option, with a help where it names none."""
+    settings: type[BaseModel] | None = getattr(kind, "SETTINGS", None)
+    help = field.metadata.get("help") or (settings.model_fields[field.name].description if settings else None)
+    for option in getattr(annotation, "__metadata__", ()):
+        option.help = option.help or help
+        return annotation
+    return Annotated[annotation, typer.Option(help=help)]
+
+
 def takes_options(verb: Callable[..., None]) -> Callable[..., None]:
     """The verb with the fields of each record in its signature as options of their own.
 
-    A record of another layer says in the metadata of a field, under `help`, what the option's help is.
+    An option without a help has that of the field's metadata, else the description of the same field in `SETTINGS`, a
+    pydantic model that the record may name.
     """
     hints = get_type_hints(verb, include_extras=True)
     records: dict[str, type[DataclassInstance]] = {
@@ -124,10 +136,9 @@ def takes_options(verb: Callable[..., None]) -> Callable[..., None]:
             types = get_type_hints(kind, include_extras=True)
             for field in fields(kind):
                 default = Parameter.empty if field.default is MISSING else field.default
-                kind_of = types[field.name]
-                if "help" in field.metadata:
-                    kind_of = Annotated[kind_of, typer.Option(help=field.metadata["help"])]
-                parameters.append(Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=kind_of))
+                annotation = _with_help(types[field.name], kind, field)
+                option = Parameter(field.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                parameters.append(option)
         else:
             annotation = hints[parameter.name]
             parameters.append(parameter.replace(kind=Parameter.KEYWORD_ONLY, annotation=annotation))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, ClassVar, cast
 
 import typer
 
@@ -34,38 +34,33 @@ app = typer.Typer()
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Fields of `DistillSettings` that take the place of the preset's."""
+    """Fields of `DistillSettings`, which describes them, that take the place of the preset's."""
 
-    lr: Annotated[float | None, typer.Option()] = None
-    batch_size: Annotated[int | None, typer.Option()] = None
-    seed: Annotated[int | None, typer.Option(help="default 0")] = None
-    checkpoint_minutes: Annotated[float | None, typer.Option(help="work that a kill can lose, at most")] = None
-    from_scratch: Annotated[
-        bool | None, typer.Option("--from-scratch", help="same shape, fresh weights: the baseline")
-    ] = None
+    SETTINGS: ClassVar = DistillSettings
+    lr: float | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    checkpoint_minutes: float | None = None
+    from_scratch: Annotated[bool | None, typer.Option("--from-scratch")] = None
 
 
 @dataclass(frozen=True)
 class DistillOptions(TrainingOptions):
     """Options of training with a teacher."""
 
-    alpha: Annotated[float | None, typer.Option(help="weight of the KL term")] = None
-    temperature: Annotated[float | None, typer.Option()] = None
-    feature_weight: Annotated[
-        float | None, typer.Option(help="weight of the last feature's mean square, beside the logits; default: 0")
-    ] = None
-    teacher_top_k: Annotated[
-        int | None, typer.Option(help="keep this many of the teacher's logits an image for other runs with this seed")
-    ] = None
-    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="write event files too")] = None
+    alpha: float | None = None
+    temperature: float | None = None
+    feature_weight: float | None = None
+    teacher_top_k: int | None = None
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard")] = None
 
 
 @dataclass(frozen=True)
 class FinetuneOptions(TrainingOptions):
     """Options of training without a teacher."""
 
-    layer_decay: Annotated[float | None, typer.Option(help="learning rate's factor from layer to layer")] = None
-    head_only: Annotated[bool | None, typer.Option("--head-only", help="train the head alone: a linear probe")] = None
+    layer_decay: float | None = None
+    head_only: Annotated[bool | None, typer.Option("--head-only")] = None
 
 
 @dataclass(frozen=True)

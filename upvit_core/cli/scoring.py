@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ from upvit_core.cli.options import (
     takes_options,
 )
 from upvit_core.records.basis import Basis
-from upvit_core.records.criteria import WITHOUT_IMAGES, CriterionName, Precision, criteria_help
+from upvit_core.records.criteria import OF_DIRECTIONS, WITHOUT_IMAGES, CriterionName, Precision, criteria_help
 
 app = typer.Typer()
 
@@ -36,9 +36,9 @@ def score(
     proxy: ProxyOptions,
     out: Annotated[Path, typer.Option(help="scores record to write, .safetensors")],
     criterion: Annotated[CriterionName, typer.Option(help=criteria_help())] = CriterionName.FISHER,
-    basis: Annotated[Basis, typer.Option(help="what is scored: channels, or directions (by fisher or kl)")] = (
-        Basis.CHANNELS
-    ),
+    basis: Annotated[
+        Basis, typer.Option(help=f"what is scored: channels, or directions (by {' or '.join(OF_DIRECTIONS)})")
+    ] = (Basis.CHANNELS),
     precision: Annotated[Precision, typer.Option(help="of the forward passes; the KL is float32 or better")] = (
         Precision.FLOAT32
     ),
@@ -65,14 +65,12 @@ def score(
     train = None if dataset is None else dataset.open(loaded, "train")
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     if basis is Basis.DIRECTIONS:
-        from upvit_core.pruning.basis.scores import score_directions
+        from upvit_core.pruning.basis.scores import check_directions, score_directions
 
-        if train is None or criterion not in ("fisher", "kl"):
-            raise ScoresError(f"Directions can be scored by fisher or kl, not {criterion.value!r}.")
-        kind: Literal["fisher", "kl"] = "kl" if criterion == "kl" else "fisher"
-        record = score_directions(
-            loaded, train, kind, n=proxy.images or 2000, seed=proxy.seed, balanced=proxy.balanced, report=Bar()
-        )
+        check_directions(criterion)
+        assert train is not None
+        count, balanced = proxy.images or 2000, proxy.balanced
+        record = score_directions(loaded, train, criterion, n=count, seed=proxy.seed, balanced=balanced, report=Bar())
     else:
         record = run(
             loaded,

@@ -21,7 +21,6 @@ from upvit_core.models.checkpoint import save_model
 from upvit_core.models.gpt2 import language_shape, require_transformers
 from upvit_core.profiling.macs import count_parameters
 from upvit_core.records.shape import BlockShape
-from upvit_core.training.batches import TrainingBatches, batch_source
 from upvit_core.training.distillation import Distillation, Row, distill, make_accelerator
 from upvit_core.training.settings import PRESETS
 
@@ -81,11 +80,11 @@ def train_language(
         "language", vocabulary=len(train.class_names), context=CONTEXT, embed_dim=width, blocks=blocks
     )
     settings = PRESETS["language"].model_copy(update={"seed": seed})
-    batches = TrainingBatches(batch_source(train, {}, seed=seed), batch_size=settings.batch_size, seed=seed)
-    run = Distillation(
+    run = Distillation.on_images(
         build_model(shape, seed=seed),
         None,
-        batches,
+        train,
+        {},
         settings,
         epochs=epochs,
         num_classes=shape.num_classes,

@@ -33,7 +33,7 @@ SYMBOLS = {False: "circle", True: "diamond"}
 KINDS = {False: "plain", True: "hybrid"}
 
 
-def half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: int = 380) -> Chart:
+def draw_half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: int = 380) -> Chart:
     """The scores above, the half-blocks with what is left of them below."""
     shape, whole = removals.shape, depth == removals.shape.depth
     pairs = pairs_at(removals, depth)

@@ -112,7 +112,9 @@ def _order_words(order: Order) -> str:
     return "most important first" if order == "importance" else "in the model's order"
 
 
-def strips(scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, order: Order = "importance") -> Chart:
+def draw_kept_strips(
+    scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, order: Order = "importance"
+) -> Chart:
     """The components under one another, as the sliders leave them."""
     components = scores.shape.components
     # Directions come ordered already, within the residual and within every head.

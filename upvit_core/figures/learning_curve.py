@@ -11,7 +11,7 @@ from upvit_core.figures.theme import Chart, Spec, Theme, accent, axis, drawn, li
 from upvit_core.records.task import IMAGES, Task
 
 
-def learning(
+def plot_learning_curve(
     steps: Sequence[float], values: Sequence[float], teacher: float | None, theme: Theme, *, task: Task = IMAGES,
     height: int = 430,
 ) -> Chart:  # fmt: skip

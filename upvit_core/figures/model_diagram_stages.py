@@ -15,7 +15,7 @@ TALLEST = 11.0
 FIRST, LAST, GAP = 15.0, 90.0, 1.6
 
 
-def pyramid(
+def draw_stages(
     shape: ModelShape, theme: Theme, after: ModelShape | None, *, emphasis: Component | None, height: int
 ) -> Chart:
     """Draw `shape`, or `after` inside the outline of `shape`; with `emphasis` the other components are pale."""

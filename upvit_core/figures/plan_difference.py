@@ -14,7 +14,7 @@ NEITHER, BOTH, ONLY = 0, 1, 2
 WORDS = np.array(["removed here", "kept by both", "kept by this one only"])
 
 
-def versus(scores: ImportanceScores, differences: Sequence[Difference], theme: Theme) -> Chart:
+def draw_plan_difference(scores: ImportanceScores, differences: Sequence[Difference], theme: Theme) -> Chart:
     """Columns are channels, most important first in each block; the place of a row says which plan it is."""
     components = [c for c in COLOURS if any(d.component == c for d in differences)]
     parts = {c: [d for d in differences if d.component == c] for c in components}

@@ -135,7 +135,7 @@ def best_plan(
         raise PlanError(f"There is no allocation {family!r}; choose one of {', '.join(FAMILIES)}.")
     requested = {"budget": limits, "allocation": family, "heads": list(curves.heads), "round_to": round_to}
     plan = plan_widths(scores, widths.embed_dim, list(widths.blocks), requested=requested, basis=basis)
-    predicted, costs = curves.predicted_loss(widths), costs_of(plan.shape_after, latency)
+    predicted, costs = curves.loss_at(widths), costs_of(plan.shape_after, latency)
     bound = predicted if bound is None else min(bound, predicted)
     return BestPlan(plan, predicted, bound, int(costs["params"]), int(costs["macs"]), costs.get("latency_ms"))
 

@@ -47,7 +47,7 @@ class Curves:
     heads: tuple[int, ...]
     shape: ModelShape
 
-    def predicted_loss(self, widths: Widths) -> float:
+    def loss_at(self, widths: Widths) -> float:
         """Score lost at given legal widths, in nats an image."""
         total = float(self.residual.at(widths.embed_dim))
         for attention, ffn, (_, a, h) in zip(self.attention, self.ffn, widths.blocks, strict=True):

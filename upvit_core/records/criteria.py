@@ -61,6 +61,13 @@ class CriterionName(StrEnum):
 
 CRITERIA = {name.value: name.entry for name in CriterionName}
 WITHOUT_IMAGES = tuple(name for name, entry in CRITERIA.items() if not entry.needs_images)
+OF_DIRECTIONS = tuple(name for name, entry in CRITERIA.items() if entry.kl in ("exact", "estimated"))
+
+
+def kl_of(criterion: str) -> str:
+    """Whether scores of a record's criterion are KL divergences: `CriterionEntry.kl`, that of published scores too."""
+    known = CRITERIA.get(criterion.partition(" ")[0])
+    return known.kl if known else ""
 
 
 def criteria_help() -> str:

@@ -118,7 +118,7 @@ PVT = Family(
     calibration="profiling.calibration:pvt_scope",
     bench="profiling.bench_pyramid:PyramidBench",
     repair="pruning.repair.families:PVTRepair",
-    diagram="figures.model_diagram_stages:pyramid",
+    diagram="figures.model_diagram_stages:draw_stages",
 )
 GPT2 = Family(
     title="GPT-2",

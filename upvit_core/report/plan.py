@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from upvit_core.figures.head_merging import draw_head_merging
-from upvit_core.figures.heatmaps import strips
+from upvit_core.figures.heatmaps import draw_kept_strips
 from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.theme import LIGHT
 from upvit_core.planning.curves import predicted_loss
@@ -72,7 +72,7 @@ def add_plan(page: Page, plan: PruningPlan, scores: ImportanceScores | None) -> 
     page.chart(draw_model(plan.shape_before, LIGHT, plan.shape_after))
     if scores is None or scores.basis != plan.basis:
         return
-    page.chart(strips(scores, plan, LIGHT))
+    page.chart(draw_kept_strips(scores, plan, LIGHT))
     if plan.blocks[0].attention.heads != plan.shape_before.blocks[plan.blocks[0].source].num_heads:
         page.chart(draw_head_merging(scores, plan, plan.blocks[0].source, LIGHT))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from upvit_core.figures.evaluations import Row, evaluated_rows, final_full_evaluation
-from upvit_core.figures.learning_curve import learning
+from upvit_core.figures.learning_curve import plot_learning_curve
 from upvit_core.figures.theme import LIGHT, Chart, axis, drawn, lines
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
@@ -64,7 +64,7 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
     if seen:
         goal = teacher[task.key] if teacher else None if task is TEXT else state.teacher_top1
         values = [row[task.key] for row in seen]
-        page.chart(learning([row["step"] for row in seen], values, goal, LIGHT, task=task, height=320))
+        page.chart(plot_learning_curve([row["step"] for row in seen], values, goal, LIGHT, task=task, height=320))
     trained = [row for row in rows if row.get("phase") == "train" and row.get("loss") is not None]
     if trained:
         page.chart(losses(trained))

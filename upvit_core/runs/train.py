@@ -28,7 +28,7 @@ from upvit_core.runs.reporter import Paused, Reporter, Terminated
 from upvit_core.runs.shared_answers import drop_unwanted, open_teacher_cache
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.tensorboard import FOLDER, EventLog
-from upvit_core.training.batches import TokenBlocks, TrainingBatches, batch_source
+from upvit_core.training.batches import TokenBlocks
 from upvit_core.training.distillation import Distillation, Row, distill, make_accelerator
 from upvit_core.training.settings import evaluation_steps
 
@@ -120,19 +120,11 @@ class TrainingRun:
             student = replace(student, model=fresh)
         student.model.to(accelerator.device)
         self.student = student
-        source = batch_source(
-            inputs.train,
-            student.pretrained_cfg,
-            seed=settings.seed,
-            augment=settings.augmentation != "none",
-            workers=settings.workers,
-        )
-        self.training = training = Distillation(
+        self.training = training = Distillation.on_images(
             student.model,
             inputs.teacher,
-            TrainingBatches(
-                source, batch_size=settings.batch_size, seed=settings.seed, rank=team.rank, processes=team.size
-            ),
+            inputs.train,
+            student.pretrained_cfg,
             settings,
             epochs=spec.epochs,
             num_classes=student.shape.num_classes,

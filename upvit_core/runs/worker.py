@@ -97,7 +97,7 @@ def train(run: Run, store: RunStore, reporter: Reporter) -> None:
             TrainingRun(run, reporter).execute()
 
 
-def stopped_by(error: Exception, reporter: Reporter, first_step: int) -> dict[str, object]:
+def ending(error: Exception, reporter: Reporter, first_step: int) -> dict[str, object]:
     """The changes of the state by which a run ends that an error stopped; its attempt began at `first_step`."""
     run, state = reporter.run, reporter.state
     if (request := run.request) is not None:
@@ -155,7 +155,7 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
         spare.write_bytes(bytes(SPARE_BYTES))
         train(run, store, reporter)
     except Exception as error:
-        end = stopped_by(error, reporter, before.step)
+        end = ending(error, reporter, before.step)
     spare.unlink(missing_ok=True)
     wanted = end["state"] == "queued" and (reporter.out_of_time or slurm.is_wanted(job))
     reporter.update(now=True, **({"stage": "", "seconds_left": None} | end))

@@ -32,12 +32,13 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upvit_core.data import ImageSet
 from upvit_core.errors import RunError
 from upvit_core.models.drop_path import set_drop_path
 from upvit_core.models.retarget import head_parameters
 from upvit_core.out_of_memory import bounds, halved, is_out_of_memory, sentence
 from upvit_core.ranks import part_at_exit
-from upvit_core.training.batches import TrainingBatches, seed_everything
+from upvit_core.training.batches import TrainingBatches, batch_source, seed_everything
 from upvit_core.training.settings import DistillSettings
 from upvit_core.training.teacher_cache import TeacherLogits, TeacherStore
 
@@ -183,6 +184,36 @@ class Distillation:
         parts = 3 if self.map is None else 4
         self.sums = torch.zeros(parts, dtype=torch.float64, device=accelerator.device)
         self.summed = 0
+
+    @classmethod
+    def on_images(
+        cls,
+        student: nn.Module,
+        teacher: nn.Module | None,
+        images: ImageSet,
+        pretrained_cfg: dict[str, Any],
+        settings: DistillSettings,
+        *,
+        epochs: int,
+        num_classes: int,
+        accelerator: Accelerator,
+        notify: Callable[[str], None] = lambda sentence: None,
+    ) -> Distillation:
+        """A run on this process's share of `images`, in the batches that `settings` describe."""
+        seed, augment = settings.seed, settings.augmentation != "none"
+        source = batch_source(images, pretrained_cfg, seed=seed, augment=augment, workers=settings.workers)
+        rank, processes = accelerator.process_index, accelerator.num_processes
+        batches = TrainingBatches(source, batch_size=settings.batch_size, seed=seed, rank=rank, processes=processes)
+        return cls(
+            student,
+            teacher,
+            batches,
+            settings,
+            epochs=epochs,
+            num_classes=num_classes,
+            accelerator=accelerator,
+            notify=notify,
+        )
 
     @property
     def result(self) -> nn.Module:

@@ -33,7 +33,6 @@ from upvit_core.pruning.prune import cut
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs import RunStore
-from upvit_core.training.batches import TrainingBatches, batch_source
 from upvit_core.training.distillation import Distillation, isolated_rng, make_accelerator
 from upvit_core.training.settings import PRESETS
 from upvit_core.training.teacher_cache import TeacherStore
@@ -98,12 +97,9 @@ def demo_job(watch: Stopwatch, store: TeacherStore | None) -> Distillation:
     scores = ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
     plan = plan_uniform(scores, Ratios.equal(0.5), heads=3)
     train = open_images("demo", "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=10)
-    source = batch_source(train, loaded.pretrained_cfg, seed=0, workers=0)
-    batches = TrainingBatches(source, batch_size=PRESETS["demo"].batch_size, seed=0)
-    accelerator = make_accelerator("cpu", "no")
-    job = Distillation(
-        cut(loaded, plan), loaded.model, batches, PRESETS["demo"], epochs=4, num_classes=10, accelerator=accelerator
-    )
+    accelerator, cfg = make_accelerator("cpu", "no"), loaded.pretrained_cfg
+    about = {"epochs": 4, "num_classes": 10, "accelerator": accelerator}
+    job = Distillation.on_images(cut(loaded, plan), loaded.model, train, cfg, PRESETS["demo"], **about)
     job.store = store
     assert job.teacher is not None
     job.teacher.forward = watch.timed("teacher", job.teacher.forward)  # type: ignore[method-assign]

@@ -7,7 +7,6 @@ import time
 from torch import nn
 
 from tests.benchmarks.basis.setting import Setting
-from upvit_core.training.batches import TrainingBatches, batch_source
 from upvit_core.training.distillation import Distillation, distill, make_accelerator
 from upvit_core.training.settings import PRESETS
 
@@ -21,13 +20,12 @@ def train(
     """Train the student in place by a recipe; returns steps and seconds. It ends with its averaged weights."""
     own = RECIPES[recipe]
     settings = own.model_copy(update={"seed": seed, "lr": lr or own.lr})
-    source = batch_source(setting.train, setting.loaded.pretrained_cfg, seed=seed)
-    batches = TrainingBatches(source, batch_size=settings.batch_size, seed=seed)
     student.requires_grad_(True)
-    run = Distillation(
+    run = Distillation.on_images(
         student,
         setting.loaded.model,
-        batches,
+        setting.train,
+        setting.loaded.pretrained_cfg,
         settings,
         epochs=epochs,
         num_classes=setting.loaded.shape.num_classes,

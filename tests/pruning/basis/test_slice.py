@@ -97,7 +97,7 @@ def test_errors_name_what_is_wrong():
     other, other_shape = tiny("3 heads, 5 blocks")
     with pytest.raises(PlanError, match="was made for"):
         prune_directions(other, other_shape, plan, stats)
-    with pytest.raises(ScoresError, match="not 'l1'"):
+    with pytest.raises(ScoresError, match="not by 'l1'"):
         directions_scores(adapt(model, shape), TensorProxy(images(2)), stats, "l1")
 
 

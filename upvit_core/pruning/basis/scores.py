@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -38,6 +37,7 @@ from upvit_core.pruning.basis.residual import pool_blocks
 from upvit_core.pruning.basis.slice import prune_directions
 from upvit_core.pruning.basis.statistics import ProxyStatistics, collect_statistics
 from upvit_core.records.basis import Basis
+from upvit_core.records.criteria import OF_DIRECTIONS
 from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape
@@ -60,11 +60,17 @@ def whole_plan(shape: ModelShape, residual: tuple[int, ...] | None = None) -> Pr
     )
 
 
+def check_directions(criterion: str) -> None:
+    """Raises ScoresError where directions have no scores by this criterion."""
+    if criterion not in OF_DIRECTIONS:
+        raise ScoresError(f"Directions are scored by {' or '.join(OF_DIRECTIONS)}, not by {criterion!r}.")
+
+
 def directions_scores(
     adapter: Adapter,
     proxy: Proxy,
     stats: ProxyStatistics,
-    criterion: Literal["fisher", "kl"] = "fisher",
+    criterion: str = "fisher",
     *,
     batch_size: int = 50,
     report: Report = silent,
@@ -75,8 +81,7 @@ def directions_scores(
     and one pass over `proxy` for the rest; `kl` removes each direction in turn (Eq. 1 exactly): D cuts and passes for
     the residual, and the exact channel score of the rotated model for the rest.
     """
-    if criterion not in ("fisher", "kl"):
-        raise ScoresError(f"Directions can be scored by fisher or kl, not {criterion!r}.")
+    check_directions(criterion)
     start = time.perf_counter()
     shape, model = adapter.shape, adapter.model
     rotated = prune_directions(model, shape, whole_plan(shape), stats)
@@ -106,7 +111,7 @@ def directions_scores(
 def score_directions(
     loaded: LoadedModel,
     images: ImageSet,
-    criterion: Literal["fisher", "kl"] = "fisher",
+    criterion: str = "fisher",
     *,
     n: int = 2000,
     seed: int = 0,
@@ -114,6 +119,7 @@ def score_directions(
     report: Report = silent,
 ) -> ImportanceScores:
     """Find the directions of a loaded model on `n` proxy images by `seed`, and score them; see `directions_scores`."""
+    check_directions(criterion)
     proxy = draw_proxy(images, min(n, len(images)), seed, balanced=balanced)
     adapter = adapt(loaded.model, loaded.shape)
     stats = collect_statistics(adapter, proxy, report=report)
