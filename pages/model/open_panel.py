@@ -13,7 +13,7 @@ from upvit_core.files import digest
 from upvit_core.records.source import Source
 
 LONGEST_NAME = 80
-SUFFIXES = ["pth", "pt", "bin", "safetensors"]
+SUFFIXES = ["pth", "pt", "bin", "safetensors", "ckpt", "tar", "npz", "zip"]
 
 
 def panel() -> None:
@@ -62,17 +62,35 @@ def _timm() -> None:
 
 def _path() -> None:
     with st.form("path", border=False):
-        known = "A checkpoint of DeiT, timm or Hugging Face; a folder of timm or this studio; a scores file; hf-hub:…"
+        known = "A checkpoint of any usual form; a folder of timm, Hugging Face or this studio; a scores file; hf-hub:…"
         path = st.text_input("Path on the machine that runs this app", placeholder="/models/deit_base.pth", help=known)
-        about_heads = "No tensor holds the number of heads. Without a config, heads of 64 channels are assumed."
-        heads = st.number_input("Heads (0: as the file says)", 0, 64, 0, help=about_heads)
+        said = _how_to_open()
         if st.form_submit_button("Open") and path.strip():
-            _open(str(Source(path.strip(), heads)))
+            _open(str(Source.parse(path.strip()).with_flags(**said)))
+
+
+def _how_to_open() -> dict[str, str | None]:
+    """Fields for what a file may leave unsaid; those left empty are read from the file, or assumed and told."""
+    about_heads = (
+        "No tensor holds the number of heads. Where the file does not say, that of published models is assumed."
+    )
+    heads = st.number_input("Heads (0: as the file says)", 0, 64, 0, help=about_heads)
+    with st.expander("Heads block by block, weights, normalisation"):
+        each = st.text_input("Heads of each block", placeholder="6,4,5", help="With commas, in place of one number.")
+        about_weights = "The name of one of several state dicts in a file, such as model beside model_ema."
+        weights = st.text_input("Weights", placeholder="their average (EMA), if there is one", help=about_weights)
+        mean = st.text_input("Mean", placeholder="0.485,0.456,0.406", help="One number, or one a colour.")
+        std = st.text_input("Standard deviation", placeholder="0.229,0.224,0.225", help="One number, or one a colour.")
+    said = {"num_heads": each or str(heads or ""), "weights": weights, "mean": mean, "std": std}
+    return {name: value.replace(" ", "") or None for name, value in said.items()}
 
 
 def _upload() -> None:
     file = st.file_uploader("Checkpoint or scores file", SUFFIXES, help="Read without running any code from it.")
-    if file is None:
+    with st.form("upload", border=False):
+        said = _how_to_open()
+        pressed = st.form_submit_button(f"Open {Path(file.name).name}" if file else "Open", disabled=file is None)
+    if file is None or not pressed:
         return
     content = file.getbuffer()
     name = f"{digest(content)}-{Path(file.name).name[-LONGEST_NAME:]}"
@@ -81,8 +99,7 @@ def _upload() -> None:
         temporary = saved.with_suffix(".part")
         temporary.write_bytes(content)
         temporary.replace(saved)
-    if session().source != str(saved) and st.button(f"Open {Path(file.name).name}"):
-        _open(str(saved))
+    _open(str(Source(str(saved)).with_flags(**said)))
 
 
 def _published() -> None:

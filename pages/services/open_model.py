@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 KEY = "open"
 PUBLISHED = "published:"
 WITHOUT_WEIGHTS = "no-weights:"
+RECOGNISED_HERE = "a folder of this studio · heads and normalisation as config.json says"
 MOST_IMAGE_SETS = 6
 
 
@@ -38,7 +39,8 @@ class OpenModel:
     """A model as the pages see it.
 
     source: its name in links. model: the path for `load_model`, "" without weights. digest: of the weights, as records
-    name them. dataset: the image set chosen for it in this session, "" for none.
+    name them. recognised: what was found in its file and what was assumed, in a line. dataset: the image set chosen
+    for it in this session, "" for none.
     """
 
     source: str
@@ -46,7 +48,7 @@ class OpenModel:
     shape: ModelShape
     model: str
     digest: str
-    about: str
+    recognised: str
     bundled: ImportanceScores | None = None
     dataset: str = ""
 
@@ -80,12 +82,11 @@ class OpenModel:
 
     def weights(self) -> LoadedModel:
         """The model with its weights, read once; to be called in a background job."""
-        source = Source.parse(self.model)
 
         def load() -> LoadedModel:
             from upvit_core.models.checkpoint import load_model
 
-            return load_model(source.path, num_heads=source.heads)
+            return load_model(self.model)
 
         return _models().get(self.identity, load)
 
@@ -162,7 +163,7 @@ def inspect(source: str) -> OpenModel | None:
     place = Path(parsed.path).expanduser()
     if place.is_file() and is_scores_file(place):
         return _scores_file(source, str(place), _stamp(place))
-    if place.is_dir() and parsed.heads is None and _names_shape(place):
+    if place.is_dir() and not parsed.options and _names_shape(place):
         return _folder(source, place, _stamp(place / "config.json"))
     return _loaded().find(source + _stamp(place))
 
@@ -174,12 +175,17 @@ def load(source: str) -> OpenModel:
     limits.confine(path_of(source))
     weights = not source.startswith(WITHOUT_WEIGHTS)
     parsed = Source.parse(source.removeprefix(WITHOUT_WEIGHTS))
-    loaded = load_model(parsed.path, num_heads=parsed.heads, pretrained=weights)
+    loaded = load_model(parsed, pretrained=weights)
     place = Path(parsed.path).expanduser()
-    about = f"heads: {loaded.head_count_source}" if loaded.has_weights else "shape only, no weights"
     scores = _scores_beside(place) if place.is_dir() else None
     opened = OpenModel(
-        source, loaded.name, loaded.shape, source if loaded.has_weights else "", loaded.digest, about, scores
+        source,
+        loaded.name,
+        loaded.shape,
+        source if loaded.has_weights else "",
+        loaded.digest,
+        loaded.recognised.line,
+        scores,
     )
     _loaded().put(source + (_stamp(place) if weights else ""), opened)
     if loaded.has_weights:
@@ -245,15 +251,15 @@ def _folder(source: str, folder: Path, stamp: str) -> OpenModel:
         raise CheckpointError(f"{folder}/config.json does not describe a model ({error}); restore it.") from error
     scores = _scores_beside(folder)
     name = "Demo ViT" if source == "demo" else str(config.get("upvit_name") or model_name(shape))
-    about = "ships with the studio" if source == "demo" else str(folder)
-    return OpenModel(source, name, shape, source, scores.model_digest if scores else "", about, scores)
+    return OpenModel(source, name, shape, source, scores.model_digest if scores else "", RECOGNISED_HERE, scores)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _published(source: str, folder: str, stamp: str) -> OpenModel:
     scores = import_scores(Path(folder).expanduser())
-    about = "published scores, no weights"
-    return OpenModel(source, model_name(scores.shape), scores.shape, "", scores.digest, about, scores)
+    return OpenModel(
+        source, model_name(scores.shape), scores.shape, "", scores.digest, "published scores, no weights", scores
+    )
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)

@@ -22,7 +22,7 @@ def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf,
     source = Source.parse(model.model or "MODEL")
     name = source.path
     data = model.dataset if model.has_weights else ""
-    shared: dict[str, object] = {"num_heads": source.heads, "data": data or "IMAGES"}
+    shared: dict[str, object] = {**source.flags, "data": data or "IMAGES"}
     is_rotated = plan.basis == "directions"
     basis = plan.basis if is_rotated else None
     lines = [_score(model, scores, name, is_rotated, shared)]

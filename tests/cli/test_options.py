@@ -52,7 +52,7 @@ def test_records_in_a_signature_become_options() -> None:
 
     done = CliRunner().invoke(verbs, ["deit", "--no-pretrained", "--data", "demo", "--num-heads", "6"])
     assert done.exit_code == 0, done.output
-    assert seen == [("deit", ModelOptions(6, pretrained=False), DataOptions("demo"), 3)]
+    assert seen == [("deit", ModelOptions("6", pretrained=False), DataOptions("demo"), 3)]
     assert CliRunner().invoke(verbs, ["deit"]).exit_code == 2, "--data is missing"
 
 

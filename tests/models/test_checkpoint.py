@@ -31,7 +31,7 @@ def test_folder_opens_in_stock_timm_and_here_with_equal_logits(variant: str, tmp
     assert loaded.shape == replace(shape, name="mine")
     assert shape_of(stock, "mine") == loaded.shape
     assert (loaded.name, loaded.class_names, loaded.has_weights) == ("mine", tuple("abcde"), True)
-    assert loaded.head_count_source == "config"
+    assert loaded.recognised.heads == "as config.json says"
     assert loaded.pretrained_cfg["mean"] == CFG["mean"]
     assert loaded.pretrained_cfg["input_size"] == (3, 16, 16)
     theirs, ours = (timm.data.resolve_model_data_config(each) for each in (stock, loaded.model))
@@ -85,7 +85,7 @@ def test_a_folder_that_timm_wrote_is_read(tmp_path: Path) -> None:
     loaded = load_model(tmp_path)
     assert torch.equal(logits(loaded.model), logits(model))
     assert (loaded.shape.num_heads, loaded.shape.head_tokens, loaded.shape.num_reg_tokens) == (4, 0, 1)
-    assert loaded.head_count_source == "config"
+    assert loaded.recognised.heads == "as config.json says"
 
 
 def test_a_plan_lies_in_the_folder_and_goes_with_the_next_model(tmp_path: Path) -> None:
@@ -139,38 +139,6 @@ def test_digest_follows_weights_and_heads_but_not_form_or_name(tmp_path: Path) -
     with torch.no_grad():
         model.head.bias[0] += 1
     assert load_model(saved(tmp_path / "w.pth", model.state_dict())).digest != digest
-
-
-def test_head_count_from_config_from_width_or_given(tmp_path: Path) -> None:
-    model = wide(num_heads=4)
-    alone = saved(tmp_path / "alone.pth", model.state_dict())
-    assumed = load_model(alone)
-    assert (assumed.shape.num_heads, assumed.head_count_source) == (2, "assumed head width 64")
-    given = load_model(alone, num_heads=4)
-    assert (given.shape.num_heads, given.head_count_source) == (4, "given")
-    assert torch.equal(logits(given.model), logits(model))
-    folder = tmp_path / "folder"
-    save_model(model, folder, shape=shape_of(model), pretrained_cfg=CFG, name="a")
-    beside = load_model(folder / "model.safetensors")
-    assert (beside.shape.num_heads, beside.head_count_source) == (4, "config")
-    corrected = load_model(folder, num_heads=8)
-    assert (corrected.shape.num_heads, corrected.head_count_source) == (8, "given")
-    assert corrected.model.blocks[0].attn.num_heads == 8
-
-
-def test_a_config_about_another_model_does_not_count_for_a_file_beside_it(tmp_path: Path) -> None:
-    model, shape = tiny(dtype=torch.float32)
-    save_model(model, tmp_path, shape=shape, pretrained_cfg=CFG, name="a")
-    other = load_model(saved(tmp_path / "other.pth", wide().state_dict()))
-    assert other.head_count_source == "assumed head width 64"
-
-
-@pytest.mark.parametrize(("heads", "words"), [(None, ("16", "64", "num_heads")), (3, ("16", "3 heads")), (0, ("0",))])
-def test_a_head_count_that_cannot_be_is_refused(heads: int | None, words: tuple[str, ...], tmp_path: Path) -> None:
-    path = saved(tmp_path / "w.pth", tiny(dtype=torch.float32)[0].state_dict())
-    with pytest.raises(CheckpointError) as error:
-        load_model(path, num_heads=heads)
-    assert_one_sentence(error, *words)
 
 
 def test_half_precision_is_widened_and_training_mode_is_off(tmp_path: Path) -> None:

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from tests.support.checkpoints import UNEVEN, assert_one_sentence, logits, perturbed, saved, wide
+from tests.support.checkpoints import UNEVEN, assert_one_sentence, logits, perturbed, saved, transformers_names, wide
 from tests.support.tiny import images
 from upvit_core.errors import CheckpointError, UnsupportedModelError
-from upvit_core.models.checkpoint import build_model, load_model, load_state_dict_file, shape_of
+from upvit_core.models.checkpoint import build_model, load_model, shape_of
+from upvit_core.models.files import read_contents
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.shape import BlockShape
 
@@ -58,7 +59,7 @@ def test_a_safetensors_header_may_begin_like_a_pickle(tmp_path: Path) -> None:
             break
     else:
         pytest.fail("no header length ends in 0x80")
-    assert list(load_state_dict_file(path)) == ["a"]
+    assert list(read_contents(path).tensors) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -101,45 +102,6 @@ def test_deit_iii_names_its_layer_scale_otherwise(tmp_path: Path) -> None:
 def test_a_name_for_people(file: str, name: str, tmp_path: Path) -> None:
     shape = deit_shape("tiny") if name == "DeiT-T" else shape_of(wide())
     assert load_model(saved(tmp_path / file, build_model(shape).state_dict())).name == name
-
-
-def transformers_names(model: nn.Module, heads: dict[str, str], prefix: str, generation: int) -> dict[str, Tensor]:
-    """timm's tensors as `transformers` names them, query, key and value apart; written from its class definitions."""
-    old = generation == 4
-    fixed = {
-        "cls_token": "embeddings.cls_token",
-        "dist_token": "embeddings.distillation_token",
-        "reg_token": "embeddings.distillation_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
-        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
-        "norm.weight": "layernorm.weight",
-        "norm.bias": "layernorm.bias",
-    }
-    inside = {
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "attn.proj": "attention.output.dense" if old else "attention.o_proj",
-        "mlp.fc1": "intermediate.dense" if old else "mlp.fc1",
-        "mlp.fc2": "output.dense" if old else "mlp.fc2",
-    }
-    qkv = ("query", "key", "value") if old else ("q_proj", "k_proj", "v_proj")
-    out: dict[str, Tensor] = {}
-    for key, tensor in model.state_dict().items():
-        owner, _, leaf = key.rpartition(".")
-        if key in fixed:
-            out[prefix + fixed[key]] = tensor
-        elif owner in heads:
-            out[f"{heads[owner]}.{leaf}"] = tensor
-        else:
-            _, index, part = owner.split(".", 2)
-            stem = f"{prefix}encoder.layer.{index}." if old else f"{prefix}layers.{index}."
-            if part == "attn.qkv":
-                for name, third in zip(qkv, tensor.chunk(3), strict=True):
-                    out[f"{stem}attention.{'attention.' if old else ''}{name}.{leaf}"] = third.clone()
-            else:
-                out[f"{stem}{inside[part]}.{leaf}"] = tensor
-    return out
 
 
 @pytest.mark.parametrize("generation", [4, 5])
@@ -196,7 +158,7 @@ def test_folder_that_transformers_wrote(kind: str, tmp_path: Path) -> None:
         assert loaded.model(x) == pytest.approx(model(x).logits, abs=1e-5)
     assert loaded.shape.num_heads == 4
     assert loaded.shape.norm_eps == 1e-12
-    assert loaded.head_count_source == "config"
+    assert loaded.recognised.heads == "as config.json says"
     assert loaded.class_names == ("cat", "dog", "eel")
     cfg = loaded.pretrained_cfg
     assert (cfg["mean"], cfg["crop_pct"], cfg["crop_mode"]) == ((0.1, 0.2, 0.3), 16 / 20, "squash")

@@ -173,7 +173,7 @@ def test_the_architecture_is_read_from_the_tensors(tmp_path: Path, form: str) ->
         torch.save({"state_dict": theirs} if "wrapped" in form else theirs, path)
     loaded = load_model(path)
     assert replace(loaded.shape, name="") == replace(shape, name="")
-    assert loaded.head_count_source == "assumed 1, 2, 5, 8"
+    assert loaded.recognised.heads.startswith("1, 2, 5 and 8")
     for key, tensor in loaded.model.state_dict().items():
         assert torch.equal(tensor, state[key])
 

@@ -59,3 +59,42 @@ def assert_one_sentence(error: pytest.ExceptionInfo[UPViTError], *words: str) ->
 def saved(path: Path, content: object) -> Path:
     torch.save(content, path)
     return path
+
+
+def transformers_names(model: nn.Module, heads: dict[str, str], prefix: str, generation: int) -> dict[str, Tensor]:
+    """timm's tensors as `transformers` names them, query, key and value apart; written from its class definitions."""
+    old = generation == 4
+    fixed = {
+        "cls_token": "embeddings.cls_token",
+        "dist_token": "embeddings.distillation_token",
+        "reg_token": "embeddings.distillation_token",
+        "pos_embed": "embeddings.position_embeddings",
+        "patch_embed.proj.weight": "embeddings.patch_embeddings.projection.weight",
+        "patch_embed.proj.bias": "embeddings.patch_embeddings.projection.bias",
+        "norm.weight": "layernorm.weight",
+        "norm.bias": "layernorm.bias",
+    }
+    inside = {
+        "norm1": "layernorm_before",
+        "norm2": "layernorm_after",
+        "attn.proj": "attention.output.dense" if old else "attention.o_proj",
+        "mlp.fc1": "intermediate.dense" if old else "mlp.fc1",
+        "mlp.fc2": "output.dense" if old else "mlp.fc2",
+    }
+    qkv = ("query", "key", "value") if old else ("q_proj", "k_proj", "v_proj")
+    out: dict[str, Tensor] = {}
+    for key, tensor in model.state_dict().items():
+        owner, _, leaf = key.rpartition(".")
+        if key in fixed:
+            out[prefix + fixed[key]] = tensor
+        elif owner in heads:
+            out[f"{heads[owner]}.{leaf}"] = tensor
+        else:
+            _, index, part = owner.split(".", 2)
+            stem = f"{prefix}encoder.layer.{index}." if old else f"{prefix}layers.{index}."
+            if part == "attn.qkv":
+                for name, third in zip(qkv, tensor.chunk(3), strict=True):
+                    out[f"{stem}attention.{'attention.' if old else ''}{name}.{leaf}"] = third.clone()
+            else:
+                out[f"{stem}{inside[part]}.{leaf}"] = tensor
+    return out

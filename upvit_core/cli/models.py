@@ -85,7 +85,7 @@ def evaluate(
     chosen = None if images is None else proxy_indices(test, images, seed)
     original = None
     if teacher is not None:
-        original = replace(opening, num_heads=None, pretrained=True).open(teacher).model
+        original = opening.of_another.open(teacher).model
     batches = test.batches(batch_size or loaded.shape.batch_size(100), indices=chosen, device=device)
     result = run(loaded.model, batches, teacher=original)
     task = task_of(loaded.shape)
@@ -113,9 +113,10 @@ def profile(
     from upvit_core.profiling.macs import count_macs, count_parameters
     from upvit_core.records.plan import PruningPlan
 
-    loaded = opening.open(model)
+    loaded = replace(opening, pretrained=False).open(model)  # weights change no count, and need a network
     after = None if plan is None else PruningPlan.load(plan).at_size(loaded.shape.img_size).shape_after
     values: dict[str, object] = {"params": count_parameters(loaded.shape), "macs": count_macs(loaded.shape)}
+    values["recognised"] = loaded.recognised.line
     if after is not None:
         values |= {"params_pruned": count_parameters(after), "macs_pruned": count_macs(after)}
     if measure:

@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 
 import typer
 
+from upvit_core.ranks import rank
+from upvit_core.records.source import Source
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from pydantic import BaseModel
@@ -37,7 +40,17 @@ Detach = Annotated[bool, typer.Option("--detach", help="return at once; the run 
 class ModelOptions:
     """Options for opening a model."""
 
-    num_heads: Annotated[int | None, typer.Option(help="head count, which no tensor holds")] = None
+    num_heads: Annotated[
+        str | None, typer.Option(help="heads, which no tensor holds: one number, or one a block as 6,4,5")
+    ] = None
+    head_dim: Annotated[str | None, typer.Option(help="channels a head, in place of --num-heads")] = None
+    weights: Annotated[
+        str | None, typer.Option(help="which weights of a file that has several; default: their average (EMA), if any")
+    ] = None
+    mean: Annotated[
+        str | None, typer.Option(help="normalisation: one number or one a colour; default: the model's")
+    ] = None
+    std: Annotated[str | None, typer.Option(help="likewise, by which pixels from 0 to 1 are divided")] = None
     img_size: Annotated[int | None, typer.Option(min=1, help="side of the images in pixels; default: the model's")] = (
         None
     )
@@ -50,16 +63,28 @@ class ModelOptions:
 
         return default_device() if self.device in (None, "auto") else str(self.device)
 
+    def source(self, model: str) -> Source:
+        """The model's name with what these options say about opening it."""
+        return Source.parse(model).with_flags(
+            num_heads=self.num_heads, head_dim=self.head_dim, weights=self.weights, mean=self.mean, std=self.std
+        )
+
+    @property
+    def of_another(self) -> ModelOptions:
+        """The options that hold for a second model too, such as a teacher."""
+        return ModelOptions(img_size=self.img_size, device=self.device)
+
     def open(self, model: str) -> LoadedModel:
+        """The model; what was assumed about it goes to standard error."""
         from upvit_core.models.checkpoint import load_model
 
-        return load_model(
-            model,
-            num_heads=self.num_heads,
-            pretrained=self.pretrained,
-            device=self.torch_device,
-            img_size=self.img_size,
+        loaded = load_model(
+            self.source(model), pretrained=self.pretrained, device=self.torch_device, img_size=self.img_size
         )
+        if rank() == 0:
+            for sentence in loaded.recognised.assumptions:
+                typer.echo(sentence, err=True)
+        return loaded
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, ClassVar, cast
@@ -25,7 +25,6 @@ from upvit_core.cli.runs import Runs, launch_new
 from upvit_core.errors import RunError
 from upvit_core.ranks import rank
 from upvit_core.records.plan import PruningPlan
-from upvit_core.records.source import Source
 from upvit_core.runs.spec import absolute
 from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings, usual_preset
 
@@ -123,7 +122,7 @@ def distill(
     settings = cast(dict[str, object], asked["settings"]) if preset is None else _settings(PRESETS, preset)
     slurm_settings = given_values(slurm)
     given = {
-        "teacher": _with_heads(teacher or asked.get("teacher"), opening.num_heads),
+        "teacher": _opened_by(opening, teacher or asked.get("teacher")),
         "student": absolute(student),
         "data": dataset.data,
         "data_root": dataset.root,
@@ -178,7 +177,7 @@ def finetune(
     asked: dict[str, object] = {
         "kind": "finetune",
         "name": f"{Path(model).name} on {Path(dataset.data).name.split('.')[0]}"[:200],
-        "student": _with_heads(absolute(model), opening.num_heads),
+        "student": _opened_by(opening, absolute(model)),
         "data": dataset.data,
         "data_root": dataset.root,
         "head": head.value,
@@ -197,7 +196,7 @@ def _refuse_text(model: str, opening: ModelOptions) -> None:
     from upvit_core.records.task import refuse_language
 
     if Path(model).is_dir():
-        refuse_language(ModelOptions(opening.num_heads, device="cpu").open(model).shape, FINE_TUNING, DISTIL)
+        refuse_language(replace(opening, pretrained=True, device="cpu").open(model).shape, FINE_TUNING, DISTIL)
 
 
 def _settings(presets: Mapping[str, DistillSettings], name: str) -> dict[str, object]:
@@ -206,8 +205,8 @@ def _settings(presets: Mapping[str, DistillSettings], name: str) -> dict[str, ob
     return presets[name].model_dump()
 
 
-def _with_heads(model: object, num_heads: int | None) -> object:
-    return str(Source(str(model), num_heads)) if model else model
+def _opened_by(opening: ModelOptions, model: object) -> object:
+    return str(opening.source(str(model))) if model else model
 
 
 REASONS = {

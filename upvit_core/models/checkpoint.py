@@ -7,7 +7,7 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import timm
 import torch
@@ -19,7 +19,6 @@ from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Json, Values
 from upvit_core.models.build import Untyped, build_model, shape_of
 from upvit_core.models.config import (
-    HF_CFG,
     TIMM_MODULES,
     ModelConfig,
     complete_cfg,
@@ -27,23 +26,26 @@ from upvit_core.models.config import (
     read_json,
     require_vit_name,
 )
-from upvit_core.models.files import SUFFIXES, load_state_dict_file, reason
+from upvit_core.models.files import SUFFIXES, is_zipped_folder, read_contents, reason, unzipped, weights_of
 from upvit_core.models.gpt2 import gpt2_names, shape_of_config
+from upvit_core.models.heads import Numbers, assumed_heads, given_heads, numbers_of, with_heads
 from upvit_core.models.hub import fetch
-from upvit_core.models.keys import to_timm_names
-from upvit_core.models.pvt_build import shape_of_pvt_tensors
+from upvit_core.models.keys import Found, find_model
+from upvit_core.models.names import FORMS
+from upvit_core.models.preprocessing import Colours, chosen_cfg, settings_of_run
+from upvit_core.models.pvt_build import is_pvt, shape_of_pvt_tensors
+from upvit_core.models.recognition import Recognition
 from upvit_core.models.resize import at_size
-from upvit_core.models.tensors import check_tensors, digest_of, heads_of, shape_of_tensors
+from upvit_core.models.tensors import check_tensors, digest_of, shape_of_tensors
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.records.family import load
 from upvit_core.records.known_shapes import PvtVariant, pvt_shape
 from upvit_core.records.shape import ModelShape
+from upvit_core.records.source import Source
 
-__all__ = ["LoadedModel", "build_model", "load_model", "load_state_dict_file", "save_model", "shape_of"]
+__all__ = ["LoadedModel", "build_model", "load_model", "save_model", "shape_of"]
 
 TOKENIZER = "tokenizer.json"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-HeadCountSource = Literal["config", "assumed head width 64", "assumed 1, 2, 5, 8", "given"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class LoadedModel:
     """A model in eval mode and float32, with its origin.
 
     `digest` covers the weights and what no tensor holds (head counts, eps); it is empty for random weights.
+    `recognised` tells what was found in the source and what was assumed.
     """
 
     model: nn.Module
@@ -59,7 +62,7 @@ class LoadedModel:
     source: str
     digest: str
     has_weights: bool
-    head_count_source: HeadCountSource
+    recognised: Recognition
     pretrained_cfg: Json
     class_names: tuple[str, ...] | None
 
@@ -70,16 +73,20 @@ class _Opened:
 
     tensors: dict[str, Tensor] | None
     shape: ModelShape
-    head_count_source: HeadCountSource
+    recognised: Recognition
     cfg: Values | None
     class_names: tuple[str, ...] | None
     name: str
 
 
 def load_model(
-    source: str | Path,
+    source: str | Path | Source,
     *,
-    num_heads: int | None = None,
+    num_heads: Numbers = None,
+    head_dim: Numbers = None,
+    weights: str | None = None,
+    mean: Colours = None,
+    std: Colours = None,
     pretrained: bool = True,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -87,25 +94,31 @@ def load_model(
 ) -> LoadedModel:
     """Open `demo`, a folder, a file, `hf-hub:owner/name`, or a timm model name; no code from a file is run.
 
-    `num_heads` replaces the head count, which no tensor holds. `img_size` (a side, or height and width) replaces the
-    image size; timm then resamples the position embedding, bicubic. With `pretrained=False` a timm name gets random
-    weights by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence.
+    `num_heads` or `head_dim` (one number or one a block) replace the head counts, which no tensor holds; `weights`
+    chooses by name among several state dicts in a file; `mean` and `std` (one number or one a colour) replace those of
+    normalisation. All five may stand in the source too, as `Source` writes them. `img_size` (a side, or height and
+    width) replaces the image size; timm then resamples the position embedding, bicubic. With `pretrained=False` a timm
+    name gets random weights by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence.
     """
-    text = str(source).strip()
-    opened = _open(text, num_heads, pretrained)
-    shape = replace(opened.shape, name=opened.name)
-    head_count_source = opened.head_count_source
-    if num_heads is not None and head_count_source != "given":
-        blocks = tuple(
-            replace(block, num_heads=heads_of(block.attention, num_heads, f"{text}: block {index}"))
-            for index, block in enumerate(shape.blocks)
-        )
-        shape, head_count_source = replace(shape, blocks=blocks), "given"
+    asked = source if isinstance(source, Source) else Source.parse(str(source).strip())
+    text = asked.path
+    opened = _open(text, weights or asked.weights or None, pretrained)
+    shape, recognised = replace(opened.shape, name=opened.name), opened.recognised
+    heads, dims = (
+        numbers_of(num_heads or asked.heads or None, "heads"),
+        numbers_of(head_dim or asked.head_dim or None, "channels a head"),
+    )
+    if given := given_heads(shape, heads, dims, text):
+        shape, recognised = with_heads(shape, given, text), replace(recognised, heads="as given", heads_assumed=False)
+    elif not recognised.heads:
+        assumed, why = assumed_heads(shape, text)
+        shape, recognised = with_heads(shape, assumed, text), replace(recognised, heads=why, heads_assumed=True)
     if img_size is not None:
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         tensors, shape = at_size(opened.tensors, shape, (size[0], size[1]))
         opened = replace(opened, tensors=tensors)
-    cfg = complete_cfg(opened.cfg, shape)
+    cfg, recognised = chosen_cfg(opened.cfg, mean or asked.mean, std or asked.std, recognised)
+    cfg = complete_cfg(cfg, shape)
     if opened.tensors is None:
         model, digest = build_model(shape, seed=seed), ""
     else:
@@ -119,16 +132,16 @@ def load_model(
         model=model.eval().to(device),
         shape=shape,
         name=opened.name,
-        source=text,
+        source=str(replace(asked, path=text)),
         digest=digest,
         has_weights=opened.tensors is not None,
-        head_count_source=head_count_source,
+        recognised=recognised,
         pretrained_cfg=cfg,
         class_names=opened.class_names if opened.class_names and len(opened.class_names) == shape.num_classes else None,
     )
 
 
-def _open(text: str, num_heads: int | None, pretrained: bool) -> _Opened:
+def _open(text: str, weights: str | None, pretrained: bool) -> _Opened:
     if not text:
         raise CheckpointError("No model was given; type demo, a timm name, a file, a folder, or hf-hub:owner/name.")
     if text == "demo":
@@ -137,35 +150,32 @@ def _open(text: str, num_heads: int | None, pretrained: bool) -> _Opened:
                 f"The demo model is missing ({DEMO_FOLDER} has no config.json); restore the folder from the "
                 "repository, or make it again with `python -m upvit_core demo train`."
             )
-        return _open_folder(DEMO_FOLDER, num_heads)
+        return _open_folder(DEMO_FOLDER, weights)
     prefix, _, rest = text.partition(":")
     if prefix in ("hf-hub", "hf_hub"):
-        opened = _open_folder(fetch(rest), num_heads)
+        opened = _open_folder(fetch(rest), weights)
         return replace(opened, name=_human_name(rest.partition("@")[0], opened.shape))
     path = Path(rest if prefix == "local-dir" else text).expanduser()
     if path.is_dir():
-        return _open_folder(path, num_heads)
+        return _open_folder(path, weights)
     if path.exists():
-        return _open_file(path, num_heads)
+        if is_zipped_folder(path):
+            with unzipped(path) as folder:
+                return replace(_open_folder(folder, weights), name=path.stem)
+        return _open_file(path, weights)
     if prefix == "local-dir" or any(mark in text for mark in "/\\") or path.suffix in SUFFIXES:
         hint = f", or hf-hub:{text} if it is on the hub" if text.count("/") == 1 and not path.suffix else ""
         raise CheckpointError(f"{path} does not exist; give a file or folder that does{hint}.")
-    return _open_timm(text, num_heads, pretrained)
+    return _open_timm(text, weights, pretrained)
 
 
-def _open_folder(folder: Path, num_heads: int | None) -> _Opened:
-    weights = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
-    weights = weights[:1] or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if len(weights) != 1:
-        raise CheckpointError(
-            f"{folder} has {'no' if not weights else len(weights)} weights files ({' or '.join(WEIGHT_FILES)} "
-            "expected); give a folder with one, or the file itself."
-        )
+def _open_folder(folder: Path, wanted: str | None) -> _Opened:
+    weights = weights_of(folder)
     if not (folder / "config.json").is_file():
-        return _open_file(weights[0], num_heads)
+        return _open_file(weights, wanted)
     if read_json(folder / "config.json").get("model_type") == "gpt2":
-        return _describe_language(folder, weights[0])
-    return _describe(weights[0], read_config(folder), num_heads, folder.name)
+        return _describe_language(folder, weights)
+    return _describe(weights, read_config(folder), wanted, folder.name)
 
 
 def _describe_language(folder: Path, weights: Path) -> _Opened:
@@ -178,49 +188,69 @@ def _describe_language(folder: Path, weights: Path) -> _Opened:
         raise CheckpointError(f"{folder}/config.json is malformed ({reason(error)}); restore it.") from error
     tokenizer = folder / TOKENIZER
     cfg = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}
-    tensors = gpt2_names(load_state_dict_file(weights))
-    return _Opened(tensors, shape, "config", cfg, None, str(values.get("upvit_name") or folder.name))
+    tensors = gpt2_names(read_contents(weights).tensors)
+    recognised = Recognition("a GPT-2 of transformers", heads="as config.json says")
+    return _Opened(tensors, shape, recognised, cfg, None, str(values.get("upvit_name") or folder.name))
 
 
-def _open_file(path: Path, num_heads: int | None) -> _Opened:
-    """A file alone; a `config.json` beside it counts only if it describes these tensors."""
+def _open_file(path: Path, wanted: str | None) -> _Opened:
+    """A file alone; a `config.json` beside it counts only if it describes these tensors, which is told."""
+    beside = ""
     if (path.parent / "config.json").is_file():
         try:
             config = read_config(path.parent)
-            opened = _describe(path, config, num_heads, path.stem)
+            opened = _describe(path, config, wanted, path.stem)
             if opened.tensors is not None:
                 check_tensors(opened.tensors, opened.shape, str(path))
             return opened
-        except (CheckpointError, UnsupportedModelError):
+        except (CheckpointError, UnsupportedModelError) as error:
             read_json(path.parent / "config.json")  # raises where it is malformed; one about another model is ignored
-    return _describe(path, ModelConfig(None), num_heads, path.stem)
+            beside = f"the config.json beside it was left out, since it does not fit ({str(error).split(';')[0]})"
+    opened = _describe(path, ModelConfig(None), wanted, path.stem.removesuffix(".pth"))
+    return replace(opened, recognised=replace(opened.recognised, config=beside))
 
 
-def _describe(path: Path, config: ModelConfig, num_heads: int | None, name: str) -> _Opened:
-    tensors, flavour = to_timm_names(load_state_dict_file(path), str(path))
-    shape = config.shape
-    head_count_source: HeadCountSource = "config"
-    cfg = config.pretrained_cfg
-    if shape is None:
-        if config.heads is None:
-            head_count_source = "assumed head width 64" if num_heads is None else "given"
-        elif num_heads is not None:
-            head_count_source = "given"
-        alone = 1e-12 if flavour in ("vit", "deit") else 1e-6  # transformers' default
-        eps = alone if config.norm_eps is None else config.norm_eps
-        heads = config.heads if num_heads is None else num_heads
-        if flavour == "pvt":
-            shape, assumed = shape_of_pvt_tensors(
-                tensors, str(path), heads=heads, img_size=config.img_size, norm_eps=eps
-            )
-            head_count_source = "assumed 1, 2, 5, 8" if assumed else head_count_source
-        else:
-            shape = shape_of_tensors(tensors, str(path), heads=heads, img_size=config.img_size, norm_eps=eps)
-        cfg = cfg or HF_CFG[flavour]
-    return _Opened(tensors, shape, head_count_source, cfg, config.class_names, config.name or _human_name(name, shape))
+def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) -> _Opened:
+    contents = read_contents(path)
+    found = find_model(contents.tensors, str(path), wanted)
+    where = str(path) if found.form is FORMS[0] else f"{path} (in {found.form.name})"
+    shape = config.shape or _shape_of(found, config, where)
+    run = settings_of_run(contents.settings, shape)
+    recognised = Recognition.of(found)
+    if config.shape is not None or config.heads is not None:
+        recognised = replace(recognised, heads="as config.json says")
+    elif found.heads is not None:
+        shape, recognised = (
+            with_heads(shape, (found.heads,), str(path)),
+            replace(recognised, heads="as its arrays show"),
+        )
+    elif run.heads:
+        shape = with_heads(shape, run.heads, str(path))
+        recognised = replace(recognised, heads=f"those of {run.model}, which the file's own settings name")
+    if config.pretrained_cfg is not None:
+        cfg, images = config.pretrained_cfg, config.images
+    else:
+        cfg, images = {**found.form.cfg, **run.cfg}, run.images
+        images = images or f"assumed ({found.form.images}), since the file says nothing"
+    return _Opened(
+        found.tensors,
+        shape,
+        replace(recognised, images=images, images_assumed=images.startswith("assumed")),
+        cfg,
+        config.class_names,
+        config.name or _human_name(name, shape),
+    )
 
 
-def _open_timm(name: str, num_heads: int | None, pretrained: bool) -> _Opened:
+def _shape_of(found: Found, config: ModelConfig, source: str) -> ModelShape:
+    """The architecture that the tensors show, with what a config without shape adds."""
+    eps = found.form.norm_eps if config.norm_eps is None else config.norm_eps
+    read = shape_of_pvt_tensors if is_pvt(found.tensors) else shape_of_tensors
+    shape = read(found.tensors, source, img_size=config.img_size, norm_eps=eps)
+    return shape if config.heads is None else with_heads(shape, (config.heads,), source)
+
+
+def _open_timm(name: str, wanted: str | None, pretrained: bool) -> _Opened:
     if not timm.is_model(name.split(".")[0]):
         known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
@@ -245,7 +275,7 @@ def _open_timm(name: str, num_heads: int | None, pretrained: bool) -> _Opened:
                 folder = fetch(cfg["hf_hub_id"])
             except CheckpointError as error:
                 raise CheckpointError(f"{str(error)[:-1]}; or open {name} without weights, for costs only.") from error
-            return replace(_open_folder(folder, num_heads), name=_human_name(name, shape))
+            return replace(_open_folder(folder, wanted), name=_human_name(name, shape))
         try:
             with torch.random.fork_rng(devices=[]):
                 tensors = timm.create_model(name, pretrained=True).state_dict()
@@ -255,7 +285,8 @@ def _open_timm(name: str, num_heads: int | None, pretrained: bool) -> _Opened:
                 "without weights, for costs only."
             ) from error
     names = cfg.get("label_names")
-    return _Opened(tensors, shape, "config", cfg, tuple(names) if names else None, _human_name(name, shape))
+    recognised = Recognition(f"{name} of timm", heads="as timm defines them", images="as timm defines them")
+    return _Opened(tensors, shape, recognised, cfg, tuple(names) if names else None, _human_name(name, shape))
 
 
 def _human_name(name: str, shape: ModelShape) -> str:

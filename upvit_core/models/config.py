@@ -16,7 +16,6 @@ from upvit_core.files import Json, Values
 from upvit_core.models.build import Untyped, shape_of
 from upvit_core.models.files import reason
 from upvit_core.models.gpt2 import UNEVEN
-from upvit_core.models.keys import Flavour
 from upvit_core.models.layout import layout
 from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
@@ -28,16 +27,20 @@ PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 DEIT_CFG: Json = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
-    "crop_pct": 0.9,
+    "crop_pct": 0.875,
     "crop_mode": "center",
     "interpolation": "bicubic",
 }
-HF_CFG: dict[Flavour, Json] = {
-    "timm": DEIT_CFG,
-    "deit": {**DEIT_CFG, "crop_pct": 0.875},
-    "pvt": DEIT_CFG,
-    "vit": {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"},
+VIT_CFG: Json = {
+    "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"
+}  # fmt: skip
+TRANSFORMERS = {
+    "vit": VIT_CFG,
+    "deit": DEIT_CFG,
+    "vit_msn": {**DEIT_CFG, "interpolation": "bilinear"},
+    "ijepa": VIT_CFG,
 }
+"""How the image models of transformers that are read here see images where a folder does not say."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class ModelConfig:
     img_size: tuple[int, int] | None = None
     norm_eps: float | None = None
     pretrained_cfg: Values | None = None
+    images: str = "as config.json says"
     class_names: tuple[str, ...] | None = None
     name: str | None = None
 
@@ -110,10 +114,10 @@ def _timm(values: Json, folder: Path) -> ModelConfig:
 
 
 def _hugging_face(values: Json, folder: Path) -> ModelConfig:
-    if values["model_type"] not in ("vit", "deit"):
+    if values["model_type"] not in TRANSFORMERS:
         raise UnsupportedModelError(
             f"{folder} holds a model of type {values['model_type']!r}, which is no ViT that is understood; give one of "
-            "type 'vit' or 'deit'."
+            f"type {', '.join(TRANSFORMERS)}."
         )
     if values.get("hidden_act", "gelu") != "gelu":
         raise UnsupportedModelError(
@@ -122,9 +126,12 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
     size = values["image_size"]
     size = (size, size) if isinstance(size, int) else tuple(size)
     preprocessing = folder / "preprocessor_config.json"
-    cfg = dict(HF_CFG["deit" if values["model_type"] == "deit" else "vit"])
+    cfg = dict(TRANSFORMERS[values["model_type"]])
+    images = f"as {preprocessing.name} says"
     if preprocessing.exists():
-        cfg |= _hugging_face_preprocessing(read_json(preprocessing), size)
+        cfg |= _hugging_face_preprocessing(read_json(preprocessing), size, cfg)
+    else:
+        images = f"assumed as usual for a {values['model_type']} of transformers, since {preprocessing.name} is missing"
     labels = {int(key): str(name) for key, name in (values.get("id2label") or {}).items()}
     named = labels and any(name != f"LABEL_{key}" for key, name in labels.items())
     return ModelConfig(
@@ -133,17 +140,24 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
         img_size=size,
         norm_eps=float(values.get("layer_norm_eps", 1e-12)),
         pretrained_cfg=cfg,
+        images=images,
         class_names=tuple(labels[key] for key in sorted(labels)) if named else None,
         name=folder.name,
     )
 
 
-def _hugging_face_preprocessing(values: Json, img_size: tuple[int, int]) -> Json:
-    """An image processor in timm's fields: resize to `size` (both sides, or the shortest edge), then crop."""
+def _hugging_face_preprocessing(values: Json, img_size: tuple[int, int], defaults: Values) -> Json:
+    """An image processor in timm's fields: resize to `size` (both sides, or the shortest edge), crop, and scale."""
     cfg: Json = {}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if values.get(theirs):
             cfg[ours] = tuple(values[theirs])
+    if values.get("do_normalize", True) is False:
+        cfg |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
+    factor = values.get("rescale_factor") or 1 / 255 if values.get("do_rescale", True) else 1
+    if abs(scale := 255 * factor - 1) > 1e-3:  # pixels reach the model as 255 * factor times what is usual
+        for key in ("mean", "std"):
+            cfg[key] = tuple(value / (scale + 1) for value in cfg.get(key) or defaults[key])
     if values.get("resample") in PIL_RESAMPLING:
         cfg["interpolation"] = PIL_RESAMPLING[values["resample"]]
     size = values.get("size")

@@ -1,13 +1,18 @@
-"""Read the tensors of one file without ever running code from it: safetensors, or a pickle limited to tensors."""
+"""Read the tensors of one file, or of one model in several, without ever running code from them."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import pickle
 import re
-from collections.abc import Mapping
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,18 +20,32 @@ from torch import Tensor
 
 from upvit_core.errors import CheckpointError
 from upvit_core.models.tensors import listed
+from upvit_core.models.unpickle import named_tensors, plain_values, unpickle
 
-WRAPPERS = ("model", "state_dict", "model_ema", "state_dict_ema")
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+INDEX = ".index.json"
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}")
+RUN_VALUES = ("args", "hyper_parameters", "opt", "cfg", "config")
 
 
-def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
-    """Tensors by name as the file has them, on the CPU; `{"model": …}` and the like are unwrapped.
+@dataclass(frozen=True)
+class Contents:
+    """All tensors of a file by their path in it, and the settings of the run that wrote it, as far as it tells."""
 
-    The content decides the format, not the suffix. Raises CheckpointError for anything but a complete file of tensors.
+    tensors: dict[str, Tensor]
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+def read_contents(path: str | Path) -> Contents:
+    """What a file holds, on the CPU; the content decides the format, not the suffix.
+
+    safetensors, torch.save in both formats, NumPy's npz, and the index of a model in several files. Raises
+    CheckpointError for anything but a complete file that has tensors.
     """
     path = Path(path)
+    if path.name.endswith(INDEX):
+        return _read_shards(path)
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -39,37 +58,90 @@ def load_state_dict_file(path: str | Path) -> dict[str, Tensor]:
     # The header's length comes first in safetensors and may begin with a pickle's first byte, so this is asked first.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= SAFETENSORS_HEADER_LIMIT:
         try:
-            return load_file(path)
+            return Contents(load_file(path))
         except SafetensorError as error:
             raise CheckpointError(
                 f"{path} is a damaged or truncated safetensors file ({reason(error)}); download or copy it again."
             ) from error
+    if start.startswith(b"PK\x03\x04") and _holds_arrays(path):
+        return _read_arrays(path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
-        return unwrap(_load_pickle(path), path)
+        return _read_pickle(path)
     raise CheckpointError(
         f"{path} is neither a safetensors nor a PyTorch file (it begins with {start[:12]!r}); give one of "
         f"{', '.join(SUFFIXES)}."
     )
 
 
-def _load_pickle(path: Path) -> object:
+def weights_of(folder: Path) -> Path:
+    """The one file of weights in a folder, or its index where they are in several. Raises CheckpointError."""
+    weights = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    weights = weights[:1] or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    if len(weights) != 1:
+        raise CheckpointError(
+            f"{folder} has {'no' if not weights else len(weights)} weights files ({' or '.join(WEIGHT_FILES[:2])} "
+            "expected); give a folder with one, or the file itself."
+        )
+    return weights[0]
+
+
+def _read_shards(index: Path) -> Contents:
     try:
-        # DeiT's own training checkpoints carry their command line as a Namespace of plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
-            return torch.load(file, map_location="cpu", weights_only=True)
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is no index of weights ({reason(error)}); restore it.") from error
+    missing = [name for name in names if Path(name).name != name or not (index.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{index.parent} misses {listed(missing)}, which {index.name} names; copy all files.")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        tensors |= read_contents(index.parent / name).tensors
+    return Contents(tensors)
+
+
+def _holds_arrays(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _read_arrays(path: Path) -> Contents:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            numbers = {name: arrays[name] for name in arrays.files}
+        return Contents({name: torch.from_numpy(array) for name, array in numbers.items() if array.dtype.kind in "fiu"})
+    except Exception as error:  # damaged bytes can raise anything
+        raise CheckpointError(
+            f"{path} is a damaged or truncated NumPy archive ({reason(error)}); download or copy it again."
+        ) from error
+
+
+def _read_pickle(path: Path) -> Contents:
+    try:
+        content = unpickle(path)
     except Exception as error:  # damaged bytes can raise anything
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path} is a TorchScript program, not weights; save the state dict alone."
             ) from error
-        if isinstance(error, pickle.UnpicklingError) and (names := _unsafe_names(path, str(error))):
+        if isinstance(error, pickle.UnpicklingError) and (what := _unreadable(str(error))):
             raise CheckpointError(
-                f"{path} holds more than tensors ({listed(names)}), and nothing in a file is ever run; save its state "
-                "dict alone, best as .safetensors."
+                f"{path} holds more than tensors ({what}), and nothing in a file is ever run; save its state dict "
+                "alone, best as .safetensors."
             ) from error
         raise CheckpointError(
             f"{path} is a damaged or truncated PyTorch file ({reason(error)}); download or copy it again."
         ) from error
+    tensors = named_tensors(content)
+    if not tensors:
+        found = f"a {type(content).__name__}"
+        if isinstance(content, Mapping):
+            found = f"entries: {', '.join(map(str, list(content)[:4])) or 'none'}"
+        raise CheckpointError(f"{path} holds no state dict ({found}); give a file of tensors by name.")
+    return Contents(tensors, plain_values(content, *RUN_VALUES))
 
 
 def reason(error: Exception) -> str:
@@ -78,29 +150,36 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _unsafe_names(path: Path, message: str) -> list[str]:
-    """Functions and classes that the pickle would have called."""
+def _unreadable(message: str) -> str:
+    """What in a pickle torch's reader refuses to build or to replace; empty where the file is just damaged."""
+    if "Unsupported operand" in message:
+        return "a pickle that torch.save did not write"
+    if "persistent_load" in message or "persistent id" in message:
+        return "a whole module in torch.save's old format"
+    return ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", message))))
+
+
+def is_zipped_folder(path: Path) -> bool:
+    """True for a zip of a model's folder, which is neither a file of torch.save nor NumPy's."""
     try:
-        allowed = "argparse.Namespace"
-        names = set(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))) - {allowed}
-    except Exception:  # only files of torch.save's newer format can be searched
-        names = set(re.findall(r"GLOBAL ([\w.]+)", message))
-        if "Unsupported operand" in message:
-            names = {"a pickle that torch.save did not write"}
-    return sorted(names)
+        with zipfile.ZipFile(path) as archive:
+            names = [Path(name).name for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return False
+    return "data.pkl" not in names and any(name in WEIGHT_FILES or Path(name).suffix in SUFFIXES for name in names)
 
 
-def unwrap(content: object, path: Path) -> dict[str, Tensor]:
-    """The state dict inside the content of a checkpoint."""
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, expected tensors by name; save a state dict.")
-    inner = (content[wrapper] for wrapper in WRAPPERS if isinstance(content.get(wrapper), Mapping))
-    entries: Mapping[object, object] = next(inner, content)
-    tensors = {str(key): value for key, value in entries.items() if isinstance(value, Tensor)}
-    if not tensors or len(tensors) < len(entries):
-        others = [str(key) for key, value in entries.items() if not isinstance(value, Tensor)]
-        raise CheckpointError(
-            f"{path} holds no state dict: its entries {listed(others) or '(none)'} are not tensors; save the tensors "
-            f"by name, flat or under one of {', '.join(WRAPPERS)}."
+@contextmanager
+def unzipped(path: Path) -> Iterator[Path]:
+    """The model's folder in a zip, unpacked for as long as it is read. Raises CheckpointError for a damaged zip."""
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                archive.extractall(temporary)
+        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be unpacked ({reason(error)}); download or copy it again.") from error
+        root = Path(temporary)
+        folders = sorted(
+            {found.parent for name in WEIGHT_FILES for found in root.rglob(name)}, key=lambda f: len(f.parts)
         )
-    return tensors
+        yield folders[0] if folders else next((f.parent for f in root.rglob("*") if f.suffix in SUFFIXES), root)

@@ -26,7 +26,6 @@ from upvit_core.records.shape import BlockShape, ModelShape, StageShape
 
 OPENINGS = ((7, 4), (3, 2))  # kernel and stride of the first patch embedding, and of the later ones
 INNER_EPS = 1e-5  # of the norms of patch embeddings and reductions, whatever the blocks' own
-USUAL_HEADS = (1, 2, 5, 8)
 
 
 class Attention(pvt_v2.Attention):
@@ -182,9 +181,9 @@ def from_authors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def shape_of_pvt_tensors(
-    tensors: Mapping[str, Tensor], source: str, *, heads: int | None, img_size: tuple[int, int] | None, norm_eps: float
-) -> tuple[ModelShape, bool]:
-    """Architecture of a state dict in timm's names, and whether its heads were assumed to be 1, 2, 5, 8.
+    tensors: Mapping[str, Tensor], source: str, *, img_size: tuple[int, int] | None, norm_eps: float
+) -> ModelShape:
+    """Architecture of a state dict in timm's names, with one head in every block, since no tensor tells how many.
 
     Raises CheckpointError where tensors that determine the architecture are missing or contradictory.
     """
@@ -204,16 +203,10 @@ def shape_of_pvt_tensors(
     depths = [sum(1 for s, _ in numbers if s == number) for number in range(1 + max(s for s, _ in numbers))]
     if numbers != [(s, b) for s, depth in enumerate(depths) for b in range(depth)] or 0 in depths:
         raise CheckpointError(f"{source} misses blocks of a stage; give a complete checkpoint of one classifier.")
-    if heads is None and len(depths) != len(USUAL_HEADS):
-        raise CheckpointError(
-            f"{source} has {len(depths)} stages, and no tensor holds their heads; put the model's config.json beside "
-            "it."
-        )
     stages, blocks = [], []
     for number, depth in enumerate(depths):
         opening = "patch_embed" if number == 0 else f"stages.{number}.downsample"
         width, _, kernel, _ = take(f"{opening}.proj.weight", 4)
-        own = heads or USUAL_HEADS[number]
         ratio = 1
         for index in range(depth):
             stem = f"stages.{number}.blocks.{index}"
@@ -222,12 +215,7 @@ def shape_of_pvt_tensors(
             reduction = 0
             if f"{stem}.attn.sr.weight" in size:
                 reduction, _, ratio, _ = take(f"{stem}.attn.sr.weight", 4)
-            if attention % own:
-                raise CheckpointError(
-                    f"{source}: {stem} has {attention} attention channels, which {own} heads do not divide, and no "
-                    "tensor holds the number of heads; put the model's config.json beside it."
-                )
-            blocks.append(BlockShape(own, attention, hidden, reduction))
+            blocks.append(BlockShape(1, attention, hidden, reduction))
         if ratio == 1 and any(f"stages.{number}.blocks.{b}.attn.sr.weight" in size for b in range(depth)):
             raise UnsupportedModelError(
                 f"{source}: stage {number} has linear attention (pooled keys), which is not understood; give a PVTv2 "
@@ -245,4 +233,4 @@ def shape_of_pvt_tensors(
         norm_eps=norm_eps,
     )
     check_size(shape)
-    return shape, heads is None
+    return shape

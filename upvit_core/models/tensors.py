@@ -1,6 +1,6 @@
 """The architecture of a checkpoint's tensors, and their check against an architecture.
 
-Names are timm's here; `keys` has translated them. Only the head count is nowhere in the tensors.
+Names are timm's here; `names` has translated them. Only the head counts are nowhere in the tensors; `heads` sets them.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,23 +17,11 @@ from torch import Tensor
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Content, digest
 from upvit_core.models.build import expected_tensors
+from upvit_core.models.foreign import foreign_part
 from upvit_core.records.family import VIT
 from upvit_core.records.shape import BlockShape, ModelShape
 
-ASSUMED_HEAD_DIM = 64
 SHOWN = 4
-FOREIGN_PARTS = (
-    (r"\.attn\.[qk]_norm\.", "normalised queries and keys"),
-    (r"\.attn\.gate\.", "gated attention"),
-    (r"\.attn\.(norm|inner_attn_ln)\.|\.mlp\.(norm|ffn_layernorm)\.", "a norm inside attention or FFN"),
-    (r"^(attn_pool|map_head)\.", "attention pooling"),
-    (r"^norm_pre\.|^patch_embed\.norm\.", "a norm before the blocks"),
-    (r"rope|rel_pos|relative_position", "rotary or relative positions"),
-    (r"\.mlp\.(w12|w3|fc1_g|fc1_x|gate_proj)\b", "a gated FFN (SwiGLU)"),
-    (r"\.attn\.lambda_", "differential attention"),
-    (r"\.(attns|ffns)\.\d", "parallel blocks"),
-    (r"^patch_embed\.backbone\.", "a convolutional stem"),
-)
 
 
 def dimensions(tensor: Tensor) -> str:
@@ -46,24 +35,19 @@ def listed(names: list[str]) -> str:
 
 
 def shape_of_tensors(
-    tensors: Mapping[str, Tensor],
-    source: str,
-    *,
-    heads: int | None = None,
-    img_size: tuple[int, int] | None = None,
-    norm_eps: float = 1e-6,
+    tensors: Mapping[str, Tensor], source: str, *, img_size: tuple[int, int] | None = None, norm_eps: float = 1e-6
 ) -> ModelShape:
-    """Architecture of a state dict in timm's names, with `heads` in every block or else heads 64 wide.
+    """Architecture of a state dict in timm's names, with one head in every block, since no tensor tells how many.
 
     Raises UnsupportedModelError where the tensors are no plain ViT, CheckpointError where those that determine the
     architecture are missing or contradictory.
     """
     refuse_foreign_parts(tensors, source)
     depth = 1 + max((int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in tensors) if m), default=-1)
-    if not depth or not any(key.startswith("patch_embed.proj.") for key in tensors):
+    if not depth:
         raise UnsupportedModelError(
             f"{source} is not a Vision Transformer that is understood: its tensors are {listed(sorted(tensors))}, none "
-            f"of them {'patch_embed.proj.weight' if depth else 'blocks.0.attn.qkv.weight'}; give a ViT or DeiT."
+            "of them blocks.0.attn.qkv.weight; give a ViT or DeiT."
         )
 
     def size(key: str, axis: int, dims: int) -> int:
@@ -76,18 +60,15 @@ def shape_of_tensors(
 
     width, in_chans = size("patch_embed.proj.weight", 0, 4), size("patch_embed.proj.weight", 1, 4)
     patch = (size("patch_embed.proj.weight", 2, 4), size("patch_embed.proj.weight", 3, 4))
-    if "head.weight" not in tensors:
-        raise CheckpointError(
-            f"{source} has no classifier (head.weight), and scores compare its outputs; give a checkpoint fine-tuned "
-            "for classification."
-        )
+    _check_head(tensors, width, source)
     distilled = "dist_token" in tensors or "head_dist.weight" in tensors
     registers = size("reg_token", 1, 3) if "reg_token" in tensors else 0
     positions = size("pos_embed", 1, 3)
     fc_norm = "fc_norm.weight" in tensors
-    class_token = "cls_token" in tensors or distilled or not _is_square(positions - registers)
+    fits = partial(_fits, patch=patch, img_size=img_size)
+    class_token = "cls_token" in tensors or distilled or not (fits(positions) or fits(positions - registers))
     prefix = class_token + distilled + registers
-    no_embed_class = prefix > 0 and _fits(positions, patch, img_size)
+    no_embed_class = prefix > 0 and fits(positions)
     patches = positions if no_embed_class else positions - prefix
     if img_size is None:
         if not _is_square(patches):
@@ -102,8 +83,7 @@ def shape_of_tensors(
         rows = size(qkv, 0, 2)
         if rows % 3:
             raise CheckpointError(f"{source}: {qkv} has {rows} rows, expected a multiple of 3 (queries, keys, values).")
-        attention, ffn = rows // 3, size(f"blocks.{index}.mlp.fc1.weight", 0, 2)
-        blocks.append(BlockShape(heads_of(attention, heads, f"{source}: block {index}"), attention, ffn))
+        blocks.append(BlockShape(1, rows // 3, size(f"blocks.{index}.mlp.fc1.weight", 0, 2)))
     return ModelShape(
         name=source,
         embed_dim=width,
@@ -124,6 +104,20 @@ def shape_of_tensors(
     )
 
 
+def _check_head(tensors: Mapping[str, Tensor], width: int, source: str) -> None:
+    head = tensors.get("head.weight")
+    if head is None or not head.shape[0]:
+        raise CheckpointError(
+            f"{source} has {'no classifier (head.weight)' if head is None else 'a classifier of no classes'}, and "
+            "scores compare its outputs; give a checkpoint fine-tuned for classification."
+        )
+    if head.ndim == 2 and head.shape[1] == 2 * width:
+        raise UnsupportedModelError(
+            f"{source} has a classifier that reads two features of {width} numbers (as DINOv2's reads the class token "
+            "beside the mean over patches), which is not supported; give one that reads one."
+        )
+
+
 def _is_square(count: int) -> bool:
     return count > 0 and math.isqrt(count) ** 2 == count
 
@@ -134,32 +128,11 @@ def _fits(patches: int, patch: tuple[int, int], img_size: tuple[int, int] | None
     return patches == (img_size[0] // patch[0]) * (img_size[1] // patch[1])
 
 
-def heads_of(attention: int, heads: int | None, where: str) -> int:
-    """Number of heads for `attention` channels: as given, or 64 channels each."""
-    if heads is None:
-        if attention % ASSUMED_HEAD_DIM:
-            raise CheckpointError(
-                f"{where} has {attention} attention channels, not a multiple of the usual head width "
-                f"{ASSUMED_HEAD_DIM}, and no tensor holds the number of heads; give it (num_heads), or "
-                "put the model's config.json beside it."
-            )
-        return attention // ASSUMED_HEAD_DIM
-    if heads < 1 or attention % heads:
-        raise CheckpointError(
-            f"{where} has {attention} attention channels, which {heads} heads do not divide; give a number of heads "
-            "that does."
-        )
-    return heads
-
-
-def refuse_foreign_parts(tensors: Mapping[str, Tensor], source: str) -> None:
+def refuse_foreign_parts(tensors: Iterable[str], source: str) -> None:
     """Raise UnsupportedModelError where a tensor belongs to a part that no plain ViT has."""
-    for pattern, part in FOREIGN_PARTS:
-        foreign = next((key for key in tensors if re.search(pattern, key)), None)
-        if foreign:
-            raise UnsupportedModelError(
-                f"{source} has {part} ({foreign}), which is not understood; give a plain ViT or DeiT."
-            )
+    if found := foreign_part(tensors):
+        part, key = found
+        raise UnsupportedModelError(f"{source} has {part} ({key}), which is not understood; give a plain ViT or DeiT.")
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str) -> None:
@@ -169,7 +142,7 @@ def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str)
     surplus = [key for key in tensors if key not in expected]
     if missing or surplus:
         if shape.architecture is VIT:
-            refuse_foreign_parts({key: tensors[key] for key in surplus}, source)
+            refuse_foreign_parts(surplus, source)
         problems = [f"misses {listed(missing)}"] * bool(missing) + [f"has surplus {listed(surplus)}"] * bool(surplus)
         raise CheckpointError(
             f"{source} {' and '.join(problems)}, against a {shape.architecture.title} of {shape.depth} blocks and "

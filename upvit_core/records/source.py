@@ -1,30 +1,66 @@
-"""The name of a model with the number of heads that a person gave for it."""
+"""The name of a model with what a person said about opening it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from urllib.parse import parse_qsl, quote
 
 from upvit_core.errors import CheckpointError
 
-MARK = "#heads="
+MARK = "#"
+FLAGS = {"heads": "num_heads"}
 
 
 @dataclass(frozen=True)
 class Source:
-    """A path or name for `load_model`, and a head count (None: its configuration's); as text `path#heads=12`."""
+    """A path or name for `load_model` with its options, as text `path#heads=12` or `path#heads=6,4,5&weights=model`.
+
+    `heads` and `head_dim` are one number or one a block, `weights` names one of a file's state dicts, `mean` and `std`
+    are those of normalisation, one or one a colour; "" leaves each to the file.
+    """
 
     path: str
-    heads: int | None = None
+    heads: str = ""
+    head_dim: str = ""
+    weights: str = ""
+    mean: str = ""
+    std: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path}{MARK}{self.heads}" if self.path and self.heads else self.path
+        options = "&".join(f"{name}={quote(value, safe=',._')}" for name, value in self.options.items())
+        return f"{self.path}{MARK}{options}" if self.path and options else self.path
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        """What was said, by name."""
+        values = {field.name: str(getattr(self, field.name)) for field in fields(self)[1:]}
+        return {name: value for name, value in values.items() if value}
+
+    @property
+    def flags(self) -> Mapping[str, str]:
+        """The same as options of the command line."""
+        return {FLAGS.get(name, name): value for name, value in self.options.items()}
+
+    def with_flags(self, **flags: str | None) -> Source:
+        """The same model with these options of the command line in place of its own; None leaves its own."""
+        own = {flag: name for name, flag in FLAGS.items()}
+        return replace(self, **{own.get(flag, flag): value for flag, value in flags.items() if value is not None})
 
     @classmethod
     def parse(cls, text: str | None) -> Source:
-        """Raises CheckpointError where the number of heads is not a whole number above 0."""
-        path, mark, heads = (text or "").partition(MARK)
-        if not mark:
-            return cls(path)
-        if not (heads.isascii() and heads.isdigit()) or int(heads) < 1:
-            raise CheckpointError(f"{heads!r} is not a number of heads; give a whole number from 1 up.")
-        return cls(path, int(heads))
+        """Raises CheckpointError where a number is none; a `#` that no option follows belongs to the path."""
+        text = text or ""
+        path, mark, rest = text.rpartition(MARK)
+        names = {field.name for field in fields(cls)[1:]}
+        options = dict(parse_qsl(rest, keep_blank_values=True)) if mark else {}
+        if not options or not set(options) <= names:
+            return cls(text)
+        for name in ("heads", "head_dim"):
+            numbers = options.get(name, "1").split(",")
+            if not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
+                raise CheckpointError(
+                    f"{options[name]!r} is not a number of heads; give a whole number from 1 up, or one for each block "
+                    "with commas between."
+                )
+        return cls(path, **options)

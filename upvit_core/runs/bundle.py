@@ -47,7 +47,7 @@ def write_order(spec: RunSpec, folder: Path) -> Path:
     changes: dict[str, object] = {"owner": "", "created": 0, "executor": "local", "slurm": None, "device": "auto"}
     teacher = Source.parse(spec.teacher)
     if is_local(teacher.path):
-        _copy_model(teacher.path, teacher.heads, folder / "teacher")
+        _copy_model(teacher, folder / "teacher")
         changes["teacher"] = "teacher"
     if spec.student is not None:
         shutil.copytree(spec.student, folder / "student")
@@ -78,12 +78,12 @@ def zipped_order(spec: RunSpec, name: str) -> bytes:
         return zipped(write_order(spec, Path(temporary) / name), name, compress=True)
 
 
-def _copy_model(source: str, num_heads: int | None, folder: Path) -> None:
+def _copy_model(source: Source, folder: Path) -> None:
     from upvit_core.models.checkpoint import load_model, save_model
 
-    loaded = load_model(source, num_heads=num_heads)
+    loaded = load_model(source)
     if not loaded.has_weights:
-        raise RunError(f"{source} has no trained weights to learn from; choose a trained model as teacher.")
+        raise RunError(f"{source.path} has no trained weights to learn from; choose a trained model as teacher.")
     save_model(
         loaded.model,
         folder,

@@ -34,13 +34,12 @@ def commands(run: Run) -> str:
     resume = command("resume", run.id, out=runs)
     if spec.kind == "finetune":
         source = Source.parse(spec.student or "")
-        model, heads = source.path, source.heads
         tune = command(
             "finetune",
-            model,
+            source.path,
             data=spec.data,
             epochs=spec.epochs,
-            num_heads=heads,
+            **source.flags,
             root=spec.data_root,
             in_chans=spec.in_chans,
             img_size=spec.img_size,
@@ -50,7 +49,7 @@ def commands(run: Run) -> str:
         )
         return f"{tune}\n{resume}"
     source = Source.parse(spec.teacher)
-    teacher, heads = source.path, source.heads
+    teacher = source.path
     lines = []
     if spec.student is None:
         is_rotated = (spec.plan or {}).get("basis") == "directions"
@@ -58,7 +57,7 @@ def commands(run: Run) -> str:
             "prune",
             teacher,
             run.model / "plan.json",
-            num_heads=heads,
+            **source.flags,
             data=spec.data if spec.repair or is_rotated else "",
             repair=spec.repair,
             images=spec.calibration_images if spec.repair else None,
@@ -68,7 +67,7 @@ def commands(run: Run) -> str:
     train = command(
         "distill",
         teacher=teacher,
-        num_heads=heads,
+        **source.flags,
         img_size=spec.img_size,
         student=spec.student or "student",
         data=spec.data,

@@ -20,7 +20,6 @@ from upvit_core.models.retarget import DISTIL, FINE_TUNING, retarget
 from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
-from upvit_core.records.source import Source
 from upvit_core.records.task import refuse_language
 from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.spec import RunSpec
@@ -85,14 +84,7 @@ def _opened(
     needs_weights: bool = True,
 ) -> LoadedModel:
     """The model that a spec names, resized to see images of `img_size` where that is given."""
-    source = Source.parse(name)
-    opened = load_model(
-        source.path,
-        num_heads=source.heads,
-        device=device,
-        img_size=img_size,
-        pretrained=needs_weights,
-    )
+    opened = load_model(name, device=device, img_size=img_size, pretrained=needs_weights)
     if needs_weights and not opened.has_weights:
         raise RunError(f"{name} has no trained weights to learn from; choose a trained model.")
     return opened

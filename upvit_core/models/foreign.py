@@ -1,0 +1,72 @@
+"""Models and parts that are not supported, told by their tensors' names, so that each is refused for what it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+MODELS = (
+    (r"(^|\.)(roi_heads|proposal_generator|rpn)\.|bbox_embed|bbox_predictor|class_labels_classifier|(^|\.)bbox_head\.",
+     "an object detector"),
+    (r"(^|\.)(decode_head|auxiliary_head|mask_decoder|seg_head)\.", "a segmentation model"),
+    (r"blocks_token_only\.", "a CaiT"),
+    (r"\.local_mp\.|cls_attn_blocks\.", "an XCiT"),
+    (r"\.xca\.", "an EdgeNeXt"),
+    (r"\.attention_bias(es|_idxs)$", "a LeViT (or TinyViT, EfficientFormer)"),
+    (r"\.cpb_mlp\.|continuous_position_bias_mlp", "a Swin Transformer V2"),
+    (r"layers\.\d+\.blocks\.\d+\.att\w+\.(self\.)?relative_position|^swin\.", "a Swin Transformer"),
+    (r"^blocks\.\d+\.attn\.relative_position_bias|^beit\.|^layers\.\d+\.lambda_[12]$|^rel_pos_bias\.", "a BEiT"),
+    (r"\.rel_pos_[hw]$|\.pool_q\.", "a backbone with decomposed relative positions (SAM, ViTDet, MViT)"),
+    (r"relative_position_bias", "a windowed transformer with relative positions (MaxViT, GCViT and the like)"),
+    (r"\.attn\.gating_param$", "a ConViT"),
+    (r"\.factoratt_crpe\.", "a CoaT"),
+    (r"^transformers\.\d+\.blocks\.", "a PiT"),
+    (r"\.attn_in\.qk\.", "a TNT"),
+    (r"^patch_embeds\.\d", "a Twins"),
+    (r"^cls_token_\d", "a CrossViT"),
+    (r"^levels\.\d+\.transformer_encoder", "a NesT"),
+    (r"^post_network\.\d", "a VOLO"),
+    (r"\.mlp_tokens\.", "an MLP-Mixer"),
+    (r"\.cpe1\.proj\.", "a DaViT"),
+    (r"^blocks\.\d+\.proj\.weight$", "a Hiera"),
+    (r"^embeds\.proj\.", "a NaFlexViT"),
+    (r"^(text_model|text_projection|token_embedding|visual_projection|logit_scale)|^visual\.(conv1|class_embedding|"
+     r"ln_pre)|^vision_model\.|^embeddings\.patch_embedding\.|^class_embedding$|^ln_pre\.",
+     "a CLIP or SigLIP model, which has no classifier"),
+    (r"\.layer_scale1\.", "a DINOv2 of transformers, whose classifier reads more than one token"),
+    (r"(^|\.)decoder_(blocks|embed|layers)\.", "a masked autoencoder as pretrained, which has no classifier"),
+    (r"(^|\.)self_attn\.q_proj\.|(^|\.)(lm_head|embed_tokens)\.|crossattention|encoder_attn\.|"
+     r"(^|\.)decoder\.(layers?|block)\.|word_embeddings\.", "a language model or decoder"),
+    (r"(^|\.)(down_blocks|mid_block|input_blocks)\.|^x_embedder\.", "a diffusion model"),
+    (r"^head\.(mlp|last_layer)\.", "a DINO model with its projection head, which is no classifier"),
+    (r"(?<!mlp)(?<!dwconv)\.(conv_dw|dwconv)\.|downsample_layers\.|(^|\.)layer1\.0\.conv1\.|^s1\.b1\.|^features\.0\.|running_mean$|"
+     r"^stem\.", "a network with convolutions in its stem or blocks (ConvNeXt, ResNet and the like)"),
+)  # fmt: skip
+PARTS = (
+    (r"\.attn\.[qk]_norm\.", "normalised queries and keys"),
+    (r"\.attn\.gate\.", "gated attention"),
+    (r"\.attn\.(norm|inner_attn_ln)\.|\.mlp\.(norm|ffn_layernorm)\.", "a norm inside attention or FFN"),
+    (r"^(attn_pool|map_head)\.", "attention pooling"),
+    (r"^norm_pre\.|^patch_embed\.norm\.", "a norm before the blocks"),
+    (r"rope|rel_pos|relative_position", "rotary or relative positions"),
+    (r"\.mlp\.(w12|w1|w3|fc1_g|fc1_x|gate_proj|weights_in)\b", "a gated FFN (SwiGLU)"),
+    (r"\.attn\.[qv]_bias$", "separate biases of queries and values (BEiT, EVA)"),
+    (r"\.attn\.lambda_", "differential attention"),
+    (r"\.(attns|ffns)\.\d", "parallel blocks"),
+    (r"^patch_embed\.backbone\.", "a convolutional stem"),
+)
+
+
+def foreign_model(keys: Iterable[str]) -> str | None:
+    """What kind of unsupported model has tensors of these names; None where they speak for none."""
+    names = list(keys)
+    return next((model for pattern, model in MODELS if any(re.search(pattern, key) for key in names)), None)
+
+
+def foreign_part(keys: Iterable[str]) -> tuple[str, str] | None:
+    """The first part that no supported ViT has, and the tensor that shows it."""
+    names = list(keys)
+    for pattern, part in PARTS:
+        if key := next((key for key in names if re.search(pattern, key)), None):
+            return part, key
+    return None

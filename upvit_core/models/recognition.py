@@ -1,0 +1,79 @@
+"""What was recognised in a model's file and what was assumed about it, in sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from upvit_core.models.keys import Found
+from upvit_core.models.tensors import listed
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """How a model was read: in whose names, below which prefix, which of several; its heads and images, and why so.
+
+    `heads` and `images` are clauses ("as config.json says"); "" where nothing is known yet. `config` tells of a
+    configuration that was left out.
+    """
+
+    form: str
+    prefix: str = ""
+    chosen: str = ""
+    is_average: bool = False
+    others: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    heads: str = ""
+    heads_assumed: bool = False
+    images: str = ""
+    images_assumed: bool = False
+    config: str = ""
+    assumes: str = ""
+
+    @classmethod
+    def of(cls, found: Found) -> Recognition:
+        """From what was found in a file."""
+        return cls(
+            found.form.name,
+            found.prefix,
+            found.chosen,
+            found.is_average,
+            found.others,
+            found.left_out,
+            assumes=found.form.assumes,
+        )
+
+    @property
+    def weights(self) -> str:
+        """Which of several weights were taken; "" where a file has one."""
+        if not self.others:
+            return ""
+        average = "the average of the weights (EMA)" if self.is_average else "the weights"
+        return f"{average} {self.chosen} taken, {listed(list(self.others))} left"
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """Sentences about what a file does not say, or says twice; empty where everything is known."""
+        said = (
+            (self.weights, "--weights NAME takes another"),
+            (self.heads_assumed and f"heads: {self.heads}", "--num-heads or --head-dim says otherwise"),
+            (self.images_assumed and f"normalisation: {self.images}", "--mean and --std say otherwise"),
+            (self.left_out and f"left out, as no part of the model: {listed(list(self.left_out))}", ""),
+            (self.config, ""),
+            (self.assumes, ""),
+        )
+        return tuple(f"{text[0].upper()}{text[1:]}{f' ({hint})' if hint else ''}." for text, hint in said if text)
+
+    @property
+    def line(self) -> str:
+        """Everything in one line."""
+        parts = (
+            self.form,
+            self.prefix.strip("./") and f"prefix {self.prefix.rstrip('./')}",
+            self.weights,
+            self.heads and f"heads {self.heads}",
+            self.images and f"normalisation {self.images}",
+            self.left_out and f"left out {listed(list(self.left_out))}",
+            self.config,
+            self.assumes,
+        )
+        return " · ".join(part for part in parts if part)
