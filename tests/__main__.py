@@ -4,8 +4,6 @@ Browser tests need Chromium, which is installed with apt-get where it is missing
 not, the tests that did not run are named; under CI that is a failure.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 `UPVIT_TEST_DEVICE=cpu` runs the same lines without one, to see that they hold together.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

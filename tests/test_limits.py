@@ -1,7 +1,5 @@
 """The limits of a host: roots, traversal, links, giant values, hours, runs, uploads, from environment and secrets."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Memory that runs out: batches in parts give the whole batch's loss and gradients, and the log says so."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Files, links and commands of the previous version still work and give its numbers (`fixtures/previous/README.md`)."""
 
-from __future__ import annotations
-
 import json
 import lzma
 import re

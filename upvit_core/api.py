@@ -4,8 +4,6 @@ Models go in and come out as `LoadedModel`; arguments are never changed. Data is
 of one, a timm name, or an `ImageSet`. `import upvit_core` offers everything here, and imports it when it is first used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace

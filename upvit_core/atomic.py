@@ -1,7 +1,5 @@
 """Files that a crash cannot spoil: replaced as a whole, appended to line by line, or locked by the kernel."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

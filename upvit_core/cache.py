@@ -1,7 +1,5 @@
 """A cache of large values, safe to use from several job threads at once."""
 
-from __future__ import annotations
-
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable

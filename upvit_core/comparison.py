@@ -1,7 +1,5 @@
 """Criteria side by side at the same plan: what each keeps, what its cut does to the model, how long it took."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Top-1, top-5 and KL to a teacher, in one pass over an image set."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

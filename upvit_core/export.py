@@ -3,8 +3,6 @@
 ONNX files by onnxruntime, whole or as a backbone; a backbone's folder by stock timm.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings

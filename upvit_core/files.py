@@ -1,7 +1,5 @@
 """Digests, zip files and tables as CSV, each made in one place."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

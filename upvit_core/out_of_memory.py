@@ -4,8 +4,6 @@ In training, gradients of the parts add up to the whole batch's: both terms of t
 part of b of B images counts b/B; what is drawn inside the model (stochastic depth) is drawn part by part.
 """
 
-from __future__ import annotations
-
 import gc
 import itertools
 from collections.abc import Callable, Iterator

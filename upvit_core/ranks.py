@@ -1,7 +1,5 @@
 """The rank of this process among several, as `torchrun`, `accelerate launch` or Slurm set it. Imports no torch."""
 
-from __future__ import annotations
-
 import atexit
 import ctypes
 import gc

@@ -1,7 +1,5 @@
 """One channel in detail: its score, rank and error; with weights, the effect of its removal on real images."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Confidence in the scores shown: standard errors at the cut, and agreement with other scores of the model."""
 
-from __future__ import annotations
-
 import streamlit as st
 
 from pages.services import block_removals, scoring

@@ -1,7 +1,5 @@
 """Directions on Importance: the switch of the basis, and what its pictures show."""
 
-from __future__ import annotations
-
 from pages.services import scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.widgets import progress, sliders

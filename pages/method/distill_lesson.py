@@ -1,7 +1,5 @@
 """The last step of Method: a small real run, from surgery to recovery within class time, with a live curve."""
 
-from __future__ import annotations
-
 import json
 
 import streamlit as st

@@ -4,8 +4,6 @@ Everything is measured on the open model: its spectrum, its answers before and a
 residual alone.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from html import escape
 

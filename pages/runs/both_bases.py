@@ -1,7 +1,5 @@
 """Both ways on Runs: a run that starts from channels and one that starts from directions, in the same charts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

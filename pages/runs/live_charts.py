@@ -4,8 +4,6 @@ The first message stays the same until the choice of runs changes, so no browser
 in a second, small element. A browser that lost something asks for everything.
 """
 
-from __future__ import annotations
-
 import json
 import secrets
 from collections.abc import Collection, Sequence

@@ -1,7 +1,5 @@
 """Runs: thinner models that learn from the original, live; compare, steer and download them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape

@@ -1,7 +1,5 @@
 """The table of runs: accuracy, speed, and differences to the teacher and to the same shape from scratch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The studio's records of block removals: those made here, and the one that came with the demo."""
 
-from __future__ import annotations
-
 from pages.services import folders
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.depth_records import DepthRecords

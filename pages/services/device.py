@@ -1,7 +1,5 @@
 """This device: its calibration behind a button, and what that lets the page estimate, with its measured error."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from functools import cache, lru_cache

@@ -1,7 +1,5 @@
 """Folders that the app writes to: under $UPVIT_HOME, else the user's cache; runs in `runs/` of where it was started."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

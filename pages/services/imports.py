@@ -5,8 +5,6 @@ visits half a million objects each time: 0.3 s and more, during which nothing el
 of the server are therefore taken out of the collector's sight (`gc.freeze`).
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 import os

@@ -1,7 +1,5 @@
 """Starts runs from what-ifs: one, a sweep of three, or the same widths by channels and by directions."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,8 +1,6 @@
 """The host's limits on what a browser may ask for. Reachable from other machines, a studio reads only its own folders
 unless the host names more."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 

@@ -4,8 +4,6 @@ Sliders, basis, repair, spread, depth and batch are in the link through their wi
 model. A link opened elsewhere gives the same picture, or a sentence for each part that is not there.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import streamlit as st

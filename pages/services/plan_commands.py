@@ -1,7 +1,5 @@
 """A plan as command lines: score, plan, prune and distil on a machine without a browser, as the page would."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from pages.services import block_removals, evaluation, open_model, recipes, scoring

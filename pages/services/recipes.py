@@ -1,7 +1,5 @@
 """The training settings of a run, from the Distil form: the same for the run and for the command line."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import streamlit as st

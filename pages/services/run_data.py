@@ -1,7 +1,5 @@
 """Runs as the page needs them: rows read once and then only what is new, shapes and costs from the plan."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Importance scores of the open model: those that came with it, and those made here, records in one folder a model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

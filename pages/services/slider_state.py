@@ -1,7 +1,5 @@
 """The what-if of this session: where the sliders stand, the same on every page and carried by the link."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import streamlit as st

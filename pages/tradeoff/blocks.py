@@ -1,7 +1,5 @@
 """The allocation of a plan to blocks: the choice of how, and a table in which every block can be set."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import TypedDict
 

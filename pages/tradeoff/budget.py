@@ -1,7 +1,5 @@
 """The best plan under a budget of parameters, MACs and time: the solver's plan becomes the one under the sliders."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, replace
 from typing import Any

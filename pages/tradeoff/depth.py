@@ -1,7 +1,5 @@
 """Fewer blocks: the half-blocks of the model, the score of each pair of neighbours, and how many blocks stay."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Literal
 

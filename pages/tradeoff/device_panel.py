@@ -1,7 +1,5 @@
 """The panel of this device: its calibration behind a button, and the batch size of estimates."""
 
-from __future__ import annotations
-
 import streamlit as st
 
 from pages.services import device, jobs

@@ -1,7 +1,5 @@
 """The Distil form: which plans are trained, how and where; then Runs."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The Prune button: cuts the open model by the plan and offers the result as a zip file."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

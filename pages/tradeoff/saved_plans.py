@@ -1,7 +1,5 @@
 """Plans saved under a name, by model: each is a plan.json that the command line reads too."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path

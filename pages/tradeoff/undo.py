@@ -1,7 +1,5 @@
 """Undo and redo of slider moves, for the model that is open."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import streamlit as st

@@ -1,7 +1,5 @@
 """Transfer: the original and a pruned model fine-tuned on other images, side by side, live."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape

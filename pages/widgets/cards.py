@@ -1,7 +1,5 @@
 """Number cards: a name, a number, what it is compared with; filled mark for measured, hollow for estimated."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape

@@ -1,7 +1,5 @@
 """A figure on a page: with its alternative text, without the tool bar, and with its table to download."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace

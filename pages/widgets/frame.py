@@ -1,7 +1,5 @@
 """The frame of every page: style, title, the strip about the open model, and one sentence in place of a traceback."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress

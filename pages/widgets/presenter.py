@@ -1,7 +1,5 @@
 """The presenter's view: larger type, lines and marks, controls folded; for the back of the room."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Draws background jobs: a bar with the time left and Cancel, the error of a failed job, and Try again."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 

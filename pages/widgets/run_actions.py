@@ -1,7 +1,5 @@
 """Actions on runs: pause, cancel, resume, a baseline from scratch, priority, downloads, ONNX, the report."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The scores in use: choose a record, make another, and follow the records that are being made."""
 
-from __future__ import annotations
-
 import streamlit as st
 
 from pages.services import jobs, open_model, scoring, slider_state

@@ -1,7 +1,5 @@
 """The exact terms that the pages use, each with a plain line, its definition, and where it is seen."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The host's view of the workshop: address and QR code, the queue, and clearing the room."""
 
-from __future__ import annotations
-
 import socket
 from urllib.parse import urlsplit
 

@@ -3,8 +3,6 @@
 A participant is a random token that the browser keeps; the file holds its hash, results, and at most a nickname.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field

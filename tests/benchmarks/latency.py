@@ -6,8 +6,6 @@ python -m tests.benchmarks.latency --model pvt_v2_b1 --batches 1 8 --plans 12 --
 `--clock cpu` counts the calling thread's own time: for machines that others use at the same time.
 """
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path

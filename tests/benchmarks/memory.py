@@ -6,8 +6,6 @@ Every plan at two batch sizes. Weights are counted exactly; the peak of activati
 allocated on the CPU in one pass.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

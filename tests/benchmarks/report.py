@@ -1,7 +1,5 @@
 """The machine and the date, which every benchmark prints beside its table."""
 
-from __future__ import annotations
-
 import json
 import platform
 import time

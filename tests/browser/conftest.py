@@ -1,7 +1,5 @@
 """The real app in a real Chromium: one server and one browser for all tests, a fresh context for each."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The sliders, the link, opening something else, and the promises that need real pixels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 

@@ -1,7 +1,5 @@
 """The controls of the pages in a real browser: keyboard alone, history, plans, panels, report, presenter, glossary."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Every page, light and dark: no fault, no empty chart, nothing overflows, and axe-core has nothing serious to say."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Runs' live charts in a real browser: kept, added to, zoomed, read by keys; their numbers against the tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The what-if in a real browser: a plan previewed, spread over blocks, solved for, and chosen from the front."""
 
-from __future__ import annotations
-
 import re
 from urllib.parse import parse_qs, urlsplit
 

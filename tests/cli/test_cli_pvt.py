@@ -1,7 +1,5 @@
 """The verbs on a staged model, as the README gives them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import timm

@@ -1,7 +1,5 @@
 """Model and data options are one set on every verb that takes a model."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from pathlib import Path
 

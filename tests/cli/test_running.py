@@ -1,7 +1,5 @@
 """The recipe that `distill` takes by itself, its words, and that a plan that records repair is repaired again."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Verbs for runs: each takes an id or a folder; `resume` follows the run to its end, as `distill` does."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 A handful of kills run with every test; `-m slow` runs more than two hundred.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

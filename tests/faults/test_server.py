@@ -1,7 +1,5 @@
 """A real server starts a run and is ended, its page closed, its worker killed: the page tells the truth within 10 s."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

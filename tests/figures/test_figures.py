@@ -1,7 +1,5 @@
 """Every figure is a valid plotly figure, says what it shows, and draws the numbers that an independent count gives."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The live data that a browser gets about runs, against the rows that were written."""
 
-from __future__ import annotations
-
 import json
 import math
 import random

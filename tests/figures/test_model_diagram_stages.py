@@ -1,7 +1,5 @@
 """Figures of a staged model: rows of every stage and block, whatever their widths, and the drawing of the pyramid."""
 
-from __future__ import annotations
-
 import numpy as np
 import plotly.graph_objects as go
 import pytest

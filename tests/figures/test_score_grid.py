@@ -1,7 +1,5 @@
 """Arranged scores are cached between the threads of all sessions."""
 
-from __future__ import annotations
-
 import sys
 import threading
 

@@ -1,7 +1,5 @@
 """Against a second way: timm's own layers, with the rows of q and k of the channel set to zero in a copy."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

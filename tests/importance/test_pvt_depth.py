@@ -1,7 +1,5 @@
 """Block removals of a staged model: inside stages alone, against the slow oracle; B2 to 2, 2, 2, 2 is B1."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A language model in every view: perplexity with its interval, means over tokens, sentences for what it lacks."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

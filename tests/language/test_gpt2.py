@@ -1,7 +1,5 @@
 """GPT-2 against transformers: forward pass, exact scores by slow removal, estimates, surgery, folders."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A language model the whole way by its verbs: trained, scored, cut, distilled; perplexity against a slow count."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

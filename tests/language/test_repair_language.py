@@ -1,7 +1,5 @@
 """Least-squares repair of a GPT-2: exact where the cut loses nothing, better where it does, one layer by hand."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Without `transformers`: one sentence with the command that installs it, and nothing half written."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 Written from METHOD.md, "Variants named by the letter", and the PVTv2 paper; shares nothing with the code it checks.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Pages run one by one with Streamlit's AppTest; folders of their own, and synthetic scores of DeiT-B's shape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Fewer blocks on Trade-off: the demo's record, the slider that replays it, the same plan everywhere."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The pages with a PVTv2 open: its own components as sliders and pictures, and nothing that is not defined for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Budgets that may take blocks too: the best of every depth, against trying each by hand."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Budgets of a model of stages against trying every share by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path

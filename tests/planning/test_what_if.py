@@ -1,7 +1,5 @@
 """What-ifs: one rule from settings to a plan, and words that name the settings."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Estimates of time for PVTv2 and GPT-2, against devices that are known exactly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Every criterion of the table can be made, and the command line names it."""
 
-from __future__ import annotations
-
 import pytest
 from typer.testing import CliRunner
 

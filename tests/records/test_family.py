@@ -1,7 +1,5 @@
 """Every architecture of the registry has every part, and none is taken for another."""
 
-from __future__ import annotations
-
 from dataclasses import fields, replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Out and back: a plan made in the studio is done elsewhere from its folder; the run's folder opens here again."""
 
-from __future__ import annotations
-
 import io
 import json
 import shlex

@@ -1,7 +1,5 @@
 """Command lines: quoted, parsed by the program itself, and asking for the run that they came from."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Two processes (gloo) against one, at the same global batch."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The index against the folders: after every kind of change and damage the list is what reading each folder gives."""
 
-from __future__ import annotations
-
 import json
 import random
 import shutil

@@ -1,7 +1,5 @@
 """Ten thousand malformed records: each is read, or refused with one sentence; nothing crashes, nothing is written."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -1,7 +1,5 @@
 """Whose turn it is: owners, priorities, turns; pause and what it gives back."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import random

@@ -1,7 +1,5 @@
 """Why a run stopped: every run that is not active has one sentence, whoever ended it, earlier versions' runs too."""
 
-from __future__ import annotations
-
 import json
 import os
 

@@ -1,7 +1,5 @@
 """Runs on a real Slurm, started on loopback: submit, watch, cancel, pre-empt and requeue, two tasks."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import time

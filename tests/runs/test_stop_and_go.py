@@ -1,7 +1,5 @@
 """The promises of every executor, tested on each: `pytest -m slow tests/runs/test_stop_and_go.py`."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """TensorBoard's files hold what metrics.jsonl holds, once, whatever happened to the run."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Memory as torch's profiler sees it allocated on the CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -10,8 +10,6 @@ Writes OUT/<page>-<theme>-<width>.png; whole pages with --full. The README's pic
 one a page, light, in few colours to stay small; --runs shows the runs of a folder (default: none).
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 import time

@@ -4,8 +4,6 @@ class TestLocal(ExecutorContract):
     def executor(self, store): return LocalExecutor(store)
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import time

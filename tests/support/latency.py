@@ -1,7 +1,5 @@
 """Made-up calibrations, of which every estimate of time can be computed by hand."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Run folders with made-up curves, for pages and their speed; never shown as results."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

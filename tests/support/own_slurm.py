@@ -1,7 +1,5 @@
 """A Slurm of our own on loopback: munged, slurmctld and two slurmd in a temporary folder, on ports of their own."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Scores and a cost of time for tests of planning."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The text of a page, as a reader sees it."""
 
-from __future__ import annotations
-
 import re
 
 from streamlit.testing.v1 import AppTest

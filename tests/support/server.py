@@ -1,7 +1,5 @@
 """The real app on a free port of the loopback, with folders of its own."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

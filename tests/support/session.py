@@ -4,8 +4,6 @@ Each session holds its widgets as a browser would (ids and defaults come from th
 every rerun. A rerun lasts from its request until the server says that the script has finished, everything drawn.
 """
 
-from __future__ import annotations
-
 import time
 
 from streamlit.proto.BackMsg_pb2 import BackMsg

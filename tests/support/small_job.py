@@ -1,7 +1,5 @@
 """A distillation small enough for tests."""
 
-from __future__ import annotations
-
 import copy
 import json
 

@@ -1,7 +1,5 @@
 """A run that takes a second: a tiny teacher, forty coloured images, a plan; and workers that can be killed anywhere."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """A tiny PVTv2 with generic weights, and images for it."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any
 

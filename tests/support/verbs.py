@@ -1,7 +1,5 @@
 """Call a verb of the command line in this process."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

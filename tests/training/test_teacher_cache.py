@@ -1,7 +1,5 @@
 """The teacher's answers, kept: what comes back, what a run makes of them, what a torn file does."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The verbs of the command line. Each calls the function that the pages call; --json prints one JSON object."""
 
-from __future__ import annotations
-
 import typer
 
 from upvit_core.cli import demo, models, planning, reporting, running, runs, scoring

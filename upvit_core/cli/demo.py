@@ -1,7 +1,5 @@
 """demo train, demo train-language: the demo teacher made again from its data; a small language model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """distill, finetune: training as a run, which outlives the command."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """score, score-blocks, import-scores, compare: what each channel and each half-block is worth."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict
 from pathlib import Path

@@ -4,8 +4,6 @@ The text is what Debian's package `bible-kjv` prints (`bible -f Gen1:1-Rev22:21`
 UTF-8 file. The tokenizer is byte-level BPE (Sennrich et al. 2016) of 512 tokens, learnt from the training part.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

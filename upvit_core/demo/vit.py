@@ -6,8 +6,6 @@ pixels. In the first epochs half of the patches are dropped (timm's `patch_drop_
 WACV 2023), which halves their cost; the last epochs see whole images.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import platform

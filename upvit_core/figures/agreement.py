@@ -1,7 +1,5 @@
 """Two records of one model against each other: rank against rank, one point a channel."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ At a depth below the model's own, the scores are those by which the last pair wa
 first removal. A removed half-block is veiled and crossed out and says when it went; a hybrid block has a dashed frame.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from upvit_core.figures.theme import (

@@ -1,7 +1,5 @@
 """One channel under the glass: its place among the others, and what its removal does to each image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

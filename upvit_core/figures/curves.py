@@ -1,7 +1,5 @@
 """Share of the total score that the best channels hold, block by block, with the current cut."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from upvit_core.figures.score_grid import kept_mask, member_word

@@ -1,7 +1,5 @@
 """Plotly shapes and labels from which the drawings of models are put together."""
 
-from __future__ import annotations
-
 from upvit_core.figures.theme import CLEAR, COLOURS, Spec, Theme, drawn, markers, note
 from upvit_core.records.shape import BlockShape, Component, ModelShape
 from upvit_core.records.task import task_of

@@ -4,8 +4,6 @@ Along the way a run may look at a choice of the test images (`eval_images`), and
 are different measurements: they are drawn apart.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Merging heads: h_b heads flow into h_t, each band as wide as its channels, coloured by the score they carry."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

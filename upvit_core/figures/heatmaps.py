@@ -2,8 +2,6 @@
 one component large, every cell of it clickable.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from upvit_core.figures.score_grid import (

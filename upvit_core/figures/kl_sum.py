@@ -1,7 +1,5 @@
 """One KL divergence as the sum that it is: two distributions over the classes, and under each class its term."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Learning from the teacher: the student's top-1 or perplexity against steps, the teacher's as the goal."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ A row of metrics.jsonl becomes a few numbers in one of two lists, evaluations an
 entries that a browser has received must be remembered to send it the rest.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -4,8 +4,6 @@ The height of a part is its width in channels. With a second shape, the thinner 
 first.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from upvit_core.figures.diagram_primitives import Pen

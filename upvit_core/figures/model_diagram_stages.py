@@ -3,8 +3,6 @@
 As in `drawing`, the height of a part is its width in channels, and a thinner model lies inside the first one's outline.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from upvit_core.figures.diagram_primitives import Pen

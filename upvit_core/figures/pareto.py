@@ -1,7 +1,5 @@
 """The Pareto plot: plans by cost and loss; measured ones filled, estimated ones hollow, published ones diamonds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

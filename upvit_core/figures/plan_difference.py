@@ -1,7 +1,5 @@
 """Two plans over the same scores: every block as a pair of rows, A above B; what only one keeps stands out."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -4,8 +4,6 @@ Source: "A Unified Pruning Framework for Vision Transformers" (arXiv 2111.15127)
 there; ImageNet top-1.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The effect of removing a channel on whole classes, and on its head's attention."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Runs as curves: what is measured of them, how axes are named, and the table of accuracy against speed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -5,8 +5,6 @@ sorted by importance (then a cut is a line that can be read off) or left in the 
 screen has pixels are averaged in log10.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -1,7 +1,5 @@
 """Energy of the stream that the best k channels carry, and the best k directions; pure functions."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from upvit_core.figures.theme import COLOURS, Chart, Spec, Theme, axis, drawn, lines, markers, note

@@ -1,7 +1,5 @@
 """Colours and layout that every figure shares; safe for colour-blind eyes, in a light and a dark form."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

@@ -4,8 +4,6 @@ Every line is of the same test images; a hollow square is the end on all of them
 shows how far apart runs are, the KL to the teacher (log axis) what still happens near the teacher.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal

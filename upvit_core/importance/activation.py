@@ -5,8 +5,6 @@ variance: variance of the activation over images and tokens; for `residual` that
 over the LayerNorms that read it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

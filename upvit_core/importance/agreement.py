@@ -1,7 +1,5 @@
 """Agreement of two scores of the same channels: Spearman's rank correlation and overlap of the channels kept."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Attention maps of one head with and without one of its channels, for architectures whose adapter has them."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -13,8 +13,6 @@ expected score is larger by γ Σ_sites ½ Σ_r (…)², which costs nothing sin
 is γ). `"derivative"` gives the plain Fisher information.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -4,8 +4,6 @@ A channel's weights are those of the table of components: its rows of the layer 
 layer that reads it, over all tensors that carry it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Of F = diag(q) - q qᵀ = Σ_r λ_r u_r u_rᵀ, with q the softmax output, these
 squared, they give KL divergences to second order. The leading ones carry nearly all of it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -6,8 +6,6 @@ The lists of channels to delete end in `…importance_rank_768.txt`, `…importa
 residual in the width that stays, `…kl_2k_192.txt`.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path

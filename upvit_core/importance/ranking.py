@@ -1,7 +1,5 @@
 """Ranking of channels by score: the best of all, or the best inside each merged head (the letter's component 2)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from upvit_core.errors import PlanError

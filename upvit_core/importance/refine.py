@@ -6,8 +6,6 @@ scored next, until the allowance of exact passes is used up. The residual, for w
 has few channels, is scored exactly as a whole where the allowance permits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """The model's output on each image with and without one channel (one term of Eq. 1)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Score a loaded model by name of the criterion: what pages and the command line call."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import cast

@@ -4,8 +4,6 @@ Processes are started by `accelerate launch` or `torchrun`, on one machine or ma
 them. Scores that are sums over images add up exactly; standard errors are rebuilt from sums of squares.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ Images: their number doubles until the channels kept at half of them and at all 
 The figure compared is the lowest overlap of any component, when half of every block's channels are kept.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from functools import partial
 

@@ -12,8 +12,6 @@ Attention channels go in steps of one channel from every merged head, so that he
 keeps at least its narrowest legal width. Widths are rounded to the nearest legal ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 

@@ -5,8 +5,6 @@ that go from those that stay. Both were taken on the whole model, and the sum le
 sums of `curves.py` do; it is a prediction to compare plans of one model by.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Any
 

@@ -5,8 +5,6 @@ two groups whose channels meet in one layer. All are read exactly off shapes tha
 no polynomial; a `Timed` estimate gives it, of a whole shape or as a sum over its parts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from functools import cache
 from itertools import combinations, pairwise

@@ -5,8 +5,6 @@ What is left always alternates attention and FFN, so that neighbours pair up int
 source blocks is a hybrid block.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import replace

@@ -3,8 +3,6 @@
 Names of files carry the digest of the model that a record belongs to, so that one folder serves all models.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Two plans of one model: which channels both keep, which only one of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

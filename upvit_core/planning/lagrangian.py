@@ -6,8 +6,6 @@ for several weights. The dual value, at any multipliers, is a lower bound (Evere
 limits leave over is spent by changing one or two groups at a time.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Many plans side by side: what each costs, the KL that scores predict for it, and which of them another one beats."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal

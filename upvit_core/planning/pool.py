@@ -4,8 +4,6 @@ Parameters and MACs are, at a fixed residual width, linear in the total of the a
 the FFN channels. So all that a budget needs from the blocks is one curve for each of the two.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

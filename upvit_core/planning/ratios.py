@@ -1,7 +1,5 @@
 """From scores and ratios to a plan: rank each component, drop the lowest (the letter: the same ratio everywhere)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@
 percents: sliders, and the curves under the plans that were tried.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 The residual's channels, then heads x attention channels x FFN channels of every block; `*n` repeats a block n times.
 """
 
-from __future__ import annotations
-
 from itertools import groupby
 from math import gcd
 

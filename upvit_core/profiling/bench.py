@@ -5,8 +5,6 @@ are timed in turns, round after round, and each keeps the lower quartile of its 
 round and not a point. Weights are taken from a pool larger than the caches, as a model of many blocks does.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

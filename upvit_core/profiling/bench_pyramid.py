@@ -1,7 +1,5 @@
 """The timings of a PVTv2's calibration, as timm runs it, at the maps of one image size."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial

@@ -4,8 +4,6 @@
 relative errors, drawn towards 1).
 """
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Sequence

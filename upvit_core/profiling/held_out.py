@@ -1,7 +1,5 @@
 """The error of estimated speed-ups, measured on random plans of whole models that no calibration saw."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

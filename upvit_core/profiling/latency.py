@@ -5,8 +5,6 @@ GELU and two additions, then the last norm and the head; in a PVTv2 also each st
 reduction of keys and values, and the depthwise convolution. Nothing here assumes that time goes with MACs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Parameters and multiply-accumulates in closed form, from the shape alone. Imports no torch."""
 
-from __future__ import annotations
-
 from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
 

@@ -20,8 +20,6 @@ gradient, AdamW's two moments, its average where there is one, and the optimiser
 Buffers that a library allocates inside an operation (workspaces of matrix products, packed weights) are not counted.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from upvit_core.profiling.macs import count_parameters

@@ -1,7 +1,5 @@
 """Images per second, measured: warm-up, synchronised, several repeats; models to compare take turns in one run."""
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@
 against the ORIGINAL model's output.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Plan to student: pages, runs and the command line make thinner models with this."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

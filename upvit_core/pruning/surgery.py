@@ -6,8 +6,6 @@ row of fc1, one column of fc2. The libraries scale q·k by head_dim ** -0.5 of t
 scale is folded into the q rows, so that the function does not change for that reason.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The basis in which scores and plans count."""
 
-from __future__ import annotations
-
 from enum import StrEnum
 
 

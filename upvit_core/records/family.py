@@ -13,8 +13,6 @@ Everything else goes by `ModelShape.groups`, so no other module asks which archi
 4. its entry in `FAMILIES`. Every field is required, and `tests/records/test_family.py` resolves each address.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache

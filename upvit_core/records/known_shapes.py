@@ -1,7 +1,5 @@
 """Shapes that the libraries have names for: DeiT and PVTv2."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

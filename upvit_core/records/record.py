@@ -1,7 +1,5 @@
 """Frozen records that are JSON files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import ClassVar, Self
 

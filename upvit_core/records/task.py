@@ -3,8 +3,6 @@
 Every view takes its words and units from here, so that none asks which architecture it shows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal

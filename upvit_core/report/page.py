@@ -3,8 +3,6 @@
 Figures are as wide as the print area of an A4 page, so that paper shows what the screen shows.
 """
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """The report of a plan: what stays, its costs and measurements, its origin, and the commands that remake it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The origin of numbers: digests, seeds, versions, device."""
 
-from __future__ import annotations
-
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version

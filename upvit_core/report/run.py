@@ -1,7 +1,5 @@
 """The report of a run: how it learnt, its results, its settings and the commands that repeat it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ Its `spec.json` says `teacher` for a teacher that was a file or folder of this m
 hub's or timm's name stays a name), and `student` likewise. The folder of the finished run opens in any studio.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import tempfile

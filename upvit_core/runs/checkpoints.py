@@ -1,7 +1,5 @@
 """Checkpoints of a run: each replaces nothing until it is whole, is read without running code; two are kept."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

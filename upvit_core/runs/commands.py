@@ -1,7 +1,5 @@
 """Command lines that do the same on a machine without a browser: the builder of all of them, and a run's lines."""
 
-from __future__ import annotations
-
 import shlex
 
 from upvit_core.records.source import Source

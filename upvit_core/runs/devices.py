@@ -1,7 +1,5 @@
 """Devices, without torch: their names, their memory, and the leases by which a run holds them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -3,8 +3,6 @@
 Every method is collective: all processes call it, in the same order. With one process each returns at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import TypeVar
 

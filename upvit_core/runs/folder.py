@@ -3,8 +3,6 @@
 A request to the worker is a file beside the others, `cancel` or `pause`; `priority` holds a priority changed later.
 """
 
-from __future__ import annotations
-
 import time
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass

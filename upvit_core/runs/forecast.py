@@ -8,8 +8,6 @@ interval of that line, with Student's quantiles, so it is wide where runs are fe
 teacher. Nothing is forecast from fewer than FEWEST runs, nor for a KL outside the range of theirs.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence

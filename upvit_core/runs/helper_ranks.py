@@ -1,7 +1,5 @@
 """Processes of a run beside the first: they train with it, write nothing, and end with it."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

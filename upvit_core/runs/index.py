@@ -6,8 +6,6 @@ machine keeps one of its own, since WAL needs memory shared by all who open the 
 failure need not be survived (`synchronous` is off).
 """
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -1,7 +1,5 @@
 """The inputs of a run: its student, its teacher where it has one, and the images of both splits."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """An estimate, before a run starts, of whether it fits its device; what else uses the device may change."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The order of runs that wait for a device: by priority, then owners in turns, then first come. Imports no torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Whoever ends a run writes into its state: `error` where something went wrong, `s
 `reason_of` turns that into the sentence. A killed run wrote nothing; `folder.true_state` supplies `KILLED` on reading.
 """
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 from shutil import disk_usage

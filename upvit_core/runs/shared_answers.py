@@ -1,7 +1,5 @@
 """Files of the teacher's logits that runs of one folder share, and their removal when no run needs them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping
 from shutil import disk_usage

@@ -4,8 +4,6 @@ The run folder says what the worker did; Slurm says whether there will still be 
 submitit, so that a page can ask.
 """
 
-from __future__ import annotations
-
 import re
 import shutil
 import subprocess

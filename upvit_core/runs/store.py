@@ -3,8 +3,6 @@
 Whoever changes a run's state holds the lock on its folder; a worker holds it as long as it lives. Readers take no lock.
 """
 
-from __future__ import annotations
-
 import builtins
 import os
 import re

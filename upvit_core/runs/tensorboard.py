@@ -4,8 +4,6 @@ Each attempt at a run adds a file of its own and first writes what a killed one 
 hold every row once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run from its order to its model: open, measure, train, evaluate, save (`TrainingRun.execute`). Imports torch."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Iterator

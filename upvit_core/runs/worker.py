@@ -8,8 +8,6 @@ Several processes train one run together where `torchrun` or `accelerate launch`
 where the spec asks for `processes`: the first one is this worker, the others help it (runs/helper_ranks.py).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -6,8 +6,6 @@ which timm's Mixup mixes with each other. Sets of small images that fit in memor
 28x28 images that is some fifty times faster than one by one.
 """
 
-from __future__ import annotations
-
 import os
 import random
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Settings of a run (Eq. 2 and the recipe around it, or fine-tuning), and presets by name. Imports no torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field

@@ -9,8 +9,6 @@ A file holds one record a step, at its own offset, with a checksum: a record tha
 reads as absent, and the teacher is run again. Two runs that write at once write the same.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import zlib

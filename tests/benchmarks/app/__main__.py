@@ -13,8 +13,6 @@ python -m tests.benchmarks.app cancel        the longest time in which scoring D
 Commands with a target print it beside the number and exit with 1 where it is missed.
 """
 
-from __future__ import annotations
-
 import typer
 
 from tests.benchmarks.app import chromium, library, websocket

@@ -1,7 +1,5 @@
 """Timings in a real Chromium: from a key or a click until the screen has changed."""
 
-from __future__ import annotations
-
 import random
 import re
 import tempfile

@@ -1,7 +1,5 @@
 """Timings of what the pages ask of the library, without a server."""
 
-from __future__ import annotations
-
 import statistics
 import tempfile
 import time

@@ -1,7 +1,5 @@
 """Numbers that several timings print."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 

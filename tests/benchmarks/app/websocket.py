@@ -1,7 +1,5 @@
 """Timings over Streamlit's own protocol: from a request until the page has been drawn and sent."""
 
-from __future__ import annotations
-
 import random
 import statistics
 import tempfile

@@ -1,7 +1,5 @@
 """Importance: refine fills in, other scores agree or not, criteria side by side, errors at the cut."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

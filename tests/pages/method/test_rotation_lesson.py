@@ -1,7 +1,5 @@
 """The lesson on the basis: its words before anything is measured, and its numbers against slower ways."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Both ways in one chart on Runs: which runs are drawn, their starts and ends, and what is said of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

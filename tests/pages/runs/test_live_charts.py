@@ -1,7 +1,5 @@
 """The live charts' messages: a picture once, then only what is new, however many runs there are."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

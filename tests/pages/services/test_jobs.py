@@ -1,7 +1,5 @@
 """Background jobs: sharing, restarting, threads that use them at once, and the end of the server."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Input from a browser: links, paths, names and numbers, however odd, are refused in a sentence and lead nowhere."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """A link is a whole what-if: opened in another session it shows the same, or says what that machine lacks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

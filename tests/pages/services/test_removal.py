@@ -1,7 +1,5 @@
 """The effect of removing one channel, as Importance shows it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

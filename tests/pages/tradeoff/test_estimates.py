@@ -1,7 +1,5 @@
 """Estimates with and without a calibration, and the solver behind "Best under…"."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The forecast on Trade-off: only with enough runs, only for a plan whose KL was measured."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """The front on Trade-off: candidates, what has been measured of them, and dominated plans."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 

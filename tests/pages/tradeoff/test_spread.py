@@ -1,7 +1,5 @@
 """The spread of a plan over blocks: in the link, in the table, and over the sliders."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from streamlit.testing.v1 import AppTest

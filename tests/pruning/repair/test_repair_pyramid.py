@@ -1,7 +1,5 @@
 """Least-squares repair of a PVTv2: nearer answers on fresh images, a spoilt layer found again, fewer blocks too."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -9,8 +9,6 @@ ICLR 2024), for RMSNorm.
 A qkv without bias cannot carry β: it stays in the norm, as β / γ.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

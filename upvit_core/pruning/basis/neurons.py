@@ -7,8 +7,6 @@ best refit of the rest costs |w_c|²_M / (K⁻¹)_cc; the cheapest goes, W and K
 of what fc2 writes: half gradients, half plain distance.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

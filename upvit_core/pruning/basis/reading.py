@@ -9,8 +9,6 @@ Directions are nested by halving: the best half of all, then the best half of th
 so on. Any leading part is then a good choice for its size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ orthonormal rows orthogonal to 1_k. E = [P, 1_D/√D]·[B; 1_kᵀ/√k] is (D, k
 a mean-free Eᵀx and stock LayerNorm has nothing to subtract.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -6,8 +6,6 @@ neighbours of a head out of order share their mean, so that a cut keeps the lead
 FFN: channels, by what the rest cannot make up for (`fisher`) or by removal (`kl`). All in nats, summed over images.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

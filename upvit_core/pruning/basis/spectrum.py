@@ -1,7 +1,5 @@
 """The residual's spectrum: how much of the stream the best channels carry, and how much the best directions."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -7,8 +7,6 @@ those of the streams that are read are taken in float64 too, since a few directi
 of the rest, whose moments float32 would leave indefinite. Memory does not depend on the number of images.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -12,8 +12,6 @@ original's output (its kept channels, before the norm); and fc1 to the pre-activ
 which stays as it was cut. The first stage's convolution reads the image, of which nothing was cut, so it stays.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

@@ -5,8 +5,6 @@ the stream to the original's own outputs, those that write to it so that the str
 student's channels. A family names the layers that read (`attention_readers`, `ffn_readers`) and its classifier heads.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass

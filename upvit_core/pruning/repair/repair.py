@@ -6,8 +6,6 @@ The ridge is chosen on held-out images, and a layer is changed only where its he
 retraining-free pruning, which repair FFN and attention but not the residual.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 A worker waits for its device itself; nothing has to watch it.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

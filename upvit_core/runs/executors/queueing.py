@@ -1,7 +1,5 @@
 """The checks and states around the start of a worker, shared by executors."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -3,8 +3,6 @@
 The run folder has to lie where all nodes see it. A job that starts again goes on from the run's last checkpoint.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import socket
