@@ -5,14 +5,14 @@ variance: variance of the activation over images and tokens; for `residual` that
 over the LayerNorms that read it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, Request, frozen, silent
+from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, Request, frozen, scored_on, silent
 from upvit_core.models.adapter import Adapter
 from upvit_core.records.scores import ImportanceScores
 
@@ -45,19 +45,10 @@ class Activation:
                         for number, activation in enumerate(group):
                             moments.add(f"{key}/{number}", activation.detach())
                 clock.advance(len(images), "all components")
-        taylor = self.name == "taylor"
-        return ImportanceScores(
-            values=sums.total if taylor else moments.variances(),
-            stderr=sums.standard_errors(len(proxy)) if taylor else {},
-            criterion=self.name,
-            unit="nats, summed over images" if taylor else "variance",
-            shape=adapter.shape,
-            data=proxy.name,
-            data_digest=proxy.digest,
-            images=len(proxy),
-            seed=proxy.seed,
-            seconds=clock.seconds,
-        )
+        if self.name == "taylor":
+            scores = scored_on(proxy, clock, sums.total, self.name, adapter.shape)
+            return replace(scores, stderr=sums.standard_errors(len(proxy)))
+        return scored_on(proxy, clock, moments.variances(), self.name, adapter.shape, "variance")
 
 
 def make_taylor(request: Request) -> Activation:

@@ -17,6 +17,8 @@ from upvit_core.models.adapter import Adapter
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
 
+NATS = "nats, summed over images"
+
 
 class Proxy(Protocol):
     """The images on which channels are scored."""
@@ -167,6 +169,23 @@ class ImageSums:
             key: np.sqrt(np.maximum(self.squares[key] - self.total[key] ** 2 / images, 0) * images / (images - 1))
             for key in self.total
         }
+
+
+def scored_on(
+    proxy: Proxy, clock: Clock, values: Mapping[str, np.ndarray], criterion: str, shape: ModelShape, unit: str = NATS
+) -> ImportanceScores:
+    """A record of scores of these images, which took as long as the clock has run."""
+    return ImportanceScores(
+        values,
+        criterion,
+        unit,
+        shape,
+        data=proxy.name,
+        data_digest=proxy.digest,
+        images=len(proxy),
+        seed=proxy.seed,
+        seconds=clock.seconds,
+    )
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,23 @@ expected score is larger by γ Σ_sites ½ Σ_r (…)², which costs nothing sin
 is γ). `"derivative"` gives the plain Fisher information.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, Request, autocast, frozen, silent
+from upvit_core.importance.criterion import (
+    Clock,
+    ImageSums,
+    Proxy,
+    Report,
+    Request,
+    autocast,
+    frozen,
+    scored_on,
+    silent,
+)
 from upvit_core.importance.output_directions import LIKELIEST, Directions, output_directions
 from upvit_core.models.adapter import Adapter, NormSite
 from upvit_core.out_of_memory import in_halves
@@ -58,30 +68,20 @@ class Fisher:
         device = next(adapter.model.parameters()).device
         with frozen(adapter.model), torch.enable_grad():
             for images, _ in proxy.batches(self.batch_size or self._batch_size(adapter.shape, device), device):
-                for part, (scores, share) in in_halves(lambda x: self._scores(adapter, x, generator), images):
-                    for key, value in scores.items():
+                for part, (found, share) in in_halves(lambda x: self._scores(adapter, x, generator), images):
+                    for key, value in found.items():
                         sums.add(key, value)
                     kept += share
                     clock.advance(len(part), "all components")
-        return ImportanceScores(
-            values=sums.total,
-            stderr=sums.standard_errors(len(proxy)),
-            criterion=self.name,
-            unit="nats, summed over images",
-            shape=adapter.shape,
-            data=proxy.name,
-            data_digest=proxy.digest,
-            images=len(proxy),
-            seed=proxy.seed,
-            seconds=clock.seconds,
-            notes={
-                "directions": self.directions,
-                "num_directions": self.num_directions,
-                "trace_share": kept / len(proxy),
-                "residual": self.residual,
-                "site_error": self.site_error if self.residual == "removal" else 0.0,
-            },
-        )
+        notes = {
+            "directions": self.directions,
+            "num_directions": self.num_directions,
+            "trace_share": kept / len(proxy),
+            "residual": self.residual,
+            "site_error": self.site_error if self.residual == "removal" else 0.0,
+        }
+        scores = scored_on(proxy, clock, sums.total, self.name, adapter.shape)
+        return replace(scores, stderr=sums.standard_errors(len(proxy)), notes=notes)
 
     def _batch_size(self, shape: ModelShape, device: torch.device) -> int:
         passes = 1 + 2 * (shape.num_classes if self.directions == "all" else self.num_directions)

@@ -8,7 +8,7 @@ in the last block only the tokens that the classifier reads are run. Channels ar
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from upvit_core.importance.criterion import (
     frozen,
     kl_divergence,
     log_softmax,
+    scored_on,
     silent,
 )
 from upvit_core.importance.journal import Journal
@@ -87,18 +88,8 @@ class KL:
                             journal.append(piece.name, total, squares)
                             clock.advance(piece.cost, f"{piece.key} on images {number * size}…", piece.key)
                         self._add(sums, piece, shape, total, squares)
-        return ImportanceScores(
-            values=sums.total,
-            stderr=sums.standard_errors(len(proxy)),
-            criterion=self.name,
-            unit="nats, summed over images",
-            shape=adapter.shape,
-            data=proxy.name,
-            data_digest=proxy.digest,
-            images=len(proxy),
-            seed=proxy.seed,
-            seconds=clock.seconds,
-        )
+        scores = scored_on(proxy, clock, sums.total, self.name, shape)
+        return replace(scores, stderr=sums.standard_errors(len(proxy)))
 
     def _fingerprint(self, adapter: Adapter, proxy: Proxy, image_batch: int) -> dict[str, object]:
         weights = sum(float(p.detach().double().abs().sum()) for p in adapter.model.parameters())
