@@ -93,6 +93,30 @@ class ExecutorContract:
         steps = [row["step"] for row in store.read_metrics(run.id)[0] if row["phase"] == "train"]
         assert steps == sorted(set(steps))
 
+    @pytest.mark.slow
+    def test_stop_and_go_on_ends_as_if_never_stopped(self, home: Path, store: RunStore) -> None:
+        settings = {"epochs": 60, "drop_path": 0.1}
+        whole = store.create(spec_for(home, **settings))
+        run_to_end(store, whole)
+        run = store.create(self.spec(home, **settings))
+        for stop in (store.cancel, store.pause, None):
+            self.executor(store).submit(run)
+            with pytest.raises(RunError, match="is active"):
+                store.remove(run.id)
+            if stop is None:
+                break
+            reached = store.state(run.id).step
+            self.wait(store, run, lambda reached=reached: store.state(run.id).step > reached + 3)  # type: ignore[misc]
+            stop(run.id)
+            with pytest.raises(RunError, match=r"cannot be cancelled|is paused"):
+                stop(run.id)
+            store.resume(run.id)
+        self.wait(store, run, lambda: not store.state(run.id).is_active)
+        assert store.state(run.id).state == "done", store.tail_log(run.id)
+        assert weights_of(run) == weights_of(whole)
+        rows = [[(row["phase"], row["step"]) for row in store.read_metrics(each.id)[0]] for each in (run, whole)]
+        assert rows[0] == rows[1]
+
     def test_waiting_runs_are_queued_and_can_be_cancelled(self, home: Path, store: RunStore) -> None:
         with self.taken(store):
             runs = [store.create(self.spec(home)) for _ in range(2)]
@@ -110,3 +134,4 @@ class ExecutorContract:
         state = store.state(run.id)
         assert state.state == "failed"
         assert "/nowhere" in state.error
+        assert any("Traceback" in line for line in store.tail_log(run.id, 200))
