@@ -18,6 +18,7 @@ from pages.services import folders, jobs, open_model
 from pages.tradeoff import saved_plans
 from pages.workshop.room import Room
 from tests.support import ROOT
+from tests.support.reading import check
 from tests.support.small_run import run_to_end, write_images
 from upvit_core.cli import app
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -208,8 +209,7 @@ def test_a_link_shows_the_same(number: int, previous: Path) -> None:
     for key, value in link["query"].items():
         test.query_params[key] = here(value)
     test.run()
-    assert not test.exception
-    assert not test.error
+    check(test)
     after = {key: v if isinstance(v := test.query_params[key], str) else v[0] for key in test.query_params}
     assert after == {key: here(value) for key, value in link["link"].items()}
     assert {key: test.session_state[key] for key in link["values"]} == link["values"]

@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.support import ROOT
-from tests.support.reading import html_of
+from tests.support.reading import check, html_of
 from upvit_core.planning.depth_records import DepthRecords
 from upvit_core.records.block_removals import BlockRemovals
 
@@ -39,8 +39,7 @@ def test_the_slider_replays_the_removals(page: Run) -> None:
     assert (slider.min, slider.max, slider.value) == (1, 6, 6)
     assert "678.73 k" in html_of(test)
     slider.set_value(4).run()
-    assert not test.exception
-    assert not test.error
+    check(test)
     text = html_of(test)
     assert "4 blocks" in text
     assert "455.05 k" in text  # two of six blocks of 111,840 parameters less
@@ -73,8 +72,7 @@ def test_the_order_of_the_cuts_is_a_setting(
     assert any("not scored yet" in caption.value for caption in test.caption)
     assert "--after" not in command_of(test)
     test.button(key="score-order").click().run()
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     assert any(f"{order.capitalize()}:" in c.value and "on 8 images" in c.value for c in test.caption)
     told = command_of(test)
     assert ("--after widths.json" in told) == (order == "width first")

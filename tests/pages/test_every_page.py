@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from tests.support.reading import html_of
+from tests.support.reading import check, html_of
 
 PAGES = ("pages/model/page.py", "pages/importance/page.py", "pages/tradeoff/page.py", "pages/method/page.py")
 Run = Callable[..., AppTest]
@@ -19,8 +19,7 @@ def test_page_shows_what_the_sliders_leave(
     path: str, source: str, parameters: tuple[str, str], page: Run, published: Path
 ) -> None:
     test = page(path, open="demo" if source == "demo" else f"published:{published}")
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     text = re.sub(r"<[^>]+>", "", html_of(test))
     assert "{} of {} parameters".format(*parameters) in " ".join(text.split())
 
@@ -60,8 +59,7 @@ def test_preset_moves_the_sliders(page: Run, published: Path) -> None:
 
 def test_nonsense_in_a_link_is_ignored(page: Run, published: Path) -> None:
     test = page(PAGES[2], open=f"published:{published}", residual="abc", attention="400", heads="5", ffn="-3")
-    assert not test.exception
-    assert not test.error
+    check(test)
     assert "22.05 M" in html_of(test)
 
 

@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 pytest.importorskip("transformers")
 
-from tests.support.reading import html_of
+from tests.support.reading import check, html_of
 from tests.support.tiny_text import CONTEXT, LETTERS, VOCABULARY, letters_tokenizer, write_text
 from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate
@@ -36,8 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.usefixtures("jobs_at_once")
 def test_model_tells_perplexity_in_place_of_top_1(page: Page, folder: Path) -> None:
     test = page("pages/model/page.py", open=str(folder))
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     loaded = load_model(folder)
     text = open_images(str(folder / "text.txt"), "val", pretrained_cfg=loaded.pretrained_cfg)
     expected = evaluate(loaded.model, text.batches(8)).perplexity
@@ -69,8 +68,7 @@ def test_model_shows_what_it_says_comes_next(page: Page, folder: Path) -> None:
 @pytest.mark.parametrize("path", ["importance", "tradeoff"])
 def test_the_other_pages_open_it(path: str, page: Page, folder: Path) -> None:
     test = page(f"pages/{path}/page.py", open=str(folder))
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     if path == "tradeoff":
         told = re.sub("<[^>]+>", "", html_of(test))
         assert "Perplexity now" in told

@@ -12,7 +12,7 @@ from pages.services import imports
 from pages.services.session import KEY, Session
 from tests.support import ROOT
 from tests.support.latency import pyramid_device
-from tests.support.reading import html_of, what_if_of
+from tests.support.reading import check, html_of, what_if_of
 from tests.support.tiny_pvt import tiny_pvt
 from upvit_core.profiling.calibration import HeldOutError, default_path
 from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
@@ -40,8 +40,7 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("path", [MODEL, IMPORTANCE, TRADEOFF, METHOD])
 def test_page_shows_no_error(path: str, page: Run, pyramid: str) -> None:
     test = page(path, open=pyramid)
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
 
 
 def test_sliders_are_those_of_its_components(page: Run, pyramid: str) -> None:
@@ -90,8 +89,7 @@ def test_method_walks_through_every_component(step: str, key: str, said: str, pa
         "of stage 0" in html_of(test) or "64, 128, 320, 512 channels" in html_of(test) or "stage 0 is" in html_of(test)
     )
     test.segmented_control(key=f"lesson-{key}").set_value("reduction").run()
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     assert said in html_of(test)
 
 
@@ -128,8 +126,7 @@ def test_the_whole_way_with_weights(page: Run, with_weights: str, jobs_at_once: 
     test.query_params["open"] = with_weights
     test.session_state[KEY] = Session(datasets={with_weights: "demo"})
     test.run()
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     assert "95 % interval" in html_of(test)
     model = replace(open_model.load(with_weights), dataset="demo")
     job = scoring.start_scoring(model, scoring.Request(CriterionName.FISHER, 16))
@@ -141,8 +138,7 @@ def test_the_whole_way_with_weights(page: Run, with_weights: str, jobs_at_once: 
         test.query_params["open"] = with_weights
         test.session_state[KEY] = Session(datasets={with_weights: "demo"})
         test.run()
-        assert not test.exception
-        assert not test.error, [e.value for e in test.error]
+        check(test)
         assert words in html_of(test)
         if path == IMPORTANCE:
             test.selectbox(key="glass-component").set_value("reduction").run()
@@ -162,8 +158,7 @@ def test_a_budget_moves_the_sliders_to_the_best_shares(page: Run, pyramid: str) 
     test = page(TRADEOFF, open=pyramid)
     test.number_input(key=f"limit-params-{pyramid}-value").set_value(5.0).run()
     test.button(key="find-best").click().run()
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     found = best_shares(ImportanceScores.load(pyramid), {"params": 5e6 + 50})
     percents = {key: test.slider(key=key).value for key in ("residual", "attention", "ffn", "reduction")}
     assert percents == percents_of(found.plan)
@@ -200,7 +195,6 @@ def test_a_model_without_images_asks_for_them(page: Run, tmp_path: Path) -> None
     save_model(model, tmp_path / "pvt", shape=shape, pretrained_cfg={"input_size": (3, 64, 64)}, name="pvt")
     test = page(MODEL, open=str(tmp_path / "pvt"))
     for _ in range(2):
-        assert not test.exception
-        assert not test.error, [e.value for e in test.error]
+        check(test)
         assert "Images" in [field.label for field in test.text_input]
         test.run()

@@ -76,5 +76,5 @@ def test_directions_are_scored_and_planned_by_the_same_verbs(tmp_path: Path) -> 
     result = CliRunner().invoke(app, ["plan", str(scores), "--residual", "0.5", "--out", str(plan)])
     assert result.exit_code != 0
     call = ["score", "demo", "--basis", "directions", "--criterion", "l1", "--out", str(scores)]
-    with pytest.raises(ScoresError, match="not 'l1'"):
+    with pytest.raises(ScoresError, match="not by 'l1'"):
         CliRunner().invoke(app, call, catch_exceptions=False)

@@ -15,6 +15,12 @@ def html_of(test: AppTest) -> str:
     return re.sub(r'<a class="term"[^>]*>(.*?)</a>', r"\1", text)
 
 
+def check(test: AppTest) -> None:
+    """Fails where the page shows an exception or an error."""
+    assert not test.exception
+    assert not test.error, [error.value for error in test.error]
+
+
 def session_of(test: AppTest) -> Session:
     """The session of the page."""
     found = test.session_state[KEY]

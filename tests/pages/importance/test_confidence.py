@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from pages.importance import criteria
 from pages.services import folders
 from tests.support import ROOT
-from tests.support.reading import html_of
+from tests.support.reading import check, html_of
 from upvit_core.importance.agreement import uncertain
 from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.criteria import CRITERIA
@@ -56,8 +56,7 @@ def test_refine_is_shown_at_once_and_fills_in(page: Run, jobs_at_once: None, mon
     monkeypatch.setattr(ImportanceScores, "save", noted)
     test = page(PAGE)
     score(test, "refine", 8)
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     shares = [share for name, share in saved if name.startswith("refine")]
     assert shares[0] == 0
     assert shares == sorted(shares)

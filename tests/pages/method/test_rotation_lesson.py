@@ -10,7 +10,7 @@ import torch
 from streamlit.testing.v1 import AppTest
 
 from tests.support import ROOT
-from tests.support.reading import html_of
+from tests.support.reading import check, html_of
 
 METHOD, STEP = "pages/method/page.py", "6 · The right basis"
 Run = Callable[..., AppTest]
@@ -91,8 +91,7 @@ def test_importance_shows_directions_and_removes_one(jobs_at_once: None, monkeyp
     test.run()
     assert "Channels of the stream" in html_of(test)
     test.segmented_control(key="basis").set_value("Directions").run()
-    assert not test.exception
-    assert not test.error, [e.value for e in test.error]
+    check(test)
     assert "Directions of the stream" in html_of(test)
     record = next(job.result for job in jobs.workers().all() if job.title == "Finding directions")
     assert record.basis == "directions"
@@ -150,8 +149,7 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
         for box in ("distil-box", "command-box"):  # drawn only while open
             test.session_state[box] = True
         test.run()
-        assert not test.exception
-        assert not test.error, [e.value for e in test.error]
+        check(test)
         if "what" in query:
             test.segmented_control(key="distil-what").set_value(query["what"]).run()
         if "once" in query:

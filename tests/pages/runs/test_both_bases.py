@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from pages.runs import both_bases
 from pages.services import run_data
 from tests.support.made_runs import made_run
-from tests.support.reading import html_of
+from tests.support.reading import check, html_of
 from upvit_core.figures.theme import DARK
 from upvit_core.figures.training_curves import SYMBOLS, plot_training_curves
 from upvit_core.runs import Run, RunStore
@@ -63,8 +63,7 @@ def test_the_page_draws_both_ways_and_says_which_recipes(page: Callable[..., App
     made_run(store, 0.5, **PRESETS["demo"].model_dump())
     by_directions(made_run(store, 0.5, **(PRESETS["repaired"].model_dump() | {"seed": 4})))
     test = page(PAGE)
-    assert not test.exception
-    assert not test.error
+    check(test)
     assert "Both ways" in [s.value for s in test.subheader]
     text = html_of(test)
     assert "each with its recipe (minutes on a CPU; small steps, after repair)" in text

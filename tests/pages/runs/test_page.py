@@ -10,7 +10,7 @@ from streamlit.testing.v1 import AppTest
 from pages.services import run_data
 from pages.widgets import run_actions
 from tests.support.made_runs import made_run, made_store
-from tests.support.reading import html_of
+from tests.support.reading import check, html_of
 from upvit_core.runs import RunState, RunStore
 from upvit_core.runs.commands import commands
 from upvit_core.training.settings import PRESETS
@@ -34,8 +34,7 @@ def test_without_runs_it_says_what_will_be_here(page: Run) -> None:
 def test_every_kind_of_run_is_listed_with_its_state(page: Run, store: RunStore) -> None:
     made_store(store.root)
     test = page(PAGE)
-    assert not test.exception
-    assert not test.error
+    check(test)
     text = html_of(test)
     for state in ("queued 1st", "running 43 %, 46 s left", "interrupted at 50 %", "cancelled at 30 %", "done 88.1 %"):
         assert state in text

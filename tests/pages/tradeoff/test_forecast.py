@@ -8,7 +8,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.services import evaluation, folders
 from tests.support.made_runs import made_run
-from tests.support.reading import html_of
+from tests.support.reading import check, html_of
 from upvit_core.evaluation import Evaluation
 from upvit_core.runs.store import RunStore
 
@@ -31,6 +31,5 @@ def test_a_band_once_there_are_enough_runs(
         run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
     test = page(PAGE)
     test.run()
-    assert not test.exception
-    assert not test.error
+    check(test)
     assert (f"forecast (80 % band) from {count} finished runs" in html_of(test)) == (count >= 5)

@@ -6,7 +6,7 @@ from streamlit.testing.v1 import AppTest
 
 from pages.services import slider_state
 from pages.tradeoff import blocks
-from tests.support.reading import what_if_of
+from tests.support.reading import check, what_if_of
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.curves import Widths
 from upvit_core.planning.what_if import WhatIf, default_what_if, what_if_from_widths
@@ -31,16 +31,14 @@ def test_a_link_carries_widths_block_by_block(page: Run) -> None:
     what_if = what_if_from_widths(parse_widths(UNEVEN, shape), shape, default_what_if(shape))
     percents = {key: str(value) for key, value in zip(slider_state.keys_of(shape), what_if.slider_values, strict=True)}
     test = page(PAGE, **percents, allocation="Block by block", widths=UNEVEN)
-    assert not test.exception
-    assert not test.error
+    check(test)
     assert now(test) == what_if
     assert widths_of(now(test).plan(demo()).shape_after) == parse_widths(UNEVEN, shape)
 
 
 def test_nonsense_widths_in_a_link_are_ignored(page: Run) -> None:
     test = page(PAGE, allocation="Block by block", widths="40:3x48x381", **{"round-to": "7"})
-    assert not test.exception
-    assert not test.error
+    check(test)
     assert (now(test).widths, now(test).round_to) == ("", 1)
 
 
