@@ -65,10 +65,12 @@ def score(
     if basis is Basis.DIRECTIONS:
         from upvit_core.pruning.basis.scores import check_directions, score_directions
 
-        check_directions(criterion)
+        check_directions(criterion.value)
         assert train is not None
         count, balanced = proxy.images or 2000, proxy.balanced
-        record = score_directions(loaded, train, criterion, n=count, seed=proxy.seed, balanced=balanced, report=Bar())
+        record = score_directions(
+            loaded, train, criterion.value, n=count, seed=proxy.seed, balanced=balanced, report=Bar()
+        )
     else:
         record = run(
             loaded,
