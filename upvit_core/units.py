@@ -22,6 +22,11 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def share(part: float) -> str:
+    """`23 %`, `0.31 %`: two significant digits."""
+    return f"{100 * part:.{0 if part >= 0.0995 else 2}{'f' if part >= 0.0995 else 'g'}} %"
+
+
 def times(factor: float) -> str:
     """`3.93×`, with one digit from 10 on."""
     return f"{factor:.2f}×" if factor < 10 else f"{factor:.1f}×"

@@ -10,13 +10,13 @@ import streamlit as st
 from pages.services import block_removals, device
 from pages.services.open_model import OpenModel
 from pages.services.session import session
-from pages.tradeoff.estimates import is_kl
 from pages.tradeoff.state import state
 from upvit_core import units
 from upvit_core.errors import PlanError
 from upvit_core.planning.budget import BestPlan, Budget, Family, best_plan
 from upvit_core.planning.budget_depth import best_over_depth
 from upvit_core.planning.budget_stages import best_shares, percents_of
+from upvit_core.planning.curves import total_score
 from upvit_core.planning.what_if import WhatIf, what_if_from_widths
 from upvit_core.planning.widths import whole_widths
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -29,7 +29,9 @@ FAMILIES: dict[Family, str] = {
     "uniform": "equal shares in all blocks",
     "stock": "a shape of stock {library}",
 }
-CAVEAT = "The sum ignores that removals interact: trust it to rank plans, and the measured KL for the loss itself."
+CAVEAT = (
+    "The score leaves out that removals interact: it ranks plans, and tells no accuracy; measure the plan for that."
+)
 WIDEST_UNIFORM = 400  # residual channels up to which the uniform family is solved for comparison too
 
 
@@ -98,7 +100,7 @@ def family_name(model: OpenModel, family: Family) -> str:
 
 def budget_panel(model: OpenModel, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan) -> None:
     """Draw the form in its popover; its button sets the plan."""
-    help_text = "The plan that is predicted to lose least within a budget, found exactly."
+    help_text = "The plan that removes least of the score within a budget, found exactly."
     with st.popover(
         "Best under…", icon=":material/target:", width="stretch", help=help_text, key="best-under", on_change="rerun"
     ) as box:
@@ -202,19 +204,19 @@ def budget_result(model: OpenModel, scores: ImportanceScores | None, plan: Pruni
     best = result.best[result.chosen]
     if best.plan.shape_after != plan.shape_after:
         return
-    unit = "nats" if is_kl(scores) else scores.unit or "of score"
-    gap = "the least possible, exactly" if best.gap == 0 else f"at most {best.gap:.2g} above the least possible"
+    whole = total_score(scores) or 1.0
+    gap = "the least possible, exactly" if best.gap == 0 else f"at most {units.share(best.gap / whole)} above the least"
     st.success(
-        f"Best within {_limit_words(result.limits)}, {family_name(model, result.chosen)}: predicted KL "
-        f"{best.predicted:.3g} {unit}, {gap}; found in {1e3 * result.seconds:,.0f} ms. {CAVEAT}",
+        f"Best within {_limit_words(result.limits)}, {family_name(model, result.chosen)}: it removes "
+        f"{units.share(best.predicted / whole)} of the score, {gap}; found in {1e3 * result.seconds:,.0f} ms. {CAVEAT}",
         icon=":material/target:",
     )
-    kl, library = f"Predicted KL, {unit}", model.shape.library
+    removed, library = "Score removed, %", model.shape.library
     least = min(other.predicted for other in result.best.values())
     rows = [
         {
             "Among": family_name(model, family),
-            kl: other.predicted,
+            removed: 100 * other.predicted / whole,
             "Against the best": other.predicted / least if least > 0 else 1.0,
             "Blocks": other.plan.shape_after.depth,
             "Parameters": other.params,
@@ -228,10 +230,10 @@ def budget_result(model: OpenModel, scores: ImportanceScores | None, plan: Pruni
     formats = {
         "Parameters": number(format="localized"),
         "MACs": number(format="localized"),
-        kl: number(format="%.4g"),
-        "Against the best": number(format="%.2f×", help="Predicted KL as a multiple of the least."),
+        removed: number(format="%.3g"),
+        "Against the best": number(format="%.2f×", help="The score removed as a multiple of the least."),
     }
-    st.dataframe(pd.DataFrame(rows).sort_values(kl), hide_index=True, width="stretch", column_config=formats)
+    st.dataframe(pd.DataFrame(rows).sort_values(removed), hide_index=True, width="stretch", column_config=formats)
 
 
 def _limit_words(limits: dict[str, float]) -> str:

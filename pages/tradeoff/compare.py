@@ -19,7 +19,7 @@ from upvit_core import units
 from upvit_core.errors import PlanError, UPViTError
 from upvit_core.figures.heatmaps import draw_kept_strips
 from upvit_core.figures.plan_difference import draw_plan_difference
-from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.curves import share_removed
 from upvit_core.planning.difference import difference
 from upvit_core.planning.what_if import WhatIf, preset_what_ifs
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -161,11 +161,10 @@ def _counted_rows(model: OpenModel, scores: ImportanceScores, pair: Pair) -> lis
         ("Speed-up from MACs, estimated ○", *speed_ups, ""),
     ]
     if all(shown.plan.basis == scores.basis for shown in pair):
-        removed = [predicted_loss(scores, shown.plan) for shown in pair]
-        values = [f"{value:.3g} {task.nats}" for value in removed]
-        rows.append(("Score removed, summed ○", *values, f"{removed[1] - removed[0]:+.2g}"))
-        stock = [stock_words(model, scores, shown.plan, shown.what_if) for shown in pair]
-        rows.append((f"Stock {model.shape.library}, at these MACs, estimated ○", *stock, ""))
+        removed = [share_removed(scores, shown.plan) for shown in pair]
+        rows.append(("Share of the score removed, which is no accuracy", *map(units.share, removed), ""))
+        stock = [stock_words(scores, shown.plan, shown.what_if) for shown in pair]
+        rows.append((f"Stock {model.shape.library}, at these MACs", *stock, ""))
     return rows
 
 

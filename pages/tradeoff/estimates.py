@@ -1,7 +1,7 @@
 """All numbers about the plan under the sliders: eight cards in two rows, and a line about rounded widths.
 
-The first row counts the plan and shows what has been measured of it, the second what is estimated: the KL that scores
-predict (`kl_card`), time, memory, and the KL of shapes that the stock library can express.
+The first row counts the plan and shows what has been measured of it, the second the KL where it is known, estimates of
+time and memory, and what shapes that the stock library can express would give up.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pages.widgets.cards import ESTIMATED, MEASURED, Card, cards
 from upvit_core import units
 from upvit_core.errors import PlanError
 from upvit_core.planning.budget import Budget, Family, best_plan
-from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.curves import share_removed, total_score
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.memory import estimate_memory
@@ -47,12 +47,12 @@ def number_cards(
         cards([parameters_card(plan), macs_card(model, plan), speed, quality_card(model, measured)])
 
     def estimated_row() -> None:
-        kl = kl_card(model, scores, plan, None if now.repair else jobs.result_of(measured.accuracy))
+        kl = kl_card(model, scores, plan, jobs.result_of(measured.accuracy))
         cards([kl, latency_card(model, plan), memory_card(model, plan), stock_card(plan, stock)])
 
     progress.redraw_when_done(measured.all, measured_row)
     with st.container(key="facts"):
-        progress.redraw_when_done([stock], estimated_row)
+        progress.redraw_when_done([*measured.all, stock], estimated_row)
     if now.round_to > 1 and scores is not None:
         st.html(f'<p class="quiet">{rounding_line(model, scores, plan, now)}</p>')
 
@@ -111,17 +111,22 @@ def quality_card(model: OpenModel, measured: Measurements) -> Card:
 
 
 def kl_card(model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan, measured: Evaluation | None) -> Card:
-    """The KL that scores predict: single removals, added up; with the measured KL before any repair, once there."""
+    """The KL of this very plan where it was measured; else the share of the score that goes, which is no KL."""
     name = "KL after the cut"
-    if scores is None or not is_kl(scores):
-        return Card(name, "—", "needs scores in nats: make them on Importance")
-    if plan.shape_after.depth < plan.shape_before.depth:
-        return Card(name, "—", f"not predicted with fewer blocks; measured beside {model.task.name}")
-    predicted = predicted_loss(scores, plan)
-    note = f"{model.task.nats}: single removals, added up"
-    if measured is not None and measured.kl and predicted > 0:
-        note += f"; measured {measured.kl:.2g}, {units.times(measured.kl / predicted)} that"
-    return Card(name, f"{predicted:.3g}", note, ESTIMATED)
+    if measured is not None and measured.kl is not None:
+        low, high = measured.kl_interval or (measured.kl, measured.kl)
+        note = f"{model.task.nats}, 95 % interval {low:.2g} – {high:.2g}; {measured.images:,} {model.task.samples}"
+        return Card(name, f"{measured.kl:.3g}", note, MEASURED)
+    wants = "measure the plan" if model.can_measure else f"needs {model.task.data if model.has_weights else 'weights'}"
+    removed = removed_words(scores, plan)
+    return Card(name, "—", f"not known yet: {wants}{removed and f'. {removed}, which does not tell accuracy'}")
+
+
+def removed_words(scores: ImportanceScores | None, plan: PruningPlan) -> str:
+    """`It removes 23 % of the score`; "" without scores that fit the plan."""
+    if scores is None or scores.criterion == "none" or scores.basis != plan.basis:
+        return ""
+    return f"It removes {units.share(share_removed(scores, plan))} of the score"
 
 
 def latency_card(model: OpenModel, plan: PruningPlan) -> Card:
@@ -144,7 +149,7 @@ def memory_card(model: OpenModel, plan: PruningPlan) -> Card:
 
 
 def stock_card(plan: PruningPlan, job: jobs.Job[StockCost] | None) -> Card:
-    """A card that says if the stock library opens the plan, and the predicted KL of the best shape that it opens."""
+    """A card that says if the stock library opens the plan, and what the best shape that it opens gives up."""
     opens, name = plan.shape_after.is_uniform, f"Stock {plan.shape_after.library}"
     value = "opens it" if opens else "cannot"
     if job is None:
@@ -154,13 +159,9 @@ def stock_card(plan: PruningPlan, job: jobs.Job[StockCost] | None) -> Card:
         return Card(name, value, note, stale=job.active)
     if job.result.stock is None:
         return Card(name, value, "no stock shape has so few MACs")
-    stock, best = job.result.stock, job.result.best
-    note = f"at these MACs its best shape costs {max(stock - best, 0):.2g} nats more ({stock:.2g}, not {best:.2g})"
-    return Card(name, value, note, ESTIMATED)
-
-
-def is_kl(scores: ImportanceScores | None) -> bool:
-    return scores is not None and scores.is_kl
+    stock, best = (units.share(part) for part in (job.result.stock, job.result.best))
+    note = f"at these MACs its best shape removes {stock} of the score, the best of all {best}"
+    return Card(name, value, note)
 
 
 def latencies(model: OpenModel, plan: PruningPlan) -> tuple[float, float] | None:
@@ -181,16 +182,16 @@ def format_bytes(count: int) -> str:
 
 @dataclass(frozen=True)
 class StockCost:
-    """Predicted KL within a plan's MACs: of the best stock shape (None where none fits), and of the best of all."""
+    """Share of the score removed within a plan's MACs by the best stock shape (None: none fits) and the best of all."""
 
     stock: float | None = None
     best: float = 0.0
 
 
 def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job[StockCost] | None:
-    """The job that compares the best stock shape with the best of all; None where scores do not predict the KL."""
+    """The job that compares the best stock shape with the best of all; None where there is nothing to compare."""
     shallow = plan.shape_after.depth < plan.shape_before.depth
-    if scores is None or not is_kl(scores) or scores.criterion == "none" or plan.shape_before.one_share or shallow:
+    if scores is None or scores.criterion == "none" or plan.shape_before.one_share or shallow:
         return None
     key = _stock_key(scores, plan, now)
     if state().stock_key != key and (job := jobs.find(state().stock_key)) is not None and job.active:
@@ -206,28 +207,29 @@ def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -
     return jobs.ensure(key, work, "Comparing with stock shapes")
 
 
-def stock_words(model: OpenModel, scores: ImportanceScores, plan: PruningPlan, now: WhatIf | None) -> str:
-    """`opens it; its best shape costs 0.14 nats more`: the cost where it is known, or computed at once."""
+def stock_words(scores: ImportanceScores, plan: PruningPlan, now: WhatIf | None) -> str:
+    """`opens it; its best shape removes 31 % of the score, not 24 %`: where it is known, or computed at once."""
     opens = "opens it" if plan.shape_after.is_uniform else "cannot open it"
-    if now is None or not is_kl(scores) or plan.shape_before.one_share or now.depth is not None:
+    if now is None or plan.shape_before.one_share or now.depth is not None:
         return opens
     job: jobs.Job[StockCost] | None = jobs.find(_stock_key(scores, plan, now))
     cost = jobs.result_of(_stock_cost_now(scores, plan, now) if _solves_at_once(plan) else job)
     if cost is None or cost.stock is None:
         return opens
-    return f"{opens}; its best shape costs {max(cost.stock - cost.best, 0):.2g} {model.task.nats} more"
+    return f"{opens}; its best shape removes {units.share(cost.stock)} of the score, not {units.share(cost.best)}"
 
 
 def stock_cost(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> StockCost:
     budget = Budget(macs=count_macs(plan.shape_after))
 
-    def predicted(family: Family) -> float:
-        return best_plan(
-            scores, budget, family=family, heads=now.heads, round_to=now.round_to, basis=plan.basis
-        ).predicted
+    whole = total_score(scores) or 1.0
+
+    def removed(family: Family) -> float:
+        best = best_plan(scores, budget, family=family, heads=now.heads, round_to=now.round_to, basis=plan.basis)
+        return best.predicted / whole
 
     try:
-        return StockCost(predicted("stock"), predicted("best"))
+        return StockCost(removed("stock"), removed("best"))
     except PlanError:
         return StockCost()
 
@@ -252,8 +254,8 @@ def rounding_line(model: OpenModel, scores: ImportanceScores, plan: PruningPlan,
     free = replace(now, round_to=1).plan(scores, block_removals.records())
     sizes = [units.short(count_parameters(p.shape_after)) for p in (free, plan)]
     changes = [f"parameters {sizes[0]} → {sizes[1]}"]
-    if is_kl(scores):
-        changes.append(f"predicted KL {predicted_loss(scores, free):.3g} → {predicted_loss(scores, plan):.3g} nats")
+    shares = [units.share(share_removed(scores, p)) for p in (free, plan)]
+    changes.append(f"score removed {shares[0]} → {shares[1]}")
     known, (first, second) = device.calibration(model.shape), (latencies(model, p) for p in (free, plan))
     if known is not None and first is not None and second is not None:
         times = f"time {units.figure(first[1])} → {units.figure(second[1])} ms"

@@ -25,7 +25,7 @@ from pages.tradeoff.measurements import Measurements, measure_button, measure_pl
 from pages.widgets import charts, frame, presenter, progress, sliders
 from upvit_core.figures.head_merging import draw_head_merging
 from upvit_core.figures.heatmaps import draw_kept_strips
-from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.curves import share_removed
 from upvit_core.planning.what_if import WhatIf, head_options
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
@@ -41,7 +41,7 @@ def record_plan(
         now,
         count_parameters(shape),
         count_macs(shape),
-        predicted_loss(scores, plan),
+        share_removed(scores, plan),
         speed_up=times[0] / times[1] if times else 0.0,
     )
     if (result := jobs.result_of(found.accuracy)) is not None:

@@ -18,7 +18,7 @@ from pages.tradeoff.tried_plans import TriedPlan
 from pages.widgets import charts, progress, terms
 from upvit_core.figures.pareto import Line, Point, plot_pareto
 from upvit_core.planning.budget_stages import percents_of
-from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.curves import share_removed
 from upvit_core.planning.pareto import candidate_plans
 from upvit_core.planning.what_if import WhatIf, what_if_from_widths
 from upvit_core.planning.widths import widths_of
@@ -52,8 +52,13 @@ class Axes:
     hide_dominated: bool
 
     @property
-    def by_kl(self) -> bool:
-        return self.loss == tried_plans.KL
+    def by_score(self) -> bool:
+        return self.loss == tried_plans.SCORE
+
+    @property
+    def of_model(self) -> bool:
+        """True where the model itself has a value on the axis of loss."""
+        return self.loss not in (tried_plans.SCORE, tried_plans.KL)
 
 
 def pareto_section(model: OpenModel, scores: ImportanceScores, now: WhatIf, ahead: Forecast | None) -> None:
@@ -76,8 +81,9 @@ def pareto_section(model: OpenModel, scores: ImportanceScores, now: WhatIf, ahea
         st.info(f"{model.task.name} of a plan needs weights.")
     _measure_button(model, scores, now, candidates, measuring)
     st.html(
-        '<p class="quiet">Click a plan to set the sliders to it. Estimated KL adds up what each removed channel costs '
-        "alone; channels that go together cost more, which is what measuring shows.</p>"
+        '<p class="quiet">Click a plan to set the sliders to it. The share of the score adds up what each removed '
+        "channel costs alone. Channels that go together cost more, so it ranks plans; only measuring tells their KL."
+        "</p>"
     )
 
 
@@ -92,7 +98,7 @@ def _axes(model: OpenModel) -> Axes:
         return chosen or options[0]
 
     with one:
-        loss = choose("Loss", (tried_plans.KL, model.task.name))
+        loss = choose("Loss", (tried_plans.SCORE, tried_plans.KL, model.task.name))
     with two:
         cost = choose("Cost", tried_plans.COSTS)
     help_text = "Leaves out plans that another of the same kind beats, or equals, in cost and in loss."
@@ -113,12 +119,12 @@ def _points(
     teacher = baseline.value if baseline is not None else None
     points = tried_plans.pareto_points(model, scores, now, axes.cost, axes.loss, teacher, entries)
     here = next((point for point in points if point.now), None)
-    if ahead is not None and not axes.by_kl and here is not None:
+    if ahead is not None and axes.of_model and here is not None:
         detail = f"top-1 after {ahead.epochs} epochs of distillation, forecast from {ahead.runs} runs: 80 % band"
         name = f"after {ahead.epochs} epochs"
         points.append(Point(name, here.x, ahead.middle, "estimated", detail, ahead.low, ahead.high))
     if axes.hide_dominated:
-        better = axes.cost == "Speed-up", not axes.by_kl and model.task.more_is_better
+        better = axes.cost == "Speed-up", axes.of_model and model.task.more_is_better
         points = tried_plans.without_dominated(points, more_is_better=better)
     return points
 
@@ -126,15 +132,17 @@ def _points(
 def _chart(model: OpenModel, scores: ImportanceScores, now: WhatIf, points: list[Point], axes: Axes) -> None:
     task, lines = model.task, list[Line]()
     even = len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1
-    if axes.by_kl and now.heads is not None and even and axes.cost != "Speed-up":
+    if axes.by_score and now.heads is not None and even and axes.cost != "Speed-up":
         lines = tried_plans.ratio_curves(scores, scores.digest, now.heads, axes.cost)
     chart = plot_pareto(
         points,
         lines,
         charts.theme(),
         x_title=TITLES[axes.cost].format(item=task.batch_item),
-        y_title=f"KL to the original, {task.nats}" if axes.by_kl else task.axis,
-        log_y=axes.by_kl or not task.more_is_better,
+        y_title={tried_plans.SCORE: "score removed, %", tried_plans.KL: f"KL to the original, {task.nats}"}.get(
+            axes.loss, task.axis
+        ),
+        log_y=not axes.of_model or not task.more_is_better,
         height=430,
     )
     data = charts.clicked_data(charts.show(chart, "front", on_select="rerun"))
@@ -182,7 +190,7 @@ def candidates_job(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> j
                 what_if = plain.with_percents(percents_of(plan), allocation="uniform", round_to=1)
             else:
                 what_if = what_if_from_widths(widths_of(shape), model.shape, plain)
-            entry = TriedPlan(what_if, count_parameters(shape), count_macs(shape), predicted_loss(scores, plan))
+            entry = TriedPlan(what_if, count_parameters(shape), count_macs(shape), share_removed(scores, plan))
             candidates.append(Candidate(name, plan, entry))
         return candidates
 

@@ -16,6 +16,7 @@ from pages.tradeoff.state import state
 from upvit_core import units
 from upvit_core.figures.pareto import Line, Point
 from upvit_core.figures.published import PUBLISHED
+from upvit_core.planning.curves import total_score
 from upvit_core.planning.pareto import dominated
 from upvit_core.planning.uniform import uniform_table
 from upvit_core.planning.what_if import WhatIf
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
 
 COSTS = ("Parameters", "MACs", "Speed-up")
+SCORE = "Score removed"
 KL = "KL"
 MOST_TRIED = 60
 DRAWN = 60
@@ -36,7 +38,9 @@ DRAWN = 60
 
 @dataclass(frozen=True)
 class TriedPlan:
-    """One plan that was under the sliders; `removed` is its estimated KL, measured values are None until measured.
+    """One plan that was under the sliders; `removed` is the share of the score that goes, from 0 to 1.
+
+    Measured values are None until measured.
 
     speed_up: 0 where it is not known. value: top-1 or perplexity, with its 95 % interval.
     """
@@ -89,8 +93,9 @@ def record(model: OpenModel, scores: ImportanceScores, entry: TriedPlan) -> None
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def ratio_curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) -> list[Line]:
-    """Estimated KL along equal ratios, and along the best uniform plans, against parameters or MACs."""
+    """Score removed in per cent along equal ratios, and along the best uniform plans, against parameters or MACs."""
     table, column = uniform_table(_scores, heads), "params" if cost == "Parameters" else "macs"
+    whole = total_score(_scores) or 1.0
     equal = [table.choice(percent, percent, percent) for percent in range(1, 96)]
     best = [choice for choice in table.front(column) if choice.removed > 0]
     best = [best[i] for i in np.unique(np.linspace(0, len(best) - 1, DRAWN).astype(int))]
@@ -98,7 +103,7 @@ def ratio_curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) 
         Line(
             name,
             np.array([getattr(choice, column) for choice in choices]),
-            np.array([choice.removed for choice in choices]),
+            100 * np.array([choice.removed for choice in choices]) / whole,
             *dash,
         )
         for name, choices, *dash in (("equal ratios", equal, "dot"), ("best ratios", best))
@@ -121,7 +126,7 @@ def pareto_points(
     points: list[Point] = []
     for label, entry in named:
         points += _points_of(label, entry, entry.what_if == now, cost, loss, task)
-    if loss != KL:
+    if loss == task.name:
         if teacher is not None:
             whole = TriedPlan(now, count_parameters(model.shape), count_macs(model.shape), 0.0, speed_up=1.0)
             detail = f"{model.name}: {task.name.lower()} {task.format(teacher)}, measured"
@@ -133,7 +138,7 @@ def pareto_points(
 
 @lru_cache(2000)
 def _points_of(label: str, entry: TriedPlan, here: bool, cost: str, loss: str, task: Task) -> tuple[Point, ...]:
-    """One plan as points of the chart: estimated, measured, both or none."""
+    """One plan as a point of the chart, or none where its value is not known."""
     x = entry.cost(cost)
     if not x:  # a speed-up on a device that is not calibrated
         return ()
@@ -142,20 +147,20 @@ def _points_of(label: str, entry: TriedPlan, here: bool, cost: str, loss: str, t
     name = entry.what_if.words if here else ""
     data = json.dumps(astuple(entry.what_if))
     where = f"measured on {entry.images:,} {task.samples}, before any training"
-    if loss != KL:
-        if entry.value is None:
+    if loss == SCORE:
+        if entry.what_if.depth is not None:  # scores of channels do not tell what blocks cost
             return ()
-        detail = f"{about}<br>{task.name.lower()} {task.format(entry.value)}, {where}"
-        return (Point(name, x, entry.value, "measured", detail, entry.low, entry.high, here, data),)
-    points = []
-    detail = f"{about}<br>single removals add up to {entry.removed:.3g} {task.nats} (estimated)"
-    if entry.what_if.depth is None:  # scores of channels do not predict what blocks cost together
-        now = here and entry.kl is None
-        points.append(Point(name, x, max(entry.removed, 1e-9), "estimated", detail, now=now, data=data))
-    if entry.kl is not None:
+        detail = f"{about}<br>{units.share(entry.removed)} of the score"
+        return (Point(name, x, max(100 * entry.removed, 1e-7), "estimated", detail, now=here, data=data),)
+    if loss == KL:
+        if entry.kl is None:
+            return ()
         detail = f"{about}<br>KL {entry.kl:.3g} {task.nats}, {where}"
-        points.append(Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data))
-    return tuple(points)
+        return (Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data),)
+    if entry.value is None:
+        return ()
+    detail = f"{about}<br>{task.name.lower()} {task.format(entry.value)}, {where}"
+    return (Point(name, x, entry.value, "measured", detail, entry.low, entry.high, here, data),)
 
 
 def without_dominated(points: list[Point], *, more_is_better: tuple[bool, bool]) -> list[Point]:

@@ -1,6 +1,6 @@
-"""The best plan under a budget: least predicted KL within limits on parameters, MACs and latency, any of them at once.
+"""The best plan under a budget: least score removed within limits on parameters, MACs and latency, any of them at once.
 
-Predicted KL is the sum of the scores of what goes (`curves.py` says where that stops holding). Then every part of the
+What is removed is the sum of the scores of what goes (`curves.py` says what it leaves out). Then every part of the
 problem is separable: minimise R(D) + Σ_b R_b(A_b) + Σ_b R_b(H_b).
 
 - Parameters and MACs are linear in ΣA and ΣH once D is fixed, so blocks are pooled into one curve of each (`pool.py`);

@@ -1,4 +1,4 @@
-"""Many plans side by side: what each costs, the KL that scores predict for it, and which of them another one beats."""
+"""Many plans side by side: what each costs, the score that it removes, and which of them another one beats."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Every uniform plan that four sliders can show: exact cost, and predicted KL (`curves.py` says where that holds).
+"""Every uniform plan that four sliders can show: exact cost, and the score removed (`curves.py` says what it tells).
 
 `best_plan` finds better plans, since it may give every block its own widths; this table serves what moves in whole
 percents: sliders, and the curves under the plans that were tried.
@@ -18,7 +18,7 @@ from upvit_core.records.scores import ImportanceScores
 
 @dataclass(frozen=True)
 class UniformChoice:
-    """Percent removed of each component, heads, exact cost, and predicted KL (nats an image)."""
+    """Percent removed of each component, heads, exact cost, and the score removed, an image."""
 
     residual: int
     attention: int
@@ -33,7 +33,7 @@ class UniformChoice:
 class UniformTable:
     """All uniform plans with whole percents up to `most` and one head count.
 
-    removed, params, macs: (P, P, P) over percent removed of residual, attention, ffn; removed: predicted KL in nats
+    removed, params, macs: (P, P, P) over percent removed of residual, attention, ffn; removed: the score that goes
     an image.
     """
 
@@ -47,7 +47,7 @@ class UniformTable:
         return UniformChoice(*at, self.heads, int(self.params[at]), int(self.macs[at]), float(self.removed[at]))
 
     def front(self, cost: str = "params", every: int = 2) -> list[UniformChoice]:
-        """Plans that no other beats in both cost (`params` or `macs`) and predicted KL, cheapest first.
+        """Plans that no other beats in both cost (`params` or `macs`) and score removed, cheapest first.
 
         Among plans whose percents are multiples of `every`.
         """
@@ -63,7 +63,7 @@ class UniformTable:
 
 
 def uniform_table(scores: ImportanceScores, heads: int, most: int = 95) -> UniformTable:
-    """Cost and predicted KL of every uniform plan with `heads` heads, 0 to `most` percent removed of each component.
+    """Cost and score removed of every uniform plan with `heads` heads, 0 to `most` percent removed of each component.
 
     Widths are taken to the nearest that the heads divide, as `plan_uniform(snap=True)` does. Raises PlanError where the
     heads cannot be merged so, or blocks differ in width.

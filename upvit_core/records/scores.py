@@ -62,7 +62,7 @@ class ImportanceScores:
 
     @property
     def is_kl(self) -> bool:
-        """True where scores are in nats, so that sums of them estimate the KL of a plan."""
+        """True where scores are in nats, each the KL that one removal causes."""
         return self.unit.startswith("nats")
 
     @property

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from upvit_core import units
 from upvit_core.figures.head_merging import draw_head_merging
 from upvit_core.figures.heatmaps import draw_kept_strips
 from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.theme import LIGHT
-from upvit_core.planning.curves import predicted_loss
+from upvit_core.planning.curves import share_removed
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
@@ -95,8 +96,9 @@ def plan_report(
     page.heading("Numbers")
     rows = counted(plan)
     if scores is not None and scores.basis == plan.basis:
-        removed = predicted_loss(scores, plan)
-        rows.append(("Score removed, summed (estimate of the KL)", f"{removed:.4g} {task_of(before).nats}"))
+        rows.append(
+            ("Share of the score removed, which does not tell accuracy", units.share(share_removed(scores, plan)))
+        )
     page.pairs([*rows, *((m.name, f"{m.value} · {m.how}") for m in measured)])
     page.heading("What stays")
     page.pairs(widths(plan))

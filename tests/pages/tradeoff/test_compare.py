@@ -11,8 +11,10 @@ from streamlit.testing.v1 import AppTest
 from pages.services import open_model
 from pages.tradeoff import saved_plans
 from pages.tradeoff.undo import UndoStack
+from upvit_core import units
 from upvit_core.errors import PlanError
 from upvit_core.planning.budget import Budget, best_plan
+from upvit_core.planning.curves import total_score
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.plan import PruningPlan
@@ -142,8 +144,8 @@ def test_two_plans_are_told_apart_and_swapped(page: Callable[..., AppTest], demo
     for what_if in (HALF, WhatIf(25, 25, 6, 25)):
         budget = Budget(macs=count_macs(what_if.plan(demo.bundled).shape_after))
         best, stock = (best_plan(demo.bundled, budget, family=f, heads=what_if.heads) for f in ("best", "stock"))
-        cost = stock.predicted - best.predicted
-        assert f"opens it; its best shape costs {cost:.2g} nats an image more" in table
+        removed, least = (units.share(plan.predicted / total_score(demo.bundled)) for plan in (stock, best))
+        assert f"opens it; its best shape removes {removed} of the score, not {least}" in table
     test.button(key="swap").click().run()
     assert test.selectbox(key="plan-a").value == "Saved: light"
     test.button(key="plan-a-set").click().run()
