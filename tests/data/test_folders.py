@@ -87,7 +87,7 @@ def test_validation_may_lack_a_class_but_not_have_one_of_its_own(folder: Path) -
 
 def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
     root = fill(tmp_path / "one", {"ant": 20, "bee": 31, "cat": 2, "dog": 1})
-    train, val = opened(root), opened(root, "val")
+    train, val = opened(root, apart=True), opened(root, "val")
     assert np.bincount(val.labels(), minlength=4).tolist() == [2, 3, 1, 0]
     assert np.bincount(train.labels()).tolist() == [18, 28, 1, 1]
     assert not set(files(train)) & set(files(val))
@@ -95,6 +95,10 @@ def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
     assert (files(again), again.digest) == (files(val), val.digest)
     assert files(other) != files(val)
     assert other.digest != val.digest
+    whole = opened(root)
+    assert (len(whole), whole.told) == (54, "There is no train/ and val/ folder: all 54 images are used.")
+    assert "a tenth of each class is held out by seed 0, and 6 of 54 images are used for evaluation" in val.told
+    assert opened(root, "val", apart=True).digest == val.digest
 
 
 def test_classes_that_are_called_train_and_test_are_classes(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Folders of made-up pictures, opened as image sets."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from upvit_core.data import ImageSet, open_images
 from upvit_core.errors import DataError
+from upvit_core.paths import DEMO_FOLDER
 
 COLOUR = {
     "input_size": (3, 16, 16), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4), "crop_pct": 0.8,
@@ -46,3 +48,14 @@ def assert_one_sentence(error: pytest.ExceptionInfo[DataError], *words: str) -> 
     assert not re.search(r"[.!?] [A-Z]", text.removesuffix(".")), text
     for word in words:
         assert word in text
+
+
+def fashion(root: Path, name_of: Callable[[int, str], str], count: int = 10) -> Path:
+    """`val/` with so many of the demo's own test images of each class, in folders called `name_of(index, name)`."""
+    with np.load(DEMO_FOLDER / "test.npz") as arrays:
+        for index, name in enumerate(map(str, arrays["classes"])):
+            folder = root / "val" / name_of(index, name)
+            folder.mkdir(parents=True)
+            for number in np.flatnonzero(arrays["labels"] == index)[:count]:
+                Image.fromarray(arrays["images"][number]).save(folder / f"{number}.png")
+    return root

@@ -59,9 +59,16 @@ class ArchiveTree:
         return [name for name in names if not name.startswith((".", "__"))]
 
     def images(self, at: str) -> Iterator[tuple[str, int]]:
-        for name in self._names[bisect_left(self._names, f"{at}/") : self._end(at)]:
+        for name in self._names[bisect_left(self._names, f"{at}/" if at else "") : self._end(at)]:
             if not any(part.startswith(".") for part in name.split("/")):
                 yield name, self.index[name][1]
+
+    def holds_images(self, at: str) -> bool:
+        return any(True for _ in self.images(at))
+
+    def texts(self, at: str) -> Iterator[tuple[str, str]]:
+        """None: only images are read from an archive."""
+        yield from ()
 
     def read(self, name: str) -> bytes:
         offset, size = self.index[name]

@@ -1,4 +1,4 @@
-"""Folders of classes, laid out as torchvision's ImageFolder: `train/` and `val/`, or one folder split by seed."""
+"""Folders of classes as torchvision's ImageFolder reads them: in `train/` and `val/` by any name, or in one folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.data.images import digest_of
+from upvit_core.data.lists import LARGEST_LIST, SUFFIXES, classes_from_lists
+from upvit_core.data.splits import Part, is_foreign, part_of
 from upvit_core.errors import DataError
 
-TRAIN = ("train", "training")
-VAL = ("val", "validation", "valid", "test", "testing")
+ORDER: dict[str, tuple[Part, ...]] = {"train": ("train",), "val": ("val", "test")}
 VAL_SHARE = 0.1
 WANTED = "class folders of images, or train/ and val/ that hold class folders"
+SORT_THEM = (
+    "sort them into a folder for each class (the usual script valprep.sh does so for ImageNet's val/), or lay a list "
+    "beside them with `file name,class` a line, as LOC_val_solution.csv"
+)
 
 
 class Tree(Protocol):
@@ -33,6 +38,12 @@ class Tree(Protocol):
 
     def images(self, at: str) -> Iterator[tuple[str, int]]:
         """(path, bytes) of every image file below `at`, sorted."""
+
+    def holds_images(self, at: str) -> bool:
+        """True if there is an image in `at` or below it."""
+
+    def texts(self, at: str) -> Iterator[tuple[str, str]]:
+        """(name, content) of the small text files beside the images of `at`, nearest first."""
 
     def read(self, name: str) -> bytes: ...
 
@@ -53,7 +64,7 @@ class DiskTree:
         with os.scandir(self.root / at) as entries:
             inside = sorted(entries, key=lambda entry: entry.name)
         for entry in inside:
-            path = f"{at}/{entry.name}"
+            path = join(at, entry.name)
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
@@ -61,19 +72,47 @@ class DiskTree:
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 yield path, entry.stat().st_size if entry.is_file() else -1
 
+    def holds_images(self, at: str) -> bool:
+        with os.scandir(self.root / at) as entries:
+            below = []
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    if entry.is_dir():
+                        below.append(entry.name)
+                    elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                        return True
+        return any(self.holds_images(join(at, name)) for name in below)
+
+    def texts(self, at: str) -> Iterator[tuple[str, str]]:
+        place = (self.root / at).absolute()
+        for folder in (place, *place.parents):
+            for path in sorted(folder.iterdir()):
+                if path.suffix.lower() in SUFFIXES and path.is_file() and path.stat().st_size <= LARGEST_LIST:
+                    yield path.name, path.read_text(encoding="utf-8", errors="replace")
+            if folder == self.root.absolute().parent:
+                return
+
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files of a tree, decoded when asked for."""
+    """Image files of a tree, decoded when asked for.
+
+    `empty`: class folders without images. `unknown`: what to say where names do not tell the classes, "" where order
+    may. `told`: which part of the folder these are. `undivided`: the folder has no parts of its own.
+    """
 
     tree: Tree
     files: tuple[str, ...]
     labels: np.ndarray
     class_names: tuple[str, ...]
     digest: str
+    empty: tuple[str, ...] = ()
+    unknown: str = ""
+    told: str = ""
+    undivided: bool = False
 
     def load(self, index: int) -> Image.Image:
         image = Image.open(io.BytesIO(self.tree.read(self.files[index])))
@@ -84,87 +123,134 @@ class FileImages:
         return self.files[index]
 
 
-def open_tree(tree: Tree, split: str, seed: int) -> FileImages:
-    """The `train` or `val` split of a folder or archive.
+def join(at: str, name: str) -> str:
+    return f"{at}/{name}" if at else name
 
-    Classes are the sorted names of `train/`'s folders. Raises DataError where the layout is not understood.
+
+def content(tree: Tree, at: str) -> list[str]:
+    """The folders in `at` that hold images, but for those that are foreign to a set of classes."""
+    return [name for name in tree.folders(at) if not is_foreign(name) and tree.holds_images(join(at, name))]
+
+
+def open_tree(tree: Tree, split: str, seed: int, *, apart: bool = False, labelled: bool = True) -> FileImages:
+    """The `train` or `val` split of a folder or archive, classes in the sorted order of their names.
+
+    One folder without such parts is used whole, but for `val` a tenth of each class is drawn by `seed`, unless the
+    folder is called `val` or `test` itself. `apart`: the splits share no image, so `train` is the rest. Images without
+    classes do where they need not be `labelled`. Raises DataError where the layout is not understood.
     """
     try:
-        return _open(tree, split, seed)
+        return _open(tree, split, seed, apart, labelled)
     except OSError as error:
         raise DataError(f"{tree.name} cannot be read ({error}); check its permissions.") from error
 
 
-def _open(tree: Tree, split: str, seed: int) -> FileImages:
+def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> FileImages:
+    root, parts = _parts(tree)
+    undivided = split not in parts
+    base = parts.get(split) or next(iter(parts.values()), root)
+    entries, source = _entries(tree, base, labelled)
+    own = {name for _, name, _ in entries}
+    trained = set(content(tree, parts["train"])) if split == "val" and len(parts) == 2 else set()
+    if all(name.isdecimal() for name in own) and not any(name.isdecimal() for name in trained):
+        trained = set()  # a list of numbers: the model's own, not the folders'
+    classes = tuple(sorted(own | trained))
+    place = {name: label for label, name in enumerate(classes)}
+    rows = [(path, place[name], size) for path, name, size in entries]
+    told = f"Images are those of {base}/."
+    if undivided:
+        rows, told = _divided(tree, base, rows, seed, split, apart)
+        told = f"{f'{base}/ is the only part' if parts else 'There is no train/ and val/ folder'}: {told}"
+    unknown = ""
+    if trained and (foreign := sorted(own - trained)):
+        more = f" and {len(foreign) - 1} more" if foreign[1:] else ""
+        unknown = (
+            f"{tree.name} has the class {foreign[0]!r}{more} in {base}/ but not in {parts['train']}/; both need the "
+            "same class folders."
+        )
+    return FileImages(
+        tree,
+        tuple(path for path, _, _ in rows),
+        np.array([label for _, label, _ in rows], np.int64),
+        classes,
+        digest_of([*classes, *rows]),
+        empty=tuple(n for n in tree.folders(base) if n not in own and n not in trained and not is_foreign(n)),
+        unknown=unknown,
+        told=f"{told} {source}".strip(),
+        undivided=undivided,
+    )
+
+
+def _parts(tree: Tree) -> tuple[str, dict[str, str]]:
+    """The folder of classes or parts, below folders that hold nothing else, and its parts by split if it has any."""
     root = ""
-    while not _splits(tree, root) and len(inner := tree.folders(root)) == 1 and tree.folders(_join(root, inner[0])):
-        root = _join(root, inner[0])
-    parts = _splits(tree, root)
-    if not parts:
-        return _split_by_seed(tree, root, split, seed)
-    if split not in parts:
+    while True:
+        inside = content(tree, root)
+        parts = _parts_among(tree, root, inside)
+        if parts or len(inside) != 1 or not content(tree, join(root, inside[0])):
+            return root, parts
+        root = join(root, inside[0])
+
+
+def _parts_among(tree: Tree, root: str, inside: list[str]) -> dict[str, str]:
+    """Parts by their names; a class that happens to be called so lies beside other classes and holds no folders."""
+    named = {name: part for name in inside if (part := part_of(name))}
+    strict = {name for name in named if part_of(name, strict=True)}
+    nested = {name for name in named if content(tree, join(root, name))}
+    if len(named) < len(inside):
+        nested &= strict
+    chosen = nested | strict if nested or len(strict) == len(inside) else nested
+    parts = {}
+    for split, wanted in ORDER.items():
+        ranked = [
+            (name not in nested, wanted.index(named[name]), name not in strict, name)
+            for name in chosen
+            if named[name] in wanted
+        ]
+        if ranked:
+            parts[split] = join(root, min(ranked)[-1])
+    return parts
+
+
+def _entries(tree: Tree, at: str, labelled: bool) -> tuple[list[tuple[str, str, int]], str]:
+    """(path, class, bytes) of every image below `at`, and a sentence where a list gives the classes."""
+    folders = content(tree, at)
+    entries = [(path, name, size) for name in folders for path, size in tree.images(join(at, name))]
+    if folders:
+        return entries, ""
+    flat = list(tree.images(at))
+    if not flat:
+        what = "images" if tree.folders(at) else "class folders and no images"
+        raise DataError(f"{tree.name} has no {what} ({', '.join(IMG_EXTENSIONS)}); give a folder with {WANTED}.")
+    if not labelled:
+        return [(path, "", size) for path, size in flat], ""
+    found, refused = classes_from_lists([path for path, _ in flat], tree.texts(at))
+    if found is None:
         raise DataError(
-            f"{tree.name} has {next(iter(parts.values()))}/ but no {'train/' if split == 'train' else 'val/ or test/'} "
-            "folder of classes; add it, or give a folder of classes alone to have it split by seed."
+            f"{len(flat):,} images lie directly in {join(tree.name, at)}, without class folders, so that their classes "
+            f"are not known{f' ({refused})' if refused else ''}; {SORT_THEM}."
         )
-    classes = tuple(tree.folders(parts.get("train", parts[split])))
-    foreign = sorted(set(tree.folders(parts[split])) - set(classes))
-    if foreign:
-        raise DataError(
-            f"{tree.name} has the class {foreign[0]!r}{f' and {len(foreign) - 1} more' if foreign[1:] else ''} in "
-            f"{parts[split]}/ but not in {parts['train']}/; both need the same class folders."
-        )
-    return _images(tree, classes, _scan(tree, parts[split], classes))
+    named = [(path, name, size) for (path, size), name in zip(flat, found[1], strict=True)]
+    return named, f"Classes are those of the list {found[0]}."
 
 
-def _join(at: str, name: str) -> str:
-    return f"{at}/{name}" if at else name
-
-
-def _splits(tree: Tree, root: str) -> dict[str, str]:
-    """`train` and `val` among the folders of `root`; a class that happens to be called so holds no folders itself."""
-    inside = tree.folders(root)
-    return {
-        split: _join(root, folder)
-        for split, names in (("train", TRAIN), ("val", VAL))
-        if (folder := next((name for name in names if name in inside and tree.folders(_join(root, name))), None))
-    }
-
-
-def _scan(tree: Tree, at: str, classes: tuple[str, ...]) -> list[tuple[str, int, int]]:
-    """(path, label, bytes) of every image, class by class."""
-    present = set(tree.folders(at))
-    return [
-        (path, label, size)
-        for label, name in enumerate(classes)
-        if name in present
-        for path, size in tree.images(_join(at, name))
-    ]
-
-
-def _split_by_seed(tree: Tree, root: str, split: str, seed: int) -> FileImages:
-    """A tenth of each class, at least one image of two or more, is `val`; the rest is `train`."""
-    classes = tuple(tree.folders(root))
-    if not classes:
-        raise DataError(f"{tree.name} has no class folders; give a folder with {WANTED}.")
-    entries = _scan(tree, root, classes)
-    labels = np.array([label for _, label, _ in entries], np.int64)
-    held_out = np.zeros(len(entries), bool)
-    for label in range(len(classes)):
+def _divided(
+    tree: Tree, base: str, rows: list[tuple[str, int, int]], seed: int, split: str, apart: bool
+) -> tuple[list[tuple[str, int, int]], str]:
+    """What a split takes of one folder, and a sentence: all, or a tenth of each class (one image of two or more)."""
+    called = part_of(base.rsplit("/", 1)[-1] or Path(tree.name).name)
+    labels = np.array([label for _, label, _ in rows], np.int64)
+    held_out = np.zeros(len(rows), bool)
+    for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
         share = max(round(VAL_SHARE * len(members)), 1) if len(members) > 1 else 0
         held_out[np.random.default_rng((seed, label)).permutation(members)[:share]] = True
+    if apart and not held_out.any():
+        raise DataError(
+            f"{tree.name} has one image a class, so none can be held out for evaluation; give more or val/."
+        )
+    if not apart and (split == "train" or called in ("val", "test") or not held_out.any()):
+        return rows, f"all {len(rows):,} images are used."
     chosen = np.flatnonzero(held_out if split == "val" else ~held_out)
-    return _images(tree, classes, [entries[index] for index in chosen])
-
-
-def _images(tree: Tree, classes: tuple[str, ...], entries: list[tuple[str, int, int]]) -> FileImages:
-    if not entries:
-        raise DataError(f"{tree.name} has no images ({', '.join(IMG_EXTENSIONS)}); give a folder with {WANTED}.")
-    return FileImages(
-        tree,
-        tuple(path for path, _, _ in entries),
-        np.array([label for _, label, _ in entries], np.int64),
-        classes,
-        digest_of([*classes, *entries]),
-    )
+    use = f"{len(chosen):,} of {len(rows):,} images are used for {'evaluation' if split == 'val' else 'training'}"
+    return [rows[index] for index in chosen], f"a tenth of each class is held out by seed {seed}, and {use}."

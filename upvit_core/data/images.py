@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from upvit_core.data.transforms import data_config, eval_transform
+from upvit_core.data.transforms import DEEP_TOLD, ToMode, data_config, eval_transform, is_deep
 from upvit_core.errors import DataError
 from upvit_core.files import Values, digest
 
@@ -53,6 +53,7 @@ class Pixels:
         self.size = tuple(config["input_size"])  # (C, H, W)
         self.mean, self.std = (torch.tensor(config[key]).view(-1, 1, 1) for key in ("mean", "std"))
         self.unreadable: dict[int, str] = {}
+        self.deep = False
         count = len(source.labels)
         self.filled = np.zeros(count, bool)
         fits = count * int(np.prod(self.size)) <= CACHE_BYTES
@@ -63,7 +64,9 @@ class Pixels:
         if self.kept is not None and self.filled[index]:
             return self.kept[index]
         try:
-            pixels = self.transform(self.source.load(index))
+            image = self.source.load(index)
+            self.deep = self.deep or is_deep(image)
+            pixels = self.transform(image)
         except READ_ERRORS:
             self.unreadable[index] = self.source.file_name(index)
             return None
@@ -95,7 +98,8 @@ class Pixels:
 class ImageSet:
     """Images of one split, with labels from 0 in the order of `class_names`.
 
-    `digest` covers names, labels and file sizes, not transforms. `len` counts unreadable images too.
+    `digest` covers names, labels and file sizes, not transforms. `len` counts unreadable images too. `told` says how
+    labels were found and which part of the set this is; `undivided`: the set has no splits of its own.
     """
 
     name: str
@@ -104,9 +108,16 @@ class ImageSet:
     digest: str
     source: ImageSource = field(repr=False, compare=False)
     pixels: Pixels = field(repr=False, compare=False)
+    told: str = field(default="", kw_only=True)
+    undivided: bool = field(default=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.source.labels)
+
+    @property
+    def notes(self) -> str:
+        """What a reader should know: `told`, and how unusual images read so far were taken."""
+        return " ".join(filter(None, (self.told, DEEP_TOLD if self.pixels.deep else "")))
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -162,7 +173,7 @@ class ImageSet:
         """One image for showing, untransformed, grey or colour."""
         try:
             image = self.source.load(index)
-            return image if image.mode in ("L", "RGB") else image.convert("RGB")
+            return image if image.mode in ("L", "RGB") else ToMode("RGB")(image)
         except READ_ERRORS as error:
             self.pixels.unreadable[index] = self.source.file_name(index)
             raise DataError(f"{self.source.file_name(index)} is not a readable image ({error}).") from error

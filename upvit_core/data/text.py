@@ -38,6 +38,10 @@ class TokenSet(ImageSet):
         return max(len(self.tokens) - 1, 0) // self.context
 
     @property
+    def notes(self) -> str:
+        return ""
+
+    @property
     def skipped(self) -> tuple[str, ...]:
         return ()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image
 from timm.data.config import resolve_data_config
 from timm.data.transforms import str_to_interp_mode
@@ -19,6 +20,29 @@ SMALL = 32
 MODES = {1: "L", 3: "RGB"}
 
 
+DEEP_TOLD = (
+    "Images of 16 bits are read with values divided by 257; those of 32 bits or floats by the range that they lie in "
+    "(0 to 1, to 255, to 65,535, or else from their least to their greatest value)."
+)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """True for a grey image of more than 8 bits, whose values Pillow would clip."""
+    return image.mode.startswith(("I", "F"))
+
+
+def as_bytes(image: Image.Image) -> Image.Image:
+    """A grey image of more than 8 bits in 8 bits; see DEEP_TOLD."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0, neginf=0)
+    low, high = 0.0, 65535.0
+    if not image.mode.startswith("I;16"):
+        low, greatest = min(values.min(), 0.0), values.max()
+        steps = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        high = next((step for step in steps if low == 0 and greatest <= step), greatest)
+        low = low if high in steps else values.min()
+    return Image.fromarray(np.round((values - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
+
+
 class ToMode:
     """Convert an image to grey (`L`) or colour (`RGB`); a class, so that worker processes can be sent it."""
 
@@ -26,7 +50,9 @@ class ToMode:
         self.mode = mode
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        return image if image.mode == self.mode else image.convert(self.mode)
+        if image.mode == self.mode:
+            return image
+        return (as_bytes(image) if is_deep(image) else image).convert(self.mode)
 
 
 def data_config(pretrained_cfg: Values) -> Json:
