@@ -2,6 +2,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from upvit_core.errors import Cancelled, DataError
 from upvit_core.evaluation import (
     Evaluation,
+    doubt,
     evaluate,
     kl_by_image,
     outcomes_of,
@@ -17,6 +19,7 @@ from upvit_core.evaluation import (
     run_teacher,
     wilson_interval,
 )
+from upvit_core.models.checkpoint import load_model
 from upvit_core.records.known_shapes import deit_shape
 
 
@@ -101,6 +104,30 @@ def test_progress_counts_images_and_may_stop() -> None:
     assert model.training
 
 
+@pytest.mark.parametrize(
+    ("images", "top1", "confidence", "words"),
+    [
+        (500, 11.0, 30.0, "guessing would give 10.0 %"),
+        (100, 36.0, 92.0, "the model is 92 % sure"),
+        (10, 10.0, 60.0, ""),
+        (1000, 60.0, 92.0, ""),
+        (1000, 25.0, 45.0, ""),
+    ],
+)
+def test_a_model_that_should_be_good_is_doubted_by_enough_images(
+    images: int, top1: float, confidence: float, words: str, tmp_path: Path
+) -> None:
+    result = Evaluation(images, top1, 50.0, 2.0, confidence=confidence)
+    loaded = replace(load_model("demo"), source=str(tmp_path))
+    sentence = doubt(loaded, result)
+    assert words in sentence
+    assert bool(sentence) == bool(words)
+    assert not sentence or "normalisation" in sentence
+    assert not doubt(replace(loaded, has_weights=False), result)
+    (tmp_path / "plan.json").touch()
+    assert not doubt(loaded, result), "a cut is ruined honestly"
+
+
 def test_no_image_is_an_error() -> None:
     with pytest.raises(DataError, match="no image"):
         predict(nn.Linear(2, 2), [])
@@ -129,6 +156,7 @@ def test_batches_reduced_one_by_one_give_the_numbers_of_all_logits_at_once(
         kl=kl.mean().item(),
         kl_stderr=kl.std().item() / math.sqrt(n),
         loss_stderr=losses.std().item() / math.sqrt(n),
+        confidence=100 * logits.double().softmax(-1).amax(-1).mean().item(),
     )
     assert evaluate(model, data, teacher_logits=reference) == expected
     assert evaluate(model, data, teacher=teacher) == expected

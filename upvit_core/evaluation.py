@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import NormalDist
 from typing import TypeVar
 
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upvit_core.errors import DataError
+from upvit_core.errors import DataError, RunError
+from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.out_of_memory import in_halves
+from upvit_core.records.shape import ModelShape
+from upvit_core.records.task import task_of
 
 Progress = Callable[[int], None]
 Result = TypeVar("Result")
@@ -27,7 +31,7 @@ class Evaluation:
 
     Both in nats per image; `kl` is None where no teacher was given, `kl_stderr` and `loss_stderr` are the standard
     errors of those means over images. `top5` counts the likeliest five classes, or all
-    where there are fewer.
+    where there are fewer. `confidence` is the mean probability of the likeliest class, in percent.
     """
 
     images: int
@@ -37,6 +41,7 @@ class Evaluation:
     kl: float | None = None
     kl_stderr: float | None = None
     loss_stderr: float | None = None
+    confidence: float | None = None
 
     @property
     def kl_interval(self) -> tuple[float, float] | None:
@@ -62,6 +67,49 @@ class Evaluation:
         """95 % Wilson interval of top-1, in percent."""
         low, high = wilson_interval(round(self.top1 * self.images / 100), self.images)
         return 100 * low, 100 * high
+
+
+def check_teacher(student: ModelShape, teacher: ModelShape) -> None:
+    """Raises RunError where two models cannot answer to the same images with the same classes."""
+    ours, theirs = (
+        f"{shape.num_classes} classes and images of {' x '.join(map(str, (*shape.img_size, shape.in_chans)))}"
+        for shape in (student, teacher)
+    )
+    if ours != theirs:
+        raise RunError(
+            f"The student has {ours}, the teacher {theirs}; choose a student that was cut from this teacher, or give "
+            "both the same image size (--img-size)."
+        )
+
+
+NEAR_CHANCE = 0.1
+"""The share of the way from guessing to certainty below which a trained model's top-1 is doubted."""
+LEAST_OF_CONFIDENCE = 0.5
+"""The share of its own mean confidence below which a trained model's top-1 is doubted."""
+CAUSES = (
+    "the usual causes are labels in another order than the model's classes, another normalisation than in training, a "
+    "wrong number of heads, and a head of other classes"
+)
+
+
+def doubt(loaded: LoadedModel, result: Evaluation) -> str:
+    """A sentence where a trained model has a top-1 near chance, or less than half of its own confidence; else "".
+
+    The end of the 95 % interval must say so, not a few images. A cut, which a plan beside it tells, is ruined honestly.
+    """
+    source = Path(loaded.source).expanduser()
+    if not loaded.has_weights or any((place / "plan.json").is_file() for place in (source, source.parent)):
+        return ""
+    if not task_of(loaded.shape).has_classes:
+        return ""
+    chance, high = 100 / loaded.shape.num_classes, result.top1_interval[1]
+    if high < chance + NEAR_CHANCE * (100 - chance):
+        against = f"guessing would give {chance:.1f} %"
+    elif result.confidence is not None and high < LEAST_OF_CONFIDENCE * result.confidence:
+        against = f"the model is {result.confidence:.0f} % sure of its answers on average"
+    else:
+        return ""
+    return f"Top-1 is {result.top1:.1f} %, and {against}, so it is hardly measured as it was trained; {CAUSES}."
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -96,16 +144,20 @@ def kl_by_image(teacher_logits: Tensor, logits: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Outcomes:
     """A model's result on each sample (N,), on the CPU: whether the label is its likeliest class, and among its
-    likeliest five; -log p of the label; KL(teacher || model), where there is a teacher. Both in nats."""
+    likeliest five; -log p of the label; the probability of its likeliest class; KL(teacher || model), where there is a
+    teacher. Both in nats."""
 
     top1: Tensor
     top5: Tensor
     losses: Tensor
+    confidence: Tensor
     kl: Tensor | None = None
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
-        return tuple(column for column in (self.top1, self.top5, self.losses, self.kl) if column is not None)
+        return tuple(
+            column for column in (self.top1, self.top5, self.losses, self.confidence, self.kl) if column is not None
+        )
 
     def summary(self) -> Evaluation:
         """Means over samples and their standard errors."""
@@ -118,6 +170,7 @@ class Outcomes:
             kl=None if self.kl is None else self.kl.mean().item(),
             kl_stderr=None if self.kl is None or n < 2 else self.kl.std().item() / math.sqrt(n),
             loss_stderr=None if n < 2 else self.losses.std().item() / math.sqrt(n),
+            confidence=100 * self.confidence.mean().item(),
         )
 
 
@@ -128,13 +181,14 @@ def outcomes_of(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = 
     """
     n, classes = logits.shape
     top1, top5 = (torch.empty(n, dtype=torch.bool, device=logits.device) for _ in range(2))
-    losses = torch.empty(n, dtype=torch.float64, device=logits.device)
+    losses, confidence = (torch.empty(n, dtype=torch.float64, device=logits.device) for _ in range(2))
     for part in _row_slices(logits):
         hits = logits[part].topk(min(5, classes), dim=-1).indices == labels[part, None]  # (rows, 5)
         top1[part], top5[part] = hits[:, 0], hits.any(-1)
         losses[part] = F.cross_entropy(logits[part].double(), labels[part], reduction="none")
+        confidence[part] = F.softmax(logits[part].double(), dim=-1).amax(-1)
     kl = [] if teacher_logits is None else [kl_by_image(teacher_logits, logits)]
-    return joined([(top1, top5, losses, *kl)])
+    return joined([(top1, top5, losses, confidence, *kl)])
 
 
 def joined(parts: Iterable[Sequence[Tensor]]) -> Outcomes:

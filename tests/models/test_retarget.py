@@ -17,7 +17,7 @@ from upvit_core.data import open_images
 from upvit_core.errors import CheckpointError, ExportError, UnsupportedModelError
 from upvit_core.export import export_backbone_onnx, save_backbone
 from upvit_core.models.checkpoint import LoadedModel, load_model
-from upvit_core.models.retarget import retarget
+from upvit_core.models.retarget import fit_head, retarget
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.plan import PruningPlan
 from upvit_core.training.settings import DistillSettings
@@ -50,6 +50,20 @@ def test_the_head_stays_where_the_classes_are_the_same() -> None:
     assert not retarget(model, tuple("vwxyz"), head="new").model(x).any()
     with pytest.raises(UnsupportedModelError, match="head of 5 classes and the images have 3"):
         retarget(model, NAMES, head="keep")
+
+
+def test_a_trained_head_follows_the_names_of_the_classes() -> None:
+    model, x = loaded(), images(dtype=torch.float32)
+    logits = model.model(x)
+    torch.testing.assert_close(retarget(model, ("Z", "v", "x")).model(x), logits[:, [4, 0, 2]])
+    torch.testing.assert_close(retarget(model, tuple("zyxwv")).model(x), logits.flip(1))
+    nameless = replace(model, class_names=None)
+    assert torch.equal(retarget(nameless, tuple("12345")).model(x), logits)
+    assert not retarget(nameless, NAMES).model(x).any()
+    told = [fit_head(*what).told for what in ((model, ("z", "v")), (model, ("z", "other")), (nameless, tuple("12345")))]
+    assert "cut to these 2 of its 5" in told[0]
+    assert "new, for 2 classes: the model has 5" in told[1]
+    assert "stays, for 5 classes in their order, since the model names none" in told[2]
 
 
 def test_grey_images_are_seen_alike_in_colour_and_back() -> None:

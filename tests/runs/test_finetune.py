@@ -30,7 +30,7 @@ def rows(store: RunStore, run: Run) -> list[dict]:
 
 def test_a_run_without_a_teacher(home: Path, tmp_path: Path) -> None:
     store = RunStore(tmp_path / "runs")
-    run = store.create(spec(home, epochs=12, settings={"lr": 3e-3, "ema_decay": 0.9}))
+    run = store.create(spec(home, epochs=12, head="new", settings={"lr": 3e-3, "ema_decay": 0.9}))
     run_to_end(store, run)
     told = rows(store, run)
     phases = [row["phase"] for row in told if row["phase"] != "train"]

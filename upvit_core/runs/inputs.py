@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +11,10 @@ from torch import nn
 
 from upvit_core.data import ImageSet, open_images
 from upvit_core.errors import RunError
+from upvit_core.evaluation import check_teacher
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
-from upvit_core.models.retarget import DISTIL, FINE_TUNING, retarget
+from upvit_core.models.retarget import DISTIL, FINE_TUNING, fit_head, retarget
 from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
@@ -59,11 +59,7 @@ def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: 
     about = teacher.pretrained_cfg, teacher.class_names
     if spec.student is not None:
         opened = load_model(spec.student, img_size=spec.img_size)
-        if opened.shape.num_classes != teacher.shape.num_classes:
-            raise RunError(
-                f"The student has {opened.shape.num_classes} classes and the teacher {teacher.shape.num_classes}; "
-                "choose a student cut from this teacher."
-            )
+        check_teacher(opened.shape, teacher.shape)
         return Student(opened.model, opened.shape, _plan_beside(spec.student), *about)
     plan = PruningPlan.from_json(json.dumps(spec.plan), "The plan of the run").at_size(teacher.shape.img_size)
     fitted = plan.fitted
@@ -95,10 +91,7 @@ def _distilling(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Report
         size = load_model(spec.student).shape.img_size
     teacher = _opened(spec.teacher, device, size)
     reporter.stage("opening the data")
-    opening = partial(open_images, spec.data, root=spec.data_root)
-    train, test = (
-        opening(split, pretrained_cfg=teacher.pretrained_cfg, num_classes=teacher.shape.num_classes) for split in SPLITS
-    )
+    train, test = _both_splits(spec, teacher, teacher.class_names, reporter)
     if saved is None:
         reporter.stage("cutting the student")
         student = build_student(spec, teacher, train, lambda progress: reporter.check())
@@ -115,14 +108,52 @@ def _finetuning(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Report
     model = _opened(spec.student, device, needs_weights=not spec.settings.from_scratch)
     refuse_language(model.shape, FINE_TUNING, DISTIL)
     reporter.stage("opening the data")
-    opening = partial(open_images, spec.data, root=spec.data_root)
-    classes = opening("train", pretrained_cfg=model.pretrained_cfg).class_names
+    classes = _classes_of(spec, saved)
+    fit = fit_head(model, classes, spec.head)
+    if fit.rows is not None and sorted(fit.rows) == list(range(model.shape.num_classes)) and saved is None:
+        classes = model.class_names or classes  # the same ones: their order in the model stays
+    if saved is None and not spec.settings.from_scratch:
+        reporter.log(fit.told)
     fitted = retarget(
         model, classes, head=spec.head, in_chans=spec.in_chans, img_size=spec.img_size, seed=spec.settings.seed
     )
-    train, test = (opening(split, pretrained_cfg=fitted.pretrained_cfg, num_classes=len(classes)) for split in SPLITS)
+    train, test = _both_splits(spec, fitted, classes, reporter)
     student = Student(fitted.model, fitted.shape, _plan_beside(spec.student), fitted.pretrained_cfg, classes)
     return RunInputs(student, None, train, test)
+
+
+def _classes_of(spec: RunSpec, saved: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The classes of a fine-tuning run in the order of its outputs: those of its images, or those that it began with.
+
+    Runs of earlier versions did not save them; their order was that of the sorted names.
+    """
+    if saved is not None and "class_names" in saved:
+        return tuple(saved["class_names"])
+    plain: dict[str, Any] = {"input_size": (3, 32, 32)}
+    classes = open_images(spec.data, "train", pretrained_cfg=plain, apart=True, root=spec.data_root).class_names
+    return classes if saved is None else tuple(sorted(classes))
+
+
+def _both_splits(
+    spec: RunSpec, model: LoadedModel, classes: tuple[str, ...] | None, reporter: Reporter
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test images, none of them both, with the model's labels; the log says how these were found."""
+    train, test = (
+        open_images(
+            spec.data,
+            split,
+            pretrained_cfg=model.pretrained_cfg,
+            num_classes=model.shape.num_classes,
+            class_names=classes,
+            apart=True,
+            root=spec.data_root,
+        )
+        for split in SPLITS
+    )
+    for told in dict.fromkeys((train.told, test.told)):
+        if told:
+            reporter.log(told)
+    return train, test
 
 
 def _plan_beside(folder: str) -> str | None:

@@ -290,8 +290,9 @@ class TrainingRun:
         state = self.training.state_dict()  # all processes call it
         if self.team.is_first:
             student = self.student
-            extra = {"shape": student.shape.to_dict(), "plan_json": student.plan_json}
-            save_checkpoint(self.run.checkpoints, state | extra | {"threads": torch.get_num_threads()})
+            state |= {"shape": student.shape.to_dict(), "plan_json": student.plan_json}
+            state |= {"class_names": student.class_names, "threads": torch.get_num_threads()}
+            save_checkpoint(self.run.checkpoints, state)
 
     def save_model(self) -> None:
         """Put `model/` in its place as a whole; checkpoints, and teacher's answers that no run needs, go."""
