@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from upvit_core.data import ImageSet, open_images, proxy_indices
 from upvit_core.errors import PlanError, RunError, ScoresError
-from upvit_core.evaluation import Evaluation, predict
+from upvit_core.evaluation import Evaluation, check_teacher, predict
 from upvit_core.evaluation import evaluate as evaluate_batches
 from upvit_core.importance.criterion import Report, frozen, silent
 from upvit_core.importance.score import DEFAULT_IMAGES
@@ -26,6 +26,7 @@ from upvit_core.planning.ratios import plan_uniform
 from upvit_core.pruning.basis.scores import score_directions
 from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.basis import Basis
+from upvit_core.records.criteria import BY_LABEL
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
@@ -65,7 +66,8 @@ def score(
     `basis="directions"` scores directions of a rotated residual and of rotated heads, by `fisher` or `kl`.
     Raises ScoresError where the criterion is unknown or lacks data, DataError where the data cannot be opened.
     """
-    train_images = None if data is None else _images(model, data, "train", root)
+    by_label = criterion in BY_LABEL
+    train_images = None if data is None else _images(model, data, "train", root, labelled=by_label)
     if Basis(basis) is Basis.CHANNELS:
         return score_channels(model, train_images, criterion, n=images, seed=seed, report=report)
     if train_images is None:
@@ -119,7 +121,7 @@ def prune(
     seconds and without training; plans of directions need data too. None takes what the plan records, else no repair
     and 2,000 images by seed 0. Raises PlanError where the plan belongs to another shape, or data is missing.
     """
-    opened = None if data is None else _images(model, data, "train", root)
+    opened = None if data is None else _images(model, data, "train", root, labelled=False, apart=True)
     if opened is not None and images is not None:
         images = min(images, len(opened))
     module, made = cut_and_record(model, plan, repair=repair, data=opened, images=images, seed=seed, report=report)
@@ -144,6 +146,8 @@ def evaluate(
     With a `teacher` also the mean KL(teacher || model) in nats an image; of a language model everything is by token.
     `images` of them are drawn by `seed`; None takes all. Raises DataError where the data cannot be opened.
     """
+    if teacher is not None:
+        check_teacher(model.shape, teacher.shape)
     test = _images(model, data, "val", root)
     chosen = None if images is None else proxy_indices(test, images, seed)
     device = next(model.model.parameters()).device
@@ -173,11 +177,7 @@ def distill(
     Raises RunError where the settings are unknown or the two models differ in classes or image size.
     """
     ours, theirs = student.shape, teacher.shape
-    if (ours.num_classes, ours.img_size) != (theirs.num_classes, theirs.img_size):
-        raise RunError(
-            f"The student has {ours.num_classes} classes and images of {ours.img_size}, the teacher "
-            f"{theirs.num_classes} and {theirs.img_size}; choose a student that was cut from this teacher."
-        )
+    check_teacher(ours, theirs)
     if settings is None:
         fitted = made.fitted if (made := _plan_of(student)) else None
         settings = usual_preset(ours.family, repaired=fitted is not None and fitted.repair)
@@ -185,7 +185,7 @@ def distill(
         if settings not in PRESETS:
             raise RunError(f"There is no preset {settings!r}; choose one of {', '.join(PRESETS)}.")
         settings = PRESETS[settings]
-    images, cfg = _images(student, data, "train", root), student.pretrained_cfg
+    images, cfg = _images(student, data, "train", root, apart=True), student.pretrained_cfg
     module, device = deepcopy(student.model), next(student.model.parameters()).device.type
     if settings.from_scratch:
         module = build_model(ours, seed=settings.seed, weight_init="jax")
@@ -221,11 +221,27 @@ def save_model(model: LoadedModel, folder: str | Path) -> None:
     )
 
 
-def _images(model: LoadedModel, data: Data, split: Literal["train", "val"], root: str | None) -> ImageSet:
+def _images(
+    model: LoadedModel,
+    data: Data,
+    split: Literal["train", "val"],
+    root: str | None,
+    *,
+    labelled: bool = True,
+    apart: bool = False,
+) -> ImageSet:
     if isinstance(data, ImageSet):
         return data
-    cfg, classes = model.pretrained_cfg, model.shape.num_classes
-    return open_images(str(data), split, pretrained_cfg=cfg, num_classes=classes, root=root)
+    return open_images(
+        str(data),
+        split,
+        pretrained_cfg=model.pretrained_cfg,
+        num_classes=model.shape.num_classes,
+        class_names=model.class_names,
+        labelled=labelled,
+        apart=apart,
+        root=root,
+    )
 
 
 def _plan_of(model: LoadedModel) -> PruningPlan | None:

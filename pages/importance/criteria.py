@@ -15,7 +15,7 @@ from upvit_core import units
 from upvit_core.figures.theme import TITLES
 from upvit_core.files import digest
 from upvit_core.planning.what_if import WhatIf
-from upvit_core.records.criteria import CRITERIA
+from upvit_core.records.criteria import BY_LABEL, CRITERIA
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import Task
 
@@ -66,7 +66,9 @@ def start_comparison(
         report.step("reading the weights")
         from upvit_core.comparison import compare_criteria
 
-        weights, train, test = model.weights(), model.images("train"), model.images("val")
+        labelled = not BY_LABEL.isdisjoint({scores.criterion, *names})
+        train, test = model.images("train", labelled=labelled, apart=True), model.images("val", apart=True)
+        weights = model.weights()
         return compare_criteria(
             weights,
             train,

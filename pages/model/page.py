@@ -41,7 +41,7 @@ def predictions(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] 
     if not model.has_weights:
         st.caption("Answers need weights; this model has only shapes and scores.")
         return
-    if job is None or job.error:
+    if job is None or job.error or model.dataset != open_model.own_dataset(model):
         with st.form("own-data", border=False):
             dataset = st.text_input(task.inputs, value=model.dataset, placeholder=task.source).strip()
             if st.form_submit_button(f"Measure on {task.them}") and dataset:
@@ -49,6 +49,10 @@ def predictions(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] 
                 st.rerun()
     with st.container(key="looks"):
         if (result := progress.show(job)) is not None:
+            if result.doubt:
+                st.warning(result.doubt, icon=":material/warning:")
+            if result.notes:
+                st.caption(result.notes)
             draw_guesses(result.guesses, pictures=task.has_pictures)
 
 

@@ -43,24 +43,21 @@ Listener = Callable[[jobs.Progress | float], None]
 
 @dataclass(frozen=True)
 class ClassGuess:
-    """One image, or token of a text, with what the model makes of it; `shown` is the picture as a data URI, or the text
-    before the token."""
+    """One image, or token of a text, with what the model makes of it, right or not; `shown` is the picture as a data
+    URI, or the text before the token."""
 
     index: int
     shown: str
     label: str
     likeliest: str
     probability: float
-
-    @property
-    def right(self) -> bool:
-        return self.label == self.likeliest
+    right: bool
 
 
 @dataclass(frozen=True)
 class Baseline:
     """The model's accuracy (or perplexity) with its 95 % interval, on `images` evaluation images or tokens, and
-    what it says of a few."""
+    what it says of a few; `notes` say how labels and images were found, `doubt` that the value is hardly true."""
 
     value: float
     low: float
@@ -68,6 +65,8 @@ class Baseline:
     images: int
     data: str
     guesses: tuple[ClassGuess, ...]
+    notes: str = ""
+    doubt: str = ""
 
 
 def measures_at_once(model: OpenModel) -> bool:
@@ -128,12 +127,15 @@ def measure_baseline(model: OpenModel) -> jobs.Job[Baseline]:
     """The job that evaluates the open model, with its guesses on a few images; it runs once for each set of weights."""
 
     def work(report: jobs.Report) -> Baseline:
+        from upvit_core.evaluation import doubt
+
         report.step("reading the weights")
         data, task = model.images("val"), model.task
         report.step(f"{len(evaluation_indices(data, MOST_IMAGES)):,} {task.batch_items} of {data.name}")
         result = teacher_pass(model, report, MOST_IMAGES).outcomes.summary()
         guesses = tuple(_guesses(model, data))
-        baseline = Baseline(task.value(result), *task.interval(result), result.images, data.name, guesses)
+        found = task.value(result), *task.interval(result), result.images, data.name, guesses, data.notes
+        baseline = Baseline(*found, doubt(model.weights(), result))
         temporary = _baseline_file(model).with_suffix(f".{threading.get_ident()}.part")
         temporary.write_text(json.dumps(asdict(baseline)), encoding="utf-8")
         temporary.replace(_baseline_file(model))
@@ -162,7 +164,8 @@ def _guesses(model: OpenModel, data: ImageSet) -> Iterator[ClassGuess]:
         logits, _ = predict(live.model, data.batches(1, indices=[index]))
         probability, likeliest = logits[last].softmax(-1).max(-1)
         picture = data.passage(index, last) if isinstance(data, TokenSet) else data_uri(data.image(index))
-        yield ClassGuess(index, picture, names[label], names[int(likeliest)], float(probability))
+        truth, right = data.answer_names[label], int(likeliest) == label
+        yield ClassGuess(index, picture, truth, names[int(likeliest)], float(probability), right)
         shown += 1
         if shown == SHOWN:
             return
@@ -189,7 +192,7 @@ def calibration_set(model: OpenModel) -> ProxySet:
     """The training images from which statistics are computed."""
     from upvit_core.data import draw_proxy
 
-    data = model.images("train")
+    data = model.images("train", apart=True)
     return draw_proxy(data, min(CALIBRATION_IMAGES, len(data)), 0)
 
 
@@ -211,7 +214,7 @@ def evaluate_plan(model: OpenModel, plan: PruningPlan, report: Listener, *, repa
     live, data = model.weights(), model.images("val")
     count = min(PREVIEW_IMAGES, len(data))
     logits = teacher_pass(model, report, PREVIEW_IMAGES).logits
-    proxy = model.images("train") if repair or plan.basis == "directions" else None
+    proxy = model.images("train", apart=True) if repair or plan.basis == "directions" else None
     stats = statistics(model, report) if plan.basis == "directions" else None
     thin = cut(live, plan, repair=repair, data=proxy, images=CALIBRATION_IMAGES, stats=stats, report=report)
     batches = data.batches(_batch_size(model), indices=evaluation_indices(data, count))

@@ -77,8 +77,10 @@ class OpenModel:
 
     @property
     def data_key(self) -> str:
-        """Names the weights and the image set, in keys of jobs and caches."""
-        return f"{self.identity} {self.dataset}"
+        """Names the weights, the names of classes and the image set with its folders, in keys of jobs and caches."""
+        place = DEMO_FOLDER if self.is_demo else Path(Source.parse(self.model).path).expanduser()
+        folders = (Path(self.dataset).expanduser() / part for part in ("", "train", "val", "validation", "test"))
+        return f"{self.identity}{_stamp(place / 'config.json')} {self.dataset}{''.join(map(_stamp, folders))}"
 
     def weights(self) -> LoadedModel:
         """The model with its weights, read once; to be called in a background job."""
@@ -90,21 +92,34 @@ class OpenModel:
 
         return _models().get(self.identity, load)
 
-    def images(self, split: Literal["train", "val"]) -> ImageSet:
-        """One split of the chosen image set, opened once. Raises DataError."""
+    def images(self, split: Literal["train", "val"], *, labelled: bool = False, apart: bool = False) -> ImageSet:
+        """One split of the chosen image set, opened once; see `open_images`. Raises DataError.
+
+        Training images are `labelled` where that is asked for, test images always.
+        """
         if not self.dataset:
             raise DataError(
                 "No images were chosen; give a folder of class folders, an archive of one, or a timm data set name."
             )
         limits.confine(self.dataset)
 
-        def read() -> ImageSet:
+        def read(divided: bool) -> ImageSet:
             from upvit_core.data import open_images
 
-            cfg, classes = self.weights().pretrained_cfg, self.shape.num_classes
-            return open_images(self.dataset, split, pretrained_cfg=cfg, num_classes=classes)
+            live = self.weights()
+            return open_images(
+                self.dataset,
+                split,
+                pretrained_cfg=live.pretrained_cfg,
+                num_classes=self.shape.num_classes,
+                class_names=live.class_names,
+                labelled=split == "val" or labelled,
+                apart=divided,
+            )
 
-        return _image_sets().get((self.data_key, split), read)
+        key = self.data_key, split, labelled
+        images = _image_sets().get(key, lambda: read(False))
+        return _image_sets().get((*key, "apart"), lambda: read(True)) if apart and images.undivided else images
 
 
 def no_scores(shape: ModelShape) -> ImportanceScores:

@@ -46,6 +46,7 @@ class Effect:
     after: np.ndarray
     labels: np.ndarray
     names: tuple[str, ...]
+    answers: tuple[str, ...]
     indices: np.ndarray
     data: str
     norms: dict[str, float] = field(default_factory=dict)
@@ -181,6 +182,7 @@ def effect_of(model: OpenModel, before: Tensor, after: Tensor, indices: np.ndarr
         after=after.float().softmax(-1).numpy(),
         labels=data.answers(indices),
         names=tuple(model.weights().class_names or data.answer_names),
+        answers=data.answer_names,
         indices=(indices[:, None] * answers + np.arange(answers)).ravel(),
         data=data.name,
     )

@@ -11,7 +11,7 @@ from pages.services.session import session
 from upvit_core import units
 from upvit_core.files import digest
 from upvit_core.planning.what_if import WhatIf
-from upvit_core.records.criteria import CriterionName
+from upvit_core.records.criteria import BY_LABEL, CriterionName
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import data_name, scores_words
 
@@ -92,7 +92,7 @@ def start_scoring(model: OpenModel, request: Request, what_if: WhatIf | None = N
         from upvit_core.importance.refine import Refine, cut_of, default_cuts
         from upvit_core.importance.score import make_criterion, score
 
-        live, data = model.weights(), model.images("train")
+        live, data = model.weights(), model.images("train", labelled=criterion in BY_LABEL)
         journal = path.with_suffix(".partial.jsonl")
 
         def fill_in(record: ImportanceScores) -> None:

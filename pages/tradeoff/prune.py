@@ -53,7 +53,7 @@ def start_pruning(model: OpenModel, plan: PruningPlan, what_if: WhatIf) -> jobs.
 
         live = model.weights()
         report.step("pruning")
-        data = model.images("train") if what_if.repair or plan.basis == "directions" else None
+        data = model.images("train", apart=True) if what_if.repair or plan.basis == "directions" else None
         thin, record = cut_and_record(live, plan, repair=what_if.repair, data=data, report=report)
         slug = "".join(c if c.isalnum() else "-" for c in model.name.lower()).strip("-") or "model"
         folder = folders.pruned() / f"{slug}-{plan.digest}{'-repaired' if what_if.repair else ''}"

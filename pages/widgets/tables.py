@@ -76,7 +76,7 @@ def _passages(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterat
     assert isinstance(data, TokenSet)
     for i in chosen:
         text = data.passage(*divmod(int(effect.indices[i]), model.shape.answers))
-        yield f"… {text}", effect.names[effect.labels[i]], *_likeliest(effect, i), f"{effect.kl[i]:.2g}"
+        yield f"… {text}", effect.answers[effect.labels[i]], *_likeliest(effect, i), f"{effect.kl[i]:.2g}"
 
 
 def _tiles(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[Tile]:
@@ -84,5 +84,5 @@ def _tiles(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[
     for i in chosen:
         before, after = _likeliest(effect, i)
         picture = evaluation.data_uri(data.image(int(effect.indices[i])))
-        alt = f"{effect.names[effect.labels[i]]}: {before} → {after}"
+        alt = f"{effect.answers[effect.labels[i]]}: {before} → {after}"
         yield Tile(picture, alt, (before, f"→ {after}", f"KL {effect.kl[i]:.2g}"))

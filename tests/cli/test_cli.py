@@ -10,12 +10,13 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support import ROOT
+from tests.support.pictures import fashion
 from tests.support.verbs import call
 from upvit_core.cli import app, main
 from upvit_core.data import open_images
-from upvit_core.errors import UPViTError
+from upvit_core.errors import RunError, UPViTError
 from upvit_core.importance.score import score
-from upvit_core.models.checkpoint import load_model
+from upvit_core.models.checkpoint import load_model, save_model
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 
@@ -68,9 +69,31 @@ def test_evaluate_equals_a_loop_of_our_own() -> None:
     assert whole["top1"] >= 89.0
 
 
+def test_labels_go_by_name_and_a_model_near_chance_is_doubted(tmp_path: Path) -> None:
+    named = fashion(tmp_path / "named", lambda index, name: name.upper().replace("/", "-").replace(" ", "_"))
+    measured = call("evaluate", "demo", "--data", named)
+    assert measured["top1"] > 80
+    assert "10 folders are 10 of the model's 10 classes" in measured["data"]
+    assert "doubt" not in measured
+    shuffled = fashion(tmp_path / "shuffled", lambda index, name: f"c{9 - index}")
+    measured = call("evaluate", "demo", "--data", shuffled)
+    assert measured["top1"] < 30
+    assert "natural order of the folders (c0, c1, c2 … c9)" in measured["data"]
+    assert "labels in another order" in measured["doubt"]
+
+
+def test_a_teacher_of_another_size_or_classes_is_a_sentence(tmp_path: Path) -> None:
+    loaded = load_model("demo", img_size=32)
+    save_model(loaded.model, tmp_path, shape=loaded.shape, pretrained_cfg=loaded.pretrained_cfg, name="32")
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path), "--data", "demo", "--teacher", "demo"])
+    assert isinstance(result.exception, RunError)
+    assert "images of 32 x 32 x 1, the teacher 10 classes and images of 28 x 28 x 1" in str(result.exception)
+    assert call("evaluate", tmp_path, "--data", "demo", "--teacher", "demo", "--img-size", 28, "--images", 4)["kl"] < 1
+
+
 def test_preset_without_weights(tmp_path: Path) -> None:
     scores, plan = tmp_path / "s.safetensors", tmp_path / "p.json"
-    data = ("--data", "demo", "--images", 2, "--criterion", "variance")
+    data = ("--data", "demo", "--images", 2, "--criterion", "taylor")
     assert call("profile", "deit_base_patch16_224", "--no-pretrained")["params"] == 86_567_656
     result = CliRunner().invoke(
         app, ["score", "deit_tiny_patch16_224", "--no-pretrained", *map(str, data), "--out", str(scores)]

@@ -77,6 +77,7 @@ def evaluate(
 ) -> None:
     """Top-1 and top-5 in percent on the evaluation images, or the perplexity of a text; and the KL to a teacher."""
     from upvit_core.data import proxy_indices
+    from upvit_core.evaluation import check_teacher, doubt
     from upvit_core.evaluation import evaluate as run
     from upvit_core.records.task import task_of
 
@@ -85,7 +86,9 @@ def evaluate(
     chosen = None if images is None else proxy_indices(test, images, seed)
     original = None
     if teacher is not None:
-        original = opening.of_another.open(teacher).model
+        known = opening.of_another.open(teacher)
+        check_teacher(loaded.shape, known.shape)
+        original = known.model
     batches = test.batches(batch_size or loaded.shape.batch_size(100), indices=chosen, device=device)
     result = run(loaded.model, batches, teacher=original)
     task = task_of(loaded.shape)
@@ -96,6 +99,10 @@ def evaluate(
     values |= {task.samples: result.images, "skipped": len(test.skipped)}
     if result.kl is not None:
         values["kl"] = result.kl
+    if test.notes:
+        values["data"] = test.notes
+    if doubted := doubt(loaded, result):
+        values["doubt"] = doubted
     emit(values, as_json)
 
 

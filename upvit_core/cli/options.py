@@ -105,17 +105,25 @@ class DataOptions:
     data: Data
     root: Root = None
 
-    def open(self, model: LoadedModel, split: Literal["train", "val"]) -> ImageSet:
-        """One split, prepared as the model reads it."""
+    def open(
+        self, model: LoadedModel, split: Literal["train", "val"], *, labelled: bool = True, apart: bool = False
+    ) -> ImageSet:
+        """One split, prepared as the model reads it; standard error says how labels and split were found."""
         from upvit_core.data import open_images
 
-        return open_images(
+        images = open_images(
             self.data,
             split,
             pretrained_cfg=model.pretrained_cfg,
             num_classes=model.shape.num_classes,
+            class_names=model.class_names,
+            labelled=labelled,
+            apart=apart,
             root=self.root,
         )
+        if images.told and rank() == 0:
+            typer.echo(images.told, err=True)
+        return images
 
 
 @dataclass(frozen=True)

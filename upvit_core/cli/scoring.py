@@ -20,7 +20,7 @@ from upvit_core.cli.options import (
     takes_options,
 )
 from upvit_core.records.basis import Basis
-from upvit_core.records.criteria import OF_DIRECTIONS, WITHOUT_IMAGES, CriterionName, Precision, criteria_help
+from upvit_core.records.criteria import BY_LABEL, OF_DIRECTIONS, WITHOUT_IMAGES, CriterionName, Precision, criteria_help
 
 app = typer.Typer()
 
@@ -60,7 +60,7 @@ def score(
     dataset = None if criterion in WITHOUT_IMAGES else images.given
     if dataset is None and criterion not in WITHOUT_IMAGES:
         raise ScoresError(f"The criterion {criterion.value} needs images; give --data.")
-    train = None if dataset is None else dataset.open(loaded, "train")
+    train = None if dataset is None else dataset.open(loaded, "train", labelled=criterion in BY_LABEL)
     journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     if basis is Basis.DIRECTIONS:
         from upvit_core.pruning.basis.scores import check_directions, score_directions
@@ -125,7 +125,7 @@ def score_blocks(
     from upvit_core.records.plan import PruningPlan
 
     loaded = opening.open(model)
-    train = dataset.open(loaded, "train")
+    train = dataset.open(loaded, "train", labelled=False)
     journal = out.with_name(f"{out.name}.partial.jsonl")
     record = run(
         loaded,
@@ -205,12 +205,14 @@ def compare(
     from upvit_core.records.task import task_of
 
     loaded = opening.open(model)
-    train, test = dataset.open(loaded, "train"), dataset.open(loaded, "val")
+    names = [name.strip() for name in criteria.split(",")]
+    train = dataset.open(loaded, "train", labelled=not BY_LABEL.isdisjoint(names), apart=True)
+    test = dataset.open(loaded, "val", apart=True)
     results = compare_criteria(
         loaded,
         train,
         test,
-        [name.strip() for name in criteria.split(",")],
+        names,
         lambda record: plan_uniform(record, Ratios(residual, attention, ffn), heads=heads),
         score_images=images,
         test_images=test_images,

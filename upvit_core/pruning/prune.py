@@ -54,7 +54,13 @@ def cut_and_record(
         raise PlanError(f"{what} needs images; give --data.")
     if isinstance(data, str):
         data = open_images(
-            data, "train", pretrained_cfg=loaded.pretrained_cfg, num_classes=loaded.shape.num_classes, root=root
+            data,
+            "train",
+            pretrained_cfg=loaded.pretrained_cfg,
+            num_classes=loaded.shape.num_classes,
+            labelled=False,
+            apart=True,
+            root=root,
         )
     again = fitted is not None and images is None and seed is None
     images = (fitted.images if fitted else IMAGES) if images is None else images

@@ -25,7 +25,8 @@ class CriterionEntry:
 
     make: module and name in `importance/` of a function that makes it from a `criterion.Request`. menu: a few words for
     menus and help. title: what its scores are called. kl: whether these are KL divergences of Eq. 1, exact,
-    estimated, or exact near a cut ("refined"); empty where they are something else.
+    estimated, or exact near a cut ("refined"); empty where they are something else. by_label: whether the true
+    classes of images count.
     """
 
     make: str
@@ -33,6 +34,7 @@ class CriterionEntry:
     title: str
     kl: Literal["exact", "estimated", "refined", ""] = ""
     needs_images: bool = True
+    by_label: bool = False
 
 
 class CriterionName(StrEnum):
@@ -54,13 +56,14 @@ class CriterionName(StrEnum):
     REFINE = "refine", CriterionEntry("refine:make_refine", "fast, then exact near the cut", "refine scores", "refined")
     L1 = "l1", CriterionEntry("magnitude:make_l1", "size of the weights", "L1 magnitude", needs_images=False)
     L2 = "l2", CriterionEntry("magnitude:make_l2", "size of the weights, squared", "L2 magnitude", needs_images=False)
-    TAYLOR = "taylor", CriterionEntry("activation:make_taylor", "first order", "taylor scores")
+    TAYLOR = "taylor", CriterionEntry("activation:make_taylor", "first order", "taylor scores", by_label=True)
     VARIANCE = "variance", CriterionEntry("activation:make_variance", "of the activations", "variance scores")
     RANDOM = "random", CriterionEntry("magnitude:make_random", "for comparison", "random scores", needs_images=False)
 
 
 CRITERIA = {name.value: name.entry for name in CriterionName}
 WITHOUT_IMAGES = tuple(name for name, entry in CRITERIA.items() if not entry.needs_images)
+BY_LABEL = frozenset(name for name, entry in CRITERIA.items() if entry.by_label)
 OF_DIRECTIONS = tuple(name for name, entry in CRITERIA.items() if entry.kl in ("exact", "estimated"))
 
 
