@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -15,6 +16,7 @@ from tests.support import ROOT
 from tests.support.small_run import fork_worker, run_to_end, spec_for, wait_for, wait_until
 from upvit_core.runs import Run, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints
+from upvit_core.runs.devices import lease
 
 SCRIPT = """
 import json, sys
@@ -85,6 +87,31 @@ def start(run: Run, past: int) -> tuple[int, psutil.Process]:
     follower = follower_of(pid)
     assert follower is not None
     return pid, follower
+
+
+@pytest.mark.parametrize("asked", [None, "pause"])
+def test_a_process_that_dies_before_they_have_met_ends_the_run(
+    home: Path, store: RunStore, asked: Literal["pause"] | None
+) -> None:
+    run = store.create(spec_for(home).model_copy(update={"processes": 2}))
+    pid = fork_worker(run)
+    wait_until(lambda: follower_of(pid) is not None)
+    follower = follower_of(pid)
+    assert follower is not None
+    if asked:
+        run.ask(asked, "me")
+    follower.kill()
+    died = time.monotonic()
+    wait_for(pid)
+    assert time.monotonic() - died < 15
+    state = store.state(run.id)
+    assert state.state == ("paused" if asked else "interrupted"), store.tail_log(run.id)
+    assert asked or "Another process of the run ended" in state.error
+    assert not follower.is_running()
+    assert run.request is None
+    for held in (run.lock(), lease(store.root, "cpu")):
+        with held as free:
+            assert free
 
 
 def curve_of(store: RunStore, run: Run) -> list[list[float]]:

@@ -5,14 +5,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from upvit_core.atomic import write_atomically
-from upvit_core.errors import Cancelled
+from upvit_core.errors import Cancelled, UPViTError
 from upvit_core.ranks import die_with_parent, process_count, rank
 from upvit_core.runs.folder import Run, read_state
 from upvit_core.runs.reason import error_message
@@ -21,7 +22,12 @@ from upvit_core.runs.reporter import Paused, Reporter, Terminated
 FAULT_FILE = "fault.txt"
 POLL_SECONDS = 0.3
 END_SECONDS = 10.0
+NOTICE_SECONDS = 6.0  # in which the first process may notice by itself that another one has died
 LEADER = "UPVIT_LEADER"  # environment: pid of the worker that started this process
+
+
+class PeerLost(UPViTError):
+    """Another process of the run died."""
 
 
 class SilentReporter(Reporter):
@@ -65,7 +71,7 @@ def run_helper(run: Run) -> int:
     while (state := read_state(run.folder).state) == "queued" and not reporter.terminated:
         time.sleep(POLL_SECONDS)
     if state not in ("queued", "running") or reporter.terminated:
-        return 0
+        return int(bool(leader))  # who may wait for this process
     try:
         from upvit_core.runs.train import TrainingRun
 
@@ -92,10 +98,11 @@ def fault_of(run: Run) -> str:
 
 
 @contextmanager
-def helpers(reporter: Reporter) -> Iterator[None]:
+def helpers(reporter: Reporter, on_loss: Callable[[], None]) -> Iterator[None]:
     """Start the other processes that the spec asks for on this machine, unless a launcher has started them already.
 
-    They belong to this process's group and end when it ends, however it ends.
+    They belong to this process's group and end when it ends, however it ends. Where one of them dies, this process
+    ends too: by an error where it trains with them, else after `on_loss`, since it may wait for them inside torch.
     """
     run, count = reporter.run, reporter.run.spec.processes
     if count == 1 or "WORLD_SIZE" in os.environ:
@@ -113,17 +120,22 @@ def helpers(reporter: Reporter) -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     started: list[subprocess.Popen[bytes]] = []
     patience = 0.0
+    over = threading.Event()
+    ending = threading.Lock()
     try:
         for number in range(1, count):
             environment = {**os.environ, "RANK": str(number), "LOCAL_RANK": str(number)}
             command = [sys.executable, "-m", "upvit_core.runs.worker", str(run.folder)]
             started.append(subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL))
+        threading.Thread(target=_watch, args=(started, over, ending, on_loss), daemon=True).start()
         yield
         patience = END_SECONDS
     except (Cancelled, Paused, Terminated):
         patience = END_SECONDS if reporter.agreed else 0.0
         raise
     finally:
+        with ending:
+            over.set()
         deadline = time.monotonic() + patience
         for process in started:
             with suppress(subprocess.TimeoutExpired):
@@ -133,6 +145,27 @@ def helpers(reporter: Reporter) -> Iterator[None]:
                 process.wait()
         for key in common:
             os.environ.pop(key)
+
+
+def _watch(
+    started: Sequence[subprocess.Popen[bytes]],
+    over: threading.Event,
+    ending: threading.Lock,
+    on_loss: Callable[[], None],
+) -> None:
+    """End this process once one of `started` has died, unless it is `over` by then or soon after."""
+    while not over.wait(POLL_SECONDS):
+        if any(process.poll() for process in started):
+            break
+    if over.wait(NOTICE_SECONDS):
+        return
+    with ending:
+        if not over.is_set():
+            for process in started:
+                process.kill()
+            with suppress(OSError):
+                on_loss()
+            os._exit(1)
 
 
 def free_port() -> int:

@@ -27,7 +27,7 @@ from upvit_core.ranks import process_count, rank
 from upvit_core.runs import slurm
 from upvit_core.runs.devices import leases, show_only
 from upvit_core.runs.folder import Run, read_state, stopped
-from upvit_core.runs.helper_ranks import FAULT_FILE, fault_of, helpers, run_helper
+from upvit_core.runs.helper_ranks import FAULT_FILE, PeerLost, fault_of, helpers, run_helper
 from upvit_core.runs.memory_check import check_memory
 from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.queue import devices_of
@@ -44,6 +44,7 @@ from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.store import RunStore
 
 QUEUE_POLL_SECONDS = 0.3
+SPARE_FILE = ".spare"
 
 
 @contextmanager
@@ -82,6 +83,7 @@ def warn_of_memory(reporter: Reporter) -> None:
 
 def train(run: Run, store: RunStore, reporter: Reporter) -> None:
     """Wait for the device and train on it, with the other processes that the spec asks for."""
+    first_step = reporter.state.step
     reporter.update(now=True, stage="waiting for the device")
     with device_held(reporter, store):
         reporter.has_device(max(map(store.next_turn, devices_of(run.spec))))
@@ -89,7 +91,7 @@ def train(run: Run, store: RunStore, reporter: Reporter) -> None:
         if process_count() == 1:
             show_only(run.spec.device, run.spec.processes)
         (run.folder / FAULT_FILE).unlink(missing_ok=True)
-        with helpers(reporter):
+        with helpers(reporter, lambda: leave(reporter, ending(PeerLost(), reporter, first_step))):
             from upvit_core.runs.train import TrainingRun
 
             TrainingRun(run, reporter).execute()
@@ -108,11 +110,20 @@ def ending(error: Exception, reporter: Reporter, first_step: int) -> dict[str, o
         return {"state": "queued", "error": "", "stage": slurm.AGAIN}
     if reporter.terminated:
         return {"state": "interrupted", "error": TERMINATED}
-    if not fault_of(run) and is_peer_lost(error):
+    if not fault_of(run) and (isinstance(error, PeerLost) or is_peer_lost(error)):
         return {"state": "interrupted", "error": PEER_LOST}
     with suppress(OSError):
         traceback.print_exception(error)
     return {"state": "failed", "error": fault_of(run) or error_message(error, run.folder)}
+
+
+def leave(reporter: Reporter, end: dict[str, object]) -> None:
+    """Write the state in which the run ends, and why."""
+    (reporter.run.folder / SPARE_FILE).unlink(missing_ok=True)
+    reporter.update(now=True, **({"stage": "", "seconds_left": None} | end))
+    reporter.run.forget_requests()
+    state = reporter.state
+    reporter.log(f"{state.state}: {reason_of(state)}" if state.state != "done" else "done")
 
 
 def listen(reporter: Reporter) -> None:
@@ -147,21 +158,17 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
     }
     reporter = Reporter(run, before.model_copy(update=started), echo)
     listen(reporter)
-    spare = run.folder / ".spare"
     end: dict[str, object] = {"state": "done", "error": ""}
     try:
-        spare.write_bytes(bytes(SPARE_BYTES))
+        (run.folder / SPARE_FILE).write_bytes(bytes(SPARE_BYTES))
         train(run, store, reporter)
     except Exception as error:
         end = ending(error, reporter, before.step)
-    spare.unlink(missing_ok=True)
     wanted = end["state"] == "queued" and (reporter.out_of_time or slurm.is_wanted(job))
-    reporter.update(now=True, **({"stage": "", "seconds_left": None} | end))
-    run.forget_requests()
-    state = reporter.state
-    reporter.log(f"{state.state}: {reason_of(state)}" if state.state != "done" else "done")
+    leave(reporter, end)
     if wanted:  # a job that ends by itself, Slurm would count as done
         slurm.requeue(job)
+    state = reporter.state
     together = state.state == "done" or reporter.agreed or process_count() == 1
     return 0 if together and state.state != "failed" else 1
 
