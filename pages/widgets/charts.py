@@ -54,7 +54,6 @@ def show(
     chart: Chart,
     key: str,
     *,
-    download: bool = True,
     on_select: Callable[[], None] | str = "ignore",
     tools: bool = False,
 ) -> object:
@@ -70,8 +69,7 @@ def show(
         on_select=on_select,
         selection_mode="points",
     )
-    if download:
-        table_button(chart, key)
+    table_button(chart, key)
     return result
 
 
@@ -86,9 +84,9 @@ def presented(chart: Chart) -> Chart:
     return _larger(chart, presenter.LARGER) if presenter.on() else chart
 
 
-def enlarged(chart: Chart, factor: float = 1.3) -> Chart:
+def enlarged(chart: Chart) -> Chart:
     """The same chart with larger type, to be read from the back of a room; `show` does that itself while presenting."""
-    return chart if presenter.on() else _larger(chart, factor, marks=False)
+    return chart if presenter.on() else _larger(chart, 1.3, marks=False)
 
 
 def _larger(chart: Chart, factor: float, *, marks: bool = True) -> Chart:

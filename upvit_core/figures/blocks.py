@@ -31,7 +31,7 @@ SYMBOLS = {False: "circle", True: "diamond"}
 KINDS = {False: "plain", True: "hybrid"}
 
 
-def draw_half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, height: int = 380) -> Chart:
+def draw_half_blocks(removals: BlockRemovals, depth: int, theme: Theme) -> Chart:
     """The scores above, the half-blocks with what is left of them below."""
     shape, whole = removals.shape, depth == removals.shape.depth
     pairs = pairs_at(removals, depth)
@@ -57,7 +57,7 @@ def draw_half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, heigh
         "showlegend": True,
         "legend": legend(theme, x=1, xanchor="right", itemclick=False, itemdoubleclick=False),
     }
-    figure = drawn(traces, layout, theme, height=height, margin=(64, 12, 34, 6))
+    figure = drawn(traces, layout, theme, height=380, margin=(64, 12, 34, 6))
     return Chart(
         figure,
         f"{shape.depth} blocks as half-blocks" if whole else f"{depth} of {shape.depth} blocks",
@@ -66,7 +66,7 @@ def draw_half_blocks(removals: BlockRemovals, depth: int, theme: Theme, *, heigh
     )
 
 
-def depth_curve(removals: BlockRemovals, depth: int, theme: Theme, *, height: int = 250) -> Chart:
+def depth_curve(removals: BlockRemovals, depth: int, theme: Theme) -> Chart:
     """KL to the original at every depth that the removals reach, measured on the proxy images, not distilled."""
     first, nats = removals.shape.depth, task_of(removals.shape).nats
     depths = np.array([first - 1 - n for n in range(len(removals.steps))])
@@ -84,7 +84,7 @@ def depth_curve(removals: BlockRemovals, depth: int, theme: Theme, *, height: in
         "xaxis": axis(theme, "blocks left", range=[first - 0.5, depths[-1] - 0.5], tickvals=depths, fixedrange=True),
         "yaxis": axis(theme, f"KL, {nats}", **_scale(low, high)),
     }
-    figure = drawn([trace], layout, theme, height=height, margin=(64, 12, 12, 46))
+    figure = drawn([trace], layout, theme, height=250, margin=(64, 12, 12, 46))
     words = ", ".join(f"{d} blocks {k:.3g}" for d, k in zip(depths, kl, strict=True))
     alt = f"KL to the original in {nats}, on {_on(removals)}: {words}."
     table = {"depth": depths, "kl_mean_nats": kl, "standard_error": errors}

@@ -73,7 +73,6 @@ def plot_pareto(
     x_title: str,
     y_title: str,
     log_y: bool = False,
-    log_x: bool = False,
     height: int = 420,
 ) -> Chart:
     """Scatter of plans; points with a name are labelled, the current one is ringed."""
@@ -99,7 +98,7 @@ def plot_pareto(
         places = [p.x for p in here], [p.y for p in here]
         traces.append(markers(*places, ring, name="now", showlegend=False, hoverinfo="skip"))
     layout: Spec = {
-        "xaxis": axis(theme, x_title, **_log(log_x)),
+        "xaxis": axis(theme, x_title),
         "yaxis": axis(theme, y_title, **_log(log_y)),
         "showlegend": True,
         "legend": legend(theme, 12, y=1.01, bgcolor=CLEAR),

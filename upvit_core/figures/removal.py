@@ -11,7 +11,7 @@ from upvit_core.records.task import IMAGES, Task
 
 def by_class(
     names: Sequence[str], labels: np.ndarray, kl: np.ndarray, changed: np.ndarray, component: Component, theme: Theme,
-    *, task: Task = IMAGES, most: int = 8, height: int = 260,
+    *, task: Task = IMAGES,
 ) -> Chart:  # fmt: skip
     """Mean KL of the images of each class (of the places before each token), the most affected first, with how many
     predictions change.
@@ -24,7 +24,7 @@ def by_class(
     flips = np.array([int(changed[labels == c].sum()) for c in present])
     count = np.array([int((labels == c).sum()) for c in present])
     order = np.argsort(-mean, kind="stable")
-    top = order[:most][::-1]
+    top = order[:8][::-1]
     bars: Spec = {"type": "bar", "orientation": "h", "x": mean[top], "y": [names[c] for c in present[top]]}
     words = [f"{f} of {n} change" if f else "" for f, n in zip(flips[top], count[top], strict=True)]
     trace = {
@@ -35,7 +35,7 @@ def by_class(
         "xaxis": axis(theme, f"KL, {nats}", rangemode="tozero", exponentformat="power"),
         "yaxis": axis(theme, task.output, automargin=True, showgrid=False),
     }
-    figure = drawn([trace], layout, theme, height=height, margin=(110, 14, 10, 46))
+    figure = drawn([trace], layout, theme, height=260, margin=(110, 14, 10, 46))
     first = order[0]
     alt = (
         f"Most affected {task.outputs}: {names[present[first]]} with {mean[first]:.3g} {nats}, then "
@@ -50,7 +50,7 @@ def by_class(
     return Chart(figure, f"Most affected {task.outputs}", alt, table)
 
 
-def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, height: int = 250) -> Chart:
+def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme) -> Chart:
     """Attention of one head to the patches of one image, with (left) and without the channel: (rows, columns) each."""
     top = float(max(before.max(), after.max()))
     traces: list[Spec] = []
@@ -77,7 +77,7 @@ def attention_pair(before: np.ndarray, after: np.ndarray, theme: Theme, *, heigh
         )
         corner: Spec = {"xref": "paper", "yref": "paper", "yanchor": "bottom", "xanchor": "left"}
         layout["annotations"].append(note(name, left, 1.0, theme.text, **corner))
-    figure = drawn(traces, layout, theme, height=height, margin=(52, 70, 26, 46))
+    figure = drawn(traces, layout, theme, height=250, margin=(52, 70, 26, 46))
     moved = 0.5 * float(np.abs(before - after).sum())
     alt = f"Attention of the channel's head to the patches, with and without the channel: {moved:.1%} of it moves."
     rows, columns = np.indices(before.shape)

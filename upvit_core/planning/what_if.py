@@ -231,7 +231,7 @@ def is_legal(what_if: WhatIf, shape: ModelShape) -> bool:
     return legal and isinstance(what_if.widths, str)
 
 
-def what_if_from_widths(widths: Widths, shape: ModelShape, now: WhatIf, allocation: Allocation = "widths") -> WhatIf:
+def what_if_from_widths(widths: Widths, shape: ModelShape, now: WhatIf) -> WhatIf:
     """These widths as a what-if: the sliders stand at the shares they remove on the whole."""
 
     def percent(kept: int, full: int) -> int:
@@ -245,6 +245,6 @@ def what_if_from_widths(widths: Widths, shape: ModelShape, now: WhatIf, allocati
         attention=percent(sum(a for _, a, _ in widths.blocks), sum(b.attention for b in shape.blocks)),
         ffn=percent(sum(f for _, _, f in widths.blocks), sum(b.ffn for b in shape.blocks)),
         heads=common if common in head_options(shape) else now.heads,
-        allocation=allocation,
+        allocation="widths",
         widths=write_widths(widths),
     )
