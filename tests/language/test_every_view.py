@@ -12,44 +12,25 @@ from typer.testing import CliRunner
 pytest.importorskip("transformers")
 
 from pages.runs.live_charts import View, shown
-from tests.support.tiny_text import (
-    CONTEXT,
-    VOCABULARY,
-    folder_of_weights,
-    letters_tokenizer,
-    tiny_gpt2,
-    tokens,
-    write_text,
-)
+from tests.support.tiny_text import CONTEXT, folder_of_weights, tiny_gpt2, tokens, write_letters_model
 from upvit_core.cli import app
 from upvit_core.data import open_images
 from upvit_core.errors import DataError
 from upvit_core.evaluation import evaluate, outcomes_of
 from upvit_core.figures.live import Points
 from upvit_core.figures.runs import RunCurve, speed_table, step_table
-from upvit_core.models.build import build_model
-from upvit_core.models.checkpoint import load_model, save_model
-from upvit_core.models.gpt2 import language_shape
+from upvit_core.models.checkpoint import load_model
 from upvit_core.planning.budget import Budget, best_plan
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import BlockShape
 from upvit_core.records.task import IMAGES, TEXT, task_of
 from upvit_core.training.distillation import last_feature
-
-CFG = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = language_shape(
-        "letters", vocabulary=VOCABULARY, context=CONTEXT, embed_dim=16, blocks=(BlockShape(4, 16, 32),) * 2
-    )
-    folder = tmp_path_factory.mktemp("lm")
-    save_model(build_model(shape, seed=0).eval(), folder, shape=shape, pretrained_cfg=CFG, name="letters")
-    write_text(folder / "text.txt")
-    return folder
+    return write_letters_model(tmp_path_factory.mktemp("lm"))
 
 
 def test_each_model_has_its_task() -> None:

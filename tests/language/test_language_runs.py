@@ -10,15 +10,12 @@ from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
-from tests.support.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, write_text
+from tests.support.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, write_letters_model, write_text
 from upvit_core.cli import app
 from upvit_core.data import open_images
 from upvit_core.demo import gpt2
 from upvit_core.errors import DataError
-from upvit_core.models.build import build_model
-from upvit_core.models.checkpoint import load_model, save_model
-from upvit_core.models.gpt2 import language_shape
-from upvit_core.records.shape import BlockShape
+from upvit_core.models.checkpoint import load_model
 from upvit_core.training.batches import TrainingBatches, batch_source
 
 CFG = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
@@ -37,12 +34,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = language_shape(
-        "t", vocabulary=VOCABULARY, context=CONTEXT, embed_dim=16, blocks=(BlockShape(4, 16, 32),) * 2
-    )
-    folder = tmp_path_factory.mktemp("teacher")
-    save_model(build_model(shape, seed=0).eval(), folder, shape=shape, pretrained_cfg=CFG, name="t")
-    return folder
+    return write_letters_model(tmp_path_factory.mktemp("teacher"))
 
 
 def test_blocks_follow_one_another_and_labels_are_one_further(text: Path) -> None:

@@ -33,11 +33,14 @@ def test_what_cannot_be_opened_is_told_in_one_sentence(path: str, page: Run) -> 
     ]
 
 
-def test_link_carries_the_what_if(page: Run, published: Path) -> None:
+def test_link_carries_the_what_if_and_commands_give_its_widths(page: Run, published: Path) -> None:
     test = page(PAGES[2], open=f"published:{published}", residual="75", attention="75", heads="3", ffn="75")
     assert "5.72 M" in html_of(test)
     assert [s.value for s in test.slider if s.label == "Residual removed"] == [75]
     assert test.button(key="preset-DeiT-T").proto.type == "primary"
+    told = test.code[0].value
+    assert f"import-scores {published} --out scores.safetensors" in told
+    assert "plan scores.safetensors --residual 0.75 --attention 0.75 --ffn 0.75 --heads 3 --out plan.json" in told
 
 
 def test_sliders_change_the_numbers_at_once(page: Run, published: Path) -> None:
@@ -61,10 +64,3 @@ def test_nonsense_in_a_link_is_ignored(page: Run, published: Path) -> None:
     test = page(PAGES[2], open=f"published:{published}", residual="abc", attention="400", heads="5", ffn="-3")
     check(test)
     assert "22.05 M" in html_of(test)
-
-
-def test_commands_give_the_widths_of_the_sliders(page: Run, published: Path) -> None:
-    test = page(PAGES[2], open=f"published:{published}", residual="75", attention="75", heads="3", ffn="75")
-    told = test.code[0].value
-    assert f"import-scores {published} --out scores.safetensors" in told
-    assert "plan scores.safetensors --residual 0.75 --attention 0.75 --ffn 0.75 --heads 3 --out plan.json" in told

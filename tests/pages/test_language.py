@@ -10,27 +10,17 @@ from streamlit.testing.v1 import AppTest
 pytest.importorskip("transformers")
 
 from tests.support.reading import check, html_of
-from tests.support.tiny_text import CONTEXT, LETTERS, VOCABULARY, letters_tokenizer, write_text
+from tests.support.tiny_text import LETTERS, write_letters_model
 from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate
-from upvit_core.models.build import build_model
-from upvit_core.models.checkpoint import load_model, save_model
-from upvit_core.models.gpt2 import language_shape
-from upvit_core.records.shape import BlockShape
+from upvit_core.models.checkpoint import load_model
 
 Page = Callable[..., AppTest]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    shape = language_shape(
-        "letters", vocabulary=VOCABULARY, context=CONTEXT, embed_dim=16, blocks=(BlockShape(4, 16, 32),) * 2
-    )
-    folder = tmp_path_factory.mktemp("lm")
-    cfg = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
-    save_model(build_model(shape, seed=0).eval(), folder, shape=shape, pretrained_cfg=cfg, name="letters")
-    write_text(folder / "text.txt")
-    return folder
+    return write_letters_model(tmp_path_factory.mktemp("lm"))
 
 
 @pytest.mark.usefixtures("jobs_at_once")

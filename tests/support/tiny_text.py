@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from upvit_core.models.build import build_model, expected_tensors
+from upvit_core.models.checkpoint import save_model
 from upvit_core.models.gpt2 import gpt2_config, language_shape
 from upvit_core.records.shape import BlockShape, ModelShape
 
@@ -75,6 +76,15 @@ def letters_tokenizer() -> str:
     tokenizer = Tokenizer(WordLevel({letter: i for i, letter in enumerate(LETTERS)}, unk_token=" "))
     tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
     return tokenizer.to_str()
+
+
+def write_letters_model(folder: Path) -> Path:
+    """A folder of a GPT-2 that reads single letters, its weights drawn at random, beside a text."""
+    blocks = (BlockShape(4, 16, 32),) * 2
+    shape = language_shape("letters", vocabulary=VOCABULARY, context=CONTEXT, embed_dim=16, blocks=blocks)
+    cfg = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
+    save_model(build_model(shape, seed=0).eval(), folder, shape=shape, pretrained_cfg=cfg, name="letters")
+    return write_text(folder / "text.txt").parent
 
 
 def write_text(path: Path, length: int = 3000) -> Path:
