@@ -10,7 +10,7 @@ from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import charts, progress
 from upvit_core import units
-from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
+from upvit_core.figures.evaluations import Points
 from upvit_core.figures.learning_curve import plot_learning_curve
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.scores import ImportanceScores
@@ -78,14 +78,15 @@ def watch(run_id: str, height: int) -> None:
             st.rerun()
         rows, _ = store.read_metrics(run_id)
         task = task_of_rows(rows)
-        seen, whole = evaluated_rows(rows, task.key), final_full_evaluation(rows)
+        points = Points(rows)
+        seen, whole, teacher = points.evals, points.whole, points.teacher
         left = units.duration(state.seconds_left)
         doing = state.stage or state.state
         st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
         chart = plot_learning_curve(
             [row["step"] for row in seen],
             [row[task.key] for row in seen],
-            next((row[task.key] for row in rows if row.get("phase") == "teacher"), None),
+            teacher[task.key] if teacher else None,
             charts.theme(),
             task=task,
             height=height - 70,

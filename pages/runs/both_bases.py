@@ -75,13 +75,13 @@ def _summary(specs: Sequence[RunSpec], drawn: Sequence[RunCurve]) -> str:
     names = [recipe_name(spec) for spec in specs]
     recipe = "the same recipe" if names[0] == names[1] else f"each with its recipe ({names[0]}; {names[1]})"
     text = f"The same widths, data and epochs, {recipe}. "
-    if not all(curve.evaluations for curve in drawn):
+    if not all(curve.points.evals for curve in drawn):
         return text + "The starts are being measured."
-    first, last = ([curve.evaluations[at] for curve in drawn] for at in (0, -1))
+    first, last = ([curve.points.evals[at] for curve in drawn] for at in (0, -1))
     text += f"{_test_images(specs, first)}: right after the cut {_accuracies(first)}"
     if all(row.get("step", 0) > 0 for row in last):
         text += f"; now {_accuracies(last)}"
-    if (teacher := drawn[0].teacher_row) is not None:
+    if (teacher := drawn[0].points.teacher) is not None:
         text += f"; the teacher {teacher['top1']:.1f} %"
     whole = _ends_on_all(drawn)
     if len(whole) == len(drawn):
@@ -102,7 +102,7 @@ def _test_images(specs: Sequence[RunSpec], rows: Sequence[Row]) -> str:
 
 
 def _ends_on_all(drawn: Sequence[RunCurve]) -> list[Row]:
-    return [row for curve in drawn if (row := curve.whole) is not None]
+    return [row for curve in drawn if (row := curve.points.whole) is not None]
 
 
 def _accuracies(rows: Sequence[Row]) -> str:

@@ -18,8 +18,9 @@ import streamlit.components.v1
 from pages.services import run_data
 from pages.services.session import session
 from pages.widgets import presenter
-from upvit_core.figures.live import COLUMNS, Points, published, titles
-from upvit_core.figures.runs import RunCurve
+from upvit_core.figures.evaluations import Points
+from upvit_core.figures.live import COLUMNS, counts, marks, published, since, titles
+from upvit_core.figures.runs import RunCurve, judged_by
 from upvit_core.runs.store import RunStore
 
 FOLDER = Path(__file__).parent / "browser"
@@ -87,9 +88,8 @@ def picture(choice: Sequence[dict[str, str]], points: dict[str, Points]) -> Sent
     epoch, runs, first = secrets.token_hex(4), [], {}
     for described in choice:
         known = points[described["id"]]
-        parts = {kind: known.since(kind, 0) for kind in COLUMNS}
-        runs.append({**described, "teacher": known.teacher, "whole": known.whole, **parts})
-        first[described["id"]] = {**{kind: part[1] for kind, part in parts.items()}, "marks": known.count["marks"]}
+        runs.append({**described, **marks(known), **{kind: since(known, kind, 0) for kind in COLUMNS}})
+        first[described["id"]] = counts(known)
     content = json.dumps({"epoch": epoch, "runs": runs}, separators=(",", ":")).encode()
     return Sent(list(choice), content, epoch, first, {run: dict(counts) for run, counts in first.items()})
 
@@ -101,14 +101,14 @@ def news(sent: Sent, points: dict[str, Points]) -> list[dict[str, object]]:
     notices.
     """
     updates = []
-    for run, counts in sent.now.items():
-        known, part = points[run], dict[str, object]()
+    for run, received in sent.now.items():
+        known, part, now = points[run], dict[str, object](), counts(points[run])
         for kind in COLUMNS:
-            if known.count[kind] != sent.first[run][kind]:
-                part[kind] = new = known.since(kind, counts[kind])
-                counts[kind] = new[1]
-        if known.count["marks"] != sent.first[run]["marks"]:
-            part |= {"teacher": known.teacher, "whole": known.whole}
+            if now[kind] != sent.first[run][kind]:
+                part[kind] = since(known, kind, received[kind])
+                received[kind] = now[kind]
+        if now["marks"] != sent.first[run]["marks"]:
+            part |= marks(known)
         if part:
             updates.append({"id": run, **part})
     return updates
@@ -121,7 +121,7 @@ def feed(store: RunStore, view: View, going: Collection[str]) -> None:
         return
     read = run_data.rows()
     points = {run: (read.points if run in going else read.known)(store, run) for run in sent.now}
-    if any(points[run].count[kind] < count for run, counts in sent.now.items() for kind, count in counts.items()):
+    if any(counts(points[run])[kind] < count for run, known in sent.now.items() for kind, count in known.items()):
         forget()  # a file was replaced
         st.rerun()
     drawn = [points[run["id"]] for run in sent.choice if not view.of or run["data"] == view.of]
@@ -138,13 +138,12 @@ def forget() -> None:
 
 def shown(runs: Sequence[Points], view: View) -> dict[str, object]:
     """The view as the browser's script reads it."""
-    evaluated = [run for run in runs if run.of_text is not None]
-    quantity = "perplexity" if evaluated and all(run.of_text for run in evaluated) else "top1"
+    quantity = judged_by(runs).key
     return {
         "quantity": quantity,
         "relative": view.relative,
         "of": view.of,
         "published": published() if view.published and not view.relative else [],
         "larger": presenter.LARGER if presenter.on() else 1,
-        "titles": titles(runs, quantity, relative=view.relative),  # type: ignore[arg-type]
+        "titles": titles(runs, quantity, relative=view.relative),
     }

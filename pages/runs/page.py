@@ -112,9 +112,9 @@ def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> liv
         published = imagenet and st.toggle("Published points", key="published-points", help=tip)
     live_charts.charts(store, curves)
     drawn = [curve for curve in curves if not of or curve.data == of]
-    task = judged_by(drawn)
+    task = judged_by(curve.points for curve in drawn)
     tables: dict[str, tuple[str, Quantity]] = {"loss": ("Loss", "loss"), "top1": (task.name, task.key)}
-    if any(row.get("features") is not None for curve in drawn for row in curve.rows):
+    if any(row.get("features") is not None for curve in drawn for row in curve.points.train):
         tables["loss-feature"] = ("Last feature", "features")
     with st.container(horizontal=True):
         charts.table_button(speed_table(drawn, relative=relative), "speed", "Speed (CSV)")
@@ -168,7 +168,7 @@ def structure(store: RunStore, summaries: Sequence[RunSummary], drawn: Sequence[
     return (
         [(s.id, s.state.state, s.state.error, s.state.note, s.state.place, s.priority) for s in summaries],
         stopping,
-        [(known.count["evals"], known.count["marks"], known.of_text) for known in points],
+        [(len(known.evals), known.marks, judged_by([known])) for known in points],
     )
 
 

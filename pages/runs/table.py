@@ -7,7 +7,6 @@ import streamlit as st
 
 from pages.services import run_data
 from upvit_core import units
-from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.task import TEXT, task_of_rows
 from upvit_core.runs.folder import RunSummary
@@ -32,15 +31,15 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
     for summary in chosen[:MOST]:
         if summary.spec is None:
             continue
-        rows = run_data.rows()(store, summary.id)
-        teacher = next((row for row in rows if row.get("phase") == "teacher"), {})
+        rows, points = run_data.rows()(store, summary.id), run_data.rows().known(store, summary.id)
+        teacher = points.teacher or {}
         surgery = next((row for row in rows if row.get("phase") == "surgery"), {})
-        last, whole = next(iter(evaluated_rows(rows)[::-1]), {}), final_full_evaluation(rows)
+        last, whole = next(iter(points.evals[::-1]), {}), points.whole
         scratch = run_data.baseline_of(summary, every, store)
         shape = run_data.shape_of(store, summary.id, summary.spec)
         of_text = task_of_rows(rows) is TEXT
         top1, now = None if of_text else last.get("top1"), summary.state
-        fresh = [] if scratch is None else evaluated_rows(run_data.rows()(store, scratch.id))[-1:]
+        fresh = [] if scratch is None else run_data.rows().points(store, scratch.id).evals[-1:]
         baseline = fresh[0]["top1"] if fresh and fresh[0].get("images") == last.get("images") else None
         against = teacher.get("top1")
         lines.append(

@@ -10,8 +10,7 @@ import streamlit as st
 
 from upvit_core import units
 from upvit_core.errors import UPViTError
-from upvit_core.figures.evaluations import Row
-from upvit_core.figures.live import Points
+from upvit_core.figures.evaluations import Points, Row
 from upvit_core.figures.runs import RunCurve, colour_of
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.what_if import WhatIf
@@ -47,7 +46,7 @@ class _Rows:
         return self._read(store, run_id).rows
 
     def points(self, store: RunStore, run_id: str) -> Points:
-        """The same rows as columns to be drawn."""
+        """The same rows as they are drawn."""
         return self._read(store, run_id).points
 
     def known(self, store: RunStore, run_id: str) -> Points:
@@ -98,7 +97,7 @@ def curves(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSum
     label, colour = names(every), colours(every)
     return [
         RunCurve(
-            id=s.id, label=label[s.id], colour=colour[s.id], rows=rows()(store, s.id), plan=plan_words(s.spec),
+            id=s.id, label=label[s.id], colour=colour[s.id], points=rows().points(store, s.id), plan=plan_words(s.spec),
             group=s.spec.group, teacher=teacher_name(s.spec), data=s.spec.data,
         )
         for s in chosen if s.spec is not None

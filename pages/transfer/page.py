@@ -14,7 +14,6 @@ from pages.services.session import session
 from pages.widgets import charts, frame, run_actions
 from upvit_core import units
 from upvit_core.errors import UPViTError
-from upvit_core.figures.evaluations import evaluated_rows, final_full_evaluation
 from upvit_core.figures.training_curves import GLYPHS, plot_training_curves
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.source import Source
@@ -150,8 +149,8 @@ def table(store: RunStore, chosen: Sequence[RunSummary], labels: Sequence[str]) 
     first: float | None = None
     for summary, label in zip(chosen, labels, strict=True):
         assert summary.spec is not None
-        rows = run_data.rows()(store, summary.id)
-        tested, whole = evaluated_rows(rows), final_full_evaluation(rows)
+        points = run_data.rows().points(store, summary.id)
+        tested, whole = points.evals, points.whole
         shape = run_data.shape_of(store, summary.id, summary.spec)
         now = tested[-1]["top1"] if tested else None
         first = now if not lines else first

@@ -9,6 +9,7 @@ from playwright.sync_api import Browser, Page
 from tests.support.browser import settle
 from tests.support.made_runs import made_run
 from tests.support.server import server
+from upvit_core.figures.evaluations import Points
 from upvit_core.figures.runs import RunCurve, speed_table
 from upvit_core.runs import RunStore
 
@@ -63,7 +64,7 @@ def write(store: RunStore, count: int) -> None:
 
 
 def test_points_are_those_of_the_table(page: Page, store: RunStore) -> None:
-    curves = [RunCurve(s.id, s.name, "", store.read_metrics(s.id)[0], teacher="demo") for s in store.list()]
+    curves = [RunCurve(s.id, s.name, "", Points(store.read_metrics(s.id)[0]), teacher="demo") for s in store.list()]
     for relative in (False, True):
         if relative:
             page.get_by_text("Relative to the teacher").click()

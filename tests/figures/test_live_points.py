@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from upvit_core.figures.live import COLUMNS, MOST, PHASES, Points, published, titles
+from upvit_core.figures.evaluations import Points
+from upvit_core.figures.live import COLUMNS, MOST, PHASES, counts, published, since, titles
 
 
 def evaluation(step: int, phase: str = "eval", **more: Any) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def test_parts_put_together_are_every_row_once() -> None:
     points, told, at = Points(), {kind: [] for kind in COLUMNS}, dict.fromkeys(COLUMNS, 0)
     while rows:
         points.add(rows[: (size := rng.randint(0, 9))])
-        told_now = {kind: points.since(kind, at[kind]) for kind in COLUMNS}
+        told_now = {kind: since(points, kind, at[kind]) for kind in COLUMNS}
         for kind, (first, following, columns) in told_now.items():
             assert first == at[kind]
             told[kind] += columns.get("step", [])
@@ -35,8 +36,8 @@ def test_parts_put_together_are_every_row_once() -> None:
             if row["phase"] != "teacher":
                 assert row["step"] in told[kind]
         rows = rows[size:]
-    assert all(len(steps) == at[kind] == points.count[kind] for kind, steps in told.items())
-    assert points.since("evals", 0)[2]["phase"][:2] == [PHASES.index("surgery"), PHASES.index("eval")]
+    assert all(len(steps) == at[kind] == counts(points)[kind] for kind, steps in told.items())
+    assert since(points, "evals", 0)[2]["phase"][:2] == [PHASES.index("surgery"), PHASES.index("eval")]
 
 
 def test_many_points_keep_their_extremes_and_ends() -> None:
@@ -45,12 +46,12 @@ def test_many_points_keep_their_extremes_and_ends() -> None:
     losses[7_777], losses[3_333] = 99.0, -99.0
     points = Points()
     points.add(train(i, loss=loss) for i, loss in enumerate(losses))
-    first, following, columns = points.since("train", 0)
+    first, following, columns = since(points, "train", 0)
     assert (first, following) == (0, 20_000)
     assert len(columns["step"]) <= MOST + 2
     assert {0, 3_333, 7_777, 19_999} <= set(columns["step"])
     assert columns["loss"] == pytest.approx([losses[step] for step in columns["step"]], rel=1e-5)
-    assert len(points.since("train", 19_990)[2]["step"]) == 10
+    assert len(since(points, "train", 19_990)[2]["step"]) == 10
 
 
 def test_nonsense_is_left_out_and_everything_is_json() -> None:
@@ -59,9 +60,8 @@ def test_nonsense_is_left_out_and_everything_is_json() -> None:
         [{"phase": "eval"}, {"phase": "eval", "top1": "x", "images_per_s": 1}, {"phase": 3}, {"step": 1},
          train(1, loss=math.nan), train(2, loss=math.inf), train(3, loss=2), {"phase": "train", "step": "x"}]
     )  # fmt: skip
-    assert points.count == {"evals": 0, "train": 3, "marks": 0}
-    assert points.of_text is None
-    part = json.loads(json.dumps(points.since("train", 0), allow_nan=False))
+    assert counts(points) == {"evals": 0, "train": 3, "marks": 0}
+    part = json.loads(json.dumps(since(points, "train", 0), allow_nan=False))
     assert part[2]["loss"] == [None, None, 2]
     assert "features" not in part[2]
 

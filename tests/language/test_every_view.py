@@ -17,7 +17,7 @@ from upvit_core.cli import app
 from upvit_core.data import open_images
 from upvit_core.errors import DataError
 from upvit_core.evaluation import evaluate, outcomes_of
-from upvit_core.figures.live import Points
+from upvit_core.figures.evaluations import Points
 from upvit_core.figures.runs import RunCurve, speed_table, step_table
 from upvit_core.models.checkpoint import load_model
 from upvit_core.planning.budget import Budget, best_plan
@@ -130,9 +130,8 @@ def test_charts_of_runs_name_perplexity_and_the_features_curve() -> None:
         {"phase": "train", "step": 5, "loss": 3.0, "features": 0.5},
         {"phase": "final", "step": 9, "top1": 20.0, "perplexity": 20.0, "images_per_s": 9.0, "images": 70},
     ]
-    curves = [RunCurve("a", "a", "#000000", rows)]
-    points = Points()
-    points.add(rows)
+    points = Points(rows)
+    curves = [RunCurve("a", "a", "#000000", points)]
     charts = shown([points], View())
     assert charts["quantity"] == "perplexity"
     assert "top-1" not in json.dumps(charts).lower()

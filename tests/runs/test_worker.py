@@ -26,7 +26,7 @@ from tests.support.small_run import (
 from upvit_core.data import open_images, proxy_indices
 from upvit_core.errors import RunError
 from upvit_core.evaluation import evaluate
-from upvit_core.figures.evaluations import evaluated_rows
+from upvit_core.figures.evaluations import Points
 from upvit_core.models.checkpoint import load_model
 from upvit_core.runs import LocalExecutor, Run, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints, load_newest
@@ -267,7 +267,7 @@ def test_evaluations_on_a_part_end_with_one_on_all(home: Path, store: RunStore) 
     rows = rows_of(store, run)
     images = {row["phase"]: row["images"] for row in rows if "images" in row}
     assert images == {"teacher": 7, "surgery": 7, "eval": 7, "final": 20}
-    line = evaluated_rows(rows)
+    line = Points(rows).evals
     assert line[-1]["step"] == rows[-1]["step"], "the line has an end on its own images"
     assert {row["images"] for row in line} == {7}
     loaded = load_model(str(run.model))

@@ -4,7 +4,7 @@ Along the way a run may look at a choice of the test images (`eval_images`), and
 are different measurements: they are drawn apart.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 EVALUATED = ("surgery", "start", "eval", "final")
@@ -15,17 +15,34 @@ def has_numbers(row: Row, *names: str) -> bool:
     return all(isinstance(row.get(name), (int, float)) for name in names)
 
 
-def evaluated_rows(rows: Sequence[Row], *names: str) -> list[Row]:
-    """Evaluations of the student that have a `step`, a `top1` and `names`, on the images of the first one, by step."""
-    evaluated = [row for row in rows if row.get("phase") in EVALUATED and has_numbers(row, "step", "top1", *names)]
-    return [row for row in evaluated if row.get("images") == evaluated[0].get("images")]
+class Points:
+    """Measurements of one run so far, as they are drawn; rows are added as they are written.
 
+    evals: the student's evaluations on the images of the first one; train: losses; teacher: its latest evaluation;
+    whole: the end on all test images, where `evals` are of a part of them. marks: how often one of the last two came.
+    Rows without numbers where they belong are left out.
+    """
 
-def final_full_evaluation(rows: Sequence[Row]) -> Row | None:
-    """The evaluation at the end on all test images, where those along the way were on fewer; else None."""
-    line = evaluated_rows(rows)
-    last = next((row for row in reversed(rows) if row.get("phase") == "final" and has_numbers(row, "top1")), None)
-    return None if last is None or not line or last.get("images") == line[0].get("images") else last
+    def __init__(self, rows: Iterable[Row] = ()) -> None:
+        self.evals: list[Row] = []
+        self.train: list[Row] = []
+        self.teacher: Row | None = None
+        self.whole: Row | None = None
+        self.marks = 0
+        self.add(rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            phase = row.get("phase")
+            if phase == "train" and has_numbers(row, "step"):
+                self.train.append(row)
+            elif phase == "teacher" and has_numbers(row, "top1"):
+                self.teacher, self.marks = row, self.marks + 1
+            elif phase in EVALUATED and has_numbers(row, "step", "top1"):
+                if not self.evals or row.get("images") == self.evals[0].get("images"):
+                    self.evals.append(row)
+                elif phase == "final":
+                    self.whole, self.marks = row, self.marks + 1
 
 
 def counted(sizes: set[int], what: str) -> str:

@@ -1,13 +1,13 @@
-"""Measurements of runs in growing columns, from which a browser receives only those that it does not have yet.
+"""Measurements of runs as columns, of which a browser receives only the entries that it does not have yet.
 
-A row of metrics.jsonl becomes a few numbers in one of two lists, evaluations and losses of training; only the number of
-entries that a browser has received must be remembered to send it the rest.
+A row of metrics.jsonl becomes a few numbers of an evaluation or of a loss of training; only the number of entries that
+a browser has received must be remembered to send it the rest.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from upvit_core.figures.evaluations import EVALUATED, Row, has_numbers
+from upvit_core.figures.evaluations import EVALUATED, Points, Row, has_numbers
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.runs import TITLES, Quantity, title_of
 
@@ -25,61 +25,40 @@ Columns = dict[str, list[float | int | None]]
 Part = tuple[int, int, Columns]  # from, next, and the columns of what lies between
 
 
-class Points:
-    """Measurements of one run so far, in columns; rows are added as they are written."""
-
-    def __init__(self) -> None:
-        self.columns: dict[str, Columns] = {kind: {n: [] for n in names} for kind, names in COLUMNS.items()}
-        self.count = {**dict.fromkeys(COLUMNS, 0), "marks": 0}
-        self.teacher: dict[str, object] | None = None
-        # The end on all test images, where the others are on a part of them.
-        self.whole: dict[str, float | int | None] | None = None
-        self.tested: object = None  # images or tokens of the evaluations in `columns`
-        self.of_text: bool | None = None  # not known before the first evaluation
-
-    def add(self, rows: Iterable[Row]) -> None:
-        """Rows that are neither evaluations nor training, or without numbers where they belong, are left out."""
-        for row in rows:
-            phase = row.get("phase")
-            if phase == "train" and _number(row.get("step")) is not None:
-                self._append("train", row)
-            elif phase == "teacher" and _number(row.get("top1")) is not None:
-                self.teacher = {name: _plain(row.get(name)) for name in TEACHER}
-                self.count["marks"] += 1
-            elif phase in PHASES and has_numbers(row, "step", "top1", "images_per_s"):
-                self._evaluation(row)
-
-    def _evaluation(self, row: Row) -> None:
-        """Into the line where it is of the same images as the first; else it may be the end on all of them."""
-        if not self.count["evals"]:
-            self.tested = row.get("images")
-        if row.get("images") == self.tested:
-            self._append("evals", {**row, "phase": PHASES.index(row["phase"])})
-            self.of_text = bool(self.of_text) or "perplexity" in row
-        elif row["phase"] == "final":
-            self.whole = {name: _number(row.get(name)) for name in WHOLE}
-            self.count["marks"] += 1
-
-    def _append(self, kind: str, row: Row) -> None:
-        for name, column in self.columns[kind].items():
-            column.append(_number(row.get(name)))
-        self.count[kind] += 1
-
-    def since(self, kind: str, first: int) -> Part:
-        """Entries of a kind after the first `first`; their extremes where they are more than a line can show."""
-        columns, count = self.columns[kind], self.count[kind]
-        drawn = next((columns[name] for name in DRAWN[kind] if count > first and columns[name][first] is not None), [])
-        places = _extremes(drawn, first, count) if count - first > MOST and drawn else range(first, count)
-        shown = {name: [column[i] for i in places] for name, column in columns.items()}
-        return first, count, {name: column for name, column in shown.items() if any(v is not None for v in column)}
+def counts(points: Points) -> dict[str, int]:
+    """Numbers of entries of each kind, and of `marks`."""
+    return {**{kind: len(getattr(points, kind)) for kind in COLUMNS}, "marks": points.marks}
 
 
-def _extremes(values: Sequence[float | None], first: int, end: int) -> list[int]:
+def since(points: Points, kind: str, first: int) -> Part:
+    """Entries of a kind after the first `first`; their extremes where they are more than a line can show."""
+    rows: list[Row] = getattr(points, kind)[first:]
+    if len(rows) > MOST and (drawn := next((name for name in DRAWN[kind] if has_numbers(rows[0], name)), None)):
+        places = _extremes([_number(row.get(drawn)) for row in rows])
+        shown = [rows[place] for place in places]
+    else:
+        shown = rows
+    columns: Columns = {name: [_number(row.get(name)) for row in shown] for name in COLUMNS[kind] if name != "phase"}
+    if kind == "evals":
+        columns["phase"] = [PHASES.index(row["phase"]) for row in shown]
+    return first, first + len(rows), {n: column for n, column in columns.items() if any(v is not None for v in column)}
+
+
+def marks(points: Points) -> dict[str, object]:
+    """The teacher's evaluation and the end on all test images, None where they are not there."""
+    teacher, whole = points.teacher, points.whole
+    return {
+        "teacher": None if teacher is None else {name: _plain(teacher.get(name)) for name in TEACHER},
+        "whole": None if whole is None else {name: _number(whole.get(name)) for name in WHOLE},
+    }
+
+
+def _extremes(values: Sequence[float | None]) -> list[int]:
     """Places of the lowest and the highest in each of MOST / 2 stretches, with the first and the last of all."""
-    kept = {first, end - 1}
-    stretches = MOST // 2
+    count, stretches = len(values), MOST // 2
+    kept = {0, count - 1}
     for number in range(stretches):
-        places = range(first + (end - first) * number // stretches, first + (end - first) * (number + 1) // stretches)
+        places = range(count * number // stretches, count * (number + 1) // stretches)
         numbers = [i for i in places if values[i] is not None]
         if numbers:
             kept |= {min(numbers, key=lambda i: values[i] or 0.0), max(numbers, key=lambda i: values[i] or 0.0)}
@@ -101,7 +80,8 @@ def titles(runs: Sequence[Points], quantity: Quantity, *, relative: bool) -> dic
     """Titles of the axes: how speed was measured and on how many images or tokens, where all runs agree."""
     inputs = "images" if quantity == "top1" else "blocks"
     measured = f"{inputs}/s, measured{_conditions(runs)}"
-    line, whole = [{"images": run.tested} for run in runs], [run.whole for run in runs if run.whole is not None]
+    line = [row for run in runs for row in run.evals[:1]]
+    whole = [run.whole for run in runs if run.whole is not None]
     return {
         "x": f"× the teacher's {inputs}/s, measured in the same run" if relative else measured,
         "y": title_of(quantity, line, whole),
@@ -115,7 +95,7 @@ def _conditions(runs: Sequence[Points]) -> str:
     """` · AMD EPYC, batch 32, float32, 2 threads`."""
     rows = [run.teacher for run in runs if run.teacher is not None]
     names = ("device", "batch_size", "dtype", "threads")
-    conditions = {tuple(row[name] for name in names) for row in rows if row["device"]}
+    conditions = {tuple(row.get(name) for name in names) for row in rows if row.get("device")}
     if len(conditions) != 1:
         return " on several devices or settings" if conditions else ""
     device, batch, dtype, threads = conditions.pop()

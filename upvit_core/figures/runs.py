@@ -1,12 +1,12 @@
 """Runs as curves: what is measured of them, how axes are named, and the table of accuracy against speed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from upvit_core.figures.evaluations import Row, counted, evaluated_rows, final_full_evaluation, has_numbers
+from upvit_core.figures.evaluations import Points, Row, counted, has_numbers
 from upvit_core.records.task import IMAGES, TEXT, Task
 
 Quantity = Literal["loss", "features", "top1", "perplexity", "kl_teacher"]
@@ -23,7 +23,7 @@ TITLES: dict[Quantity, str] = {
 
 @dataclass(frozen=True)
 class RunCurve:
-    """One run as it is drawn; `rows` are those of its metrics.jsonl. Runs of one `group` are joined into a curve.
+    """One run as it is drawn. Runs of one `group` are joined into a curve.
 
     data: what it learns and is tested on, as its spec names it.
     """
@@ -31,35 +31,16 @@ class RunCurve:
     id: str
     label: str
     colour: str
-    rows: Sequence[Row]
+    points: Points
     plan: str = ""
     group: str = ""
     teacher: str = ""
     data: str = ""
 
-    @property
-    def evaluations(self) -> list[Row]:
-        """After surgery and at each evaluation on the same images, by step; empty until the first is there."""
-        return evaluated_rows(self.rows, "images_per_s")
 
-    @property
-    def whole(self) -> Row | None:
-        """The end on all test images, where `evaluations` are of a part of them."""
-        return final_full_evaluation(self.rows)
-
-    @property
-    def teacher_row(self) -> Row | None:
-        return next((row for row in self.rows if row.get("phase") == "teacher" and has_numbers(row, "top1")), None)
-
-    @property
-    def latest(self) -> Row | None:
-        evaluations = self.evaluations
-        return evaluations[-1] if evaluations else None
-
-
-def judged_by(curves: Sequence[RunCurve]) -> Task:
+def judged_by(runs: Iterable[Points]) -> Task:
     """By perplexity where every run that has been evaluated is a language model's, else by top-1."""
-    rows = [row for curve in curves for row in curve.evaluations]
+    rows = [row for points in runs for row in points.evals]
     return TEXT if rows and all(has_numbers(row, TEXT.key) for row in rows) else IMAGES
 
 
@@ -85,9 +66,8 @@ def step_table(curves: Sequence[RunCurve], quantity: Quantity) -> Table:
     """Losses of training as means over some steps; anything else at evaluations on the same images. As written."""
 
     def rows_of(curve: RunCurve) -> list[Row]:
-        if quantity in LOSSES:
-            return [r for r in curve.rows if r.get("phase") == "train" and has_numbers(r, "step", quantity)]
-        return evaluated_rows(curve.rows, quantity)
+        rows = curve.points.train if quantity in LOSSES else curve.points.evals
+        return [row for row in rows if has_numbers(row, quantity)]
 
     def rows() -> dict[str, np.ndarray]:
         return columns(
@@ -108,14 +88,15 @@ def speed_table(curves: Sequence[RunCurve], *, relative: bool = False) -> Table:
     """
 
     def rows() -> dict[str, np.ndarray]:
-        speed, quantity = {curve.id: _unit(curve, relative) for curve in curves}, judged_by(curves).key
+        speed = {curve.id: _unit(curve, relative) for curve in curves}
+        quantity = judged_by(curve.points for curve in curves).key
         return columns(
             [
                 {"id": curve.id, "label": curve.label, "group": curve.group, "plan": curve.plan,
                  "x": row["images_per_s"] / speed[curve.id], "y": row[quantity], "phase": _phase(row),
                  "step": row.get("step"), "epoch": row.get("epoch"), "seconds": row.get("seconds"),
                  "images": row.get("images"), "kl": row.get("kl_teacher")}
-                for curve in curves for row in curve.evaluations
+                for curve in curves for row in curve.points.evals if has_numbers(row, "images_per_s")
             ]
         )  # fmt: skip
 
@@ -133,7 +114,7 @@ def _phase(row: Row) -> str:
 
 def _unit(curve: RunCurve, relative: bool) -> float:
     """The divisor of a run's speeds."""
-    row = curve.teacher_row
+    row = curve.points.teacher
     return float(row["images_per_s"]) if relative and row is not None and row.get("images_per_s") else 1.0
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from upvit_core.figures.evaluations import Row, evaluated_rows, has_numbers
+from upvit_core.figures.evaluations import Row, has_numbers
 from upvit_core.figures.runs import RunCurve, columns, title_of
 from upvit_core.figures.theme import Chart, Spec, Theme, axis, drawn, lines, log_ticks, markers, note
 
@@ -24,10 +24,14 @@ LINE = 18  # pixels between values
 def plot_training_curves(curves: Sequence[RunCurve], measure: Measure, theme: Theme, *, height: int = 300) -> Chart:
     """`curves` are the runs with their labels; a hollow circle is a start, before any training."""
     series = [
-        [_entry(curve, row, measure) for row in evaluated_rows(curve.rows, measure) if math.isfinite(row[measure])]
+        [
+            _entry(curve, row, measure)
+            for row in curve.points.evals
+            if has_numbers(row, measure) and math.isfinite(row[measure])
+        ]
         for curve in curves
     ]
-    wholes = [(curve, row) for curve in curves if (row := curve.whole) is not None]
+    wholes = [(curve, row) for curve in curves if (row := curve.points.whole) is not None]
     whole = [
         _entry(curve, row, measure)
         for curve, row in wholes
@@ -152,7 +156,7 @@ def _value(value: float, measure: Measure) -> str:
 
 
 def _teacher(curves: Sequence[RunCurve]) -> Row | None:
-    rows = [row for curve in curves if (row := curve.teacher_row) is not None and math.isfinite(row["top1"])]
+    rows = [row for curve in curves if (row := curve.points.teacher) is not None and math.isfinite(row["top1"])]
     return rows[-1] if rows else None
 
 

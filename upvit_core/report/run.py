@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from upvit_core.figures.evaluations import Row, evaluated_rows, final_full_evaluation
+from upvit_core.figures.evaluations import Points, Row
 from upvit_core.figures.learning_curve import plot_learning_curve
 from upvit_core.figures.theme import LIGHT, Chart, axis, drawn, lines
 from upvit_core.records.plan import PruningPlan
@@ -40,7 +40,8 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
     rows, _ = store.read_metrics(run_id)
     page = Page(f"Run: {spec.name}", f"{run.id} · {state.state} · {state.epoch:.2f} of {spec.epochs} epochs")
     page.heading("Numbers")
-    seen, whole = evaluated_rows(rows), final_full_evaluation(rows)
+    points = Points(rows)
+    seen, whole, teacher = points.evals, points.whole, points.teacher
     plan = _plan(run.model / "plan.json", spec.plan)
     numbers = counted(plan) if plan else []
     task = task_of_rows(rows)
@@ -49,7 +50,6 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
         for row in (seen[:1] + seen[-1:] if len(seen) > 1 else seen)
     ]
     numbers += [(f"{task.name}, {_phase(whole)}, all", _evaluation(whole, task))] if whole else []
-    teacher = next((row for row in rows if row.get("phase") == "teacher"), None)
     numbers += [(f"{task.name}, teacher", _evaluation(teacher, task))] if teacher else []
     if whole and (theirs := whole.get(f"teacher_{task.key}")) is not None:
         numbers.append((f"{task.name}, teacher, all", _evaluation({task.key: theirs, "images": whole["images"]}, task)))
@@ -63,7 +63,7 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
         goal = teacher[task.key] if teacher else None if task is TEXT else state.teacher_top1
         values = [row[task.key] for row in seen]
         page.chart(plot_learning_curve([row["step"] for row in seen], values, goal, LIGHT, task=task, height=320))
-    trained = [row for row in rows if row.get("phase") == "train" and row.get("loss") is not None]
+    trained = [row for row in points.train if row.get("loss") is not None]
     if trained:
         page.chart(losses(trained))
     if plan:

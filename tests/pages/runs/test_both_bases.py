@@ -50,12 +50,12 @@ def test_starts_and_ends_are_those_of_the_rows(store: RunStore) -> None:
         chart = plot_training_curves(curves, measure, DARK)
         marks = {(t["name"], t["marker"]["symbol"]): t for t in chart.spec["data"] if t["mode"] == "markers"}
         for curve, symbol in zip(curves, SYMBOLS, strict=False):
-            rows = [row for row in curve.rows if row["phase"] in ("surgery", "eval", "final") and measure in row]
+            rows = [row for row in curve.points.evals if measure in row]
             start, end = (marks[curve.label, name] for name in ("circle-open", symbol))
             assert (start["x"], start["y"]) == ([0], [rows[0][measure]])
             assert (end["x"], end["y"]) == ([rows[-1]["step"]], [rows[-1][measure]])
         ends = [note["x"] for note in chart.spec["layout"]["annotations"] if note["x"] > 0]
-        assert sorted(ends) == sorted(curve.evaluations[-1]["step"] for curve in curves)
+        assert sorted(ends) == sorted(curve.points.evals[-1]["step"] for curve in curves)
     assert "starts at" in chart.alt
 
 

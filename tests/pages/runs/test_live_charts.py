@@ -14,7 +14,7 @@ from pages.services import run_data
 from tests.support.made_runs import made_run
 from tests.support.server import server
 from tests.support.session import Session
-from upvit_core.figures.live import Points
+from upvit_core.figures.evaluations import Points
 from upvit_core.runs import Run, RunStore
 
 PAGE = "pages/runs/page.py"
