@@ -65,17 +65,19 @@ def run_list(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> 
                 st.html(bar(summary, colour[summary.id]))
             if summary.state.state in RESUMABLE:
                 st.caption(summary.reason)
-            elif summary.state.is_active and summary.state.note:
-                st.caption(summary.state.note)
+            elif summary.state.is_active:
+                if summary.state.note:
+                    st.caption(summary.state.note)
+                if failure := run_actions.failed_stop(summary.id):
+                    st.warning(failure)
     slots.devices = st.empty()
     return chosen
 
 
 def bar(summary: RunSummary, colour: str) -> str:
     """HTML of the state over a progress bar in the run's colour."""
-    pausing = "pausing" if run_actions.is_pausing(summary.id) else ""
-    stopping = "stopping" if run_actions.is_stopping(summary.id) else pausing
-    text, percent = run_data.state_words(summary.state, stopping=stopping), round(100 * summary.state.progress)
+    text = run_data.state_words(summary.state, stopping=run_actions.stopping(summary.id))
+    percent = round(100 * summary.state.progress)
     return (
         f'<div class="run"><div class="words">{escape(text)}</div><div class="track" role="progressbar" '
         f'aria-label="{escape(text)}" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100">'
@@ -163,7 +165,8 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
 
 def structure(store: RunStore, summaries: Sequence[RunSummary], drawn: Sequence[str]) -> object:
     """The data that the page's structure depends on; while it stays equal, `tick` need only update parts."""
-    stopping = [run_actions.is_stopping(s.id) or run_actions.is_pausing(s.id) for s in summaries if s.state.is_active]
+    active = [s.id for s in summaries if s.state.is_active]
+    stopping = [(run_actions.stopping(run_id), run_actions.failed_stop(run_id)) for run_id in active]
     points = [run_data.rows().known(store, run) for run in drawn]
     return (
         [(s.id, s.state.state, s.state.error, s.state.note, s.state.place, s.priority) for s in summaries],

@@ -93,6 +93,7 @@ class Job(Generic[T]):
     title: str
     work: Callable[[Report], T] | None = None
     long: bool = False
+    apart: bool = False
     state: State = "waiting"
     share: float = 0.0
     seconds_left: float | None = None
@@ -115,7 +116,8 @@ class Job(Generic[T]):
         self.state = "running"
         try:
             report = Report(self)
-            imports.import_heavy(report.step)
+            if not self.apart:
+                imports.import_heavy(report.step)
             self.result = self.work(report)
             self.share, self.state = 1.0, "done"
             self.work = None
@@ -144,7 +146,7 @@ class Workers:
         self.running = 0
         self._jobs: OrderedDict[str, AnyJob] = OrderedDict()
         self._queues: dict[bool, SimpleQueue[AnyJob]] = {True: SimpleQueue(), False: SimpleQueue()}
-        self._submit = submit or (lambda job: self._queues[job.long].put(job))
+        self._submit = submit or self._hand_on
         if submit is None:
             atexit.register(self.end)
             for queue in self._queues.values():
@@ -152,15 +154,25 @@ class Workers:
                 threading.Thread(target=self._serve, args=(queue,), daemon=True).start()
 
     def start(
-        self, key: str, work: Callable[[Report], T], title: str, *, long: bool = False, again: bool = False
+        self,
+        key: str,
+        work: Callable[[Report], T],
+        title: str,
+        *,
+        long: bool = False,
+        again: bool = False,
+        apart: bool = False,
     ) -> Job[T]:
-        """The job with this key where it is active or done; otherwise, or with `again` once it is done, a new one."""
+        """The job with this key where it is active or done; otherwise, or with `again` once it is done, a new one.
+
+        A job `apart` has a thread of its own and imports nothing: it waits for another process and computes nothing.
+        """
         with self.lock:
             known = self._jobs.get(key)
             if known is not None and (known.active or (known.state == "done" and not again)):
                 self._jobs.move_to_end(key)
                 return known
-            job = self._add(Job(key, title, work, long))
+            job = self._add(Job(key, title, work, long, apart))
         self._submit(job)
         return job
 
@@ -195,6 +207,12 @@ class Workers:
                 break
             del self._jobs[oldest]
         return job
+
+    def _hand_on(self, job: AnyJob) -> None:
+        if job.apart:
+            threading.Thread(target=job.run, daemon=True).start()
+        else:
+            self._queues[job.long].put(job)
 
     def _serve(self, queue: SimpleQueue[AnyJob]) -> None:
         time.sleep(FIRST_PAINT_SECONDS)
@@ -234,9 +252,17 @@ def workers() -> Workers:
     return Workers()
 
 
-def start(key: str, work: Callable[[Report], T], title: str, *, long: bool = False, again: bool = False) -> Job[T]:
+def start(
+    key: str,
+    work: Callable[[Report], T],
+    title: str,
+    *,
+    long: bool = False,
+    again: bool = False,
+    apart: bool = False,
+) -> Job[T]:
     """Start work that someone asked for; see `Workers.start`. A failed or cancelled job is started again."""
-    return workers().start(key, work, title, long=long, again=again)
+    return workers().start(key, work, title, long=long, again=again, apart=apart)
 
 
 def ensure(key: str, work: Callable[[Report], T], title: str) -> Job[T]:

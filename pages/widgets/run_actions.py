@@ -15,24 +15,25 @@ from upvit_core.files import zipped
 from upvit_core.records.task import Task
 from upvit_core.runs.devices import Device, devices
 from upvit_core.runs.executors import executor_for
-from upvit_core.runs.folder import Run, RunSummary
+from upvit_core.runs.folder import Request, Run, RunSummary
 from upvit_core.runs.memory_check import gigabytes
 from upvit_core.runs.queue import devices_of
 from upvit_core.runs.spec import RESUMABLE
 from upvit_core.runs.store import RunStore
 
 USER = "a user of the studio"
+STOPPING: dict[Request, str] = {"cancel": "stopping", "pause": "pausing"}
 
 
 def button_of(store: RunStore, summary: RunSummary) -> None:
     """Pause and Cancel for an active run, Resume for one that stopped."""
     if summary.state.is_active:
-        stopping = is_stopping(summary.id) or is_pausing(summary.id)
         text = "Saves after the current step and gives the device to the next run; Resume goes on from there."
-        if st.button("Pause", key=f"pause-{summary.id}", disabled=stopping, help=text):
-            jobs.start(_pause_key(summary.id), lambda report: store.pause(summary.id, by=USER), "Pausing", again=True)
+        now = stopping(summary.id)
+        if st.button("Pause", key=f"pause-{summary.id}", disabled=bool(now), help=text):
+            _stop(store, summary.id, "pause")
             st.rerun()
-        if st.button("Cancel", key=f"cancel-{summary.id}", disabled=stopping):
+        if st.button("Cancel", key=f"cancel-{summary.id}", disabled=now == STOPPING["cancel"]):
             session().cancelling = summary.id
             st.rerun()
     elif (
@@ -65,7 +66,7 @@ def confirm_cancelling(store: RunStore) -> None:
         )
         with st.container(horizontal=True):
             if st.button("Cancel the run", type="primary", key="cancel-yes"):
-                jobs.start(_cancel_key(run_id), lambda report: store.cancel(run_id, by=USER), "Cancelling", again=True)
+                _stop(store, run_id, "cancel")
                 forget()
                 st.rerun()
             if st.button("Let it go on", key="cancel-no"):
@@ -75,22 +76,30 @@ def confirm_cancelling(store: RunStore) -> None:
     ask()
 
 
-def is_stopping(run_id: str) -> bool:
-    job = jobs.find(_cancel_key(run_id))
-    return job is not None and job.active
+def _stop(store: RunStore, run_id: str, request: Request) -> None:
+    """Ask the worker to stop at once; a thread of its own waits until it has, so that nobody else does."""
+    try:
+        run = store.ask(run_id, request, USER)
+    except RunError as error:
+        session().message = str(error)
+        return
+    key, work = f"{request} run {run_id}", lambda report: store.finish(run, request)
+    jobs.start(key, work, STOPPING[request].capitalize(), again=True, apart=True)
 
 
-def is_pausing(run_id: str) -> bool:
-    job = jobs.find(_pause_key(run_id))
-    return job is not None and job.active
+def _stops(run_id: str) -> dict[Request, jobs.AnyJob]:
+    found = {request: jobs.find(f"{request} run {run_id}") for request in STOPPING}
+    return {request: job for request, job in found.items() if job is not None}
 
 
-def _pause_key(run_id: str) -> str:
-    return f"pause run {run_id}"
+def stopping(run_id: str) -> str:
+    """`stopping` or `pausing` while an active run's worker is waited for; else empty."""
+    return next((STOPPING[request] for request, job in _stops(run_id).items() if job.active), "")
 
 
-def _cancel_key(run_id: str) -> str:
-    return f"cancel run {run_id}"
+def failed_stop(run_id: str) -> str:
+    """Why an active run could not be stopped; empty where nobody tried, or it is tried again."""
+    return "" if stopping(run_id) else next((job.error for job in _stops(run_id).values() if job.error), "")
 
 
 def baseline_button(store: RunStore, run: Run) -> None:

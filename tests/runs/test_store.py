@@ -185,7 +185,7 @@ def test_queues_are_by_device_and_first_come_first(store: RunStore) -> None:
 def test_cancelling_a_run_without_a_worker(store: RunStore) -> None:
     run = store.create(any_spec())
     assert store.cancel(run.id).state == "cancelled"
-    with pytest.raises(RunError, match="is cancelled and cannot be cancelled"):
+    with pytest.raises(RunError, match="is cancelled; only queued and running runs can be cancelled"):
         store.cancel(run.id)
     assert store.resume(run.id) == run
     assert store.state(run.id).state == "queued"

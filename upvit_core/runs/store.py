@@ -10,7 +10,6 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from upvit_core.atomic import locked, open_plain, read_lines, write_atomically
 from upvit_core.errors import RunError
 from upvit_core.runs import slurm
 from upvit_core.runs.folder import (
+    OUTCOMES,
     Request,
     Run,
     RunSummary,
@@ -34,6 +34,7 @@ from upvit_core.runs.queue import last_turn_by_owner, queues
 from upvit_core.runs.spec import HIGHEST, LOWEST, RESUMABLE, RunSpec, RunState, absolute
 
 LOG_TAIL_BYTES = 65536
+CANCEL_SECONDS, PAUSE_SECONDS, KILL_SECONDS = 10.0, 120.0, 30.0
 
 
 class RunStore:
@@ -137,34 +138,40 @@ class RunStore:
             lines = _tail(folder / "slurm" / f"{job}_0_log.out", n)
         return lines
 
-    def cancel(self, run_id: str, grace: float = 10.0, by: str = "") -> RunState:
+    def cancel(self, run_id: str, grace: float | None = None, by: str = "") -> RunState:
         """Ask the worker to stop; after `grace` seconds SIGTERM to its process group, after as many again SIGKILL.
 
         `by` is who asks. Returns when the run has stopped. Raises RunError where it is not active.
         """
-        run = self.get(run_id)
-        state = true_state(run.folder)
-        if not state.is_active:
-            raise RunError(f"Run {run_id} is {state.state} and cannot be cancelled.")
-        return self._stop(run, "cancel", by, [(None, grace), (signal.SIGTERM, grace), (signal.SIGKILL, 30.0)])
+        return self.finish(self.ask(run_id, "cancel", by), "cancel", grace)
 
-    def pause(self, run_id: str, grace: float = 120.0, by: str = "") -> RunState:
+    def pause(self, run_id: str, grace: float | None = None, by: str = "") -> RunState:
         """Ask the worker to save and end, so that its device is free; `resume` goes on from there.
 
         `by` is who asks. Returns when the run has stopped; after `grace` seconds the worker is sent SIGTERM, and never
         killed, since it may be saving. Raises RunError where the run is not active, or has not stopped after as many
         seconds again.
         """
+        return self.finish(self.ask(run_id, "pause", by), "pause", grace)
+
+    def ask(self, run_id: str, request: Request, by: str = "") -> Run:
+        """The first half of `pause` and `cancel`: leave the request to the worker, and return at once."""
         run = self.get(run_id)
         state = true_state(run.folder)
         if not state.is_active:
-            raise RunError(f"Run {run_id} is {state.state}; only queued and running runs can be paused.")
-        return self._stop(run, "pause", by, [(None, grace), (signal.SIGTERM, grace)])
-
-    def _stop(
-        self, run: Run, request: Request, by: str, steps: Sequence[tuple[signal.Signals | None, float]]
-    ) -> RunState:
+            raise RunError(f"Run {run_id} is {state.state}; only queued and running runs can be {OUTCOMES[request]}.")
         run.ask(request, by)
+        return run
+
+    def finish(self, run: Run, request: Request, grace: float | None = None) -> RunState:
+        """The second half: wait until the worker has stopped as it was asked to, and end it where it does not."""
+        steps: list[tuple[signal.Signals | None, float]]
+        if request == "cancel":
+            grace = CANCEL_SECONDS if grace is None else grace
+            steps = [(None, grace), (signal.SIGTERM, grace), (signal.SIGKILL, KILL_SECONDS)]
+        else:
+            grace = PAUSE_SECONDS if grace is None else grace
+            steps = [(None, grace), (signal.SIGTERM, grace)]
         job = read_state(run.folder).job
         if job:
             slurm.end(job, lambda: read_state(run.folder).is_active, steps[0][1])
@@ -174,7 +181,7 @@ class RunStore:
                 worker.signal(number)
             with run.lock(seconds) as free:
                 if free:
-                    return end(run, read_state(run.folder), request)
+                    return end(run, read_state(run.folder), run.request or request)
         process = f"process {worker.pid}" if worker else "process"
         raise RunError(f"Run {run.id} has not stopped yet; wait, or end its {process} by hand.")
 

@@ -1,5 +1,6 @@
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import run_data
+from pages.services import jobs, run_data
 from pages.widgets import run_actions
 from tests.support.made_runs import made_run, made_store
 from tests.support.reading import check, html_of
+from tests.support.small_run import wait_until
+from upvit_core.errors import RunError
 from upvit_core.runs import RunState, RunStore
 from upvit_core.runs.commands import commands
 from upvit_core.training.settings import PRESETS
@@ -124,17 +127,35 @@ def test_commands_name_the_preset_and_what_differs(store: RunStore) -> None:
     assert "--from-scratch" in commands(fresh)
 
 
-def test_pause_and_priority(page: Run, store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    paused = []
-    monkeypatch.setattr(run_actions.jobs, "start", lambda key, work, title, **more: paused.append((key, work)))
-    monkeypatch.setattr(RunStore, "pause", lambda self, run_id, by: paused.append(run_id))
+def test_a_stuck_run_is_asked_at_once_holds_up_nobody_and_a_failed_stop_is_shown(
+    page: Run, store: RunStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers, release = jobs.Workers(), threading.Event()
+    monkeypatch.setattr(jobs, "workers", lambda: workers)
+    monkeypatch.setattr(jobs.imports, "import_heavy", lambda step: None)
+
+    def finish(*_: object) -> None:
+        release.wait(60)
+        raise RunError("Run x has not stopped yet.")
+
+    monkeypatch.setattr(RunStore, "finish", finish)
+    run = made_run(store, 0.5, "running", share=0.5)
+    test = page(PAGE)
+    test.button(key=f"pause-{run.id}").click().run()
+    assert run.request == "pause"
+    assert "pausing" in html_of(test)
+    assert not test.button(key=f"cancel-{run.id}").disabled
+    measured = jobs.start("measure", lambda report: 1, "Measuring")
+    wait_until(lambda: measured.state == "done", 10)
+    release.set()
+    wait_until(lambda: not run_actions.stopping(run.id), 10)
+    check(test.run())
+    assert "Run x has not stopped yet." in [warning.value for warning in test.warning]
+
+
+def test_priority(page: Run, store: RunStore) -> None:
     running, queued = made_run(store, 0.5, "running", share=0.5), made_run(store, 0.25, "queued", share=0)
     test = page(PAGE)
-    next(b for b in test.button if b.key == f"pause-{running.id}").click().run()
-    assert not test.exception
-    assert paused[0][0] == f"pause run {running.id}"
-    paused[0][1](None)
-    assert paused[1] == running.id
     test.selectbox(key="one-run").set_value(queued.id).run()
     test.selectbox(key=f"priority-{queued.id}").set_value(2).run()
     assert not test.exception
