@@ -5,7 +5,7 @@ import json
 import streamlit as st
 
 from pages.method.lesson import say
-from pages.services import block_removals, folders, open_model, recipes, scoring, slider_state
+from pages.services import block_removals, folders, launch, open_model, recipes, scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import charts, progress
@@ -15,7 +15,6 @@ from upvit_core.figures.learning_curve import plot_learning_curve
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import task_of_rows
-from upvit_core.runs.executors import executor_for
 from upvit_core.runs.spec import RunSpec
 from upvit_core.runs.store import RunStore
 from upvit_core.training.settings import PRESETS
@@ -26,7 +25,9 @@ def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -
     now = slider_state.current(model.shape)
     planned, finding = scoring.for_planning(model, scores, now)
     ready = model.can_measure and planned is not None
+    store = RunStore(folders.runs())
     run_id = session().lessons.get(model.source)
+    going = run_id in {summary.id for summary in store.list() if summary.state.is_active}
     with text:
         say(
             "<p>Right after the cut the thin model is confused. So it learns again, taught by the original:</p>"
@@ -36,8 +37,11 @@ def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -
         epochs = st.slider(
             "Epochs", 1, 6, 2, key="lesson-epochs", help=f"Cut as set on Trade-off: {now.words} removed."
         )
-        if st.button("Teach it", type="primary", icon=":material/school:", disabled=not ready, key="lesson-start"):
-            session().lessons[model.source] = start_lesson(model, planned, now, int(epochs))
+        off, icon, why = going or not ready, ":material/school:", "This lesson is still going; Runs can stop it."
+        if st.button(
+            "Teach it", type="primary", icon=icon, disabled=off, key="lesson-start", help=why if going else None
+        ):
+            session().lessons[model.source] = start_lesson(store, model, planned, now, int(epochs))
             st.rerun()
         progress.show(finding)
         if finding is None and not ready:
@@ -49,26 +53,25 @@ def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -
                 "then moving towards the teacher."
             )
             return
-        watch(run_id, height)
+        watch(store, run_id, height)
 
 
-def start_lesson(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf, epochs: int) -> str:
+def start_lesson(
+    store: RunStore, model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf, epochs: int
+) -> str:
     """Start a small real run; returns its id."""
     plan = what_if.plan(scores if scores is not None else open_model.no_scores(model.shape), block_removals.records())
     order = RunSpec(
         name=f"Lesson: {model.name} "
              f"{what_if.words}"[:200], teacher=model.model, plan=json.loads(plan.to_json()), data=model.dataset,
-        repair=what_if.repair, epochs=epochs, settings=PRESETS[recipes.usual(model, what_if)], owner=session().owner,
+        repair=what_if.repair, epochs=epochs, settings=PRESETS[recipes.usual(model, what_if)],
     )  # fmt: skip
-    store = RunStore(folders.runs())
-    run = store.create(order)
-    executor_for(store, order).submit(run)
+    (run,) = launch.start(store, [order])
     return run.id
 
 
-def watch(run_id: str, height: int) -> None:
+def watch(store: RunStore, run_id: str, height: int) -> None:
     """Draw the run's curve, live while it runs."""
-    store = RunStore(folders.runs())
     active = store.state(run_id).is_active
 
     @st.fragment(run_every=2.0 if active else None)

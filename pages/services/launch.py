@@ -1,6 +1,8 @@
 """Starts runs from what-ifs: one, a sweep of three, or the same widths by channels and by directions."""
 
 import json
+import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from upvit_core.records.basis import Basis
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs.devices import Device, device_named
 from upvit_core.runs.executors import executor_for
+from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunSpec, SlurmSettings
 from upvit_core.runs.store import RunStore
 
@@ -34,6 +37,7 @@ class LaunchTarget:
 
 
 HERE = LaunchTarget()
+_starting = threading.Lock()  # so that runs are counted and started by one session at a time
 
 
 def ratio_sweep(what_if: WhatIf) -> list[WhatIf]:
@@ -64,8 +68,27 @@ def distill_spec(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, tr
         data=training.images,
         epochs=training.epochs,
         settings=training.settings(model, what_if),
-        owner=session().owner,
     )
+
+
+def start(store: RunStore, specs: Sequence[RunSpec]) -> list[Run]:
+    """Start new runs of this session. Raises LimitError where they would be more than the host allows it."""
+    mine = session().owner
+    with _starting:
+        limits.check_room(store, mine, len(specs))
+        runs = []
+        for spec in specs:
+            runs.append(store.create(spec.model_copy(update={"owner": mine})))
+            executor_for(store, spec).submit(runs[-1])
+    return runs
+
+
+def resume(store: RunStore, run_id: str) -> None:
+    """Go on with a run. Raises LimitError where the session that started it has as many as the host allows."""
+    with _starting:
+        spec = store.get(run_id).spec
+        limits.check_room(store, spec.owner)
+        executor_for(store, spec).submit(store.resume(run_id))
 
 
 def start_runs(
@@ -76,18 +99,16 @@ def start_runs(
     where: LaunchTarget = HERE,
 ) -> None:
     """Queue one run for each what-if."""
-    store = RunStore(folders.runs())
     limits.confine(training.images)
-    limits.check_room(store, session().owner, len(what_ifs))
     group = f"{model.name} sweep {what_ifs[len(what_ifs) // 2].words}" if len(what_ifs) > 2 else ""
     if len(what_ifs) == 2:
         group = f"{model.name} both ways {what_ifs[0].words}"
+    specs = []
     for what_if in what_ifs:
         planning, _ = scoring.for_planning(model, scores, what_if)
         asked = distill_spec(model, planning or scores, what_if, training)
-        asked = asked.model_copy(update={"group": group[:200], **where.changes})
-        run = store.create(asked)
-        executor_for(store, asked).submit(run)
+        specs.append(asked.model_copy(update={"group": group[:200], **where.changes}))
+    start(RunStore(folders.runs()), specs)
 
 
 @st.cache_data(ttl=10, show_spinner=False)

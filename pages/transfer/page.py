@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import streamlit as st
 
-from pages.services import folders, limits, run_data
+from pages.services import folders, launch, limits, run_data
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import charts, frame, run_actions
@@ -17,7 +17,6 @@ from upvit_core.errors import UPViTError
 from upvit_core.figures.training_curves import GLYPHS, plot_training_curves
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.source import Source
-from upvit_core.runs.executors import executor_for
 from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RESUMABLE, RunSpec
 from upvit_core.runs.store import RunStore
@@ -92,7 +91,6 @@ def start(store: RunStore, model: OpenModel, folder: str, shared: TransferSettin
     images, scratch, settings = shared.images, shared.from_scratch, shared.settings
     for path in filter(None, (images, folder)):
         limits.confine(Source.parse(path).path)
-    limits.check_room(store, session().owner, 1 + bool(folder) + bool(folder and scratch))
     where = Path(images).name.split(".")[0]
     wanted = [(model.name, model.model, settings)]
     if folder:
@@ -102,8 +100,8 @@ def start(store: RunStore, model: OpenModel, folder: str, shared: TransferSettin
             wanted.append((f"{pruned} from scratch", folder, fresh))
         wanted.insert(1, (pruned, folder, settings))
     group = f"{model.name} to {where} {len(groups(store.list())) + 1}"
-    for name, source, chosen in wanted:
-        spec = RunSpec(
+    specs = [
+        RunSpec(
             kind="finetune",
             name=f"{name} to {where}"[:200],
             student=source,
@@ -111,9 +109,10 @@ def start(store: RunStore, model: OpenModel, folder: str, shared: TransferSettin
             epochs=shared.epochs,
             settings=chosen,
             group=group[:200],
-            owner=session().owner,
         )
-        executor_for(store, spec).submit(store.create(spec))
+        for name, source, chosen in wanted
+    ]
+    launch.start(store, specs)
     st.session_state[GROUP] = group
     st.rerun()
 

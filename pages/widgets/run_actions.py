@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from pages.services import jobs, limits, run_data
+from pages.services import jobs, launch, run_data
 from pages.services.reports import HELP
 from pages.services.session import session
 from pages.widgets import progress
@@ -14,7 +14,6 @@ from upvit_core.errors import RunError, UPViTError
 from upvit_core.files import zipped
 from upvit_core.records.task import Task
 from upvit_core.runs.devices import Device, devices
-from upvit_core.runs.executors import executor_for
 from upvit_core.runs.folder import Request, Run, RunSummary
 from upvit_core.runs.memory_check import gigabytes
 from upvit_core.runs.queue import devices_of
@@ -42,9 +41,8 @@ def button_of(store: RunStore, summary: RunSummary) -> None:
         and st.button("Resume", key=f"resume-{summary.id}")
     ):
         try:
-            run = store.resume(summary.id)
-            executor_for(store, run.spec).submit(run)
-        except RunError as error:
+            launch.resume(store, summary.id)
+        except UPViTError as error:
             session().message = str(error)
         st.rerun()
 
@@ -109,13 +107,9 @@ def baseline_button(store: RunStore, run: Run) -> None:
     if st.button("Baseline from scratch", icon=icon, key=f"scratch-{run.id}", width="stretch", help=text):
         settings = run.spec.settings.model_copy(update={"from_scratch": True})
         name = f"{run.spec.name} from scratch"[:200]
-        mine = session().owner
-        spec = run.spec.model_copy(
-            update={"settings": settings, "name": name, "group": "", "owner": mine, "priority": 0, "created": 0}
-        )
+        changes = {"settings": settings, "name": name, "group": "", "priority": 0, "created": 0}
         try:
-            limits.check_room(store, mine)
-            executor_for(store, spec).submit(store.create(spec))
+            launch.start(store, [run.spec.model_copy(update=changes)])
         except UPViTError as error:
             session().message = str(error)
         st.rerun()

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import folders, limits, open_model
+from pages.services import folders, launch, limits, open_model
 from pages.widgets import run_actions
+from tests.support import ROOT
 from tests.support.made_runs import made_run
 from tests.support.reading import check, session_of
 from upvit_core.errors import LimitError
@@ -136,6 +138,33 @@ def test_transfer_keeps_to_the_runs_of_a_session(page: Run, monkeypatch: pytest.
     test.text_input(key="transfer-images").set_value("torch/cifar10").run()
     test.button(key="transfer-start").click().run()
     assert "allows 2 runs at a time" in test.error[0].value
+
+
+def test_every_way_to_start_a_run_asks_the_same_limit(
+    page: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starters = {path.name for path in (ROOT / "pages").rglob("*.py") if "executor_for" in path.read_text()}
+    assert starters == {"launch.py"}
+    monkeypatch.setenv("UPVIT_RUNS_PER_SESSION", "1")
+    monkeypatch.setattr(launch, "executor_for", lambda store, spec: SimpleNamespace(submit=lambda run: None))
+    test = page("pages/method/page.py", step="7 · Learning again")
+    session_of(test).owner = "me"
+    test.button(key="lesson-start").click().run()
+    check(test)
+    store = RunStore(folders.runs())
+    (first,) = store.list()
+    assert first.spec is not None
+    assert first.spec.owner == "me"
+    assert test.button(key="lesson-start").disabled, "a second press would drop the first lesson from the page"
+    session_of(test).lessons.clear()
+    test.run()
+    test.button(key="lesson-start").click().run()
+    assert "allows 1 run at a time" in test.error[0].value
+    paused = made_run(store, 0.5, "paused", owner="me")
+    test = page("pages/runs/page.py")
+    test.button(key=f"resume-{paused.id}").click().run()
+    assert "allows 1 run at a time" in test.error[0].value
+    assert store.state(paused.id).state == "paused"
 
 
 def test_an_odd_exercise_in_a_link_is_the_first_or_the_last(page: Run) -> None:
