@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -148,18 +147,13 @@ def _measured(loaded: LoadedModel, pruned: ModelShape | None, batch_size: int) -
     return values
 
 
-class Format(StrEnum):
-    ONNX = "onnx"
-    TIMM = "timm"
-
-
 @app.command("export")
 @takes_options
 def export_model(
     model: Model,
     opening: ModelOptions,
     out: Annotated[Path, typer.Option(help="file (onnx) or folder (timm) to write")],
-    format: Annotated[Format, typer.Option()] = Format.ONNX,
+    format: Literal["onnx", "timm"] = "onnx",
     backbone: Annotated[
         bool, typer.Option("--backbone", help="without a head: features, for a detector or another task")
     ] = False,
@@ -174,7 +168,7 @@ def export_model(
 
     loaded = opening.open(model)
     loaded.model.cpu()  # where onnxruntime checks it
-    if format is Format.ONNX:
+    if format == "onnx":
         result = (export_backbone_onnx if backbone else export_onnx)(loaded.model, loaded.shape, out)
     elif backbone:
         result = save_backbone(loaded, out)
@@ -188,4 +182,4 @@ def export_model(
             class_names=loaded.class_names,
         )
         result = {"stock_timm": loaded.shape.is_uniform}
-    emit({"out": str(out), "format": format.value, **result}, as_json)
+    emit({"out": str(out), "format": format, **result}, as_json)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -18,45 +17,18 @@ from upvit_core.records.basis import Basis
 from upvit_core.records.ratios import Ratios
 
 if TYPE_CHECKING:
-    from upvit_core.planning.allocate import Per
-    from upvit_core.planning.budget import Family
     from upvit_core.profiling.latency import Latency, PyramidLatency
     from upvit_core.records.plan import PruningPlan
     from upvit_core.records.scores import ImportanceScores
     from upvit_core.records.shape import ModelShape
 
 app = typer.Typer()
-
-
-class Preset(StrEnum):
-    DEIT_SMALL = "deit_small"
-    DEIT_TINY = "deit_tiny"
-    PVT_V2_B0 = "pvt_v2_b0"
-    PVT_V2_B1 = "pvt_v2_b1"
-    PVT_V2_B2 = "pvt_v2_b2"
-    PVT_V2_B3 = "pvt_v2_b3"
-    PVT_V2_B4 = "pvt_v2_b4"
-    PVT_V2_B5 = "pvt_v2_b5"
-
-
-class AllocationName(StrEnum):
-    BEST = "best"
-    UNIFORM = "uniform"
-    STOCK = "stock"
-    ISOMORPHIC = "isomorphic"
-    GLOBAL = "global"
-
-
-class PerName(StrEnum):
-    CHANNEL = "channel"
-    PARAMS = "params"
-    MACS = "macs"
-
-
-class Axis(StrEnum):
-    MACS = "macs"
-    PARAMS = "params"
-    LATENCY_MS = "latency_ms"
+Spread = Literal["best", "uniform", "stock", "isomorphic", "global"]
+Per = Literal["channel", "params", "macs"]
+Axis = Literal["macs", "params", "latency_ms"]
+Preset = Literal[
+    "deit_small", "deit_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"
+]
 
 
 @dataclass(frozen=True)
@@ -104,9 +76,9 @@ def plan(
         list[str] | None, typer.Option(help="macs=1.2G, params=6M or latency_ms=4; may be given for each")
     ] = None,
     allocation: Annotated[
-        AllocationName | None, typer.Option(help="over blocks; default: uniform for ratios, best for a budget")
+        Spread | None, typer.Option(help="over blocks; default: uniform for ratios, best for a budget")
     ] = None,
-    per: Annotated[PerName, typer.Option(help="what a global threshold divides scores by")] = PerName.CHANNEL,
+    per: Annotated[Per, typer.Option(help="what a global threshold divides scores by")] = "channel",
     widths: Annotated[
         str | None, typer.Option(help="48:3x48x192*6: residual, then heads x attention x FFN of every block")
     ] = None,
@@ -129,11 +101,11 @@ def plan(
     if budget:
         if names_ratios:
             raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
-        wanted = BudgetChoice((allocation or AllocationName.BEST).value, per.value, basis, chosen, timing)
+        wanted = BudgetChoice(allocation or "best", per, basis, chosen, timing)
         made, facts = wanted.plan(record, budget, None if depth is not None else depth_scores)
         depth_scores = depth_scores if depth is not None else None
     elif preset is not None:
-        made = plan_preset(record, preset.value, basis=basis)
+        made = plan_preset(record, preset, basis=basis)
     else:
         what_if = WhatIf(
             0,
@@ -141,11 +113,11 @@ def plan(
             chosen.heads,
             0,
             basis=basis,
-            allocation=cast(Allocation, (allocation or AllocationName.UNIFORM).value),
+            allocation=cast(Allocation, allocation or "uniform"),
             round_to=chosen.round_to,
             widths=widths or "",
         ).with_percents(ratios.percents)
-        made = what_if.plan_widths(record, snap=snap or allocation is not None, per=per.value)
+        made = what_if.plan_widths(record, snap=snap or allocation is not None, per=per)
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.planning.depth import plan_depth
 
@@ -162,8 +134,8 @@ def plan(
 class BudgetChoice:
     """Options for the best plan within a budget."""
 
-    allocation: str
-    per: str
+    allocation: Spread
+    per: Per
     basis: Basis
     widths: WidthOptions
     timing: LatencyOptions
@@ -182,9 +154,10 @@ class BudgetChoice:
         if record.shape.one_share:
             self._refuse_beside_shares(record.shape.name, depth_scores)
             return self._plan_of_shares(record, budget.limits(), cast("PyramidLatency | None", latency))
-        family = cast("Family", self.allocation)
         best = partial(
             best_plan,
+            family=self.allocation,
+            per=self.per,
             heads=self.widths.heads,
             round_to=self.widths.round_to,
             latency=cast("Latency | None", latency),
@@ -195,14 +168,14 @@ class BudgetChoice:
             from upvit_core.records.block_removals import BlockRemovals
 
             removals = BlockRemovals.load(depth_scores)
-            chosen, every = best_over_depth(record, removals, budget, family=family, per=self.per, **best.keywords)
+            chosen, every = best_over_depth(record, removals, budget, **best.keywords)
             by_depth = {f"{predicted}_at_{other.depth}_blocks": other.predicted for other in every}
             return chosen.best.plan, {predicted: chosen.predicted, **by_depth}
-        choice = best(record, budget, family=family, per=cast("Per", self.per))
+        choice = best(record, budget)
         values: dict[str, object] = {predicted: choice.predicted, "gap_at_most": choice.gap}
         if choice.latency_ms is not None:
             values |= {"latency_ms_estimated": choice.latency_ms, "batch_size": self.timing.batch_size}
-        if family == "best":
+        if self.allocation == "best":
             values[f"{predicted}_stock_timm"] = None
             with suppress(PlanError):
                 values[f"{predicted}_stock_timm"] = best(record, budget, family="stock").predicted
@@ -247,7 +220,7 @@ def front(
     scores: Annotated[Path, typer.Argument(help="scores record")],
     chosen: WidthOptions,
     timing: LatencyOptions,
-    over: Annotated[Axis, typer.Option(help="cost against which plans are compared")] = Axis.MACS,
+    over: Annotated[Axis, typer.Option(help="cost against which plans are compared")] = "macs",
     out: Annotated[Path | None, typer.Option(help="folder to write every plan to")] = None,
     hide_dominated: Annotated[bool, typer.Option("--hide-dominated", help="only plans that no other beats")] = False,
     as_json: Json = False,
@@ -257,10 +230,10 @@ def front(
     from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
-    is_timed = over is Axis.LATENCY_MS or timing.calibration is not None
+    is_timed = over == "latency_ms" or timing.calibration is not None
     latency = timing.of(record.shape) if is_timed else None
     plans = candidate_plans(record, heads=chosen.heads, round_to=chosen.round_to)
-    rows = pareto_rows(record, plans, latency=latency, axes=(over.value, "predicted"))
+    rows = pareto_rows(record, plans, latency=latency, axes=(over, "predicted"))
     rows = [row for row in rows if not (row.dominated and hide_dominated)]
     if out is not None:
         for row in rows:

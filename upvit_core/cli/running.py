@@ -3,9 +3,8 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, ClassVar, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import typer
 
@@ -145,12 +144,6 @@ def distill(
     launch_new(asked, out, detach, as_json)
 
 
-class Head(StrEnum):
-    AUTO = "auto"
-    NEW = "new"
-    KEEP = "keep"
-
-
 @app.command()
 @takes_options
 def finetune(
@@ -161,7 +154,7 @@ def finetune(
     epochs: Annotated[int, typer.Option(min=1)],
     out: Runs = Path("runs"),
     preset: Annotated[str, typer.Option(help="finetune or demo (minutes on a CPU)")] = "finetune",
-    head: Annotated[Head, typer.Option(help="auto: a new one where the classes are others")] = Head.AUTO,
+    head: Annotated[Literal["auto", "new", "keep"], typer.Option(help="auto: a new one where classes differ")] = "auto",
     in_chans: Annotated[int | None, typer.Option(help="1 (grey) or 3 (colour); default: the model's")] = None,
     detach: Detach = False,
     as_json: Json = False,
@@ -178,7 +171,7 @@ def finetune(
         "student": _opened_by(opening, absolute(model)),
         "data": dataset.data,
         "data_root": dataset.root,
-        "head": head.value,
+        "head": head,
         "in_chans": in_chans,
         "img_size": opening.img_size,
         "epochs": epochs,
