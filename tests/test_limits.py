@@ -32,7 +32,14 @@ def test_roots_let_in_what_is_under_them_and_names(place: Path, monkeypatch: pyt
     monkeypatch.chdir(place)
     limits = Limits.of({"UPVIT_ROOTS": f"{place}/allowed{os.pathsep}~/models"})
     inside = ("allowed", "allowed/model", str(place / "allowed/images"), "~/models/x.pth", "allowed/../allowed/model")
-    for good in (*inside, "demo", "torch/cifar10", "deit_small_patch16_224", "hf-hub:timm/vit_x.augreg_in1k"):
+    for good in (
+        *inside,
+        "demo",
+        "torch/cifar10",
+        "deit_small_patch16_224",
+        "hf-hub:timm/vit_x.augreg_in1k",
+        "hf-hub:timm/x@main",
+    ):
         limits.confine(good)
     limits.confine(str(place / "secret"), app_folders=(place / "secret",))
 
@@ -44,7 +51,8 @@ def test_roots_let_in_what_is_under_them_and_names(place: Path, monkeypatch: pyt
         "/etc/passwd",
         "/", "~", "~root/.ssh", "/proc/self/environ", "file:///etc/passwd", "local-dir:/etc", "//etc/passwd", ".", "..",
         "allowed2", "x\\..\\y/../../secret", "/nowhere/at/all", "no such thing/../..", "http://host/x", "a" * 5000,
-        "allowed/\0/../secret", "hf-hub:../../secret",
+        "allowed/\0/../secret", "hf-hub:../../secret", " /etc/passwd", "\t/etc", "local-dir: /etc", " local-dir:/etc",
+        "local-dir:../secret", "local-dir:~root",
     ],
 )  # fmt: skip
 def test_everything_else_is_refused_in_one_sentence(place: Path, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from upvit_core.errors import LimitError
+from upvit_core.paths import place_of
 
-NAME = re.compile(r"(?:hf[-_]hub:)?\w[\w.-]*(?:/\w[\w.-]*)*")
+NAME = re.compile(r"(?:hf[-_]hub:)?\w[\w.-]*(?:/\w[\w.-]*)*(?:@\w[\w.-]*)?")
 LONGEST_PATH = 4096
 LINK_DEPTH = 3
+MOST_BLOCKS = 1000
+"""The most blocks that a model, or a record of one, may have."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,19 @@ class Limits:
             raise LimitError(f"{place[:40]!r}… is no path of a file; paths have at most {LONGEST_PATH} characters.")
         if self.roots is None:
             return
-        path = Path(os.path.expanduser(place))
+        path = place_of(place)
         if not path.is_absolute() and ".." not in path.parts and NAME.fullmatch(place) and not os.path.lexists(path):
             return
         allowed = (*self.roots, *(Path(os.path.realpath(folder)) for folder in app_folders))
-        for reached in (path, *_links(path)):
-            real = Path(os.path.realpath(reached))
-            if not any(real.is_relative_to(root) for root in allowed):
-                folders = ", ".join(map(str, self.roots)) or "none but the app's own"
-                raise LimitError(f"{place} may not be read here; folders that may: {folders} (UPVIT_ROOTS).")
+        self._judge(place, path, allowed)
+        for link in _links(path):
+            self._judge(place, link, allowed)
+
+    def _judge(self, place: str, reached: Path, allowed: tuple[Path, ...]) -> None:
+        real = Path(os.path.realpath(reached))
+        if not any(real.is_relative_to(root) for root in allowed):
+            folders = ", ".join(map(str, self.roots or ())) or "none but the app's own"
+            raise LimitError(f"{place} may not be read here; folders that may: {folders} (UPVIT_ROOTS).")
 
 
 def _number(environment: Mapping[str, str], name: str) -> float | None:

@@ -221,7 +221,7 @@ with frame.page("Method", "Making a transformer thinner in seven steps, on the o
         bind="query-params",
         label_visibility="collapsed",
     )
-    number = STEPS.index(step)
+    number = STEPS.index(step) if step in STEPS else 0  # a link may name anything
     if number in (1, 2, 3):
         if scores is None:
             text = "This step shows the model's scores. Make them on Importance, or open the demo."

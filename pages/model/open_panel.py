@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from pathlib import Path
 
 import streamlit as st
@@ -10,6 +11,7 @@ from pages.services import folders, jobs, limits, open_model
 from pages.services.session import session
 from upvit_core.errors import CheckpointError, UPViTError
 from upvit_core.files import digest
+from upvit_core.paths import place_of
 from upvit_core.records.source import Source
 
 LONGEST_NAME = 80
@@ -108,6 +110,6 @@ def _published() -> None:
         label = "Folder with the published score files"
         folder = st.text_input(label, placeholder="/data/up-vit-scores-2k", help=names).strip()
         if st.form_submit_button("Open") and folder:
-            if not Path(folder).expanduser().is_dir():
+            if not os.path.isdir(place_of(folder)):
                 raise CheckpointError(f"There is no folder {folder}; give the folder that holds the score files.")
             _open(open_model.PUBLISHED + folder)

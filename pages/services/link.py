@@ -4,7 +4,7 @@ Sliders, basis, repair, spread, depth and batch are in the link through their wi
 model. A link opened elsewhere gives the same picture, or a sentence for each part that is not there.
 """
 
-from pathlib import Path
+import os.path
 
 import streamlit as st
 
@@ -12,6 +12,7 @@ from pages.services import block_removals, limits, open_model, scoring, slider_s
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from upvit_core.errors import LimitError
+from upvit_core.paths import place_of
 
 SCORES, IMAGES = "scores", "images"
 
@@ -73,7 +74,7 @@ def _lacking(spec: str) -> str:
         limits.confine(spec)
     except LimitError as error:
         return str(error)
-    if spec.startswith(("/", "~", ".")) and not Path(spec).expanduser().exists():
+    if spec.startswith(("/", "~", ".")) and not os.path.exists(place_of(spec)):
         return f"The link was made with the images {spec[:80]}, which this machine does not have; give others on Model."
     return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os.path
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +17,7 @@ from pages.services.session import session
 from upvit_core.cache import Cache
 from upvit_core.errors import CheckpointError, DataError
 from upvit_core.importance.published import import_scores
-from upvit_core.paths import DEMO_FOLDER
+from upvit_core.paths import DEMO_FOLDER, place_of
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape
@@ -72,8 +73,8 @@ class OpenModel:
     @property
     def identity(self) -> str:
         """Names the weights: changes with the source and with its files."""
-        place = DEMO_FOLDER / "model.safetensors" if self.is_demo else Path(Source.parse(self.model).path).expanduser()
-        return self.source + _stamp(place / "model.safetensors" if place.is_dir() else place)
+        place = DEMO_FOLDER / "model.safetensors" if self.is_demo else place_of(Source.parse(self.model).path)
+        return self.source + _stamp(place / "model.safetensors" if os.path.isdir(place) else place)
 
     @property
     def data_key(self) -> str:
@@ -131,8 +132,8 @@ def no_scores(shape: ModelShape) -> ImportanceScores:
 def own_dataset(model: OpenModel) -> str:
     """The image set that comes with a model, or ""."""
     if not model.task.has_pictures:
-        beside = Path(model.model).expanduser() / "text.txt"
-        return str(beside) if model.has_weights and beside.is_file() else ""
+        beside = place_of(model.model) / "text.txt"
+        return str(beside) if model.has_weights and os.path.isfile(beside) else ""
     fits = (model.shape.img_size, model.shape.in_chans, model.shape.num_classes) == ((28, 28), 1, 10)
     return "demo" if model.is_demo or fits else ""
 
@@ -166,7 +167,7 @@ def inspect(source: str) -> OpenModel | None:
         return _folder("demo", DEMO_FOLDER, _stamp(DEMO_FOLDER / "config.json"))
     if source.startswith(PUBLISHED):
         folder = source.removeprefix(PUBLISHED)
-        return _published(source, folder, _stamp(Path(folder).expanduser()))
+        return _published(source, folder, _stamp(place_of(folder)))
     if source.startswith(WITHOUT_WEIGHTS):
         for variant in ("base", "small", "tiny"):
             for distilled in (False, True):
@@ -175,10 +176,10 @@ def inspect(source: str) -> OpenModel | None:
                     return OpenModel(source, model_name(shape), shape, "", "", "shape only, no weights")
         return _loaded().find(source)
     parsed = Source.parse(source)
-    place = Path(parsed.path).expanduser()
-    if place.is_file() and is_scores_file(place):
+    place = place_of(parsed.path)
+    if os.path.isfile(place) and is_scores_file(place):
         return _scores_file(source, str(place), _stamp(place))
-    if place.is_dir() and not parsed.options and _names_shape(place):
+    if os.path.isdir(place) and not parsed.options and _names_shape(place):
         return _folder(source, place, _stamp(place / "config.json"))
     return _loaded().find(source + _stamp(place))
 
@@ -191,8 +192,8 @@ def load(source: str) -> OpenModel:
     weights = not source.startswith(WITHOUT_WEIGHTS)
     parsed = Source.parse(source.removeprefix(WITHOUT_WEIGHTS))
     loaded = load_model(parsed, pretrained=weights)
-    place = Path(parsed.path).expanduser()
-    scores = _scores_beside(place) if place.is_dir() else None
+    place = place_of(parsed.path)
+    scores = _scores_beside(place) if os.path.isdir(place) else None
     opened = OpenModel(
         source,
         loaded.name,
@@ -271,7 +272,7 @@ def _folder(source: str, folder: Path, stamp: str) -> OpenModel:
 
 @st.cache_resource(max_entries=8, show_spinner=False)
 def _published(source: str, folder: str, stamp: str) -> OpenModel:
-    scores = import_scores(Path(folder).expanduser())
+    scores = import_scores(place_of(folder))
     return OpenModel(
         source, model_name(scores.shape), scores.shape, "", scores.digest, "published scores, no weights", scores
     )

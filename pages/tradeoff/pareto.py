@@ -95,7 +95,7 @@ def _axes(model: OpenModel) -> Axes:
         chosen = st.segmented_control(
             label, options, default=options[0], required=True, wrap=True, key=key, bind="query-params"
         )
-        return chosen or options[0]
+        return chosen if chosen in options else options[0]  # a link may name anything
 
     with one:
         loss = choose("Loss", (tried_plans.SCORE, tried_plans.KL, model.task.name))

@@ -1,10 +1,13 @@
 """Every way in which a file or folder may be broken is refused in one sentence."""
 
+import io
 import json
 import os
 import pickle
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,7 +66,8 @@ def test_a_file_cut_anywhere_is_refused(form: str, tmp_path: Path) -> None:
     [
         (b"", ("empty",)),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", ("Git LFS",)),
-        (b"<!DOCTYPE html><html>404</html>", ("DOCTYPE",)),
+        (b"<!DOCTYPE html><html>404</html>", ("web page",)),
+        (b"root:x:0:0:root", ("neither",)),
         (b"PK\x03\x04 not really", ("damaged",)),
     ],
 )
@@ -88,6 +92,34 @@ def test_pickles_that_hold_no_state_dict(content: object, words: tuple[str, ...]
     with pytest.raises((CheckpointError, UnsupportedModelError)) as error:
         load_model(saved(tmp_path / "w.pth", content))
     assert_one_sentence(error, *words)
+
+
+def expanded(path: Path) -> None:
+    torch.save({**wide().state_dict(), "head.weight": torch.zeros(1).expand(5, 128)}, path)
+
+
+def deflated(path: Path) -> None:
+    torch.save({**wide().state_dict(), "x": torch.zeros(3_000_000)}, path)
+    content = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in content.namelist():
+            archive.writestr(name, content.read(name) if "data/" not in name else bytes(len(content.read(name))))
+
+
+def of_many_blocks(path: Path) -> None:
+    torch.save({**wide().state_dict(), "blocks.20000.norm1.weight": torch.zeros(1)}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "word"),
+    [(expanded, "fewer numbers"), (deflated, "unpack"), (of_many_blocks, "20000"), (os.mkfifo, "regular")],
+)
+def test_a_small_file_asks_for_no_large_memory(write: Callable[[Path], None], word: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    write(path)
+    with pytest.raises(CheckpointError) as error:
+        load_model(path)
+    assert_one_sentence(error, word)
 
 
 def test_a_torchscript_program_is_refused(tmp_path: Path) -> None:
@@ -199,6 +231,10 @@ def test_files_of_other_architectures(name: str, overrides: dict[str, object], p
         ('{"upvit_shape": {"name": "x"}}', ("config.json",)),
         ('{"upvit_shape": 3}', ("config.json",)),
         ('{"model_type": "vit"}', ("config.json", "image_size")),
+        ('{"architecture": "deit_tiny_patch16_224", "model_args": {"depth": 1000000}}', ("config.json", "blocks")),
+        ('{"model_type": "gpt2", "n_embd": 8, "n_head": 1, "n_layer": 1000000}', ("config.json", "blocks")),
+        ('{"model_type": "vit", "image_size": [], "num_attention_heads": 2}', ("config.json",)),
+        ('{"model_type": "vit", "image_size": Infinity, "num_attention_heads": 2}', ("config.json",)),
     ],
 )
 def test_a_malformed_config_is_refused(config: str, words: tuple[str, ...], tmp_path: Path) -> None:

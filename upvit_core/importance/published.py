@@ -14,6 +14,7 @@ import numpy as np
 
 from upvit_core.errors import ScoresError
 from upvit_core.importance.ranking import keep_best, keep_in_merged_heads
+from upvit_core.limits import MOST_BLOCKS
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import BlockShape, ModelShape
@@ -56,6 +57,8 @@ def import_scores(folder: str | Path) -> ImportanceScores:
     if len(depths) > 1 or len(images) > 1:
         raise ScoresError(f"{folder} mixes depths {sorted(depths)} or image sets of {sorted(images)}; separate them.")
     depth = depths.pop()
+    if depth > MOST_BLOCKS:
+        raise ScoresError(f"The names in {folder} speak of {depth} blocks; models have at most {MOST_BLOCKS}.")
     for key in ["residual", *(f"{c}.{b}" for b in range(depth) for c in ("attention", "ffn"))]:
         if key not in values:
             raise ScoresError(f"{folder} lacks the file with the scores of {key}; a model of {depth} blocks needs it.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os.path
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +38,7 @@ from upvit_core.models.pvt_build import is_pvt, shape_of_pvt_tensors
 from upvit_core.models.recognition import Recognition
 from upvit_core.models.resize import at_size
 from upvit_core.models.tensors import check_tensors, digest_of, shape_of_tensors
-from upvit_core.paths import DEMO_FOLDER
+from upvit_core.paths import DEMO_FOLDER, place_of
 from upvit_core.records.family import load
 from upvit_core.records.known_shapes import PvtVariant, pvt_shape
 from upvit_core.records.shape import ModelShape
@@ -155,10 +156,10 @@ def _open(text: str, weights: str | None, pretrained: bool) -> _Opened:
     if prefix in ("hf-hub", "hf_hub"):
         opened = _open_folder(fetch(rest), weights)
         return replace(opened, name=_human_name(rest.partition("@")[0], opened.shape))
-    path = Path(rest if prefix == "local-dir" else text).expanduser()
-    if path.is_dir():
+    path = place_of(text)
+    if os.path.isdir(path):  # unlike Path's methods, no error for a name that is too long
         return _open_folder(path, weights)
-    if path.exists():
+    if os.path.exists(path):
         if is_zipped_folder(path):
             with unzipped(path) as folder:
                 return replace(_open_folder(folder, weights), name=path.stem)
@@ -184,7 +185,7 @@ def _describe_language(folder: Path, weights: Path) -> _Opened:
     try:
         ours = values.get("upvit_shape")
         shape = ModelShape.from_dict(ours) if ours else shape_of_config(values, folder.name)
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{folder}/config.json is malformed ({reason(error)}); restore it.") from error
     tokenizer = folder / TOKENIZER
     cfg = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}

@@ -13,6 +13,7 @@ from timm.models import PretrainedCfg
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Json, Values
+from upvit_core.limits import MOST_BLOCKS
 from upvit_core.models.build import Untyped, shape_of
 from upvit_core.models.files import reason
 from upvit_core.models.gpt2 import UNEVEN
@@ -81,7 +82,7 @@ def read_config(folder: Path) -> ModelConfig:
             return _timm(values, folder)
         if "model_type" in values:
             return _hugging_face(values, folder)
-    except (TypeError, ValueError, KeyError, AttributeError, AssertionError, RuntimeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path} is malformed ({reason(error)}); restore it, or give the weights file alone."
         ) from error
@@ -93,12 +94,6 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _ours(values: Json) -> ModelConfig:
     shape = ModelShape.from_dict(values["upvit_shape"])
-    widths = [number for block in shape.blocks for number in (block.num_heads, block.attention, block.ffn)]
-    numbers = [*widths, *shape.img_size, *shape.patch_size, shape.embed_dim, shape.in_chans, shape.num_classes]
-    if not shape.blocks or not all(type(number) is int and number > 0 for number in numbers):
-        raise ValueError("upvit_shape has a width that is no positive number")
-    if any(block.attention % block.num_heads for block in shape.blocks):
-        raise ValueError("upvit_shape has a block whose heads do not divide its attention channels")
     if not isinstance(values.get("pretrained_cfg", {}), dict):
         raise TypeError("pretrained_cfg is no object")
     return ModelConfig(
@@ -108,6 +103,8 @@ def _ours(values: Json) -> ModelConfig:
 
 def _timm(values: Json, folder: Path) -> ModelConfig:
     require_vit_name(values["architecture"])
+    if int((values.get("model_args") or {}).get("depth") or 1) > MOST_BLOCKS:
+        raise ValueError(f"model_args asks for more than {MOST_BLOCKS} blocks")
     model: Untyped = timm.create_model(f"local-dir:{folder}", pretrained=False, device="meta")
     shape = shape_of(model, values["architecture"])
     return ModelConfig(shape, pretrained_cfg=model.pretrained_cfg, class_names=_labels(model.pretrained_cfg))
@@ -124,7 +121,9 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
             f"{folder} has the activation {values['hidden_act']!r}, which is not understood; only 'gelu' is."
         )
     size = values["image_size"]
-    size = (size, size) if isinstance(size, int) else tuple(size)
+    size = (size, size) if isinstance(size, int) else tuple(map(int, size))
+    if len(size) != 2:
+        raise ValueError(f"image_size is {values['image_size']}")
     preprocessing = folder / "preprocessor_config.json"
     cfg = dict(TRANSFORMERS[values["model_type"]])
     images = f"as {preprocessing.name} says"

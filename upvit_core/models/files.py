@@ -24,6 +24,7 @@ from upvit_core.models.unpickle import named_tensors, plain_values, unpickle
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
+MOST_INFLATED = 20  # weights hardly shrink when they are compressed
 INDEX = ".index.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}")
 RUN_VALUES = ("args", "hyper_parameters", "opt", "cfg", "config")
@@ -46,6 +47,8 @@ def read_contents(path: str | Path) -> Contents:
     path = Path(path)
     if path.name.endswith(INDEX):
         return _read_shards(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} is no regular file; give a checkpoint file.")
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -67,10 +70,8 @@ def read_contents(path: str | Path) -> Contents:
         return _read_arrays(path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _read_pickle(path)
-    raise CheckpointError(
-        f"{path} is neither a safetensors nor a PyTorch file (it begins with {start[:12]!r}); give one of "
-        f"{', '.join(SUFFIXES)}."
-    )
+    kind = "is a web page" if start.lstrip()[:1] == b"<" else "is neither a safetensors nor a PyTorch file"
+    raise CheckpointError(f"{path} {kind}; give one of {', '.join(SUFFIXES)}.")
 
 
 def weights_of(folder: Path) -> Path:
@@ -100,12 +101,26 @@ def _read_shards(index: Path) -> Contents:
 
 
 def _holds_arrays(path: Path) -> bool:
+    names = _entries(path)
+    return bool(names) and all(name.endswith(".npy") for name in names)
+
+
+def _entries(path: Path) -> list[str]:
+    """Names in a zip, none where it is no zip. Raises CheckpointError for one that would unpack to far more."""
+    if not path.is_file():  # a pipe would be waited for
+        return []
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
+            entries = archive.infolist()
     except (zipfile.BadZipFile, OSError):
-        return False
-    return bool(names) and all(name.endswith(".npy") for name in names)
+        return []
+    size = sum(entry.file_size for entry in entries)
+    if size > MOST_INFLATED * sum(entry.compress_size for entry in entries) + 2**20:
+        raise CheckpointError(
+            f"{path} would unpack to {size / 2**20:,.0f} MiB, over {MOST_INFLATED} times its size; save the weights "
+            "without compression."
+        )
+    return [entry.filename for entry in entries]
 
 
 def _read_arrays(path: Path) -> Contents:
@@ -161,11 +176,7 @@ def _unreadable(message: str) -> str:
 
 def is_zipped_folder(path: Path) -> bool:
     """True for a zip of a model's folder, which is neither a file of torch.save nor NumPy's."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [Path(name).name for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError):
-        return False
+    names = [Path(name).name for name in _entries(path)]
     return "data.pkl" not in names and any(name in WEIGHT_FILES or Path(name).suffix in SUFFIXES for name in names)
 
 

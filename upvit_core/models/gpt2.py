@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.files import Json, Values
+from upvit_core.limits import MOST_BLOCKS
 from upvit_core.models.transformer import Keep, Norm, TransformerAdapter, keep_nothing, stock_norm
 from upvit_core.records.shape import BlockShape, ModelShape
 
@@ -118,6 +119,8 @@ def shape_of_config(values: Values, name: str) -> ModelShape:
                 f"{name}: {key} is {values[key]!r}, which is not understood; only {wanted!r} is."
             )
     width = int(values["n_embd"])
+    if not 1 <= int(values["n_layer"]) <= MOST_BLOCKS or min(width, int(values["n_head"])) < 1:
+        raise ValueError(f"it asks for {values['n_layer']} blocks of width {width} with {values['n_head']} heads")
     block = BlockShape(int(values["n_head"]), width, int(values.get("n_inner") or 4 * width))
     return language_shape(
         name,

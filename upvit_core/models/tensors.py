@@ -16,6 +16,7 @@ from torch import Tensor
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Content, digest
+from upvit_core.limits import MOST_BLOCKS
 from upvit_core.models.build import expected_tensors
 from upvit_core.models.foreign import foreign_part
 from upvit_core.records.family import VIT
@@ -44,6 +45,8 @@ def shape_of_tensors(
     """
     refuse_foreign_parts(tensors, source)
     depth = 1 + max((int(m[1]) for m in (re.match(r"blocks\.(\d+)\.", key) for key in tensors) if m), default=-1)
+    if depth > MOST_BLOCKS:
+        raise CheckpointError(f"{source} numbers its blocks up to {depth - 1}; models have at most {MOST_BLOCKS}.")
     if not depth:
         raise UnsupportedModelError(
             f"{source} is not a Vision Transformer that is understood: its tensors are {listed(sorted(tensors))}, none "
@@ -154,9 +157,15 @@ def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str)
             raise CheckpointError(
                 f"{source}: {key} has the shape {dimensions(tensor)}, expected {'x'.join(map(str, wanted))}."
             )
+        if not tensor.is_meta and tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise CheckpointError(
+                f"{source}: {key} stores fewer numbers than its shape has; save it with .contiguous()."
+            )
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
             kind = "no data" if tensor.is_meta else f"{tensor.dtype} ({tensor.layout})"
             raise CheckpointError(f"{source}: {key} holds {kind}, expected dense floating-point weights.")
+        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+            raise CheckpointError(f"{source}: {key} stores fewer numbers than its shape has; save it contiguous.")
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{source}: {key} holds NaN or infinity; such weights cannot be used.")
 

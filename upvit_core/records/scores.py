@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, StrictInt, StrictStr
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -22,6 +23,7 @@ from upvit_core.atomic import replaced
 from upvit_core.errors import ScoresError
 from upvit_core.files import Values, digest
 from upvit_core.records.basis import Basis
+from upvit_core.records.record import Record
 from upvit_core.records.shape import ModelShape
 
 VERSION = 1
@@ -59,6 +61,9 @@ class ImportanceScores:
                 raise ScoresError(f"The scores hold {self.values[key].shape} values for {key!r}, not {width}.")
             if not np.isfinite(self.values[key]).all():
                 raise ScoresError(f"The scores of {key!r} contain NaN or infinity; score the model again.")
+        for key, errors in self.stderr.items():
+            if key not in self.values or errors.shape != self.values[key].shape:
+                raise ScoresError(f"The standard errors of {key!r} do not fit its scores; score the model again.")
 
     @property
     def is_kl(self) -> bool:
@@ -119,13 +124,30 @@ class ImportanceScores:
             if record.pop("version") > VERSION:
                 raise ScoresError(f"{path} was written by a newer version; update this program to read it.")
             shape = ModelShape.from_dict(record.pop("shape"))
+            record = _About.model_validate(record).model_dump(exclude_unset=True)
         except FileNotFoundError as error:
             raise ScoresError(f"There is no scores file at {path}; run `score` first.") from error
-        except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        except (SafetensorError, OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise ScoresError(f"{path} is not a readable scores record ({error}); score the model again.") from error
         values = {key: value for key, value in tensors.items() if not key.startswith("stderr/")}
         stderr = {key.removeprefix("stderr/"): value for key, value in tensors.items() if key.startswith("stderr/")}
         return cls(values=values, stderr=stderr, shape=shape, **record)
+
+
+class _About(Record):
+    """What a file says beside the arrays."""
+
+    criterion: StrictStr
+    unit: StrictStr
+    model: StrictStr = ""
+    model_digest: StrictStr = ""
+    data: StrictStr = ""
+    data_digest: StrictStr = ""
+    images: Annotated[StrictInt, Field(ge=0, lt=2**53)] = 0
+    seed: StrictInt = 0
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    basis: Basis = Basis.CHANNELS
+    notes: dict[str, Any] = {}  # noqa: RUF012
 
 
 def expected_widths(shape: ModelShape) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.files import Json, Values
+from upvit_core.limits import MOST_BLOCKS
 from upvit_core.records.family import FAMILIES, Family, load
 
 Component = Literal["residual", "attention", "ffn", "reduction"]
@@ -289,14 +290,19 @@ class ModelShape:
 
     @classmethod
     def from_dict(cls, values: Json) -> ModelShape:
+        """Raises ValueError, TypeError or KeyError where the values make no model."""
         values = dict(values)
+        if not 1 <= len(values["blocks"]) <= MOST_BLOCKS:
+            raise ValueError(f"it has {len(values['blocks'])} blocks, expected 1 to {MOST_BLOCKS}")
         values["blocks"] = tuple(BlockShape(**block) for block in values["blocks"])
         values["img_size"], values["patch_size"] = tuple(values["img_size"]), tuple(values["patch_size"])
         values["stages"] = tuple(StageShape(**stage) for stage in values.get("stages", ()))
         for record in (*values["blocks"], *values["stages"]):
             _check_numbers(type(record), vars(record))
         _check_numbers(cls, values)
-        return cls(**values)
+        shape = cls(**values)
+        _check_shape(shape)
+        return shape
 
 
 def _check_numbers(record: type[ModelShape | BlockShape | StageShape], values: Values) -> None:
@@ -313,6 +319,15 @@ def _check_numbers(record: type[ModelShape | BlockShape | StageShape], values: V
             raise ValueError(f"{field.name} is {str(value)[:40]}, expected {wanted}")
         if many and not all(numbers):
             raise ValueError(f"{field.name} is {value}, expected numbers above 0")
+
+
+def _check_shape(shape: ModelShape) -> None:
+    """Raises ValueError where widths are no positive numbers, or heads do not divide attention."""
+    for number, block in enumerate(shape.blocks):
+        if min(block.num_heads, block.attention, block.ffn) < 1 or block.attention % block.num_heads:
+            raise ValueError(f"block {number} has {block}, expected numbers above 0 and heads that divide attention")
+    if min(shape.embed_dim, shape.in_chans, shape.num_classes) < 1 or not (shape.is_language or shape.num_patches):
+        raise ValueError("it has no channels, no classes or no patches")
 
 
 def plain_tokens(shape: ModelShape, block: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from urllib.parse import parse_qsl, quote
@@ -50,7 +51,7 @@ class Source:
     @classmethod
     def parse(cls, text: str | None) -> Source:
         """Raises CheckpointError where a number is none; a `#` that no option follows belongs to the path."""
-        text = text or ""
+        text = (text or "").strip()
         path, mark, rest = text.rpartition(MARK)
         names = {field.name for field in fields(cls)[1:]}
         options = dict(parse_qsl(rest, keep_blank_values=True)) if mark else {}
@@ -58,9 +59,9 @@ class Source:
             return cls(text)
         for name in ("heads", "head_dim"):
             numbers = options.get(name, "1").split(",")
-            if not all(number.isascii() and number.isdigit() and int(number) for number in numbers):
+            if not all(re.fullmatch("0*[1-9][0-9]{0,8}", number) for number in numbers):
                 raise CheckpointError(
-                    f"{options[name]!r} is not a number of heads; give a whole number from 1 up, or one for each block "
-                    "with commas between."
+                    f"{options[name][:40]!r} is not a number of heads; give a whole number from 1 up, or one for "
+                    "each block with commas between."
                 )
         return cls(path, **options)
