@@ -41,6 +41,10 @@ class PlanError(UPViTError):
     """A pruning plan is illegal for the model, or cannot be read."""
 
 
+class MapError(UPViTError):
+    """A map of measured cuts cannot be read or made, or belongs to another model."""
+
+
 class CalibrationError(UPViTError):
     """A calibration is missing, torn, or was made for another device, number type or number of threads."""
 
