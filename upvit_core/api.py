@@ -8,9 +8,9 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from upvit_core.data import ImageSet, open_images, proxy_indices
+from upvit_core.data import ImageSet, proxy_indices
 from upvit_core.errors import PlanError, RunError, ScoresError
 from upvit_core.evaluation import Evaluation, check_teacher, predict
 from upvit_core.evaluation import evaluate as evaluate_batches
@@ -19,6 +19,7 @@ from upvit_core.importance.score import DEFAULT_IMAGES
 from upvit_core.importance.score import score as score_channels
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
 from upvit_core.models.checkpoint import save_model as write_folder
+from upvit_core.models.images import Split, images_for
 from upvit_core.models.tensors import digest_of
 from upvit_core.planning.budget import Budget, best_plan
 from upvit_core.planning.budget_stages import best_shares
@@ -66,8 +67,7 @@ def score(
     `basis="directions"` scores directions of a rotated residual and of rotated heads, by `fisher` or `kl`.
     Raises ScoresError where the criterion is unknown or lacks data, DataError where the data cannot be opened.
     """
-    by_label = criterion in BY_LABEL
-    train_images = None if data is None else _images(model, data, "train", root, labelled=by_label)
+    train_images = None if data is None else _images(model, data, "train", root=root, labelled=criterion in BY_LABEL)
     if Basis(basis) is Basis.CHANNELS:
         return score_channels(model, train_images, criterion, n=images, seed=seed, report=report)
     if train_images is None:
@@ -121,7 +121,7 @@ def prune(
     seconds and without training; plans of directions need data too. None takes what the plan records, else no repair
     and 2,000 images by seed 0. Raises PlanError where the plan belongs to another shape, or data is missing.
     """
-    opened = None if data is None else _images(model, data, "train", root, labelled=False, apart=True)
+    opened = None if data is None else _images(model, data, "train", root=root, labelled=False, apart=True)
     if opened is not None and images is not None:
         images = min(images, len(opened))
     module, made = cut_and_record(model, plan, repair=repair, data=opened, images=images, seed=seed, report=report)
@@ -148,7 +148,7 @@ def evaluate(
     """
     if teacher is not None:
         check_teacher(model.shape, teacher.shape)
-    test = _images(model, data, "val", root)
+    test = _images(model, data, "val", root=root)
     chosen = None if images is None else proxy_indices(test, images, seed)
     device = next(model.model.parameters()).device
     reference = None
@@ -185,7 +185,7 @@ def distill(
         if settings not in PRESETS:
             raise RunError(f"There is no preset {settings!r}; choose one of {', '.join(PRESETS)}.")
         settings = PRESETS[settings]
-    images, cfg = _images(student, data, "train", root, apart=True), student.pretrained_cfg
+    images, cfg = _images(student, data, "train", root=root, apart=True), student.pretrained_cfg
     module, device = deepcopy(student.model), next(student.model.parameters()).device.type
     if settings.from_scratch:
         module = build_model(ours, seed=settings.seed, weight_init="jax")
@@ -221,27 +221,8 @@ def save_model(model: LoadedModel, folder: str | Path) -> None:
     )
 
 
-def _images(
-    model: LoadedModel,
-    data: Data,
-    split: Literal["train", "val"],
-    root: str | None,
-    *,
-    labelled: bool = True,
-    apart: bool = False,
-) -> ImageSet:
-    if isinstance(data, ImageSet):
-        return data
-    return open_images(
-        str(data),
-        split,
-        pretrained_cfg=model.pretrained_cfg,
-        num_classes=model.shape.num_classes,
-        class_names=model.class_names,
-        labelled=labelled,
-        apart=apart,
-        root=root,
-    )
+def _images(model: LoadedModel, data: Data, split: Split, **how: Any) -> ImageSet:
+    return data if isinstance(data, ImageSet) else images_for(model, data, split, **how)
 
 
 def _plan_of(model: LoadedModel) -> PruningPlan | None:

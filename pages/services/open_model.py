@@ -105,18 +105,9 @@ class OpenModel:
         limits.confine(self.dataset)
 
         def read(divided: bool) -> ImageSet:
-            from upvit_core.data import open_images
+            from upvit_core.models.images import images_for
 
-            live = self.weights()
-            return open_images(
-                self.dataset,
-                split,
-                pretrained_cfg=live.pretrained_cfg,
-                num_classes=self.shape.num_classes,
-                class_names=live.class_names,
-                labelled=split == "val" or labelled,
-                apart=divided,
-            )
+            return images_for(self.weights(), self.dataset, split, labelled=split == "val" or labelled, apart=divided)
 
         key = self.data_key, split, labelled
         images = _image_sets().get(key, lambda: read(False))

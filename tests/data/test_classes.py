@@ -48,8 +48,8 @@ def test_folders_are_matched_to_classes_by_name(
 @pytest.mark.parametrize(
     ("folders", "count", "indices", "words"),
     [
-        (("n01443537", "n02110185"), 1000, (1, 250), "2 folders are 2 of ImageNet's 1,000 classes"),
-        (("Siberian husky", "goldfish"), 1000, (250, 1), "ImageNet's"),
+        (("n01443537", "n02110185"), 1000, (1, 250), "2 of 2 folders are named as classes of ImageNet"),
+        (("Siberian husky", "goldfish"), 1000, (250, 1), "as the model names none"),
         (("0", "1", "10", "11", "2"), 12, (0, 1, 10, 11, 2), "folder k is class k"),
         (("1", "10", "2"), 3, (0, 2, 1), "natural order of the folders (1, 2, 10)"),
         (("c1", "c10", "c2"), 3, (0, 2, 1), "the model names no classes"),
@@ -94,7 +94,7 @@ def test_labels_files_and_digest_follow_the_names(folder: Path) -> None:
     assert images.labels().tolist() == [2, 2, 3, 3, 0, 0]
     assert files(images) == files(before)
     assert images.digest != before.digest
-    assert "(masks) left out" in images.told
+    assert "left out: masks" in images.told
     described = {"label_names": ["n1", "n2", "n3"], "label_descriptions": {"n1": "cat", "n2": "bee", "n3": "ant"}}
     cfg = {"input_size": (3, 16, 16), **described}
     assert opened(folder, "val", pretrained_cfg=cfg, num_classes=3).labels().tolist() == [2, 2, 1, 1, 0, 0]
@@ -124,6 +124,8 @@ def test_parts_are_known_by_any_usual_name(part: str | None, names: str) -> None
         ("photos_train", "photos_test", ()),
         ("train_set", "test_set", ("docs",)),
         ("Data/CLS-LOC/train", "Data/CLS-LOC/val", ("Annotations/CLS-LOC", "ImageSets")),
+        ("seg_train/seg_train", "seg_test/seg_test", ("seg_pred",)),
+        ("set/TRAIN", "set/TEST", ("pictures of the README",)),
     ],
 )
 def test_parts_are_no_classes(train: str, val: str, beside: Sequence[str], tmp_path: Path) -> None:
@@ -131,8 +133,8 @@ def test_parts_are_no_classes(train: str, val: str, beside: Sequence[str], tmp_p
     fill(tmp_path / val, {"ant": 1, "bee": 1}, seed=50)
     for name in beside:
         (tmp_path / name).mkdir(parents=True)
-    if "Annotations/CLS-LOC" in beside:
-        fill(tmp_path / "Annotations", {"masks": 1})
+    if beside:
+        fill(tmp_path / beside[0], {"masks": 1})
     for split, folder, count in (("train", train, 6), ("val", val, 2)):
         images = opened(tmp_path, split, apart=True)
         assert (images.class_names, len(images)) == (("ant", "bee"), count)
@@ -168,6 +170,7 @@ def flat(root: Path) -> Path:
     [
         ("LOC_val_solution.csv", "ImageId,PredictionString\n", "ILSVRC2012_val_{0:08d},{1} 85 1 499 272\n"),
         ("val.txt", "", "ILSVRC2012_val_{0:08d}.JPEG {1}\n"),
+        ("val_annotations.txt", "", "ILSVRC2012_val_{0:08d}.JPEG\t{1}\t0\t32\t44\t62\n"),
         ("labels.tsv", "file\tclass\n", "val/ILSVRC2012_val_{0:08d}.JPEG\t{1}\n"),
         ("synset_labels.txt", "", "{1}\n"),
         ("numbers.csv", "id,label\n", "ILSVRC2012_val_{0:08d},{2}\n"),

@@ -36,7 +36,7 @@ def test_captions_labels_and_the_field_for_images(page: Callable[..., AppTest], 
     assert field(test).value == "/nowhere/at/all"
     test = measure_on(test, named)
     assert not test.error
-    assert any("10 folders are 10 of the model's 10 classes" in caption.value for caption in test.caption)
+    assert any("10 of 10 folders are named as classes of the model" in caption.value for caption in test.caption)
     assert not test.warning
     assert html_of(test).count("✓") > html_of(test).count("✗")
     test = measure_on(test, shuffled)

@@ -109,18 +109,9 @@ class DataOptions:
         self, model: LoadedModel, split: Literal["train", "val"], *, labelled: bool = True, apart: bool = False
     ) -> ImageSet:
         """One split, prepared as the model reads it; standard error says how labels and split were found."""
-        from upvit_core.data import open_images
+        from upvit_core.models.images import images_for
 
-        images = open_images(
-            self.data,
-            split,
-            pretrained_cfg=model.pretrained_cfg,
-            num_classes=model.shape.num_classes,
-            class_names=model.class_names,
-            labelled=labelled,
-            apart=apart,
-            root=self.root,
-        )
+        images = images_for(model, self.data, split, labelled=labelled, apart=apart, root=self.root)
         if images.told and rank() == 0:
             typer.echo(images.told, err=True)
         return images

@@ -59,12 +59,12 @@ def order_classes(
     `empty` are folders without images, which count where the rest is too few. `ordered`: the set itself numbers its
     classes. Raises DataError where names do not tell, and the number of folders is another than that of outputs.
     """
-    count = len(known) if known is not None else num_classes
-    if (found := _by_name(folders, known, count, what)) is not None:
+    num_classes = len(known) if known is not None else num_classes
+    if (found := _by_name(folders, known, num_classes, what)) is not None:
         return found
     numbers = [int(name) for name in folders if name.isdecimal()]
-    if not ordered and count and len({*numbers}) == len(folders) and max(numbers) < count:
-        names = [str(index) for index in range(count)] if known is None else [own[0] for own in known]
+    if not ordered and num_classes and len({*numbers}) == len(folders) and max(numbers) < num_classes:
+        names = [own[0] for own in known or [[str(index)] for index in range(num_classes)]]
         return ClassOrder(tuple(numbers), tuple(names), "Labels go by number: folder k is class k.", True)
     listed = list(folders)
     if num_classes not in (None, len(folders)):
@@ -72,11 +72,7 @@ def order_classes(
             raise DataError(_does_not_fit(folders, known, num_classes, what))
         listed += empty
     names = listed if ordered else sorted(listed, key=natural_key)
-    why = (
-        "the model names no classes"
-        if known is None
-        else f"they have not the names of the model's classes ({_some(known)})"
-    )
+    why = f"they are not named as the model's classes ({_some(known)})" if known else "the model names no classes"
     told = f"Labels go by the {'own' if ordered else 'natural'} order of the {what} ({_few(names)}), since {why}."
     place = {name: index for index, name in enumerate(names)}
     return ClassOrder(tuple(place[name] for name in folders), tuple(names), told if num_classes else "", False)
@@ -114,10 +110,9 @@ def _by_name(folders: Sequence[str], known: Known | None, count: int | None, wha
         return None
     source: Known = known or standard or ()
     unknown = [name for name, index in zip(folders, indices, strict=True) if index is None]
-    whose = f"the model's {len(source):,} classes" if known else f"ImageNet's {len(source):,} classes in timm's order"
-    told = f"Labels go by name: {len(matched):,} {what} are {len({*matched}):,} of {whose}"
-    if unknown:
-        told += f"; {len(unknown):,} without such a name ({_few(unknown)}) left out"
+    whose = "the model" if known else "ImageNet in timm's order, as the model names none"
+    told = f"Labels go by name: {len(matched):,} of {len(folders):,} {what} are named as classes of {whose}"
+    told += f" ({len({*matched}):,} of {len(source):,})" + (f"; left out: {_few(unknown)}" if unknown else "")
     return ClassOrder(indices, tuple(names[0] for names in source), f"{told}.", True)
 
 
@@ -183,5 +178,5 @@ def _does_not_fit(folders: Sequence[str], known: Known | None, num_classes: int,
     return (
         f"There are {len(folders)} classes among the {what} ({_few(folders)}) and the model has {num_classes} outputs"
         f"{names}, and no name or number tells which is which; give images of the classes that the model was trained "
-        "on, in folders that are called as its classes."
+        "on, in folders named as these."
     )

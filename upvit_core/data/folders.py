@@ -15,7 +15,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.data.images import digest_of
 from upvit_core.data.lists import LARGEST_LIST, SUFFIXES, classes_from_lists
-from upvit_core.data.splits import Part, is_foreign, part_of
+from upvit_core.data.splits import FILLERS, Part, is_foreign, part_of
 from upvit_core.errors import DataError
 
 ORDER: dict[str, tuple[Part, ...]] = {"train": ("train",), "val": ("val", "test")}
@@ -148,10 +148,11 @@ def open_tree(tree: Tree, split: str, seed: int, *, apart: bool = False, labelle
 def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> FileImages:
     root, parts = _parts(tree)
     undivided = split not in parts
-    base = parts.get(split) or next(iter(parts.values()), root)
+    base = _inner(tree, parts.get(split) or next(iter(parts.values()), root))
     entries, source = _entries(tree, base, labelled)
     own = {name for _, name, _ in entries}
-    trained = set(content(tree, parts["train"])) if split == "val" and len(parts) == 2 else set()
+    both = labelled and split == "val" and len(parts) == 2
+    trained = set(content(tree, _inner(tree, parts["train"]))) if both else set()
     if all(name.isdecimal() for name in own) and not any(name.isdecimal() for name in trained):
         trained = set()  # a list of numbers: the model's own, not the folders'
     classes = tuple(sorted(own | trained))
@@ -185,11 +186,24 @@ def _parts(tree: Tree) -> tuple[str, dict[str, str]]:
     """The folder of classes or parts, below folders that hold nothing else, and its parts by split if it has any."""
     root = ""
     while True:
+        root = _inner(tree, root, in_part=False)
         inside = content(tree, root)
         parts = _parts_among(tree, root, inside)
-        if parts or len(inside) != 1 or not content(tree, join(root, inside[0])):
+        named = [join(root, name) for name in inside if any(map(part_of, tree.folders(join(root, name))))]
+        whole = [at for at in named if len(_parts_among(tree, at, content(tree, at))) == len(ORDER)]
+        if parts or len(whole) != 1:
             return root, parts
-        root = join(root, inside[0])
+        root = whole[0]
+
+
+def _inner(tree: Tree, at: str, *, in_part: bool = True) -> str:
+    """The folder that holds classes, parts or images, where `at` holds nothing but it, as `images/`."""
+    while len(inside := content(tree, at)) == 1 and (in_part or not part_of(inside[0])):
+        below = join(at, inside[0])
+        if not content(tree, below) and not FILLERS.fullmatch(inside[0].lower()):
+            break
+        at = below
+    return at
 
 
 def _parts_among(tree: Tree, root: str, inside: list[str]) -> dict[str, str]:
@@ -197,7 +211,7 @@ def _parts_among(tree: Tree, root: str, inside: list[str]) -> dict[str, str]:
     named = {name: part for name in inside if (part := part_of(name))}
     strict = {name for name in named if part_of(name, strict=True)}
     nested = {name for name in named if content(tree, join(root, name))}
-    if len(named) < len(inside):
+    if len(named) < len(inside) and len({named[name] == "train" for name in nested}) < 2:
         nested &= strict
     chosen = nested | strict if nested or len(strict) == len(inside) else nested
     parts = {}

@@ -4,11 +4,12 @@ from typing import Any
 
 from torch import nn
 
-from upvit_core.data import ImageSet, ProxySet, draw_proxy, open_images
+from upvit_core.data import ImageSet, ProxySet, draw_proxy
 from upvit_core.errors import PlanError
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.models.images import images_for
 from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, prune_directions
 from upvit_core.pruning.repair.repair import repair as repair_student
 from upvit_core.pruning.surgery import prune
@@ -53,15 +54,7 @@ def cut_and_record(
         what = "Repair" if repair else "A plan that keeps directions"
         raise PlanError(f"{what} needs images; give --data.")
     if isinstance(data, str):
-        data = open_images(
-            data,
-            "train",
-            pretrained_cfg=loaded.pretrained_cfg,
-            num_classes=loaded.shape.num_classes,
-            labelled=False,
-            apart=True,
-            root=root,
-        )
+        data = images_for(loaded, data, "train", labelled=False, apart=True, root=root)
     again = fitted is not None and images is None and seed is None
     images = (fitted.images if fitted else IMAGES) if images is None else images
     seed = (fitted.seed if fitted else SEED) if seed is None else seed

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from upvit_core.errors import RunError
 from upvit_core.evaluation import check_teacher
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
+from upvit_core.models.images import Split, images_for
 from upvit_core.models.retarget import DISTIL, FINE_TUNING, fit_head, retarget
 from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.plan import PruningPlan
@@ -22,7 +23,7 @@ from upvit_core.records.task import refuse_language
 from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.spec import RunSpec
 
-SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def load_inputs(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Report
     return (_finetuning if spec.kind == "finetune" else _distilling)(spec, saved, reporter, device)
 
 
-def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: Report = silent) -> Student:
+def build_student(spec: RunSpec, teacher: LoadedModel, report: Report = silent) -> Student:
     """Open the student's folder, or cut the teacher by the plan.
 
     A plan that records a fit is fitted again, to as many images drawn by the same seed.
@@ -65,7 +66,7 @@ def build_student(spec: RunSpec, teacher: LoadedModel, train: ImageSet, report: 
     fitted = plan.fitted
     images, seed = (fitted.images, fitted.seed) if fitted else (spec.calibration_images, spec.settings.seed)
     model, recorded = cut_and_record(
-        teacher, plan, repair=spec.repair, data=train, images=min(images, len(train)), seed=seed, report=report
+        teacher, plan, repair=spec.repair, data=spec.data, root=spec.data_root, images=images, seed=seed, report=report
     )
     return Student(model, plan.shape_after, recorded.to_json(), *about)
 
@@ -91,10 +92,10 @@ def _distilling(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Report
         size = load_model(spec.student).shape.img_size
     teacher = _opened(spec.teacher, device, size)
     reporter.stage("opening the data")
-    train, test = _both_splits(spec, teacher, teacher.class_names, reporter)
+    train, test = _both_splits(spec, teacher, reporter)
     if saved is None:
         reporter.stage("cutting the student")
-        student = build_student(spec, teacher, train, lambda progress: reporter.check())
+        student = build_student(spec, teacher, lambda progress: reporter.check())
     else:
         shape = ModelShape.from_dict(saved["shape"])
         student = Student(build_model(shape), shape, saved["plan_json"], teacher.pretrained_cfg, teacher.class_names)
@@ -117,7 +118,7 @@ def _finetuning(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Report
     fitted = retarget(
         model, classes, head=spec.head, in_chans=spec.in_chans, img_size=spec.img_size, seed=spec.settings.seed
     )
-    train, test = _both_splits(spec, fitted, classes, reporter)
+    train, test = _both_splits(spec, fitted, reporter)
     student = Student(fitted.model, fitted.shape, _plan_beside(spec.student), fitted.pretrained_cfg, classes)
     return RunInputs(student, None, train, test)
 
@@ -134,25 +135,11 @@ def _classes_of(spec: RunSpec, saved: Mapping[str, Any] | None) -> tuple[str, ..
     return classes if saved is None else tuple(sorted(classes))
 
 
-def _both_splits(
-    spec: RunSpec, model: LoadedModel, classes: tuple[str, ...] | None, reporter: Reporter
-) -> tuple[ImageSet, ImageSet]:
+def _both_splits(spec: RunSpec, model: LoadedModel, reporter: Reporter) -> tuple[ImageSet, ImageSet]:
     """Training and test images, none of them both, with the model's labels; the log says how these were found."""
-    train, test = (
-        open_images(
-            spec.data,
-            split,
-            pretrained_cfg=model.pretrained_cfg,
-            num_classes=model.shape.num_classes,
-            class_names=classes,
-            apart=True,
-            root=spec.data_root,
-        )
-        for split in SPLITS
-    )
-    for told in dict.fromkeys((train.told, test.told)):
-        if told:
-            reporter.log(told)
+    train, test = (images_for(model, spec.data, split, apart=True, root=spec.data_root) for split in SPLITS)
+    for told in dict.fromkeys(filter(None, (train.told, test.told))):
+        reporter.log(told)
     return train, test
 
 
