@@ -49,7 +49,9 @@ def test_the_reduction_is_a_slider_too(pyramid: ImportanceScores) -> None:
 
 
 @pytest.mark.parametrize(
-    "requested", [{}, {"preset": "deit_small"}, {"residual": 0.5, "attention": None, "ffn": 0.5}, {"widths": "9:1x1x1"}]
+    "requested",
+    [{}, {"preset": "deit_small"}, {"widths": "9:1x1x1"}]
+    + [{"residual": 0.5, "attention": wrong, "ffn": 0.5} for wrong in (None, 1.5, float("nan"))],
 )
 def test_other_plans_have_no_settings(requested: dict[str, object]) -> None:
     assert WhatIf.from_request(requested, basis="channels", repair=False) is None

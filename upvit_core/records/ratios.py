@@ -38,7 +38,9 @@ class Ratios:
     @classmethod
     def requested(cls, request: Mapping[str, Any]) -> Ratios | None:
         """The ratios that a plan records in `requested`; None where it came from widths, a preset or a budget."""
-        shares = {name: request[name] for name in NAMES if isinstance(request.get(name), int | float)}
+        shares = {
+            name: value for name in NAMES if isinstance(value := request.get(name), int | float) and 0 <= value < 1
+        }
         return cls(**shares) if {"residual", "attention", "ffn"} <= shares.keys() else None
 
     @property
