@@ -253,13 +253,7 @@ def workers() -> Workers:
 
 
 def start(
-    key: str,
-    work: Callable[[Report], T],
-    title: str,
-    *,
-    long: bool = False,
-    again: bool = False,
-    apart: bool = False,
+    key: str, work: Callable[[Report], T], title: str, *, long: bool = False, again: bool = False, apart: bool = False
 ) -> Job[T]:
     """Start work that someone asked for; see `Workers.start`. A failed or cancelled job is started again."""
     return workers().start(key, work, title, long=long, again=again, apart=apart)

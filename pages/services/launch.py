@@ -92,11 +92,7 @@ def resume(store: RunStore, run_id: str) -> None:
 
 
 def start_runs(
-    model: OpenModel,
-    scores: ImportanceScores,
-    what_ifs: list[WhatIf],
-    training: Training,
-    where: LaunchTarget = HERE,
+    model: OpenModel, scores: ImportanceScores, what_ifs: list[WhatIf], training: Training, where: LaunchTarget = HERE
 ) -> None:
     """Queue one run for each what-if."""
     limits.confine(training.images)

@@ -50,13 +50,7 @@ def theme() -> Theme:
     return DARK if st.context.theme.type == "dark" else LIGHT
 
 
-def show(
-    chart: Chart,
-    key: str,
-    *,
-    on_select: Callable[[], None] | str = "ignore",
-    tools: bool = False,
-) -> object:
+def show(chart: Chart, key: str, *, on_select: Callable[[], None] | str = "ignore", tools: bool = False) -> object:
     """Draw a chart; returns its selection where it is clickable. While presenting, type, lines and marks are larger."""
     chart = presented(chart)
     result = st.plotly_chart(  # type: ignore[call-overload]

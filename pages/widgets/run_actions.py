@@ -145,9 +145,7 @@ def device_lines(summaries: Sequence[RunSummary]) -> None:
     has = {device: s.name for s in going if s.spec is not None for device in devices_of(s.spec)}
     for device in device_list():
         busy = f" · {has[device.name]}" if device.name in has else " · free"
-        st.caption(
-            f"{device.label}: {gigabytes(device.used)} of {gigabytes(device.total)} memory in use{busy}",
-        )
+        st.caption(f"{device.label}: {gigabytes(device.used)} of {gigabytes(device.total)} memory in use{busy}")
 
 
 def download(label: str, data: Callable[[], bytes | str], file_name: str, key: str, text: str, **more: Any) -> None:

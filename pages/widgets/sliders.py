@@ -9,17 +9,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.services.slider_state import (
-    BASIS,
-    CHANNELS,
-    DIRECTIONS,
-    REPAIR,
-    WIDTHS,
-    current,
-    keys_of,
-    remember,
-    set_to,
-)
+from pages.services.slider_state import BASIS, CHANNELS, DIRECTIONS, REPAIR, WIDTHS, current, keys_of, remember, set_to
 from pages.widgets import terms
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf, default_what_if, head_options, preset_what_ifs
 from upvit_core.records.shape import ModelShape

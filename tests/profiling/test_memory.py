@@ -24,10 +24,7 @@ SHAPES = {
     "narrow FFN": (replace(DEMO, blocks=(BlockShape(6, 96, 40), BlockShape(3, 60, 100))), 16),
     "narrow attention": (replace(DEMO, embed_dim=40, blocks=(BlockShape(3, 30, 300),) * 2), 16),
     "PVTv2-B0": (pvt_shape("b0", img_size=(64, 64)), 8),
-    "PVTv2-B1, thinner FFN": (
-        pvt_shape("b1", img_size=(96, 96)).with_widths({f"ffn.{b}": 200 for b in range(8)}),
-        4,
-    ),
+    "PVTv2-B1, thinner FFN": (pvt_shape("b1", img_size=(96, 96)).with_widths({f"ffn.{b}": 200 for b in range(8)}), 4),
     "nearly all residual": (replace(DEMO, blocks=(BlockShape(6, 6, 8),) * 2), 16),
 }
 

@@ -211,11 +211,7 @@ def test_a_queued_run_can_be_cancelled(home: Path, store: RunStore) -> None:
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [
-        ({"teacher": "/nowhere"}, "/nowhere"),
-        ({"data": "/nowhere"}, "/nowhere"),
-        ({"device": "cuda:7"}, "no GPU"),
-    ],
+    [({"teacher": "/nowhere"}, "/nowhere"), ({"data": "/nowhere"}, "/nowhere"), ({"device": "cuda:7"}, "no GPU")],
 )
 def test_what_fails_says_so_in_a_sentence(home: Path, store: RunStore, change: dict[str, Any], sentence: str) -> None:
     run = store.create(spec_for(home).model_copy(update=change))

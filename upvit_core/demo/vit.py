@@ -239,13 +239,7 @@ TRAIN_SHIPPED, TEST_SHIPPED = 12_000, 3_000
 
 
 def write_assets(
-    model: nn.Module,
-    data_root: Path,
-    work_dir: Path,
-    out: Path,
-    *,
-    score_images: int = 1000,
-    report: Report = silent,
+    model: nn.Module, data_root: Path, work_dir: Path, out: Path, *, score_images: int = 1000, report: Report = silent
 ) -> dict[str, object]:
     """Write the demo folder: model, images, licence, card, and exact scores of every channel.
 

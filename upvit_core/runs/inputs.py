@@ -72,11 +72,7 @@ def build_student(spec: RunSpec, teacher: LoadedModel, report: Report = silent) 
 
 
 def _opened(
-    name: str,
-    device: torch.device | str,
-    img_size: int | tuple[int, int] | None = None,
-    *,
-    needs_weights: bool = True,
+    name: str, device: torch.device | str, img_size: int | tuple[int, int] | None = None, *, needs_weights: bool = True
 ) -> LoadedModel:
     """The model that a spec names, resized to see images of `img_size` where that is given."""
     opened = load_model(name, device=device, img_size=img_size, pretrained=needs_weights)

@@ -64,11 +64,7 @@ class Evaluator:
         """`everything` takes all test images in place of the choice."""
         logits = None if self.teacher is None else self._teacher_pass(everything).logits
         outcomes = sample_outcomes(
-            model,
-            self._batches(everything),
-            teacher=self.teacher,
-            teacher_logits=logits,
-            progress=self._check_alone,
+            model, self._batches(everything), teacher=self.teacher, teacher_logits=logits, progress=self._check_alone
         )
         return self._summary(outcomes, everything)
 

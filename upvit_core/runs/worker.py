@@ -31,15 +31,7 @@ from upvit_core.runs.helper_ranks import FAULT_FILE, PeerLost, fault_of, helpers
 from upvit_core.runs.memory_check import check_memory
 from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.queue import devices_of
-from upvit_core.runs.reason import (
-    PEER_LOST,
-    SPARE_BYTES,
-    TERMINATED,
-    TOO_SHORT,
-    error_message,
-    is_peer_lost,
-    reason_of,
-)
+from upvit_core.runs.reason import PEER_LOST, SPARE_BYTES, TERMINATED, TOO_SHORT, error_message, is_peer_lost, reason_of
 from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.store import RunStore
 

@@ -15,16 +15,7 @@ from torch import Tensor, nn
 
 from upvit_core.data import ImageSet, draw_proxy
 from upvit_core.errors import ScoresError
-from upvit_core.importance.criterion import (
-    Clock,
-    Criterion,
-    Proxy,
-    Report,
-    frozen,
-    kl_divergence,
-    log_softmax,
-    silent,
-)
+from upvit_core.importance.criterion import Clock, Criterion, Proxy, Report, frozen, kl_divergence, log_softmax, silent
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.models.adapter import Adapter
