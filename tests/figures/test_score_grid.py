@@ -1,11 +1,9 @@
 """Arranged scores are cached between the threads of all sessions."""
 
-import sys
-import threading
-
 import numpy as np
 
 from tests.figures.test_figures import SMALL, made_up
+from tests.support.at_once import at_once
 from upvit_core.figures.score_grid import logs_of, ranking_of
 
 
@@ -13,25 +11,11 @@ def test_threads_that_arrange_many_records_at_once_do_not_disturb_each_other() -
     records = [made_up(SMALL).with_values({"residual": np.arange(24.0) + n}) for n in range(100)]
     digests = [record.digest for record in records]
     assert len(set(digests)) == len(records)
-    errors: list[Exception] = []
 
     def work(seed: int) -> None:
-        try:
-            for number in np.random.default_rng(seed).permutation(len(records)).tolist() * 8:
-                logs_of(records[number], "residual", (0,))
-                ranking = ranking_of(records[number], "residual", (0,), 1)
-                assert ranking.tolist() == [list(range(24))[::-1]]
-        except Exception as error:
-            errors.append(error)
+        for number in np.random.default_rng(seed).permutation(len(records)).tolist() * 8:
+            logs_of(records[number], "residual", (0,))
+            ranking = ranking_of(records[number], "residual", (0,), 1)
+            assert ranking.tolist() == [list(range(24))[::-1]]
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert errors == []
+    at_once(work, 8)

@@ -4,11 +4,11 @@ import json
 import random
 import shutil
 import sqlite3
-import threading
 from pathlib import Path
 
 import pytest
 
+from tests.support.at_once import at_once
 from tests.support.small_run import any_spec
 from upvit_core.runs import RunState, RunStore
 from upvit_core.runs.folder import true_state
@@ -155,11 +155,7 @@ def test_many_readers_and_writers_at_once(store: RunStore, monkeypatch: pytest.M
             if len(seen) != 8 or seen[runs[number].id].step != step:
                 wrong.append((number, step, seen))
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(work, 8)
     assert not wrong
 
 

@@ -1,11 +1,11 @@
 import json
 import os
 import random
-import threading
 from pathlib import Path
 
 import pytest
 
+from tests.support.at_once import at_once
 from tests.support.small_run import any_spec
 from upvit_core.errors import RunError
 from upvit_core.runs import RunSpec, RunState, RunStore
@@ -46,11 +46,7 @@ def test_order_is_that_of_creation_even_when_the_clock_goes_back(
 
 
 def test_runs_created_at_once_are_all_there(store: RunStore) -> None:
-    threads = [threading.Thread(target=lambda: store.create(any_spec())) for _ in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(lambda number: store.create(any_spec()), 12)
     listed = store.list()
     assert len({s.id for s in listed}) == 12
     assert len({s.spec.created for s in listed if s.spec}) == 12

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 
 import pytest
 
 from pages.services import imports, jobs
 from tests.support import ROOT
+from tests.support.at_once import at_once
 from upvit_core.errors import Cancelled, UPViTError
 
 SERVER = """
@@ -102,31 +102,17 @@ def test_threads_may_use_the_jobs_at_once() -> None:
     workers = jobs.Workers(submit=lambda job: None)
     for number in range(jobs.MOST_REMEMBERED):
         workers.start(f"active {number}", fail, "Work")
-    errors: list[BaseException] = []
 
-    def use(name: str) -> None:
-        try:
-            for number in range(1500):
-                key = f"{name} {number}"
-                workers.submit_done(key, "Work", number)
-                workers.start(f"{key} new", fail, "Work")
-                workers.all()
-                workers.discard(f"{key} new")
-                workers.discard(key)
-        except RuntimeError as error:
-            errors.append(error)
+    def use(name: int) -> None:
+        for number in range(1500):
+            key = f"{name} {number}"
+            workers.submit_done(key, "Work", number)
+            workers.start(f"{key} new", fail, "Work")
+            workers.all()
+            workers.discard(f"{key} new")
+            workers.discard(key)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=use, args=(str(number),)) for number in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not errors
+    at_once(use, 4)
     assert len(workers.all()) == jobs.MOST_REMEMBERED
 
 

@@ -1,4 +1,3 @@
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from pages.services import evaluation, jobs
 from pages.workshop import host
 from pages.workshop.exercises import EXERCISES, FFN_BLOCK, REFERENCE, Demo, what_if_of
 from pages.workshop.room import Best, Room, RoomError, hashed
+from tests.support.at_once import at_once
 
 PAGE = "pages/workshop/page.py"
 BY_KEY = {exercise.key: exercise for exercise in EXERCISES}
@@ -74,11 +74,7 @@ def test_thirty_people_at_once_lose_nothing(room: Room) -> None:
             room.solved(token, exercise.key)
         room.rename(token, f"person {token}")
 
-    threads = [threading.Thread(target=take_part, args=(str(i),)) for i in range(30)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    at_once(lambda number: take_part(str(number)), 30)
     assert [len(p.solved) for p in room.leaderboard()] == [3] * 30
 
 
