@@ -43,7 +43,7 @@ def test_the_slider_replays_the_removals(page: Run) -> None:
     text = html_of(test)
     assert "4 blocks" in text
     assert "455.05 k" in text  # two of six blocks of 111,840 parameters less
-    assert "not predicted with fewer blocks" in text
+    assert "not known yet: measure the plan" in text
 
 
 def test_a_link_carries_the_depth_and_the_command_says_it(page: Run) -> None:
