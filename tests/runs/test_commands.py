@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.small_run import any_spec
 from upvit_core.cli import app
-from upvit_core.runs import DistillSettings, RunSpec, RunStore
+from upvit_core.runs import DistillSettings, Run, RunSpec, RunStore
 from upvit_core.runs.commands import command, commands
+from upvit_core.runs.spec import SlurmSettings
 from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS
 
 
@@ -29,26 +31,57 @@ def asked(line: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, object]:
     return orders[0]
 
 
-@pytest.mark.parametrize("kind", ["distill", "finetune"])
-def test_the_lines_of_a_run_ask_for_that_run(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    preset = PRESETS["repaired"] if kind == "distill" else FINETUNE_PRESETS["finetune"]
-    settings = DistillSettings(**{**preset.model_dump(), "lr": 3e-4, "seed": 5, "from_scratch": True})
-    named = {"teacher": "vit#heads=4", "student": "thin"} if kind == "distill" else {"student": "vit#heads=4"}
-    spec = RunSpec(
-        kind=kind,  # type: ignore[arg-type]
-        name="a run",
-        data="my data",
-        data_root="/where it is",
-        epochs=7,
-        img_size=40,
-        settings=settings,
-        **named,  # type: ignore[arg-type]
+# A value of every setting and of every field of a run that is no preset's; names of runs and of people are left out.
+OTHER = {"alpha": 0.3, "temperature": 2.5, "lr": 1.23456789e-4, "min_lr": 2e-6, "weight_decay": 0.3,
+         "warmup_epochs": 0.7, "batch_size": 48, "cutmix": 0.4, "mixup": 0.2, "mix_probability": 0.5,
+         "label_smoothing": 0.2, "ema_decay": 0.9, "drop_path": 0.3, "clip_grad": 2.0, "augmentation": "none",
+         "amp": "no", "seed": 5, "threads": 2, "workers": 1, "eval_every": 0.5, "eval_images": 300,
+         "teacher_top_k": 7, "tensorboard": True, "checkpoint_minutes": 2.5, "from_scratch": True, "layer_decay": 0.6,
+         "head_only": True, "feature_weight": 0.25}  # fmt: skip
+SLURM = SlurmSettings(nodes=2, gpus_per_node=3, cpus_per_process=5, mem_gb=7.5, minutes=90, warning_seconds=60,
+                      partition="gpu", account="me", qos="high")  # fmt: skip
+FIELDS = {"data": "my $(data)", "data_root": "/where it is", "epochs": 7, "img_size": 40, "device": "cuda:1",
+          "priority": -1, "processes": 3}  # fmt: skip
+KINDS = {
+    "distill": {"teacher": "x;touch y#heads=4", "student": "thin", "executor": "slurm", "slurm": SLURM},
+    "finetune": {"student": "x;touch y#heads=4", "in_chans": 1, "head": "new"},
+}
+NAMES = {"version", "kind", "name", "group", "owner", "created", "teacher", "student", "plan"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_line_of_a_run_asks_for_every_field_or_names_it(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert OTHER.keys() == DistillSettings.model_fields.keys()
+    of_repair = {"repair", "calibration_images"}  # said by the line that cuts
+    assert FIELDS.keys() | KINDS["distill"].keys() | KINDS["finetune"].keys() | NAMES | of_repair >= (
+        RunSpec.model_fields.keys() - {"settings"}
     )
-    run = RunStore(tmp_path / "my runs").create(spec)
-    line, resume = commands(run).splitlines()
-    order = asked(line, monkeypatch)
-    for key in ("teacher", "student") if kind == "distill" else ("student",):
-        assert order[key] == getattr(spec, key)
-    assert (order["data"], order["data_root"], order["epochs"], order["img_size"]) == ("my data", "/where it is", 7, 40)
-    assert order["settings"] == settings.model_dump()
-    assert shlex.split(resume)[3:] == ["resume", run.id, "--out", str(run.folder.parent)]
+    presets = PRESETS if kind == "distill" else FINETUNE_PRESETS
+    plain = [settings.model_dump() for settings in presets.values()]
+    store = RunStore(tmp_path / "my runs")
+    for settings in [*plain, *({**chosen, name: value} for chosen in plain for name, value in OTHER.items()), OTHER]:
+        spec = RunSpec.model_validate({"kind": kind, "name": "n", **FIELDS, **KINDS[kind], "settings": settings})
+        run = Run(store.root / "a-run", spec)
+        line, resume, *sentence = commands(run).splitlines()
+        order = RunSpec.model_validate({**asked(line, monkeypatch), "name": "n"})
+        said, meant = flat(order), flat(spec)
+        unsaid = {f"{name} {value}" for name, value in meant.items() if said[name] != value}
+        told = sentence[0].removeprefix("# No option says ").removesuffix(".").split(", ") if sentence else []
+        assert set(told) == unsaid
+        assert shlex.split(resume)[3:] == ["resume", "a-run", "--out", str(store.root)]
+    assert len(told) < len(OTHER)
+
+
+def flat(spec: RunSpec) -> dict[str, object]:
+    values = spec.model_dump()
+    return values.pop("settings") | (values.pop("slurm") or {}) | values
+
+
+def test_a_plan_is_cut_by_a_line_of_its_own(tmp_path: Path) -> None:
+    spec = any_spec(teacher="x;y", student=None, plan={"basis": "directions"}, data="d e", data_root="r", img_size=40)
+    run = Run(tmp_path / "a-run", spec.model_copy(update={"calibration_images": 9}))
+    line = shlex.split(commands(run).splitlines()[0])
+    assert line[3:] == ["prune", "x;y", str(tmp_path / "a-run" / "model" / "plan.json"), "--img-size", "40", "--data",
+                        "d e", "--root", "r", "--images", "9", "--out", "student"]  # fmt: skip

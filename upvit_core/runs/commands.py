@@ -4,11 +4,14 @@ import shlex
 
 from upvit_core.records.source import Source
 from upvit_core.runs.folder import Run
-from upvit_core.runs.spec import RunSpec
-from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings
+from upvit_core.runs.spec import RunSpec, SlurmSettings
+from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS
 
-OPTIONS = ("lr", "batch_size", "alpha", "temperature", "seed", "checkpoint_minutes")
-FINETUNE_OPTIONS = ("lr", "batch_size", "layer_decay", "seed", "checkpoint_minutes")
+EITHER = ("lr", "batch_size", "seed", "checkpoint_minutes", "from_scratch")  # settings with an option
+OPTIONS = (*EITHER, "alpha", "temperature", "feature_weight", "teacher_top_k", "tensorboard")
+FINETUNE_OPTIONS = (*EITHER, "layer_decay", "head_only")
+SLURM_OPTIONS = {"nodes": "nodes", "gpus_per_node": "gpus", "partition": "partition", "minutes": "minutes",
+                 "cpus_per_process": "cpus", "mem_gb": "mem_gb", "account": "account", "qos": "qos"}  # fmt: skip
 
 
 def command(verb: str, *arguments: object, **options: object) -> str:
@@ -27,66 +30,75 @@ def command(verb: str, *arguments: object, **options: object) -> str:
 
 
 def commands(run: Run) -> str:
-    """The lines of a run: cut the student where the run does, train, go on after a stop."""
+    """The lines of a run: cut the student where the run does, train, go on after a stop; and what no option says."""
     spec, runs = run.spec, run.folder.parent
-    resume = command("resume", run.id, out=runs)
+    options, unsaid = _options(spec)
+    lines, arguments, named = [], [], {}
     if spec.kind == "finetune":
         source = Source.parse(spec.student or "")
-        tune = command(
-            "finetune",
-            source.path,
-            data=spec.data,
-            epochs=spec.epochs,
-            **source.flags,
-            root=spec.data_root,
-            in_chans=spec.in_chans,
-            img_size=spec.img_size,
-            head="" if spec.head == "auto" else spec.head,
-            **_options(spec),
+        options |= {"in_chans": spec.in_chans, "head": "" if spec.head == "auto" else spec.head}
+        arguments = [source.path]
+    else:
+        source = Source.parse(spec.teacher)
+        named = {"teacher": source.path, "student": spec.student or "student"}
+        if spec.student is None:
+            lines.append(_cut(run, source))
+    lines += [
+        command(
+            spec.kind, *arguments, **named, **source.flags, img_size=spec.img_size, data=spec.data,
+            root=spec.data_root, epochs=spec.epochs, **options, device="" if spec.device == "auto" else spec.device,
             out=runs,
-        )
-        return f"{tune}\n{resume}"
-    source = Source.parse(spec.teacher)
-    teacher = source.path
-    lines = []
-    if spec.student is None:
-        is_rotated = (spec.plan or {}).get("basis") == "directions"
-        cut = command(
-            "prune",
-            teacher,
-            run.model / "plan.json",
-            **source.flags,
-            data=spec.data if spec.repair or is_rotated else "",
-            repair=spec.repair,
-            images=spec.calibration_images if spec.repair else None,
-            out="student",
-        )
-        lines.append(cut)
-    train = command(
-        "distill",
-        teacher=teacher,
+        ),
+        command("resume", run.id, out=runs),
+    ]  # fmt: skip
+    if unsaid:
+        lines.append(f"# No option says {', '.join(f'{name} {value}' for name, value in unsaid.items())}.")
+    return "\n".join(lines)
+
+
+def _cut(run: Run, source: Source) -> str:
+    spec = run.spec
+    fits = spec.repair or (spec.plan or {}).get("basis") == "directions"
+    return command(
+        "prune",
+        source.path,
+        run.model / "plan.json",
         **source.flags,
         img_size=spec.img_size,
-        student=spec.student or "student",
-        data=spec.data,
-        root=spec.data_root,
-        epochs=spec.epochs,
-        **_options(spec),
-        out=runs,
+        data=spec.data if fits else "",
+        root=spec.data_root if fits else "",
+        repair=spec.repair,
+        images=spec.calibration_images if fits else None,
+        device="" if spec.device == "auto" else spec.device,
+        out="student",
     )
-    return "\n".join([*lines, train, resume])
 
 
-def _options(spec: RunSpec) -> dict[str, object]:
-    """The nearest preset and what differs from it, as far as the command line has options for it."""
-    presets, names = (FINETUNE_PRESETS, FINETUNE_OPTIONS) if spec.kind == "finetune" else (PRESETS, OPTIONS)
+def _options(spec: RunSpec) -> tuple[dict[str, object], dict[str, object]]:
+    """The preset that leaves the least unsaid with options for what differs from it, and what has no option."""
+    is_distill = spec.kind == "distill"
+    presets, names = (PRESETS, OPTIONS) if is_distill else (FINETUNE_PRESETS, FINETUNE_OPTIONS)
     settings = spec.settings.model_dump()
 
-    def differing(preset: DistillSettings) -> dict[str, object]:
-        return {name: settings[name] for name, value in preset.model_dump().items() if settings[name] != value}
+    def differing(preset: str) -> tuple[dict[str, object], dict[str, object]]:
+        plain = presets[preset].model_dump()
+        changed = {name: value for name, value in settings.items() if value != plain[name]}
+        said = {name: changed[name] for name in names if changed.get(name) is not None}
+        return said, {name: value for name, value in changed.items() if name not in said}
 
-    preset = min(presets, key=lambda name: len(differing(presets[name])))
-    changed = differing(presets[preset])
-    is_default = presets is FINETUNE_PRESETS and preset == next(iter(presets))
-    flags = {flag: settings[flag] for flag in ("from_scratch", "head_only")}
-    return {"preset": None if is_default else preset, **{name: changed.get(name) for name in names}, **flags}
+    preset = min(presets, key=lambda name: tuple(map(len, reversed(differing(name)))))
+    said, unsaid = differing(preset)
+    said = {name: value if isinstance(value, bool) else str(value) for name, value in said.items()}
+    options = {"preset": preset if is_distill or preset != "finetune" else None, **said}
+    queueing: dict[str, object] = {
+        "priority": spec.priority or None,
+        "processes": spec.processes if spec.processes > 1 else None,
+    }
+    if spec.executor == "slurm":
+        asked = (spec.slurm or SlurmSettings()).model_dump()
+        queueing |= {"executor": "slurm", "processes": spec.processes}
+        queueing |= {option: str(asked[name]) for name, option in SLURM_OPTIONS.items() if asked[name] is not None}
+        unsaid |= {name: asked[name] for name in asked.keys() - SLURM_OPTIONS.keys()}
+    if is_distill:
+        return options | queueing, unsaid
+    return options, unsaid | {name: value for name, value in queueing.items() if value is not None}

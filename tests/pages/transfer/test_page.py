@@ -70,4 +70,4 @@ def test_accuracy_stands_side_by_side(page: Page, store: RunStore) -> None:
     assert table.loc["half to x", "to the original"] == pytest.approx(-1.5)
     assert table.loc["whole to x", "Top-1 now, %"] == 61.5
     text = commands(run)
-    assert text.startswith("python -m upvit_core finetune demo --data x --epochs 1 --preset demo --out")
+    assert text.startswith("python -m upvit_core finetune demo --data x --epochs 1 --preset demo --device cpu --out")
