@@ -1,14 +1,18 @@
 """Why a run stopped: every run that is not active has one sentence, whoever ended it, earlier versions' runs too."""
 
+import errno
+import io
 import json
 import os
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.small_run import any_spec
 from upvit_core.runs import RunState, RunStore
 from upvit_core.runs.pid import ProcessIdentity
-from upvit_core.runs.reason import GO_ON, reason_of
+from upvit_core.runs.reason import GO_ON, error_message, reason_of
 from upvit_core.runs.spec import ACTIVE
 
 SPEC = any_spec()
@@ -56,6 +60,22 @@ def test_a_killed_run_has_its_reason_on_reading(store: RunStore) -> None:
     run.write_state(RunState(state="queued"))
     os.utime(run.folder / "state.json", (1e9, 1e9))
     assert "never started" in store.list()[0].reason
+
+
+class _FullDisk(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: memoryview) -> int:  # type: ignore[override]
+        if len(content) < 10_000:
+            return len(content)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told_whatever_torch_says_of_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="unexpected pos") as caught:
+        torch.save({"a": torch.zeros(100_000)}, _FullDisk())
+    assert error_message(caught.value, tmp_path).startswith("The disk is full")
 
 
 def test_a_state_of_the_version_before_has_a_reason(store: RunStore) -> None:

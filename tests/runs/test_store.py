@@ -1,6 +1,8 @@
 import json
 import os
 import random
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ from tests.support.at_once import at_once
 from tests.support.small_run import any_spec
 from upvit_core.errors import RunError
 from upvit_core.runs import RunSpec, RunState, RunStore
+from upvit_core.runs.executors import executor_for
 from upvit_core.runs.pid import ProcessIdentity
+from upvit_core.runs.spec import LATEST
 from upvit_core.runs.store import Run
 
 
@@ -154,6 +158,71 @@ def test_an_active_run_without_its_process_is_interrupted(store: RunStore) -> No
     assert store.state(run.id).state == "interrupted"
     set_state(run, state="done", **(as_worker() | {"started": 1}))
     assert store.state(run.id).state == "done"
+
+
+def test_a_run_of_another_machine_lives_by_its_heartbeat(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[object] = []
+    monkeypatch.setattr("upvit_core.runs.store.KILL_SECONDS", 0.01)
+    monkeypatch.setattr(ProcessIdentity, "signal", lambda *values: sent.append(values))
+    run = store.create(any_spec())
+    # The second has the pid, start and boot of a process here, as a copied run of a container's pid 1 may.
+    for worker in (as_worker() | {"boot": "another", "host": "node7"}, as_worker() | {"host": "node7"}):
+        set_state(run, state="running", **worker)
+        with run.lock():
+            os.utime(run.folder / "lock")
+            state = store.state(run.id)
+            assert state.state == "running"
+            assert state.place.startswith("on node7, last heard of at 20") == (worker["boot"] == "another")
+            with pytest.raises(RunError, match="is running"):
+                store.resume(run.id)
+            with pytest.raises(RunError, match=r"has not stopped yet; wait, or end its process .* on node7 by hand"):
+                store.cancel(run.id, grace=0.01)
+            assert not sent, "a signal reached a process of this machine"
+        os.utime(run.folder / "lock", (1e9, 1e9))
+        state = store.state(run.id)
+        assert (state.state, state.error[:45]) == ("interrupted", "It ran on node7, last heard of at 2001-09-09 ")
+    store.resume(run.id)
+
+
+def test_no_time_of_another_run_bends_the_next(store: RunStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([4 * 10**18, time.time_ns(), time.time_ns(), time.time_ns()])
+    monkeypatch.setattr("upvit_core.runs.store.time.time_ns", lambda: next(clock))
+    made = [store.create(any_spec()) for _ in range(2)]
+    for created in (10**19, 2**200):
+        path = made[0].folder / "spec.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"created": created}))
+        assert store.get(made[0].id).spec.created == LATEST
+        made.append(store.create(any_spec()))
+    year = time.strftime("%Y", time.gmtime())
+    assert [run.id[:4] for run in made] == ["2096", year, year, year]
+    assert [s.id for s in store.list()[1:]] == [run.id for run in reversed(made[1:])]
+
+
+def test_a_read_only_folder_is_told_in_a_sentence(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(root)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a read-only tmpfs needs root")
+    try:
+        store = RunStore(root)
+        stopped, waiting = store.create(any_spec()), store.create(any_spec())
+        set_state(stopped, state="paused")
+        subprocess.run(["mount", "-o", "remount,ro", str(root)], check=True)
+        for verb in (
+            lambda: store.create(any_spec()),
+            lambda: executor_for(store, waiting.spec).submit(waiting),
+            lambda: store.resume(stopped.id),
+            lambda: store.cancel(waiting.id),
+            lambda: store.pause(waiting.id),
+            lambda: store.remove(stopped.id),
+            lambda: store.prioritise(waiting.id, 1),
+        ):
+            with pytest.raises(RunError, match=r"cannot be changed \(Read-only file system\); make room"):
+                verb()
+        assert {s.state.state for s in store.list()} == {"paused", "queued"}
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
 
 
 def test_a_run_that_nobody_started_says_so(store: RunStore) -> None:

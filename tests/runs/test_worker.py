@@ -1,5 +1,6 @@
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,6 +208,16 @@ def test_a_queued_run_can_be_cancelled(home: Path, store: RunStore) -> None:
         assert store.state(run.id).position == 1
         assert store.cancel(run.id).state == "cancelled"
     assert wait_for(pid) == 0
+
+
+def test_a_worker_whose_folder_is_gone_ends(home: Path, store: RunStore) -> None:
+    run = store.create(spec_for(home))
+    with device_taken(store):
+        pid = fork_worker(run)
+        wait_until(lambda: "waiting for cpu" in "".join(store.tail_log(run.id)))
+        assert abs(time.time() - os.path.getmtime(run.folder / "lock")) < 60, "its heartbeat"
+        shutil.rmtree(run.folder)
+        wait_until(lambda: os.waitpid(pid, os.WNOHANG)[0], 5)
 
 
 @pytest.mark.parametrize(

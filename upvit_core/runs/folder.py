@@ -3,8 +3,12 @@
 A request to the worker is a file beside the others, `cancel` or `pause`; `priority` holds a priority changed later.
 """
 
+import os
+import socket
+import threading
 import time
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,10 +19,11 @@ from upvit_core.atomic import append_line, locked, open_plain, write_atomically
 from upvit_core.errors import RunError
 from upvit_core.runs import slurm
 from upvit_core.runs.pid import ProcessIdentity
-from upvit_core.runs.reason import KILLED, NEVER_STARTED, UNREADABLE, reason_of
+from upvit_core.runs.reason import GO_ON, KILLED, NEVER_STARTED, UNREADABLE, reason_of
 from upvit_core.runs.spec import HIGHEST, LOWEST, RunSpec, RunState, StateName
 
 NEVER_STARTED_AFTER = 8.0  # seconds; an executor starts the process as soon as the folder is there
+HEARTBEAT_SECONDS, LOST_SECONDS = 10.0, 90.0  # a worker's lock is touched as often; older, another machine's is dead
 SMALL_FILE_BYTES = 64 << 20
 NAME_BYTES = 200
 Request = Literal["cancel", "pause"]
@@ -61,7 +66,8 @@ class Run:
     def ask(self, request: Request, by: str) -> None:
         """Ask the worker to stop, for `by`; not atomically, as a worker that starts sweeps temporaries away."""
         path = self.folder / request
-        path.touch()
+        with changing(self.folder):
+            path.touch()
         with suppress(OSError):  # a full disk has room for the request, not for the name
             path.write_text(by, encoding="utf-8")
 
@@ -81,6 +87,24 @@ class Run:
 
     def lock(self, timeout: float | None = 0.0) -> AbstractContextManager[bool]:
         return locked(self.folder / "lock", timeout)
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Touch the lock now and then while inside, so that other machines see that this worker lives."""
+        over = threading.Event()
+
+        def beat() -> None:
+            while True:
+                with suppress(OSError):
+                    os.utime(self.folder / "lock")
+                if over.wait(HEARTBEAT_SECONDS):
+                    return
+
+        threading.Thread(target=beat, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def write_state(self, state: RunState) -> None:
         write_atomically(self.folder / "state.json", state.model_dump_json(indent=1).encode())
@@ -110,6 +134,18 @@ class RunSummary:
     def reason(self) -> str:
         """Why it stopped; empty while it is active."""
         return reason_of(self.state)
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Around changes of a folder of runs, or of one run. Raises RunError where the system refuses them."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"The folder {folder.name} cannot be changed ({error.strerror or error}); make room on its disk, or allow "
+            "this account to write there."
+        ) from error
 
 
 def read_small(path: Path) -> bytes:
@@ -142,6 +178,11 @@ def worker_of(state: RunState) -> ProcessIdentity | None:
     return ProcessIdentity(state.pid, state.started, state.boot)
 
 
+def is_here(state: RunState) -> bool:
+    """True if the worker is one of this machine or container, as far as the state says."""
+    return state.host in ("", socket.gethostname())
+
+
 def modified(path: Path) -> float:
     try:
         return path.stat().st_mtime
@@ -159,7 +200,11 @@ def priority_of(run: Run) -> int:
 
 
 def true_state(folder: Path, state: RunState | None = None) -> RunState:
-    """`state` (else as last written), and `interrupted` where it is an active one whose worker is gone."""
+    """`state` (else as last written), and `interrupted` where it is an active one whose worker is gone.
+
+    A process of this machine is looked at; one of another machine (or container, whose pids mean nothing here) lives
+    while it touches its lock.
+    """
     state = read_state(folder) if state is None else state
     if not state.is_active:
         return state
@@ -167,12 +212,17 @@ def true_state(folder: Path, state: RunState | None = None) -> RunState:
         return slurm.state_of(folder, state, lambda: read_state(folder))
     worker = worker_of(state)
     if worker is not None:
-        if worker.is_alive:
+        here, heard = is_here(state), modified(folder / "lock")
+        fresh = abs(time.time() - heard) < LOST_SECONDS
+        if worker.is_alive and (here or fresh):
             return state
+        where = f"on {state.host}, last heard of at {time.strftime('%Y-%m-%d %H:%M', time.localtime(heard))}"
+        if fresh and not here:
+            return state.model_copy(update={"place": where})
         state = read_state(folder)  # it may have ended in between
         if not state.is_active or worker_of(state) != worker:
             return state
-        why = KILLED
+        why = KILLED if here else f"It ran {where}; {GO_ON}"
     elif abs(time.time() - modified(folder / "state.json")) < NEVER_STARTED_AFTER:
         return state
     else:

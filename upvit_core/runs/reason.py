@@ -39,13 +39,21 @@ def error_message(error: BaseException, folder: Path) -> str:
     """An error that ended a run, as one sentence for a person; the log has the rest."""
     if isinstance(error, UPViTError):
         return str(error)
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (isinstance(error, RuntimeError) and "writ" in str(error) and disk_usage(folder).free < SPARE_BYTES):
+    if _is_disk_full(error) or (isinstance(error, RuntimeError) and disk_usage(folder).free < SPARE_BYTES):
         return "The disk is full; free some space and resume the run."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return "The device ran out of memory; free memory on it, and resume the run."
     first = str(error).strip().splitlines()
     return f"Unexpected {type(error).__name__}{': ' + first[0] if first else ''}; the log has the details."
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """True if this error, or one that led to it, is that of a full disk; torch's writer raises another over it."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def is_peer_lost(error: BaseException) -> bool:

@@ -78,7 +78,12 @@ class Reporter:
         self.check()
 
     def check(self) -> None:
-        """Raises Cancelled, Paused or Terminated where the run should stop, LimitError where it has had its time."""
+        """Raises Cancelled, Paused or Terminated where the run should stop, LimitError where it has had its time.
+
+        Raises SystemExit where the run's folder is gone: nothing can be written any more.
+        """
+        if not self.run.folder.is_dir():
+            raise SystemExit(f"The folder of run {self.run.id} is gone.")
         if (request := self.run.request) is not None:
             raise (Cancelled if request == "cancel" else Paused)(f"The run was {OUTCOMES[request]}.")
         if self.overdue:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from upvit_core.errors import RunError, first_fault
 from upvit_core.training.settings import DistillSettings
@@ -14,6 +14,7 @@ StateName = Literal["queued", "running", "paused", "done", "failed", "cancelled"
 ACTIVE: tuple[StateName, ...] = ("queued", "running")
 RESUMABLE: tuple[StateName, ...] = ("paused", "interrupted", "failed", "cancelled")
 LOWEST, HIGHEST = -2, 2  # priority
+LATEST = 4_102_444_800 * 10**9  # `created`: the year 2100; what claims to be younger is read as this
 BRIEF = ("version", "basis", "requested")  # of a plan, in lists: without the channels
 
 Text = Annotated[str, Field(max_length=4096)]
@@ -91,7 +92,7 @@ class RunSpec(BaseModel):
     processes: Annotated[int, Field(ge=1, le=1024)] = 1
     executor: Literal["local", "slurm"] = "local"
     slurm: SlurmSettings | None = None
-    created: Annotated[int, Field(ge=0)] = 0
+    created: Annotated[int, Field(ge=0), AfterValidator(lambda created: min(created, LATEST))] = 0
 
     @model_validator(mode="after")
     def _one_student(self) -> RunSpec:
@@ -135,10 +136,10 @@ class RunState(BaseModel):
     though the run goes on. `busy_seconds` is how long it had a device.
 
     `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
-    boot, so that a reused pid is not mistaken for it; `job` is the id of its Slurm job, `place` what Slurm says of it
-    now. `position` counts from 1 in the queue of its device and is filled on reading; `turn` is that of its latest turn
-    on the device, counted over all runs. top1 in percent of the latest evaluation, with its images, and a
-    language model's perplexity; images_per_s as measured in this run.
+    boot, so that a reused pid is not mistaken for it; `host` is its machine, `job` its Slurm job, `place` what Slurm
+    says of it now, or where else it runs. `position` counts from 1 in the queue of its device and is filled on
+    reading; `turn` is that of its latest turn on the device, counted over all runs. top1 in percent of the latest
+    evaluation, with its images, and a language model's perplexity; images_per_s as measured in this run.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")

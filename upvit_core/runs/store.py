@@ -22,7 +22,9 @@ from upvit_core.runs.folder import (
     Request,
     Run,
     RunSummary,
+    changing,
     end,
+    is_here,
     priority_of,
     read_small,
     read_state,
@@ -31,7 +33,7 @@ from upvit_core.runs.folder import (
 )
 from upvit_core.runs.index import RUN_ID, Entry, Index
 from upvit_core.runs.queue import last_turn_by_owner, queues
-from upvit_core.runs.spec import HIGHEST, LOWEST, RESUMABLE, RunSpec, RunState, absolute
+from upvit_core.runs.spec import HIGHEST, LATEST, LOWEST, RESUMABLE, RunSpec, RunState, absolute
 
 LOG_TAIL_BYTES = 65536
 CANCEL_SECONDS, PAUSE_SECONDS, KILL_SECONDS = 10.0, 120.0, 30.0
@@ -49,16 +51,21 @@ class RunStore:
 
         Paths that exist are made absolute, so that the run can be resumed from any working directory.
         """
+        with changing(self.root):
+            return self._create(spec)
+
+    def _create(self, spec: RunSpec) -> Run:
         self.root.mkdir(parents=True, exist_ok=True)
         with locked(self.root / ".lock", timeout=30.0) as held:
             if not held:
                 raise RunError(f"{self.root} has been locked by another process for 30 s; try again.")
             for leftover in self.root.glob(".new-*"):  # of a process killed in here
                 shutil.rmtree(leftover, ignore_errors=True)
-            newest = max((entry.spec.created for entry in self.index.entries().values() if entry.spec), default=0)
+            known = (entry.spec.created for entry in self.index.entries().values() if entry.spec)
+            now, newest = time.time_ns(), max((created for created in known if created < LATEST), default=0)
             sources = {key: absolute(getattr(spec, key)) for key in ("teacher", "student", "data", "data_root")}
-            spec = spec.model_copy(update=sources | {"created": max(time.time_ns(), newest + 1)})
-            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(spec.created / 1e9))
+            spec = spec.model_copy(update=sources | {"created": max(now, newest + 1)})
+            stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now / 1e9))
             slug = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")[:40].strip("-") or spec.kind
             folder = self.root / f"{stamp}-{slug}-{secrets.token_hex(3)}"
             temporary = self.root / f".new-{secrets.token_hex(8)}"
@@ -68,11 +75,9 @@ class RunStore:
                 write_atomically(temporary / "spec.json", spec.model_dump_json(indent=1).encode())
                 run.write_state(RunState(state="queued", epochs=spec.epochs))
                 temporary.rename(folder)
-            except OSError as error:
+            except OSError:
                 shutil.rmtree(temporary, ignore_errors=True)
-                raise RunError(
-                    f"The run could not be written to {self.root} ({error}); make room or choose another folder."
-                ) from error
+                raise
         return Run(folder, spec)
 
     def folder(self, run_id: str) -> Path:
@@ -123,7 +128,8 @@ class RunStore:
         run = self.get(run_id)
         if not LOWEST <= priority <= HIGHEST:
             raise RunError(f"{priority} is not a priority; give a whole number from {LOWEST} to {HIGHEST}.")
-        write_atomically(run.folder / "priority", str(priority).encode())
+        with changing(run.folder):
+            write_atomically(run.folder / "priority", str(priority).encode())
 
     def read_metrics(self, run_id: str, offset: int = 0) -> tuple[builtins.list[dict[str, Any]], int]:
         """Rows written since byte `offset`, and the offset to ask from next time."""
@@ -176,32 +182,35 @@ class RunStore:
         if job:
             slurm.end(job, lambda: read_state(run.folder).is_active, steps[0][1])
         for number, seconds in steps:
-            worker = worker_of(read_state(run.folder))
+            state = read_state(run.folder)
+            worker = worker_of(state) if is_here(state) else None  # elsewhere its pid is another process's
             if number is not None and worker is not None:
                 worker.signal(number)
-            with run.lock(seconds) as free:
+            with changing(run.folder), run.lock(seconds) as free:
                 if free:
                     return end(run, read_state(run.folder), run.request or request)
-        process = f"process {worker.pid}" if worker else "process"
-        raise RunError(f"Run {run.id} has not stopped yet; wait, or end its {process} by hand.")
+        process = f"process {state.pid}" if state.pid else "process"
+        raise RunError(f"Run {run.id} has not stopped yet; wait, or end its {process}{_at(state)} by hand.")
 
     def resume(self, run_id: str) -> Run:
         """Queue a paused, interrupted, failed or cancelled run again; `submit` it to go on from its last checkpoint."""
         run = self.get(run_id)
         dying = true_state(run.folder).state in RESUMABLE  # yet a killed one may hold its lock a moment
-        with run.lock(10.0 if dying else 0.0) as held:
+        with changing(run.folder), run.lock(10.0 if dying else 0.0) as held:
             state = true_state(run.folder)
-            if not held or state.state not in RESUMABLE:
+            if not held and state.state in RESUMABLE:
+                raise RunError(f"Run {run_id} is locked by a process that works on it{_at(state)}; wait until it ends.")
+            if state.state not in RESUMABLE:
                 raise RunError(f"Run {run_id} is {state.state}; only {', '.join(RESUMABLE)} runs can be resumed.")
             run.forget_requests()
-            queued = {"state": "queued", "pid": None, "started": None, "job": "", "error": "", "stopped_by": ""}
-            run.write_state(state.model_copy(update=queued))
+            queued = {"state": "queued", "pid": None, "started": None, "host": "", "job": "", "error": ""}
+            run.write_state(state.model_copy(update=queued | {"place": "", "stopped_by": ""}))
         return run
 
     def remove(self, run_id: str) -> None:
         """Delete the folder of a run that is not active."""
         folder = self.folder(run_id)
-        with locked(folder / "lock") as held:
+        with changing(folder), locked(folder / "lock") as held:
             state = true_state(folder)
             started = state.is_active and (state.job or worker_of(state) is not None)
             if not held or started:  # a worker that starts now has no lock yet
@@ -225,6 +234,10 @@ class RunStore:
             )
             for run_id, e in self.index.entries().items()
         ]
+
+
+def _at(state: RunState) -> str:
+    return "" if is_here(state) else f" on {state.host}"
 
 
 def _tail(path: Path, n: int) -> builtins.list[str]:

@@ -153,7 +153,8 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
     end: dict[str, object] = {"state": "done", "error": ""}
     try:
         (run.folder / SPARE_FILE).write_bytes(bytes(SPARE_BYTES))
-        train(run, store, reporter)
+        with run.heartbeat():
+            train(run, store, reporter)
     except Exception as error:
         end = ending(error, reporter, before.step)
     wanted = end["state"] == "queued" and (reporter.out_of_time or slurm.is_wanted(job))

@@ -4,6 +4,7 @@ A worker waits for its device itself; nothing has to watch it.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -49,6 +50,5 @@ class LocalExecutor:
             )
         worker = ProcessIdentity.of(process.pid)
         if worker is not None:
-            run.write_state(
-                state.model_copy(update={"pid": worker.pid, "started": worker.started, "boot": worker.boot})
-            )
+            identity = {"pid": worker.pid, "started": worker.started, "boot": worker.boot}
+            run.write_state(state.model_copy(update=identity | {"host": socket.gethostname()}))

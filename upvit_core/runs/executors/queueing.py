@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from upvit_core.errors import RunError
-from upvit_core.runs.folder import Run, read_state, worker_of
+from upvit_core.runs.folder import Run, changing, read_state, worker_of
 from upvit_core.runs.spec import RunState
 
 
@@ -14,7 +14,7 @@ def queued(run: Run) -> Iterator[RunState]:
 
     Raises RunError where the run has a worker already, or is not queued.
     """
-    with run.lock() as held:
+    with changing(run.folder), run.lock() as held:
         if not held:
             raise RunError(f"Run {run.id} already has a worker; cancel it first.")
         before = read_state(run.folder)
@@ -24,7 +24,7 @@ def queued(run: Run) -> Iterator[RunState]:
         started = worker_of(before)
         if before.job or (started is not None and started.is_alive):  # and has not come to take the lock
             raise RunError(f"Run {run.id} already has a worker; cancel it first.")
-        cleared = {"pid": None, "started": None, "job": "", "stage": "", "error": "", "seconds_left": None}
+        cleared = {"pid": None, "started": None, "host": "", "job": "", "stage": "", "error": "", "seconds_left": None}
         changes = {"state": "queued", "attempt": before.attempt + 1, "epochs": run.spec.epochs}
         state = before.model_copy(update=cleared | changes)
         run.write_state(state)
