@@ -25,6 +25,8 @@ from upvit_core.records.basis import Basis
 from upvit_core.records.family import load
 from upvit_core.records.plan import PruningPlan
 
+HELD_OUT = 5  # every n-th input
+
 
 def repair(
     student: nn.Module,
@@ -33,39 +35,36 @@ def repair(
     proxy: Proxy,
     *,
     stats: ProxyStatistics | None = None,
-    basis: CutBasis | None = None,
-    held_out: int = 5,
-    batch_size: int | None = None,
     report: Report = silent,
 ) -> tuple[nn.Module, RepairReport]:
     """A repaired copy of `student` in eval mode, and what was done; neither model is touched.
 
-    student: `teacher` cut by `plan`. stats: those that the student was cut with, for plans of directions. basis: the
-    one it was cut with, where that is not the plan's own. held_out: every n-th input chooses ridges. Memory holds
-    both streams of all inputs, n·tokens·(D + k) numbers.
+    student: `teacher` cut by `plan`. stats: those that the student was cut with, for plans of directions. Every
+    fifth input chooses ridges. Memory holds both streams of all inputs, n·tokens·(D + k) numbers.
 
     Raises PlanError where `stats` is missing, the student does not have the plan's shape, or inputs are too few.
     """
     before, after = plan.shape_before, plan.shape_after
-    _check(student, plan, proxy, held_out)
+    _check(student, plan, proxy)
     repaired, original = copy.deepcopy(student).eval(), teacher
+    basis: CutBasis | None = None
     like = next(student.parameters())
     if plan.basis == Basis.DIRECTIONS:
         if stats is None:
             raise PlanError("Repairing a plan of directions needs the statistics that it was cut with; give stats.")
-        basis, original = basis or basis_for(plan, stats), load_state(stats.state, stats.shape, like=like)
+        basis, original = basis_for(plan, stats), load_state(stats.state, stats.shape, like=like)
     start = time.perf_counter()
     kind = load(after.architecture.repair)
     with frozen(original), torch.no_grad():
-        batches = _batches(proxy, like, batch_size or kind.batch_size, held_out, kind.held_remainder % held_out)
+        batches = _batches(proxy, like, kind.batch_size, kind.held_remainder % HELD_OUT)
         adapters = adapt(repaired, after), adapt(original, before)
         sweep: LayerwiseRepair = kind(*adapters, plan, batches, report, stats=stats, basis=basis)
         sweep.run()
     seconds = time.perf_counter() - start
-    return repaired, RepairReport(tuple(sweep.layers), len(proxy), len(proxy) // held_out, seconds)
+    return repaired, RepairReport(tuple(sweep.layers), len(proxy), len(proxy) // HELD_OUT, seconds)
 
 
-def _check(student: nn.Module, plan: PruningPlan, proxy: Proxy, held_out: int) -> None:
+def _check(student: nn.Module, plan: PruningPlan, proxy: Proxy) -> None:
     planned = plan.shape_after
     if planned.family == "vit":
         shape = shape_of(student, "the student")
@@ -74,19 +73,17 @@ def _check(student: nn.Module, plan: PruningPlan, proxy: Proxy, held_out: int) -
                 f"The student has {shape.embed_dim} residual channels in {shape.depth} blocks, the plan "
                 f"{planned.embed_dim} in {planned.depth}, or other widths; repair the model that this plan made."
             )
-    if len(proxy) < held_out:
+    if len(proxy) < HELD_OUT:
         unit = "blocks" if planned.architecture.task == "text" else "images"
         raise PlanError(
-            f"Repair needs at least {held_out} {unit}, of which one in {held_out} is held out; got {len(proxy)}."
+            f"Repair needs at least {HELD_OUT} {unit}, of which one in {HELD_OUT} is held out; got {len(proxy)}."
         )
 
 
-def _batches(
-    proxy: Proxy, like: Tensor, batch_size: int, held_out: int, remainder: int
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(proxy: Proxy, like: Tensor, batch_size: int, remainder: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs in the dtype of `like`, where they are no token ids, and which of them are held out."""
     seen = 0
     for inputs, _ in proxy.batches(batch_size, like.device):
         numbers = torch.arange(seen, seen + len(inputs), device=like.device)
-        yield inputs.to(like.dtype) if inputs.is_floating_point() else inputs, numbers % held_out == remainder
+        yield inputs.to(like.dtype) if inputs.is_floating_point() else inputs, numbers % HELD_OUT == remainder
         seen += len(inputs)
