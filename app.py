@@ -2,6 +2,9 @@
 
 import streamlit as st
 
+from pages.services import server
+
+server.prepare()
 st.set_page_config(page_title="UP-ViT studio", page_icon=":material/content_cut:", layout="wide")
 
 st.navigation(

@@ -96,11 +96,7 @@ def _upload() -> None:
         return
     content = file.getbuffer()
     name = f"{digest(content)}-{Path(file.name).name[-LONGEST_NAME:]}"
-    saved = folders.uploads() / name
-    if not saved.exists():
-        temporary = saved.with_suffix(".part")
-        temporary.write_bytes(content)
-        temporary.replace(saved)
+    saved = folders.keep_upload(name, content)
     _open(str(Source(str(saved)).with_flags(**said)))
 
 

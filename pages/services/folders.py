@@ -1,7 +1,14 @@
 """Folders that the app writes to: under $UPVIT_HOME, else the user's cache; runs in `runs/` of where it was started."""
 
 import os
+import threading
+import time
 from pathlib import Path
+
+from upvit_core.errors import LimitError
+
+UPLOAD_DAYS, UPLOAD_BYTES = 7, 8 << 30
+_keeping = threading.Lock()
 
 
 def home() -> Path:
@@ -16,6 +23,30 @@ def _made(name: str) -> Path:
 
 def uploads() -> Path:
     return _made("uploads")
+
+
+def keep_upload(name: str, content: memoryview) -> Path:
+    """The path of an upload, written there unless it is there; those of a week ago go, and the oldest when it is full.
+
+    Raises LimitError where it is too large for all of them together.
+    """
+    if content.nbytes > UPLOAD_BYTES:
+        raise LimitError(f"An upload has at most {UPLOAD_BYTES >> 30} GB; open a larger file by its path.")
+    path = uploads() / name
+    with _keeping:
+        others = {other: other.stat() for other in uploads().iterdir() if other != path}
+        used, oldest = content.nbytes, time.time() - 86400 * UPLOAD_DAYS
+        for other, status in sorted(others.items(), key=lambda item: item[1].st_mtime, reverse=True):
+            used += status.st_size
+            if used > UPLOAD_BYTES or status.st_mtime < oldest:
+                other.unlink()
+        if path.exists():
+            os.utime(path)
+        else:
+            temporary = path.with_suffix(".part")
+            temporary.write_bytes(content)
+            temporary.replace(path)
+    return path
 
 
 def scores() -> Path:

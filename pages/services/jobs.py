@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-import streamlit as st
-
 from pages.services import imports
 from upvit_core.errors import Cancelled, UPViTError
 
@@ -247,9 +245,16 @@ class Workers:
             os._exit(0)
 
 
-@st.cache_resource(show_spinner=False)
+_making = threading.Lock()
+_made: list[Workers] = []
+
+
 def workers() -> Workers:
-    return Workers()
+    """The one registry of this process: no cache, since any browser may have Streamlit's caches cleared."""
+    with _making:
+        if not _made:
+            _made.append(Workers())
+        return _made[0]
 
 
 def start(
