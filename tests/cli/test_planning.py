@@ -12,6 +12,7 @@ from tests.support.verbs import call
 from upvit_core.cli import app
 from upvit_core.errors import CalibrationError, PlanError
 from upvit_core.planning.budget import Budget, best_plan
+from upvit_core.planning.curves import share_removed
 from upvit_core.profiling.bench import DEMO
 from upvit_core.profiling.latency import Latency, estimate_latency
 from upvit_core.profiling.macs import count_macs
@@ -35,8 +36,8 @@ def test_a_budget(scored: Path, tmp_path: Path) -> None:
     expected = best_plan(record, Budget(macs=limit), round_to=8)
     assert PruningPlan.load(tmp_path / "p.json").digest == expected.plan.digest == said["digest"]
     assert said["macs"] <= limit
-    assert said["predicted_kl"] == pytest.approx(expected.predicted)
-    assert said["predicted_kl_stock_timm"] >= said["predicted_kl"]
+    assert said["score_removed_percent"] == pytest.approx(100 * share_removed(record, expected.plan))
+    assert said["score_removed_percent_stock_timm"] >= said["score_removed_percent"]
     stock = call("plan", scored, "--budget", f"macs={limit}", "--allocation", "stock", "--out", tmp_path / "s.json")
     assert stock["stock_timm"]
 

@@ -82,4 +82,4 @@ def test_the_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said["depth"] == 2 == PruningPlan.load(tmp_path / "p.json").shape_after.depth
-    assert said["predicted_kl"] == min(said[f"predicted_kl_at_{depth}_blocks"] for depth in (1, 2, 3))
+    assert said["score_removed_percent"] == min(said[f"score_removed_percent_at_{depth}_blocks"] for depth in (1, 2, 3))

@@ -2,13 +2,13 @@
 
 import typer
 
-from upvit_core.cli import demo, models, planning, reporting, running, runs, scoring
+from upvit_core.cli import demo, mapping, models, planning, reporting, running, runs, scoring
 from upvit_core.errors import UPViTError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Prune Vision Transformers: score, plan, cut, distil."
 )
-for verbs in (scoring, planning, models, running, runs, reporting):
+for verbs in (scoring, mapping, planning, models, running, runs, reporting):
     app.add_typer(verbs.app)
 app.add_typer(demo.app, name="demo", no_args_is_help=True, help="The demo teacher.")
 

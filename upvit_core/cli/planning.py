@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from upvit_core.cli.common import Bar, emit, removals_of
+from upvit_core.cli.mapping import expectations, open_map
 from upvit_core.cli.options import Depth, DepthScores, Json, ModelOptions, takes_options
 from upvit_core.records.basis import Basis
 from upvit_core.records.ratios import Ratios
 
 if TYPE_CHECKING:
+    from upvit_core.mapping.surrogate import Surrogate
     from upvit_core.profiling.latency import Latency, PyramidLatency
     from upvit_core.records.plan import PruningPlan
     from upvit_core.records.scores import ImportanceScores
@@ -29,6 +31,9 @@ Axis = Literal["macs", "params", "latency_ms"]
 Preset = Literal[
     "deit_small", "deit_tiny", "pvt_v2_b0", "pvt_v2_b1", "pvt_v2_b2", "pvt_v2_b3", "pvt_v2_b4", "pvt_v2_b5"
 ]
+
+REMOVED = "score_removed_percent"
+MapFile = Annotated[Path | None, typer.Option("--map", help="map of the model, for expected KL and top-1 with bands")]
 
 
 @dataclass(frozen=True)
@@ -84,9 +89,13 @@ def plan(
     ] = None,
     depth: Depth = None,
     depth_scores: DepthScores = None,
+    map_file: MapFile = None,
     as_json: Json = False,
 ) -> None:
-    """Choose what stays, from scores and ratios, a preset, a budget, or widths."""
+    """Choose what stays, from scores and ratios, a preset, a budget, or widths; --map tells what that does.
+
+    With a map, the best plan within a budget is the solver's, or another that the map is sure is better.
+    """
     from upvit_core.errors import PlanError
     from upvit_core.planning.ratios import plan_preset
     from upvit_core.planning.what_if import Allocation, WhatIf
@@ -94,6 +103,7 @@ def plan(
     from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
+    surrogate = None if map_file is None else open_map(map_file, record)
     names_ratios = any(ratios.named.values()) or preset is not None
     facts: dict[str, object] = {}
     if widths is not None and (names_ratios or budget):
@@ -101,7 +111,7 @@ def plan(
     if budget:
         if names_ratios:
             raise PlanError("A budget chooses the ratios itself; give a budget, or ratios, or a preset.")
-        wanted = BudgetChoice(allocation or "best", per, basis, chosen, timing)
+        wanted = BudgetChoice(allocation or "best", per, basis, chosen, timing, surrogate)
         made, facts = wanted.plan(record, budget, None if depth is not None else depth_scores)
         depth_scores = depth_scores if depth is not None else None
     elif preset is not None:
@@ -126,6 +136,8 @@ def plan(
     before, after = made.shape_before, made.shape_after
     costs = {"params": count_parameters(after), "macs": count_macs(after)}
     costs |= {"params_before": count_parameters(before), "macs_before": count_macs(before)}
+    if surrogate is not None:
+        facts |= expectations(surrogate, record, [made])[0]
     about = {"depth": after.depth, "stock_timm": after.is_uniform, "digest": made.digest}
     emit({"out": str(out), **costs, **about, **facts}, as_json)
 
@@ -139,6 +151,7 @@ class BudgetChoice:
     basis: Basis
     widths: WidthOptions
     timing: LatencyOptions
+    surrogate: Surrogate | None = None
 
     def plan(
         self, record: ImportanceScores, texts: list[str], depth_scores: Path | None
@@ -150,7 +163,7 @@ class BudgetChoice:
         budget = Budget.parse(texts)
         is_timed = budget.latency_ms is not None or self.timing.calibration is not None
         latency = self.timing.of(record.shape) if is_timed else None
-        predicted = name_of_prediction(record)
+        share = partial(percent_of_score, record)
         if record.shape.one_share:
             self._refuse_beside_shares(record.shape.name, depth_scores)
             return self._plan_of_shares(record, budget.limits(), cast("PyramidLatency | None", latency))
@@ -169,16 +182,23 @@ class BudgetChoice:
 
             removals = BlockRemovals.load(depth_scores)
             chosen, every = best_over_depth(record, removals, budget, **best.keywords)
-            by_depth = {f"{predicted}_at_{other.depth}_blocks": other.predicted for other in every}
-            return chosen.best.plan, {predicted: chosen.predicted, **by_depth}
-        choice = best(record, budget)
-        values: dict[str, object] = {predicted: choice.predicted, "gap_at_most": choice.gap}
+            by_depth = {f"{REMOVED}_at_{other.depth}_blocks": share(other.predicted) for other in every}
+            return chosen.best.plan, {REMOVED: share(chosen.predicted), **by_depth}
+        solve = partial(best, budget=budget)
+        choice = solve(record)
+        values: dict[str, object] = {}
+        if self.surrogate is not None:
+            from upvit_core.mapping.choose import rank
+
+            ranked = rank(self.surrogate, record, solve)
+            choice, values = ranked.plans[ranked.best], {"solvers_own_choice": ranked.best == 0}
+        values |= {REMOVED: share(choice.predicted), "gap_at_most": share(choice.gap)}
         if choice.latency_ms is not None:
             values |= {"latency_ms_estimated": choice.latency_ms, "batch_size": self.timing.batch_size}
         if self.allocation == "best":
-            values[f"{predicted}_stock_timm"] = None
+            values[f"{REMOVED}_stock_timm"] = None
             with suppress(PlanError):
-                values[f"{predicted}_stock_timm"] = best(record, budget, family="stock").predicted
+                values[f"{REMOVED}_stock_timm"] = share(best(record, budget, family="stock").predicted)
         return choice.plan, values
 
     def _refuse_beside_shares(self, model: str, depth_scores: Path | None) -> None:
@@ -203,15 +223,18 @@ class BudgetChoice:
         from upvit_core.planning.budget_stages import best_shares, percents_of
 
         best = best_shares(record, limits, stock=self.allocation == "stock", latency=latency)
-        values: dict[str, object] = {name_of_prediction(record): best.predicted}
+        values: dict[str, object] = {REMOVED: percent_of_score(record, best.predicted)}
         values |= {f"{component}_removed": share / 100 for component, share in percents_of(best.plan).items()}
         if best.latency_ms is not None:
             values["latency_ms_estimated"] = best.latency_ms
         return best.plan, values | ({} if latency is None else {"batch_size": self.timing.batch_size})
 
 
-def name_of_prediction(record: ImportanceScores) -> str:
-    return "predicted_kl" if record.is_kl else "score_removed"
+def percent_of_score(record: ImportanceScores, lost: float) -> float:
+    """A sum of scores as a share of all, in percent; it tells no accuracy."""
+    from upvit_core.planning.curves import total_score
+
+    return 100 * lost / (total_score(record) or 1.0)
 
 
 @app.command()
@@ -223,37 +246,45 @@ def front(
     over: Annotated[Axis, typer.Option(help="cost against which plans are compared")] = "macs",
     out: Annotated[Path | None, typer.Option(help="folder to write every plan to")] = None,
     hide_dominated: Annotated[bool, typer.Option("--hide-dominated", help="only plans that no other beats")] = False,
+    map_file: MapFile = None,
     as_json: Json = False,
 ) -> None:
-    """A table of plans: what each costs, the KL that scores predict, and which ones another beats."""
+    """A table of plans: what each costs, the share of the score that it removes, and which ones another beats.
+
+    With a map, also the KL and top-1 or perplexity that it expects of each.
+    """
     from upvit_core.planning.pareto import candidate_plans, pareto_rows
     from upvit_core.records.scores import ImportanceScores
 
     record = ImportanceScores.load(scores)
     is_timed = over == "latency_ms" or timing.calibration is not None
     latency = timing.of(record.shape) if is_timed else None
-    plans = candidate_plans(record, heads=chosen.heads, round_to=chosen.round_to)
+    surrogate = None if map_file is None else open_map(map_file, record)
+    basis = record.basis if surrogate is None else surrogate.record.basis
+    plans = candidate_plans(record, heads=chosen.heads, round_to=chosen.round_to, basis=basis)
     rows = pareto_rows(record, plans, latency=latency, axes=(over, "predicted"))
     rows = [row for row in rows if not (row.dominated and hide_dominated)]
     if out is not None:
         for row in rows:
             row.plan.save(out / f"{row.plan.digest}.json")
-    predicted = name_of_prediction(record)
+    known = expectations(surrogate, record, [row.plan for row in rows]) if surrogate else [{}] * len(rows)
+    removed = [percent_of_score(record, row.predicted) for row in rows]
     if as_json:
-        listed = [
+        listed: list[dict[str, object]] = [
             {"plan": row.name, "params": row.params, "macs": row.macs}
             | ({} if row.latency_ms is None else {"latency_ms_estimated": row.latency_ms})
-            | {predicted: row.predicted, "stock_timm": row.stock, "dominated": row.dominated}
+            | {REMOVED: percent, "stock_timm": row.stock, "dominated": row.dominated, **expected}
             | ({} if out is None else {"file": str(out / f"{row.plan.digest}.json")})
-            for row in rows
+            for row, percent, expected in zip(rows, removed, known, strict=True)
         ]
         typer.echo(json.dumps({"front": listed}))
         return
-    for row in rows:
+    for row, percent, expected in zip(rows, removed, known, strict=True):
         ms = "" if row.latency_ms is None else f"{row.latency_ms:9.2f} ms (estimated)"
         marks = f"{'stock timm' if row.stock else '':<11}{'dominated' if row.dominated else ''}"
-        line = f"{row.name:<28}{row.params:>14,}{row.macs:>18,}{ms}  {row.predicted:<12.4g}{marks}"
-        typer.echo(line.rstrip())
+        line = f"{row.name:<28}{row.params:>14,}{row.macs:>18,}{ms}  {f'{percent:.3g} % of the score':<24}{marks:<22}"
+        told = "  ".join(f"{name} {value:.4g}" for name, value in expected.items() if isinstance(value, float))
+        typer.echo((line + told).rstrip())
 
 
 @app.command()

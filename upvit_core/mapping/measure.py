@@ -79,21 +79,21 @@ class CutMeter:
     def _batches(self) -> list[tuple[Tensor, Tensor]] | None:
         """Held-out batches on the device, None where they are too many to keep."""
         kept, size = [], 0
-        for batch in self._read():
+        for batch in self.read():
             kept.append(batch)
             size += batch[0].nbytes
             if size > KEPT_BYTES:
                 return None
         return kept
 
-    def _read(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def read(self) -> Iterator[tuple[Tensor, Tensor]]:
         device = next(self.loaded.model.parameters()).device
         return self.inputs.batches(self.loaded.shape.batch_size(250, large=16), device)
 
     @cached_property
     def teacher(self) -> TeacherPass:
         """The whole model on the held-out inputs."""
-        return run_teacher(self.loaded.model, self._batches or self._read())
+        return run_teacher(self.loaded.model, self._batches or self.read())
 
     @cached_property
     def _worth(self) -> Worth:
@@ -148,7 +148,7 @@ class CutMeter:
             seed=0,
             stats=self._statistics,
         )
-        batches, logits = self._batches or self._read(), self.teacher.logits
+        batches, logits = self._batches or self.read(), self.teacher.logits
         result = evaluate(student, batches, teacher=self.loaded.model, teacher_logits=logits)
         point, seconds = self._worth.of(plan), time.perf_counter() - start
         return MeasuredCut(
