@@ -145,7 +145,7 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
         if state.state in RESUMABLE:
             st.warning(summary.reason)
         if state.note:
-            st.info(state.note, icon=":material/memory:")
+            st.info(state.note, icon=":material/info:")
         if state.place:
             st.caption(state.place)
         slots.log, slots.log_of = st.empty(), run_id

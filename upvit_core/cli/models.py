@@ -81,7 +81,7 @@ def evaluate(
     from upvit_core.records.task import task_of
 
     loaded, device = opening.open(model), opening.torch_device
-    test = dataset.open(loaded, "val")
+    test = dataset.open(loaded, "val", tell=False)
     chosen = None if images is None else proxy_indices(test, images, seed)
     original = None
     if teacher is not None:

@@ -106,13 +106,19 @@ class DataOptions:
     root: Root = None
 
     def open(
-        self, model: LoadedModel, split: Literal["train", "val"], *, labelled: bool = True, apart: bool = False
+        self,
+        model: LoadedModel,
+        split: Literal["train", "val"],
+        *,
+        labelled: bool = True,
+        apart: bool = False,
+        tell: bool = True,
     ) -> ImageSet:
-        """One split, prepared as the model reads it; standard error says how labels and split were found."""
+        """One split, prepared as the model reads it; standard error is told how labels and split were found."""
         from upvit_core.models.images import images_for
 
         images = images_for(model, self.data, split, labelled=labelled, apart=apart, root=self.root)
-        if images.told and rank() == 0:
+        if tell and images.told and rank() == 0:
             typer.echo(images.told, err=True)
         return images
 

@@ -88,8 +88,12 @@ def follow(store: RunStore, run_id: str, as_json: bool) -> None:
 
     offset = 0
     last: dict[str, object] = {}
+    noted = ""
     while True:
         state = store.state(run_id)
+        if state.note != noted:
+            typer.echo(state.note.removeprefix(noted).strip(), err=True)
+            noted = state.note
         rows, offset = store.read_metrics(run_id, offset)
         for row in rows:
             if "top1" in row:

@@ -158,7 +158,7 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
     classes = tuple(sorted(own | trained))
     place = {name: label for label, name in enumerate(classes)}
     rows = [(path, place[name], size) for path, name, size in entries]
-    told = f"Images are those of {base}/."
+    told = "" if base.rsplit("/", 1)[-1] == split else f"Images are those of {base}/."
     if undivided:
         rows, told = _divided(tree, base, rows, seed, split, apart)
         told = f"{f'{base}/ is the only part' if parts else 'There is no train/ and val/ folder'}: {told}"

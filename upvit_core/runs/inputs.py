@@ -110,7 +110,7 @@ def _finetuning(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Report
     if fit.rows is not None and sorted(fit.rows) == list(range(model.shape.num_classes)) and saved is None:
         classes = model.class_names or classes  # the same ones: their order in the model stays
     if saved is None and not spec.settings.from_scratch:
-        reporter.log(fit.told)
+        reporter.note(fit.told)
     fitted = retarget(
         model, classes, head=spec.head, in_chans=spec.in_chans, img_size=spec.img_size, seed=spec.settings.seed
     )
@@ -132,10 +132,10 @@ def _classes_of(spec: RunSpec, saved: Mapping[str, Any] | None) -> tuple[str, ..
 
 
 def _both_splits(spec: RunSpec, model: LoadedModel, reporter: Reporter) -> tuple[ImageSet, ImageSet]:
-    """Training and test images, none of them both, with the model's labels; the log says how these were found."""
+    """Training and test images, none of them both, with the model's labels; the run's note says how they were got."""
     train, test = (images_for(model, spec.data, split, apart=True, root=spec.data_root) for split in SPLITS)
     for told in dict.fromkeys(filter(None, (train.told, test.told))):
-        reporter.log(told)
+        reporter.note(told)
     return train, test
 
 

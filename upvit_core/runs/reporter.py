@@ -109,7 +109,8 @@ class Reporter:
     def note(self, sentence: str) -> None:
         """Something a person should know though the run goes on; the app shows it with the run."""
         self.log(sentence)
-        self.update(now=True, note=sentence)
+        if sentence not in self.state.note:
+            self.update(now=True, note=f"{self.state.note} {sentence}".strip())
 
     def has_row(self, phase: str, step: int) -> bool:
         """True if an earlier attempt wrote this row already; a run that goes on writes none twice."""

@@ -146,6 +146,7 @@ def work(run: Run, store: RunStore, echo: IO[str] | None = None) -> int:
         "boot": me.boot,
         "host": socket.gethostname(),
         "job": job,
+        "note": "",
         "attempt": before.attempt + (1 if job and before.pid is not None else 0),
     }
     reporter = Reporter(run, before.model_copy(update=started), echo)
