@@ -163,7 +163,7 @@ class Workers:
     ) -> Job[T]:
         """The job with this key where it is active or done; otherwise, or with `again` once it is done, a new one.
 
-        A job `apart` has a thread of its own and imports nothing: it waits for another process and computes nothing.
+        A job `apart` has a thread of its own: it waits for another process, or in between for quiet.
         """
         with self.lock:
             known = self._jobs.get(key)
@@ -208,21 +208,23 @@ class Workers:
 
     def _hand_on(self, job: AnyJob) -> None:
         if job.apart:
-            threading.Thread(target=job.run, daemon=True).start()
+            threading.Thread(target=self._run, args=(job,), daemon=True).start()
         else:
             self._queues[job.long].put(job)
 
     def _serve(self, queue: SimpleQueue[AnyJob]) -> None:
         time.sleep(FIRST_PAINT_SECONDS)
         while True:
-            job = queue.get()
-            with self.lock:
-                self.running += not self.closing
+            self._run(queue.get())
+
+    def _run(self, job: AnyJob) -> None:
+        with self.lock:
+            self.running += not self.closing
             if self.closing:
                 return
-            job.run()
-            with self.lock:
-                self.running -= 1
+        job.run()
+        with self.lock:
+            self.running -= 1
 
     def end(self) -> None:
         """Stop the jobs before the interpreter ends.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import streamlit as st
 
 from pages.services import block_removals, device, jobs
+from pages.services.maps import Estimate
 from pages.services.open_model import OpenModel
 from pages.tradeoff.measurements import Measurements
 from pages.tradeoff.state import state
@@ -37,17 +38,22 @@ NOT_STOCK = "it needs equal blocks, attention as wide as the residual; this stud
 
 
 def number_cards(
-    model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf, measured: Measurements
+    model: OpenModel,
+    scores: ImportanceScores | None,
+    plan: PruningPlan,
+    now: WhatIf,
+    measured: Measurements,
+    mapped: Estimate | None,
 ) -> None:
     """Both rows of cards; while jobs run they are updated by themselves, in place."""
     stock = stock_job(scores, plan, now)
 
     def measured_row() -> None:
         speed = speed_card(model, plan, jobs.result_of(measured.speed))
-        cards([parameters_card(plan), macs_card(model, plan), speed, quality_card(model, measured)])
+        cards([parameters_card(plan), macs_card(model, plan), speed, quality_card(model, measured, mapped)])
 
     def estimated_row() -> None:
-        kl = kl_card(model, scores, plan, jobs.result_of(measured.accuracy))
+        kl = kl_card(model, scores, plan, jobs.result_of(measured.accuracy), mapped)
         cards([kl, latency_card(model, plan), memory_card(model, plan), stock_card(plan, stock)])
 
     progress.redraw_when_done(measured.all, measured_row)
@@ -86,8 +92,8 @@ def speed_card(model: OpenModel, plan: PruningPlan, measured: SpeedUp | None) ->
     return Card("Speed-up", units.times(times[0] / times[1]), note, ESTIMATED)
 
 
-def quality_card(model: OpenModel, measured: Measurements) -> Card:
-    """Top-1 or perplexity of the plan; where it is repaired, also before repair."""
+def quality_card(model: OpenModel, measured: Measurements, mapped: Estimate | None) -> Card:
+    """Top-1 or perplexity of the plan, measured or by the map; where it is repaired, also before repair."""
     task, job = model.task, measured.accuracy
     name = f"{task.name} now"
     if (result := jobs.result_of(job)) is not None:
@@ -103,6 +109,10 @@ def quality_card(model: OpenModel, measured: Measurements) -> Card:
         return Card(name, value, note, MEASURED)
     if not model.can_measure:
         return Card(name, "—", f"needs {task.wanted}" if model.has_weights else "needs weights")
+    if mapped is not None:
+        low, high = task.format(mapped.value_low), task.format(mapped.value_high)
+        note = f"from {mapped.cuts} measured cuts: 80 % band {low} – {high}; no training"
+        return Card(name, task.format(mapped.value), note, ESTIMATED)
     if job is not None and job.active:
         source, value = state().last_quality
         step = job.detail or "waiting for its turn"
@@ -110,13 +120,26 @@ def quality_card(model: OpenModel, measured: Measurements) -> Card:
     return Card(name, "—", "press Measure")
 
 
-def kl_card(model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan, measured: Evaluation | None) -> Card:
-    """The KL of this very plan where it was measured; else the share of the score that goes, which is no KL."""
+def kl_card(
+    model: OpenModel,
+    scores: ImportanceScores | None,
+    plan: PruningPlan,
+    measured: Evaluation | None,
+    mapped: Estimate | None = None,
+) -> Card:
+    """The KL of this very plan where it was measured, else as the map estimates it.
+
+    Without either, the share of the score that goes, which is no KL.
+    """
     name = "KL after the cut"
     if measured is not None and measured.kl is not None:
         low, high = measured.kl_interval or (measured.kl, measured.kl)
         note = f"{model.task.nats}, 95 % interval {low:.2g} – {high:.2g}; {measured.images:,} {model.task.samples}"
         return Card(name, f"{measured.kl:.3g}", note, MEASURED)
+    if mapped is not None:
+        band = f"{mapped.kl_low:.2g} – {mapped.kl_high:.2g}"
+        note = f"{model.task.nats}, from {mapped.cuts} measured cuts: 80 % band {band}"
+        return Card(name, f"{mapped.kl:.2g}", note, ESTIMATED)
     wants = "measure the plan" if model.can_measure else f"needs {model.task.data if model.has_weights else 'weights'}"
     removed = removed_words(scores, plan)
     return Card(name, "—", f"not known yet: {wants}{removed and f'. {removed}, which does not tell accuracy'}")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import streamlit as st
 
-from pages.services import block_removals, jobs, plan_commands, reports, scoring, slider_state
+from pages.services import block_removals, jobs, maps, plan_commands, reports, scoring, slider_state
 from pages.services.open_model import OpenModel, no_scores
 from pages.services.session import session
 from pages.tradeoff import (
@@ -15,6 +15,7 @@ from pages.tradeoff import (
     device_panel,
     distill,
     estimates,
+    map_section,
     pareto,
     prune,
     tried_plans,
@@ -33,7 +34,12 @@ from upvit_core.records.scores import ImportanceScores
 
 
 def record_plan(
-    model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, found: Measurements
+    model: OpenModel,
+    scores: ImportanceScores,
+    now: WhatIf,
+    plan: PruningPlan,
+    found: Measurements,
+    known: maps.Known | None,
 ) -> None:
     """Put this plan on the front, with what has been measured of it."""
     times, shape = estimates.latencies(model, plan), plan.shape_after
@@ -46,6 +52,8 @@ def record_plan(
     )
     if (result := jobs.result_of(found.accuracy)) is not None:
         entry = entry.measured(model.task, result)
+    if known is not None:
+        entry = replace(entry, mapped=known.of(plan))
     if (speed := jobs.result_of(found.speed)) is not None:
         entry = replace(entry, speed_up=speed.ratio, speed_measured=True)
     tried_plans.record(model, scores, entry)
@@ -122,8 +130,11 @@ with frame.page(
         plan = now.plan(shown or scores or no_scores(model.shape), block_removals.records())
         found = Measurements() if finding is not None else measure_plan(model, plan, now)
         ahead = forecast_of(model, found.accuracy)
+    known = None if shown is None else maps.find(model, shown, now)
+    if shown is not None and (result := jobs.result_of(found.accuracy)) is not None:
+        maps.give(model, shown, now, plan, result)
     with right:
-        estimates.number_cards(model, shown, plan, now, found)
+        estimates.number_cards(model, shown, plan, now, found, None if known is None else known.of(plan))
         forecast_line(ahead)
         budget.budget_result(model, shown or scores, plan)
         for job in found.all:
@@ -161,7 +172,8 @@ with frame.page(
         if scores is not None:
             depth.depth_panel(model, shown or scores, now)
     if shown is not None:
-        record_plan(model, shown, now, plan, found)
+        record_plan(model, shown, now, plan, found, known)
+        map_section.map_section(model, shown, now)
         wide, narrow = st.columns([0.56, 0.44], gap="large")
         with wide:
             pareto.pareto_section(model, shown, now, ahead)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.services import device, evaluation, jobs
+from pages.services import device, evaluation, jobs, maps
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.tradeoff import tried_plans
@@ -69,7 +69,12 @@ def pareto_section(model: OpenModel, scores: ImportanceScores, now: WhatIf, ahea
     axes = _axes(model)
     candidates = candidates_job(model, scores, now)
     measuring: jobs.Job[dict[str, Evaluation]] | None = jobs.find(_key("measure front", model, scores, now))
-    entries = candidate_entries(model, candidates.result or [], jobs.result_of(measuring) or {})
+    entries = candidate_entries(
+        model,
+        candidates.result or [],
+        jobs.result_of(measuring) or {},
+        maps.find(model, scores, replace(now, repair=False)),
+    )
     points = _points(model, scores, now, axes, entries, ahead)
     if axes.cost == "Speed-up" and device.calibration(model.shape) is None:
         st.caption("Not calibrated: speed-ups are drawn where they were measured. Calibrate this device to see all.")
@@ -134,6 +139,8 @@ def _chart(model: OpenModel, scores: ImportanceScores, now: WhatIf, points: list
     even = len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1
     if axes.by_score and now.heads is not None and even and axes.cost != "Speed-up":
         lines = tried_plans.ratio_curves(scores, scores.digest, now.heads, axes.cost)
+    elif (known := maps.find(model, scores, now)) is not None and not axes.by_score and axes.cost != "Speed-up":
+        lines = [tried_plans.mapped_curve(known, scores, now, known.record.digest, axes.cost, axes.loss)]
     chart = plot_pareto(
         points,
         lines,
@@ -214,12 +221,14 @@ def measure_candidates(
 
 
 def candidate_entries(
-    model: OpenModel, candidates: list[Candidate], results: dict[str, Evaluation]
+    model: OpenModel, candidates: list[Candidate], results: dict[str, Evaluation], known: maps.Known | None
 ) -> list[tuple[str, TriedPlan]]:
     """Candidates as entries of the chart, with what has been measured of them."""
     entries = []
     for candidate in candidates:
         entry = candidate.entry
+        if known is not None:
+            entry = replace(entry, mapped=known.of(candidate.plan))
         if (times := latencies(model, candidate.plan)) is not None:
             entry = replace(entry, speed_up=times[0] / times[1])
         if (result := results.get(candidate.plan.digest)) is not None:

@@ -22,6 +22,7 @@ class TradeoffState:
     undo: dict[str, UndoStack] = field(default_factory=dict)
     budget: BudgetResult | None = None
     clicked: WhatIf | None = None  # the last plan clicked in the Pareto chart
+    clicked_map: WhatIf | None = None  # and on the map
     previews: tuple[str, ...] = ()  # keys of the jobs that measure the plan under the sliders
     stock_key: str = ""  # of the job that compares that plan with stock shapes
     last_quality: tuple[str, str] = ("", "—")  # model source and the last measured value, shown while a new one comes

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
+from pages.services.maps import Estimate, Known
 from pages.services.open_model import OpenModel
 from pages.tradeoff.state import state
 from upvit_core import units
@@ -40,7 +41,7 @@ DRAWN = 60
 class TriedPlan:
     """One plan that was under the sliders; `removed` is the share of the score that goes, from 0 to 1.
 
-    Measured values are None until measured.
+    Measured values are None until measured; `mapped` is what the map tells.
 
     speed_up: 0 where it is not known. value: top-1 or perplexity, with its 95 % interval.
     """
@@ -56,6 +57,7 @@ class TriedPlan:
     high: float | None = None
     kl: float | None = None
     images: int = 0
+    mapped: Estimate | None = None
 
     def measured(self, task: Task, result: Evaluation) -> TriedPlan:
         """The same plan with what was measured of it."""
@@ -110,6 +112,23 @@ def ratio_curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) 
     ]
 
 
+@st.cache_resource(max_entries=16, show_spinner=False)
+def mapped_curve(_known: Known, _scores: ImportanceScores, now: WhatIf, digest: str, cost: str, loss: str) -> Line:
+    """What the map tells of equal ratios, against parameters or MACs; `now` has the heads and the basis."""
+    plans = []
+    for percent in range(2, 96, 4):
+        even = now.with_percents(dict.fromkeys(now.percents, float(percent)), widths="", depth=None)
+        plans.append(even.plan(_scores))
+    count = count_parameters if cost == "Parameters" else count_macs
+    found = _known.at([_known.worth.of(plan) for plan in plans])
+    return Line(
+        "equal ratios, estimated",
+        np.array([count(plan.shape_after) for plan in plans]),
+        found.kl if loss == KL else found.value,
+        "dot",
+    )
+
+
 def pareto_points(
     model: OpenModel,
     scores: ImportanceScores,
@@ -152,15 +171,30 @@ def _points_of(label: str, entry: TriedPlan, here: bool, cost: str, loss: str, t
             return ()
         detail = f"{about}<br>{units.share(entry.removed)} of the score"
         return (Point(name, x, max(100 * entry.removed, 1e-7), "estimated", detail, now=here, data=data),)
+    if loss in (KL, task.name) and (entry.kl if loss == KL else entry.value) is None:
+        return _mapped_point(name, x, entry, about, data, here, loss, task)
     if loss == KL:
-        if entry.kl is None:
-            return ()
+        assert entry.kl is not None
         detail = f"{about}<br>KL {entry.kl:.3g} {task.nats}, {where}"
         return (Point(name, x, max(entry.kl, 1e-9), "measured", detail, now=here, data=data),)
-    if entry.value is None:
-        return ()
+    assert entry.value is not None
     detail = f"{about}<br>{task.name.lower()} {task.format(entry.value)}, {where}"
     return (Point(name, x, entry.value, "measured", detail, entry.low, entry.high, here, data),)
+
+
+def _mapped_point(
+    name: str, x: float, entry: TriedPlan, about: str, data: str, here: bool, loss: str, task: Task
+) -> tuple[Point, ...]:
+    """A plan that was not measured where the map puts it, with its 80 % band; none without a map."""
+    found = entry.mapped
+    if found is None:
+        return ()
+    where = f"from {found.cuts} measured cuts, with a band of 80 %"
+    if loss == KL:
+        detail = f"{about}<br>KL {found.kl:.2g} {task.nats}, {where}"
+        return (Point(name, x, found.kl, "estimated", detail, found.kl_low, found.kl_high, here, data),)
+    detail = f"{about}<br>{task.name.lower()} {task.format(found.value)}, {where}"
+    return (Point(name, x, found.value, "estimated", detail, found.value_low, found.value_high, here, data),)
 
 
 def without_dominated(points: list[Point], *, more_is_better: tuple[bool, bool]) -> list[Point]:

@@ -10,6 +10,7 @@ import pytest
 
 from upvit_core.figures.agreement import rank_against_rank
 from upvit_core.figures.channel import before_after, kl_by_image, rank_chart
+from upvit_core.figures.contours import Axis, Surface, draw_map
 from upvit_core.figures.curves import kept_curve, plan_share, share_kept
 from upvit_core.figures.head_merging import cividis, draw_head_merging
 from upvit_core.figures.heatmaps import draw_kept_strips, heatmap
@@ -73,6 +74,19 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "kept, one block": lambda: kept_curve(scores, "ffn", plan, LIGHT, block=2),
         "drawing": lambda: draw_model(SMALL, LIGHT),
         "drawing, thinner": lambda: draw_model(SMALL, DARK, plan.shape_after, emphasis="ffn"),
+        "map": lambda: draw_map(
+            Axis("residual", "Residual removed, %", np.arange(0, 96, 5)),
+            Axis("ffn", "FFN removed, %", np.arange(0, 96, 5)),
+            Surface(
+                "KL, nats", "", *(np.outer(np.arange(1, 21), np.full(20, scale)) for scale in (1, 0.9, 1.1)), log=True
+            ),
+            np.add.outer(np.arange(20.0), np.arange(20.0)),
+            DARK,
+            cost_title="MACs",
+            now=(50, 40),
+            measured=[(10.0, 20.0, "KL 0.3")],
+            data=[["{}"] * 20] * 20,
+        ),
         "merging": lambda: draw_head_merging(scores, plan, 1, LIGHT),
         "by class": lambda: by_class("abcde", np.arange(30) % 5, kl, kl > 1, "ffn", LIGHT),
         "attention pair": lambda: attention_pair(np.eye(3) / 3, np.full((3, 3), 1 / 9), DARK),

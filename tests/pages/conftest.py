@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import jobs
+from pages.services import jobs, maps
 from tests.support import ROOT
 from tests.support.made_up import made_up_scores
 
@@ -18,6 +18,12 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("UPVIT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("UPVIT_RUNS", str(tmp_path / "runs"))
+
+
+@pytest.fixture(autouse=True)
+def _no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages whose jobs run at once do not measure a map each."""
+    monkeypatch.setattr(maps, "STEPS", (0,))
 
 
 @pytest.fixture(autouse=True)

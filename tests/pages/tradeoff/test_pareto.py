@@ -58,7 +58,7 @@ def test_candidates_are_drawn_and_what_was_measured_of_them(
     button.click().run()
     assert not test.exception
     assert {candidate.plan.digest for candidate in found} <= set(asked)
-    entries = pareto.candidate_entries(model, found, {plan.digest: Evaluation(1000, 50.0, 90.0, 1.0, 0.5)})
+    entries = pareto.candidate_entries(model, found, {plan.digest: Evaluation(1000, 50.0, 90.0, 1.0, 0.5)}, None)
     drawn = tried_plans.pareto_points(model, scores, now, "MACs", "Top-1", None, entries)
     assert [p.y for p in drawn if p.data == json.dumps(list(vars(what_if).values()))] == [50.0]
 

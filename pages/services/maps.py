@@ -1,0 +1,221 @@
+"""The map of the open model: cuts that are measured in the background, and what they tell of every other plan.
+
+A map grows in a thread of its own. Between two cuts it waits while sliders move and while a run trains on this machine;
+after every few cuts its estimates are made anew. It lies as a file in the app's folder, and is gone on with.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+from pages.services import evaluation, folders, imports, jobs
+from pages.services.open_model import OpenModel
+from upvit_core.cache import Cache
+from upvit_core.errors import MapError, UPViTError
+from upvit_core.files import digest
+from upvit_core.planning.what_if import WhatIf
+from upvit_core.records.basis import Basis
+from upvit_core.records.map import CutPoint, Map, MeasuredCut
+from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.runs.store import RunStore
+
+if TYPE_CHECKING:
+    from upvit_core.mapping.points import Worth
+    from upvit_core.mapping.surrogate import Estimates, Surrogate
+
+STEPS = (8, 12, 18, 24, 36, 48)
+"""Measured cuts after which the estimates are made anew; the last is the most."""
+REST_SECONDS = 0.7  # how long sliders have to rest before the next cut
+RUN_SECONDS = 2.0  # how often it is looked whether a run still trains here
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the map tells of one plan: KL and the task's value with 80 % bands, from so many measured `cuts`."""
+
+    kl: float
+    kl_low: float
+    kl_high: float
+    value: float
+    value_low: float
+    value_high: float
+    cuts: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """A map with its estimates; reading either takes milliseconds."""
+
+    record: Map
+    surrogate: Surrogate
+    worth: Worth
+
+    def of(self, plan: PruningPlan) -> Estimate | None:
+        """What is known of a plan; None where its blocks go beyond those of every measured cut."""
+        found = self.surrogate.estimate([self.worth.of(plan)])
+        if not found.known[0]:
+            return None
+        names = ("kl", "kl_low", "kl_high", "value", "value_low", "value_high")
+        kl, kl_low, kl_high, value, low, high = (float(getattr(found, name)[0]) for name in names)
+        return Estimate(kl, kl_low, kl_high, value, low, high, len(self.record.cuts))
+
+    def at(self, points: Sequence[CutPoint]) -> Estimates:
+        return self.surrogate.estimate(points)
+
+
+@st.cache_resource(show_spinner=False)
+def _known() -> Cache[Known]:
+    return Cache(8)
+
+
+@st.cache_resource(show_spinner=False)
+def _touched() -> dict[str, tuple[float, WhatIf]]:
+    """When a session last moved the sliders of a map, and where they stand, by the map's key."""
+    return {}
+
+
+@st.cache_resource(show_spinner=False)
+def _given() -> dict[str, dict[str, MeasuredCut]]:
+    """Cuts that sessions measured by themselves, by the map's key and the plan's digest."""
+    return {}
+
+
+def key_of(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> str:
+    return f"map {model.data_key} {scores.digest} {now.basis} {now.repair}"
+
+
+def find(model: OpenModel, scores: ImportanceScores | None, now: WhatIf) -> Known | None:
+    """The map's estimates as far as they are made."""
+    return None if scores is None else _known().find(key_of(model, scores, now))
+
+
+def job_of(model: OpenModel, scores: ImportanceScores, now: WhatIf, *, start: bool = False) -> jobs.Job[Map] | None:
+    """The job that grows the map of these settings; begun by itself where the model is small, else with `start`."""
+    key = key_of(model, scores, now)
+    _touched()[key] = (time.monotonic(), now)
+    job: jobs.Job[Map] | None = jobs.find(key)
+    fits = scores.criterion != "none" and (scores.basis == now.basis or now.basis == Basis.DIRECTIONS)
+    if not fits or not model.can_measure or (job is None and not start and not evaluation.measures_at_once(model)):
+        return job
+    if job is not None and not (start and not job.active):
+        return job
+    return jobs.start(
+        key, lambda report: _grow(key, model, scores, now, report), "Measuring around", apart=True, again=start
+    )
+
+
+def stop_others(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None:
+    """Stop the maps of this model that are of other settings: one grows at a time."""
+    mine = key_of(model, scores, now)
+    for job in jobs.workers().all():
+        if job.active and job.key.startswith(f"map {model.data_key} ") and job.key != mine:
+            jobs.discard(job.key)
+
+
+def give(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, result: object) -> None:
+    """Hand a plan that a session measured on the same inputs to the map."""
+    from upvit_core.evaluation import Evaluation
+
+    known = find(model, scores, now)
+    if known is None or known.record.fitted is not None or not isinstance(result, Evaluation):
+        return
+    if result.images != known.record.samples or known.record.measured(plan.digest) is not None:
+        return
+    cut = MeasuredCut(
+        **known.worth.of(plan).model_dump(), kl=max(result.kl or 0.0, 0.0), kl_stderr=result.kl_stderr or 0.0,
+        top1=result.top1, loss=result.loss, loss_stderr=result.loss_stderr or 0.0, plan=plan.digest, origin="given",
+    )  # fmt: skip
+    _given().setdefault(key_of(model, scores, now), {})[plan.digest] = cut
+
+
+def _grow(key: str, model: OpenModel, scores: ImportanceScores, now: WhatIf, report: jobs.Report) -> Map:
+    imports.import_heavy(report.step)
+    from upvit_core.mapping.grow import FIRST, Goal, grow, with_errors
+    from upvit_core.mapping.measure import CutMeter
+
+    report.step("reading the weights")
+    train = model.images("train", apart=True) if now.repair or now.basis == Basis.DIRECTIONS else None
+    meter = CutMeter(
+        model.weights(), scores, model.images("val"), train, now.basis, now.repair, report=report.cancel_only
+    )
+    path = _file(key)
+    record = _read(path, meter.empty())
+    _publish(key, record, scores, report)
+
+    def rest(record: Map) -> None:
+        record.save(path)
+        report.step(f"{len(record.cuts)} of at most {STEPS[-1]} cuts", len(record.cuts) / STEPS[-1])
+        _wait(key, report)
+
+    for most in STEPS:
+        for cut in list(_given().pop(key, {}).values()):
+            record = record.with_cut(cut)
+        if len(record.cuts) < most:
+            record = with_errors(
+                grow(meter, record, most=most, near=_touched()[key][1], report=_Quiet(report), on_cut=rest)
+            )
+            record.save(path)
+            _publish(key, record, scores, report)
+        errors = record.errors[-1] if record.errors else None
+        if errors and len(record.cuts) >= FIRST and Goal().is_met(errors, meter.task.in_percent):
+            break
+    return record
+
+
+@dataclass(frozen=True)
+class _Quiet:
+    """Listens for a stop; how far the map is, `rest` says."""
+
+    report: jobs.Report
+
+    def __call__(self, progress: object) -> None:
+        self.report.cancel_only()
+
+
+def _wait(key: str, report: jobs.Report) -> None:
+    """Wait while sliders move, and while a run trains on this machine. Raises Cancelled."""
+    while time.monotonic() - _touched()[key][0] < REST_SECONDS:
+        report.debounce(0.1)
+    while _run_trains():
+        report.step("waiting for a run on this machine")
+        report.debounce(RUN_SECONDS)
+
+
+def _run_trains() -> bool:
+    try:
+        return any(run.state.state == "running" for run in RunStore(folders.runs()).list())
+    except (UPViTError, OSError):
+        return False
+
+
+def _publish(key: str, record: Map, scores: ImportanceScores, report: jobs.Report) -> None:
+    from upvit_core.mapping.points import Worth
+    from upvit_core.mapping.surrogate import Surrogate
+
+    try:
+        _known().put(key, Known(record, Surrogate(record), Worth(scores, record.basis)))
+    except MapError:  # too few cuts yet
+        return
+    report.changed()
+
+
+def _file(key: str) -> Path:
+    folder = folders.home() / "maps"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{digest(key, 24)}.json"
+
+
+def _read(path: Path, empty: Map) -> Map:
+    """The map on disk where it is of the same thing; else the empty one."""
+    try:
+        record = Map.load(path)
+    except MapError:
+        return empty
+    return record if record.belongs_to == empty.belongs_to else empty
