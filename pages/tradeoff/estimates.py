@@ -149,6 +149,8 @@ def removed_words(scores: ImportanceScores | None, plan: PruningPlan) -> str:
     """`It removes 23 % of the score`; "" without scores that fit the plan."""
     if scores is None or scores.criterion == "none" or scores.basis != plan.basis:
         return ""
+    if plan.shape_after.depth < plan.shape_before.depth:  # scores of channels do not tell what blocks cost
+        return ""
     return f"It removes {units.share(share_removed(scores, plan))} of the score"
 
 

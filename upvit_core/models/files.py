@@ -112,7 +112,7 @@ def _entries(path: Path) -> list[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return []
     size = sum(entry.file_size for entry in entries)
     if size > MOST_INFLATED * sum(entry.compress_size for entry in entries) + 2**20:
