@@ -21,6 +21,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.atomic import replaced
+from upvit_core.data.pictures import LARGEST_FILE
 from upvit_core.errors import DataError
 from upvit_core.files import digest
 
@@ -133,6 +134,8 @@ def _index(path: Path, out: BinaryIO | None) -> list[tuple[str, int, int]]:
             name = member.name.removeprefix("./")
             if not member.isfile() or not name.lower().endswith(IMG_EXTENSIONS) or not _is_plain(name):
                 continue
+            if member.size > LARGEST_FILE:
+                raise tarfile.ReadError(f"{name[:80]} has {member.size / 2**30:.1f} GiB")
             offset = member.offset_data
             if out is not None:
                 offset = out.tell()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,11 +14,14 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.data.images import digest_of
 from upvit_core.data.lists import LARGEST_LIST, SUFFIXES, classes_from_lists
+from upvit_core.data.pictures import LARGEST_FILE, decode
 from upvit_core.data.splits import FILLERS, Part, is_foreign, part_of
 from upvit_core.errors import DataError
 
 ORDER: dict[str, tuple[Part, ...]] = {"train": ("train",), "val": ("val", "test")}
 VAL_SHARE = 0.1
+DEEPEST = 12
+"""How many folders deep pictures are looked for: a link may lead round in a circle."""
 WANTED = "class folders of images, or train/ and val/ that hold class folders"
 SORT_THEM = (
     "sort them into a folder for each class (the usual script valprep.sh does so for ImageNet's val/), or lay a list "
@@ -68,7 +70,8 @@ class DiskTree:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                yield from self.images(path)
+                if path.count("/") < DEEPEST:
+                    yield from self.images(path)
             elif entry.name.lower().endswith(IMG_EXTENSIONS):
                 yield path, entry.stat().st_size if entry.is_file() else -1
 
@@ -81,7 +84,7 @@ class DiskTree:
                         below.append(entry.name)
                     elif entry.name.lower().endswith(IMG_EXTENSIONS):
                         return True
-        return any(self.holds_images(join(at, name)) for name in below)
+        return at.count("/") < DEEPEST and any(self.holds_images(join(at, name)) for name in below)
 
     def texts(self, at: str) -> Iterator[tuple[str, str]]:
         place = (self.root / at).absolute()
@@ -93,7 +96,10 @@ class DiskTree:
                 return
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        path = self.root / name
+        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
+            raise OSError(f"{path} is no regular file of a picture")
+        return path.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -115,9 +121,7 @@ class FileImages:
     undivided: bool = False
 
     def load(self, index: int) -> Image.Image:
-        image = Image.open(io.BytesIO(self.tree.read(self.files[index])))
-        image.load()
-        return image
+        return decode(self.tree.read(self.files[index]))
 
     def file_name(self, index: int) -> str:
         return self.files[index]

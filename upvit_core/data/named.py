@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data.dataset_factory import create_dataset
 
 from upvit_core.data.images import digest_of
+from upvit_core.data.pictures import decode
 from upvit_core.errors import DataError
 
 PREFIXES = ("torch", "hfds")
@@ -40,9 +41,8 @@ class _FromReader:
     reader: Sequence[tuple[BinaryIO, int]]
 
     def __call__(self, index: int) -> Image.Image:
-        with Image.open(self.reader[index][0]) as image:
-            image.load()
-            return image
+        with self.reader[index][0] as file:
+            return decode(file)
 
 
 @dataclass(frozen=True)
