@@ -36,6 +36,8 @@ def test_a_budget(scored: Path, tmp_path: Path) -> None:
     expected = best_plan(record, Budget(macs=limit), round_to=8)
     assert PruningPlan.load(tmp_path / "p.json").digest == expected.plan.digest == said["digest"]
     assert said["macs"] <= limit
+    rows = call("front", scored)["front"]
+    assert not [key for shown in (said, *rows) for key in shown if "kl" in key], "a sum of scores is no KL"
     assert said["score_removed_percent"] == pytest.approx(100 * share_removed(record, expected.plan))
     assert said["score_removed_percent_stock_timm"] >= said["score_removed_percent"]
     stock = call("plan", scored, "--budget", f"macs={limit}", "--allocation", "stock", "--out", tmp_path / "s.json")
