@@ -81,8 +81,9 @@ with frame.page("Model", "The open model: its parts, its size, and how well it d
         open_panel.panel()
     with left:
         model = frame.current()
-        st.caption(f"Recognised: {model.recognised}.")
         job = baseline_job(model)
         charts.show(draw_model(model.shape, charts.theme()), "drawing")
+        if not model.is_demo:
+            st.caption(f"Recognised: {model.recognised}.")
         numbers(model, job)
     predictions(model, job)
