@@ -9,6 +9,7 @@ from pages.services import block_removals, folders, launch, open_model, recipes,
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import charts, progress
+from pages.widgets.plain import plain
 from upvit_core import units
 from upvit_core.figures.evaluations import Points
 from upvit_core.figures.learning_curve import plot_learning_curve
@@ -84,8 +85,8 @@ def watch(store: RunStore, run_id: str, height: int) -> None:
         points = Points(rows)
         seen, whole, teacher = points.evals, points.whole, points.teacher
         left = units.duration(state.seconds_left)
-        doing = state.stage or state.state
-        st.progress(state.progress, text=" · ".join(filter(None, [doing, f"{left} left" if left else "", state.error])))
+        doing = [state.stage or state.state, f"{left} left" if left else "", state.error]
+        st.progress(state.progress, text=plain(" · ".join(filter(None, doing))))
         chart = plot_learning_curve(
             [row["step"] for row in seen],
             [row[task.key] for row in seen],

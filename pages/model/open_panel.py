@@ -9,6 +9,7 @@ import streamlit as st
 
 from pages.services import folders, jobs, limits, open_model
 from pages.services.session import session
+from pages.widgets.plain import plain
 from upvit_core.errors import CheckpointError, UPViTError
 from upvit_core.files import digest
 from upvit_core.paths import place_of
@@ -42,7 +43,7 @@ def _open(source: str) -> None:
     try:
         open_model.inspect(source)
     except UPViTError as error:
-        st.error(str(error))
+        st.error(plain(error))
         return
     if (job := jobs.find(open_model.loading_key(source))) is not None:
         jobs.restart(job)
@@ -91,7 +92,9 @@ def _upload() -> None:
     file = st.file_uploader("Checkpoint or scores file", SUFFIXES, help="Read without running any code from it.")
     with st.form("upload", border=False):
         said = _how_to_open()
-        pressed = st.form_submit_button(f"Open {Path(file.name).name}" if file else "Open", disabled=file is None)
+        pressed = st.form_submit_button(
+            f"Open {plain(Path(file.name).name)}" if file else "Open", disabled=file is None
+        )
     if file is None or not pressed:
         return
     content = file.getbuffer()

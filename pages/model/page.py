@@ -8,6 +8,7 @@ from pages.model import open_panel
 from pages.services import evaluation, jobs, open_model
 from pages.widgets import charts, frame, presenter, progress
 from pages.widgets.cards import MEASURED, Card, cards
+from pages.widgets.plain import plain
 from pages.widgets.tables import Tile, gallery, table
 from upvit_core import units
 from upvit_core.figures.model_diagram import draw_model
@@ -50,9 +51,9 @@ def predictions(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] 
     with st.container(key="looks"):
         if (result := progress.show(job)) is not None:
             if result.doubt:
-                st.warning(result.doubt, icon=":material/warning:")
+                st.warning(plain(result.doubt), icon=":material/warning:")
             if result.notes:
-                st.caption(result.notes)
+                st.caption(plain(result.notes))
             draw_guesses(result.guesses, pictures=task.has_pictures)
 
 
@@ -84,6 +85,6 @@ with frame.page("Model", "The open model: its parts, its size, and how well it d
         job = baseline_job(model)
         charts.show(draw_model(model.shape, charts.theme()), "drawing")
         if not model.is_demo:
-            st.caption(f"Recognised: {model.recognised}.")
+            st.caption(f"Recognised: {plain(model.recognised)}.")
         numbers(model, job)
     predictions(model, job)

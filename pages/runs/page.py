@@ -12,6 +12,7 @@ from pages.runs import both_bases, live_charts, table
 from pages.services import folders, launch, recipes, run_data, scoring, slider_state
 from pages.services.session import session
 from pages.widgets import charts, frame, progress, run_actions
+from pages.widgets.plain import plain
 from upvit_core.figures.runs import Quantity, RunCurve, judged_by, speed_table, step_table
 from upvit_core.records.task import task_of_rows
 from upvit_core.runs.commands import commands
@@ -56,7 +57,7 @@ def run_list(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> 
         st.session_state.setdefault(shown_key(summary.id), place < SHOWN)
         with st.container(key=f"run-{summary.id}"):
             with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-                if st.checkbox(label[summary.id], key=shown_key(summary.id)):
+                if st.checkbox(plain(label[summary.id]), key=shown_key(summary.id)):
                     chosen.append(summary)
                 run_actions.button_of(store, summary)
             if summary.state.is_active:
@@ -64,12 +65,12 @@ def run_list(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> 
             else:
                 st.html(bar(summary, colour[summary.id]))
             if summary.state.state in RESUMABLE:
-                st.caption(summary.reason)
+                st.caption(plain(summary.reason))
             elif summary.state.is_active:
                 if summary.state.note:
-                    st.caption(summary.state.note)
+                    st.caption(plain(summary.state.note))
                 if failure := run_actions.failed_stop(summary.id):
-                    st.warning(failure)
+                    st.warning(plain(failure))
     slots.devices = st.empty()
     return chosen
 
@@ -92,7 +93,7 @@ def _tested_on(sources: Sequence[str]) -> str:
     chosen = st.segmented_control(
         "Tested on",
         sources,
-        format_func=lambda data: Path(data).name or data,
+        format_func=lambda data: plain(Path(data).name or data),
         required=True,
         wrap=True,
         key=TESTED_ON,
@@ -143,11 +144,11 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
     left, right = st.columns([0.68, 0.32])
     with left:
         if state.state in RESUMABLE:
-            st.warning(summary.reason)
+            st.warning(plain(summary.reason))
         if state.note:
-            st.info(state.note, icon=":material/info:")
+            st.info(plain(state.note), icon=":material/info:")
         if state.place:
-            st.caption(state.place)
+            st.caption(plain(state.place))
         slots.log, slots.log_of = st.empty(), run_id
     with right:
         if state.state == "queued":
@@ -227,7 +228,7 @@ def nothing_yet() -> None:
     if model.can_measure and scores is not None:
         planned, finding = scoring.for_planning(model, scores, now)
         progress.show(finding)
-        label, icon, off = f"Distil {model.name} at {now.words}", ":material/play_arrow:", planned is None
+        label, icon, off = f"Distil {plain(model.name)} at {now.words}", ":material/play_arrow:", planned is None
         if st.button(label, type="primary", icon=icon, key="first-run", disabled=off):
             launch.start_runs(model, scores, [now], recipes.requested_training(model))
             frame.go_to_runs()

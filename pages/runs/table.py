@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.services import run_data
+from pages.widgets.plain import plain
 from upvit_core import units
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.task import TEXT, task_of_rows
@@ -80,4 +81,4 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
     measured = [row for s in chosen[:MOST] for row in run_data.rows()(store, s.id)[:2]]
     if devices := sorted({str(row["device"]) for row in measured if row.get("device")}):
         note = "" if of_text else " Differences in percentage points."
-        st.caption(f"{speed} measured on {', '.join(devices)}, teacher and student in turns.{note}")
+        st.caption(f"{speed} measured on {plain(', '.join(devices))}, teacher and student in turns.{note}")

@@ -11,6 +11,7 @@ from pages.services import block_removals, device
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.tradeoff.state import state
+from pages.widgets.plain import plain
 from upvit_core import units
 from upvit_core.errors import PlanError
 from upvit_core.planning.budget import BestPlan, Budget, Family, best_plan
@@ -183,7 +184,7 @@ def apply_best(search: Search, chosen: Family) -> None:
         with st.spinner("Searching…"):
             result = search.solve_all(chosen)
     except PlanError as error:
-        st.warning(str(error))
+        st.warning(plain(error))
         return
     state().budget = result
     model, now, best = search.model, search.now, result.best[chosen].plan

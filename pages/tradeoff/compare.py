@@ -14,6 +14,7 @@ from pages.tradeoff.estimates import stock_words
 from pages.tradeoff.saved_plans import SavedPlan
 from pages.tradeoff.state import state
 from pages.widgets import charts, progress
+from pages.widgets.plain import plain
 from pages.widgets.tables import table
 from upvit_core import units
 from upvit_core.errors import PlanError, UPViTError
@@ -88,7 +89,7 @@ def _plan_buttons(model: OpenModel, shown: SavedPlan, key: str) -> None:
                 state().compared[key] = f"Saved: {' '.join(name.split())}"
                 st.rerun()
             except UPViTError as error:
-                st.error(str(error))
+                st.error(plain(error))
     st.download_button(
         "File",
         data=lambda: saved_plans.file_content(shown.name, shown.plan, shown.what_if),
@@ -116,11 +117,11 @@ def _bring_file(model: OpenModel, key: str) -> None:
         return
     try:
         brought = saved_plans.read(file.getvalue(), file.name.removesuffix(".json"), model.shape)
-        if st.button(f"Keep {brought.name}", key=f"{key}-keep"):
+        if st.button(f"Keep {plain(brought.name)}", key=f"{key}-keep"):
             saved_plans.save(model, brought.name, brought.plan, brought.what_if)
             st.rerun()
     except PlanError as error:
-        st.error(str(error))
+        st.error(plain(error))
 
 
 def _preview(model: OpenModel, shown: SavedPlan) -> jobs.Job[Evaluation] | None:

@@ -5,6 +5,7 @@ import streamlit as st
 from pages.services import device, jobs
 from pages.services.open_model import OpenModel
 from pages.widgets import progress
+from pages.widgets.plain import plain
 from upvit_core import units
 from upvit_core.profiling.calibration import Calibration
 
@@ -43,7 +44,8 @@ def calibration_text(known: Calibration | None) -> str:
             "only parameters, MACs and memory are shown. Better with nothing else running."
         )
     threads = f"{known.threads} thread{'s' if known.threads != 1 else ''}"
-    text = f"**{known.device}**, {threads}, {known.dtype}, torch {known.versions.get('torch', '?')}; {known.date}."
+    kind, version = plain(known.dtype), plain(known.versions.get("torch", "?"))
+    text = f"**{plain(known.device)}**, {threads}, {kind}, torch {version}; {plain(known.date)}."
     if known.error is not None:
         error = known.error
         text += (

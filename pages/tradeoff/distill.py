@@ -11,6 +11,7 @@ from pages.services.open_model import OpenModel
 from pages.services.recipes import HELP, MOST_ANSWERS, NAMES, USUAL, Training, TrainingKeys, requested_training, usual
 from pages.tradeoff.state import state
 from pages.widgets import frame, progress
+from pages.widgets.plain import plain
 from upvit_core import units
 from upvit_core.errors import UPViTError
 from upvit_core.planning.what_if import WhatIf
@@ -86,7 +87,7 @@ def _form(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> None:
             start_runs(open_model.choose_dataset(model, training.images), scores, chosen, training, target)
             frame.go_to_runs()
         except UPViTError as error:
-            st.error(str(error))
+            st.error(plain(error))
     if kind == ONE_PLAN and complete:
         bundle_button(distill_spec(model, records[0], what_if, training))
 
@@ -137,9 +138,11 @@ def memory_line(model: OpenModel, chosen: list[WhatIf], scores: ImportanceScores
         checks.append(check_memory_of_shapes(model.shape, after, training.settings(model, what_if), device))
     most = max(checks, key=lambda check: check.needed)
     if most.sentence:
-        st.warning(most.sentence, icon=":material/memory:")
+        st.warning(plain(most.sentence), icon=":material/memory:")
     else:
-        st.caption(f"Needs about {gigabytes(most.needed)} of the {gigabytes(device.free)} free on {device.label}.")
+        st.caption(
+            f"Needs about {gigabytes(most.needed)} of the {gigabytes(device.free)} free on {plain(device.label)}."
+        )
 
 
 def target_form() -> LaunchTarget:
@@ -164,7 +167,7 @@ def target_form() -> LaunchTarget:
         "Minutes", 1, 60 * 24 * 30, 24 * 60, key="distil-minutes", persist_state="session", help=minutes_help
     )
     if partition and not re.fullmatch(r"[A-Za-z0-9_.,-]{1,100}", partition):
-        st.error(f"{partition[:40]!r} is not a name of a partition; `sinfo` lists them.")
+        st.error(f"{plain(repr(partition[:40]))} is not a name of a partition; `sinfo` lists them.")
         partition = ""
     settings = SlurmSettings(
         nodes=int(nodes), gpus_per_node=int(gpus), partition=partition or None, minutes=int(minutes)
@@ -185,7 +188,7 @@ def bundle_button(spec: RunSpec) -> None:
 
     if error := state().bundle_error:
         state().bundle_error = ""
-        st.error(error)
+        st.error(plain(error))
     st.download_button(
         "Take it elsewhere",
         data=pack,

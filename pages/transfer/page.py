@@ -12,6 +12,7 @@ from pages.services import folders, launch, limits, run_data
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import charts, frame, run_actions
+from pages.widgets.plain import plain
 from upvit_core import units
 from upvit_core.errors import UPViTError
 from upvit_core.figures.training_curves import GLYPHS, plot_training_curves
@@ -43,7 +44,7 @@ def form(store: RunStore, summaries: Sequence[RunSummary], model: OpenModel) -> 
     """Draw the form: models, images and recipe, and Start."""
     students = pruned_models(summaries, model)
     with st.container(border=True):
-        st.markdown(f"**Take {model.name} and a pruned one to other images**")
+        st.markdown(f"**Take {plain(model.name)} and a pruned one to other images**")
         folder = st.selectbox(
             "Pruned model",
             [*students, ""],
@@ -58,7 +59,7 @@ def form(store: RunStore, summaries: Sequence[RunSummary], model: OpenModel) -> 
         placeholder = "/data/cifar10.tar.gz"
         images = st.text_input("Images", key="transfer-images", placeholder=placeholder, help=tip).strip()
         pixels, colour = model.shape.img_size[0], "grey" if model.shape.in_chans == 1 else "colour"
-        st.caption(f"They are resized to {pixels} pixels and made {colour}, as {model.name} reads images.")
+        st.caption(f"They are resized to {pixels} pixels and made {colour}, as {plain(model.name)} reads images.")
         left, right = st.columns([0.4, 0.6])
         epochs = left.number_input("Epochs", 1, 1000, 2, key="transfer-epochs")
         tip = "Head only leaves the backbone unchanged: the result shows how good its features are."
@@ -73,7 +74,7 @@ def form(store: RunStore, summaries: Sequence[RunSummary], model: OpenModel) -> 
             try:
                 start(store, model, folder or "", TransferSettings(images, int(epochs), settings, scratch))
             except UPViTError as error:
-                st.error(str(error))
+                st.error(plain(error))
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ def comparison(store: RunStore, group: str) -> None:
             st.html(f'<span style="color:{curve.colour}">{glyph}</span> <b>{escape(curve.label)}</b> · {escape(now)}')
             run_actions.button_of(store, summary)
         if summary.state.state in RESUMABLE:
-            st.caption(summary.reason)
+            st.caption(plain(summary.reason))
     table(store, chosen, [curve.label for curve in curves])
 
 
@@ -186,7 +187,7 @@ with frame.page(
     left, right = st.columns([0.31, 0.69], gap="medium")
     with left:
         if not model.task.has_classes:
-            text = f"{model.name} reads text, so it has no classes. Distil it on the other text instead."
+            text = f"{plain(model.name)} reads text, so it has no classes. Distil it on the other text instead."
             st.info(f"{text} Open a model of images for this page.", icon=":material/translate:")
         elif model.has_weights:
             form(store, store.list(), model)

@@ -12,6 +12,7 @@ from streamlit.errors import StreamlitAPIException
 from pages.services import block_removals, imports, jobs, link, open_model, scoring, slider_state
 from pages.services.session import resolve, session
 from pages.widgets import presenter, progress, terms
+from pages.widgets.plain import plain
 from upvit_core import units
 from upvit_core.errors import UPViTError
 from upvit_core.profiling.macs import count_parameters
@@ -45,7 +46,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
     try:
         yield
     except UPViTError as error:
-        st.error(str(error), icon=":material/error:")
+        st.error(plain(error), icon=":material/error:")
         with st.container(horizontal=True):
             if (job := jobs.find(open_model.loading_key(_source()))) is not None and job.error:
                 st.button("Try again", on_click=jobs.restart, args=(job,), icon=":material/replay:")
@@ -67,7 +68,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[None]:
             _strip()
             if (now := session().shown) is not None:
                 for sentence in link.missing(now[0]):
-                    st.warning(sentence, icon=":material/link_off:")
+                    st.warning(plain(sentence), icon=":material/link_off:")
         with right, st.container(horizontal=True, horizontal_alignment="right"):
             presenter.toggle()
     imports.freeze_once()

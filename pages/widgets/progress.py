@@ -7,6 +7,7 @@ import streamlit as st
 
 from pages.services import jobs
 from pages.services.jobs import AnyJob, Job
+from pages.widgets.plain import plain
 from upvit_core import units
 
 POLL_SECONDS = 0.8
@@ -25,9 +26,9 @@ def show(job: Job[T] | None, *, height: int | None = None, cancellable: bool = T
             _watch(job, cancellable)
         else:
             if job.state == "failed":
-                st.error(job.error)
+                st.error(plain(job.error))
             else:
-                st.info(f"{job.title}: cancelled.")
+                st.info(f"{plain(job.title)}: cancelled.")
             if st.button("Try again", key=f"again {job.key}", icon=":material/replay:"):
                 jobs.restart(job)
                 st.rerun()
@@ -48,7 +49,7 @@ def _watch(job: AnyJob, cancellable: bool) -> None:
         if job.state == "waiting":
             text = f"{job.title} · waiting for its turn"
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.progress(min(max(job.share, 0.0), 1.0), text=text)
+            st.progress(min(max(job.share, 0.0), 1.0), text=plain(text))
             if cancellable and st.button("Cancel", key=f"cancel {job.key}", disabled=job.stop.is_set()):
                 job.stop.set()
 

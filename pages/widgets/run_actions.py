@@ -10,6 +10,7 @@ from pages.services import jobs, launch, run_data
 from pages.services.reports import HELP
 from pages.services.session import session
 from pages.widgets import progress
+from pages.widgets.plain import plain
 from upvit_core.errors import RunError, UPViTError
 from upvit_core.files import zipped
 from upvit_core.records.task import Task
@@ -60,7 +61,7 @@ def confirm_cancelling(store: RunStore) -> None:
     @st.dialog("Cancel this run?", on_dismiss=forget)
     def ask() -> None:
         st.markdown(
-            f"**{name}** stops after its current step. Its last checkpoint stays, and Resume goes on from there."
+            f"**{plain(name)}** stops after its current step. Its last checkpoint stays, and Resume goes on from there."
         )
         with st.container(horizontal=True):
             if st.button("Cancel the run", type="primary", key="cancel-yes"):
@@ -144,8 +145,8 @@ def device_lines(summaries: Sequence[RunSummary]) -> None:
     going = [s for s in summaries if s.spec is not None and s.state.state == "running"]
     has = {device: s.name for s in going if s.spec is not None for device in devices_of(s.spec)}
     for device in device_list():
-        busy = f" · {has[device.name]}" if device.name in has else " · free"
-        st.caption(f"{device.label}: {gigabytes(device.used)} of {gigabytes(device.total)} memory in use{busy}")
+        busy = f" · {plain(has[device.name])}" if device.name in has else " · free"
+        st.caption(f"{plain(device.label)}: {gigabytes(device.used)} of {gigabytes(device.total)} memory in use{busy}")
 
 
 def download(label: str, data: Callable[[], bytes | str], file_name: str, key: str, text: str, **more: Any) -> None:
@@ -194,7 +195,7 @@ def show_message() -> None:
     """Show the error of the last action, once."""
     if message := session().message:
         session().message = ""
-        st.error(message)
+        st.error(plain(message))
 
 
 def find_run(store: RunStore, run_id: str) -> Run | None:

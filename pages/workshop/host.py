@@ -7,6 +7,7 @@ import segno
 import streamlit as st
 
 from pages.services import folders, jobs
+from pages.widgets.plain import plain
 from pages.workshop.room import Room
 from upvit_core.runs.store import RunStore
 
@@ -78,8 +79,8 @@ def _queue() -> None:
     def draw() -> None:
         busy = [job for job in jobs.workers().all() if job.active]
         runs = [run for run in RunStore(folders.runs()).list() if run.state.is_active]
-        lines = [f"- {job.title} · {job.state} {job.share:.0%}" for job in busy[:8]]
-        lines += [f"- {run.name} · {run.state.state} {run.state.progress:.0%}" for run in runs[:8]]
+        lines = [f"- {plain(job.title)} · {job.state} {job.share:.0%}" for job in busy[:8]]
+        lines += [f"- {plain(run.name)} · {run.state.state} {run.state.progress:.0%}" for run in runs[:8]]
         more = len(busy) + len(runs) - len(lines)
         st.markdown(f"**Queue: {len(busy)} measurements, {len(runs)} runs**")
         st.markdown("\n".join(lines + ([f"- and {more} more"] if more else [])) or "Nothing is waiting.")

@@ -10,6 +10,7 @@ import streamlit as st
 from pages.services import folders, open_model
 from pages.services.session import session
 from pages.widgets import frame, progress
+from pages.widgets.plain import plain
 from pages.widgets.tables import table
 from pages.workshop import host
 from pages.workshop.exercises import EXERCISES, REFERENCE, Answer, Demo, Exercise, Verdict, what_if_of
@@ -111,9 +112,9 @@ def check(exercise: Exercise, demo: Demo, answer: Answer) -> Verdict | None:
 
 def draw_verdict(exercise: Exercise, verdict: Verdict) -> None:
     if verdict.right:
-        st.success(f"Right. {verdict.why}", icon=":material/check_circle:")
+        st.success(f"Right. {plain(verdict.why)}", icon=":material/check_circle:")
     else:
-        st.warning(f"Not yet. {verdict.why}", icon=":material/replay:")
+        st.warning(f"Not yet. {plain(verdict.why)}", icon=":material/replay:")
     table((), verdict.rows, caption="Measured on this machine, on test images", row_heads=True)
     if verdict.right:
         st.html(f'<div class="lesson"><p>{escape(exercise.lesson)}</p></div>')
@@ -156,7 +157,7 @@ def the_room(room: Room, person: Person) -> None:
                 room.rename(token(), name)
                 st.rerun()
             except RoomError as error:
-                st.error(str(error))
+                st.error(plain(error))
 
     def board() -> None:
         rows = [

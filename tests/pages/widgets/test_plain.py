@@ -1,0 +1,142 @@
+"""Text that is not of the source is shown as it is: none of it reaches Streamlit's Markdown unescaped."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from pages.widgets.plain import JOINER, plain
+from tests.support import ROOT
+
+DRAWING = {
+    "error", "warning", "info", "success", "caption", "markdown", "toast", "title", "header", "subheader", "checkbox",
+    "toggle", "button", "radio", "selectbox", "segmented_control", "pills", "popover", "expander", "metric", "dialog",
+    "text_input", "text_area", "number_input", "slider", "select_slider", "file_uploader", "multiselect", "status",
+    "link_button", "page_link", "download_button", "form_submit_button", "progress", "spinner", "tabs", "write",
+    "awaited", "table_button", "folded", "page",
+}  # fmt: skip
+READ = {"label", "body", "help", "text", "caption", "title", "label_text", "help_text"}
+# Words and numbers of the source, of a what-if and of units.
+OWN = re.compile(
+    r"""(\w+\.)?task(_of\(shape\))?\.\w+(\(.*\))?|plain\(.*|units\.\w+\(.*|gigabytes\(.*|len\(.*|type\(error\).__name__"""
+    r"|escape\(.*|\w+\.(words|heads|round_to)|(model\.)?shape\.(num_heads|img_size\[0\])|preview.images|device.batch_of.*",
+    re.DOTALL,
+)
+# What the walk cannot follow, and was read: tables of words, parameters that get literals, states of jobs and runs.
+READ_BY_HAND = {
+    "importance/channel.py": {"member_word(scores, component).capitalize()"},
+    "method/distill_lesson.py": {"state.progress", "model.task.name.lower()"},
+    "method/page.py": {"task.sample.capitalize()", "PAGES[SEE_ON[number]]"},
+    "runs/page.py": {"speed_table(drawn, relative=relative)", "step_table(drawn, quantity)"},
+    "tradeoff/budget.py": {"label", "_limit_words(result.limits)", "family_name(model, result.chosen)"},
+    "tradeoff/depth.py": {"name.capitalize()", "text", "order.capitalize()", "ORDERS[order]"},
+    "tradeoff/device_panel.py": {"calibration_text(known)", "model.task.batch_items.capitalize()"},
+    "tradeoff/distill.py": {
+        "DistillSettings.model_fields['feature_weight'].description",
+        "HELP",
+        "min(model.shape.num_classes, MOST_ANSWERS)",
+    },
+    "tradeoff/measurements.py": {"model.task.name.lower()"},
+    "tradeoff/page.py": {"reports.HELP"},
+    "tradeoff/pareto.py": {"label"},
+    "tradeoff/undo.py": {"label"},
+    "widgets/charts.py": {"label"},
+    "widgets/frame.py": {"title", "help_text", "sentence", "page", "label"},
+    "widgets/presenter.py": {"label"},
+    "widgets/progress.py": {"min(max(job.share, 0.0), 1.0)"},
+    "widgets/run_actions.py": {"label", "text", "export['onnxruntime']", "export['checked_images']"},
+    "widgets/sliders.py": {"name", "slider.label", "slider.help"},
+    "workshop/host.py": {"job.state", "run.state.state"},
+    "workshop/page.py": {"exercise.title", "exercise.hint", "number", "name"},
+}
+
+
+class Scope:
+    """Where names of one function, or of its module, get their values."""
+
+    def __init__(self, module: ast.Module, function: ast.AST):
+        self.module, self.function = module, function
+
+    def values(self, name: str) -> list[ast.expr]:
+        own = _assigned(self.function, name)
+        return own or [v for node in self.module.body if isinstance(node, ast.Assign) for v in _assigned(node, name)]
+
+    def foreign(self, node: ast.expr, depth: int = 0) -> Iterator[str]:
+        """The parts of an expression that are neither literals nor the app's own words."""
+        parts: list[ast.expr] = []
+        match node:
+            case ast.Constant():
+                return
+            case ast.JoinedStr():
+                parts = [v.value for v in node.values if isinstance(v, ast.FormattedValue) and not _is_number(v)]
+            case ast.IfExp():
+                parts = [node.body, node.orelse]
+            case ast.BoolOp():
+                parts = node.values
+            case ast.BinOp():
+                parts = [node.left, node.right]
+            case ast.List() | ast.Tuple():
+                parts = node.elts
+            case ast.ListComp() | ast.GeneratorExp():
+                parts = [node.elt]
+            case ast.Call(func=ast.Attribute(attr="join" | "tip")):
+                parts = node.args
+            case ast.Starred() | ast.Attribute(attr="terms"):
+                return
+            case ast.Name() if depth < 5 and (values := self.values(node.id)):
+                parts, depth = values, depth + 1
+            case _ if not OWN.fullmatch(ast.unparse(node)):
+                yield ast.unparse(node)
+        for part in parts:
+            yield from self.foreign(part, depth)
+
+
+def _is_number(value: ast.FormattedValue) -> bool:
+    return value.format_spec is not None and ast.unparse(value.format_spec)[-2] in "def%,"
+
+
+def _assigned(scope: ast.AST, name: str) -> list[ast.expr]:
+    found: list[ast.expr] = []
+    for node in ast.walk(scope):
+        match node:
+            case ast.Assign(targets=[ast.Tuple(elts=names)], value=ast.Tuple(elts=values)):
+                found += [v for n, v in zip(names, values, strict=False) if isinstance(n, ast.Name) and n.id == name]
+            case ast.Assign(targets=[ast.Name(id=other)], value=value) if other == name:
+                found.append(value)
+            case (
+                ast.AugAssign(target=ast.Name(id=other), value=value)
+                | ast.NamedExpr(target=ast.Name(id=other), value=value)
+            ) if other == name:
+                found.append(value)
+    return found
+
+
+def unescaped() -> Iterator[str]:
+    for path in sorted((ROOT / "pages").rglob("*.py")):
+        module = ast.parse(path.read_text())
+        functions = [node for node in ast.walk(module) if isinstance(node, ast.FunctionDef)]
+        for call in ast.walk(module):
+            if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in DRAWING):
+                continue
+            around = [f for f in functions if f.lineno <= call.lineno <= (f.end_lineno or 0)]
+            function = max(around, key=lambda f: f.lineno, default=module)
+            scope = Scope(module, function)
+            for read in [*call.args[:1], *(k.value for k in call.keywords if k.arg in READ)]:
+                for text in scope.foreign(read):
+                    if text not in READ_BY_HAND.get(str(path.relative_to(ROOT / "pages")), ()):
+                        yield f"{path.relative_to(ROOT)}:{call.lineno} {call.func.attr}: {text}"
+
+
+def test_no_page_draws_text_that_is_not_of_the_source_as_markdown() -> None:
+    assert list(unescaped()) == []
+
+
+@pytest.mark.parametrize("text", ["plain", "50/50/50 %, 3 heads", "a_b (x) 3.5; UPVIT_ROOTS", "it's 12 > x"])
+def test_what_needs_no_escape_has_none(text: str) -> None:
+    assert plain(text).replace("\\>", ">") == text
+
+
+def test_joiners_and_backslashes_are_all_that_is_added() -> None:
+    text = "[a](http://b.c) :x: *d* __e__ $f$ <g> me@h.i www.j.k 1) ~l~ --m -- `n`"
+    assert re.sub(r"\\(?=[^a-z\s])", "", plain(text)).replace(JOINER, "") == text
