@@ -9,8 +9,7 @@ from streamlit import config
 from pages.services import limits
 from upvit_core.errors import LimitError
 
-MOST_FILES = 1 << 16  # macOS refuses more than its own limit, whatever the hard one says
-MACOS_FILES = 10_240
+MOST_FILES = 10_240  # of macOS, whatever its hard limit says
 
 
 @cache
@@ -20,12 +19,10 @@ def prepare() -> None:
     Every open page holds three files or so, until two minutes after it is closed (`disconnectedSessionTTL`).
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for most in (MOST_FILES, MACOS_FILES):
-        wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        if soft != resource.RLIM_INFINITY and soft < wanted:
-            with suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-                break
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     with suppress(LimitError):  # each page tells it
         if not limits.limits().uploads:
             # Streamlit 1.67 asks for it at every upload; `st.set_option` leaves settings of the server alone.

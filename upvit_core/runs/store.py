@@ -36,7 +36,8 @@ from upvit_core.runs.queue import last_turn_by_owner, queues
 from upvit_core.runs.spec import HIGHEST, LATEST, LOWEST, RESUMABLE, RunSpec, RunState, absolute
 
 LOG_TAIL_BYTES = 65536
-CANCEL_SECONDS, PAUSE_SECONDS, KILL_SECONDS = 10.0, 120.0, 30.0
+GRACE_SECONDS: dict[Request, float] = {"cancel": 10.0, "pause": 120.0}  # the second: it may be saving
+KILL_SECONDS = 30.0
 
 
 class RunStore:
@@ -171,13 +172,10 @@ class RunStore:
 
     def finish(self, run: Run, request: Request, grace: float | None = None) -> RunState:
         """The second half: wait until the worker has stopped as it was asked to, and end it where it does not."""
-        steps: list[tuple[signal.Signals | None, float]]
+        grace = GRACE_SECONDS[request] if grace is None else grace
+        steps: list[tuple[signal.Signals | None, float]] = [(None, grace), (signal.SIGTERM, grace)]
         if request == "cancel":
-            grace = CANCEL_SECONDS if grace is None else grace
-            steps = [(None, grace), (signal.SIGTERM, grace), (signal.SIGKILL, KILL_SECONDS)]
-        else:
-            grace = PAUSE_SECONDS if grace is None else grace
-            steps = [(None, grace), (signal.SIGTERM, grace)]
+            steps.append((signal.SIGKILL, KILL_SECONDS))
         job = read_state(run.folder).job
         if job:
             slurm.end(job, lambda: read_state(run.folder).is_active, steps[0][1])
