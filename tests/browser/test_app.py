@@ -104,3 +104,10 @@ def test_the_first_deep_link_after_a_start_is_right(browser: Browser, tmp_path: 
         assert page.locator('[role="dialog"]').count() == 0
         assert page.locator("h1").inner_text().startswith("Trade-off")
         context.close()
+
+
+def test_an_address_puts_no_link_into_a_message(visit: Visit) -> None:
+    place = "/x **[sign in](https:evil.example/login)** __old__"
+    alert = visit("model", open=place).get_by_role("alert").first
+    expect(alert).to_contain_text(place)
+    assert not alert.get_by_role("link").count()
