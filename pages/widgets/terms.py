@@ -83,7 +83,7 @@ TERMS = (
     Term("front", "Front", "The plans that no other plan beats in both cost and loss.",
          "The Pareto-optimal plans of cost against loss.", TRADEOFF),
     Term("map", "Map", "What is left of the model over all sliders, estimated from cuts that were measured around it.",
-         "Gaussian processes of log KL and of top-1 over shares, heads and scores removed, with bands of 80 %.", TRADEOFF),
+         "Gaussian processes of log KL and top-1 over shares, heads and scores removed; bands of 80 %.", TRADEOFF),
     Term("teacher", "Teacher", "The original model, whose answers the thinner one learns.", "q in Eq. 2.", RUNS),
     Term("distillation", "Distillation", "Learning from the teacher's answers besides the labels.",
          "L = CE(y, p) + α · KL(q ‖ p) (Eq. 2 of the letter).", RUNS),
