@@ -129,7 +129,8 @@ def test_a_calibration_estimates_the_same_time(previous: Path, tmp_path: Path) -
         "plan", "assets/demo/scores.safetensors", "--budget", "macs=10M", "--out", tmp_path / "plan.json",
         "--calibration", previous / "records" / "calibration.json",
     )  # fmt: skip
-    assert_same(planned, NUMBERS["commands"]["plan --budget"])
+    before = NUMBERS["commands"]["plan --budget"]  # called the sum of scores a KL, which it is not
+    assert_same(planned, {key: value for key, value in before.items() if not key.startswith("predicted_kl")})
 
 
 @pytest.mark.parametrize("name", ["demo", "teacher"])

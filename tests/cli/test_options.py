@@ -25,7 +25,7 @@ def test_every_verb_that_takes_a_model_opens_it_by_the_same_options() -> None:
     verbs = {verb for verb in COMMANDS if {"model", "teacher"} & parameters(verb)}
     assert verbs == {
         *("score", "score-blocks", "compare", "prune", "evaluate", "profile", "export", "calibrate"),
-        *("distill", "finetune", "report"),
+        *("distill", "finetune", "report", "map"),
     }
     for verb in verbs:
         assert parameters(verb) >= OPENING, verb
@@ -35,7 +35,7 @@ def test_every_verb_that_takes_a_model_opens_it_by_the_same_options() -> None:
 
 def test_every_verb_that_takes_data_knows_its_root() -> None:
     verbs = {verb for verb in COMMANDS if "data" in parameters(verb)}
-    assert len(verbs) == 8
+    assert len(verbs) == 9
     assert all("root" in parameters(verb) for verb in verbs)
 
 
