@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from pages.services import block_removals, device
+from pages.services import block_removals, device, maps
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.tradeoff.state import state
@@ -49,13 +49,14 @@ class BudgetResult:
 
 @dataclass(frozen=True)
 class Search:
-    """A budget to be met: limits by name; `removals` where blocks may go too."""
+    """A budget to be met: limits by name; `removals` where blocks may go too; `known`: the map, which ranks plans."""
 
     model: OpenModel
     scores: ImportanceScores
     now: WhatIf
     limits: dict[str, float]
     removals: BlockRemovals | None
+    known: maps.Known | None = None
 
     def solve(self, family: Family) -> BestPlan:
         """The best plan of one family; where blocks may go, of every depth, the cost of their removal included."""
@@ -71,7 +72,13 @@ class Search:
             "basis": "directions" if scores.basis == "directions" else self.now.basis,
         }
         if self.removals is None:
-            return best_plan(scores, Budget(**self.limits), **choices)
+            budget = Budget(**self.limits)
+            if self.known is None:
+                return best_plan(scores, budget, **choices)
+            from upvit_core.mapping.choose import rank
+
+            ranked = rank(self.known.surrogate, scores, lambda own: best_plan(own, budget, **choices))
+            return ranked.plans[ranked.best]
         chosen, every = best_over_depth(scores, self.removals, Budget(**self.limits), **choices)
         bound = min(choice.best.bound + choice.blocks for choice in every)
         return replace(chosen.best, predicted=chosen.predicted, bound=min(bound, chosen.predicted))
@@ -125,7 +132,7 @@ def budget_panel(model: OpenModel, scores: ImportanceScores | None, now: WhatIf,
             st.caption(f"With {now.heads} heads, as the slider says; scores do not predict what merging {own} does.")
         if now.round_to > 1:
             st.caption(f"Widths are multiples of {now.round_to}.")
-        search = Search(model, scores, now, limits, _removals(model, now, plan))
+        search = Search(model, scores, now, limits, _removals(model, now, plan), maps.find(model, scores, now))
         if st.button(
             "Find the best plan", type="primary", icon=":material/target:", key="find-best", disabled=not limits
         ):

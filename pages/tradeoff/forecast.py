@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
 from pages.services import folders, jobs
+from pages.services.maps import Estimate
 from pages.services.open_model import OpenModel
 from upvit_core.errors import UPViTError
 from upvit_core.runs.forecast import Forecast, Outcome, forecast, kinds, outcomes
@@ -16,15 +18,21 @@ if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
 
 
-def forecast_of(model: OpenModel, accuracy: jobs.Job[Evaluation] | None) -> Forecast | None:
-    """The forecast for a plan once its KL is measured, from the commonest kind of run with enough runs."""
+def forecast_of(model: OpenModel, accuracy: jobs.Job[Evaluation] | None, mapped: Estimate | None) -> Forecast | None:
+    """The forecast for a plan, from the commonest kind of run with enough runs.
+
+    It starts from the plan's KL where that is measured, else from what the map estimates, and is as much wider.
+    """
     result = jobs.result_of(accuracy)
-    if result is None or not result.kl or not folders.runs().is_dir():
+    kls = (result.kl,) if result is not None else (mapped.kl, mapped.kl_low, mapped.kl_high) if mapped else ()
+    if not kls or not folders.runs().is_dir():
         return None
-    predictions = (
-        forecast(known, result.kl, epochs) for epochs, known in _outcomes(model.model, model.dataset, _stamp())
-    )
-    return next((prediction for prediction in predictions if prediction is not None), None)
+    for epochs, known in _outcomes(model.model, model.dataset, _stamp()):
+        found = [forecast(known, kl or 0.0, epochs) for kl in kls]
+        sure = [prediction for prediction in found if prediction is not None]
+        if len(sure) == len(kls):
+            return replace(sure[0], low=min(each.low for each in sure), high=max(each.high for each in sure))
+    return None
 
 
 def forecast_line(ahead: Forecast | None) -> None:

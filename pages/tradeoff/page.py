@@ -129,12 +129,13 @@ with frame.page(
         shown, finding = scoring.for_planning(model, scores, now)
         plan = now.plan(shown or scores or no_scores(model.shape), block_removals.records())
         found = Measurements() if finding is not None else measure_plan(model, plan, now)
-        ahead = forecast_of(model, found.accuracy)
-    known = None if shown is None else maps.find(model, shown, now)
+        known = None if shown is None else maps.find(model, shown, now)
+        mapped = None if known is None else known.of(plan)
+        ahead = forecast_of(model, found.accuracy, mapped)
     if shown is not None and (result := jobs.result_of(found.accuracy)) is not None:
         maps.give(model, shown, now, plan, result)
     with right:
-        estimates.number_cards(model, shown, plan, now, found, None if known is None else known.of(plan))
+        estimates.number_cards(model, shown, plan, now, found, mapped)
         forecast_line(ahead)
         budget.budget_result(model, shown or scores, plan)
         for job in found.all:

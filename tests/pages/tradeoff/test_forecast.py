@@ -1,4 +1,4 @@
-"""The forecast on Trade-off: only with enough runs, only for a plan whose KL was measured."""
+"""The forecast on Trade-off: only with enough runs, from the KL that was measured or that the map estimates."""
 
 import json
 from collections.abc import Callable
@@ -6,10 +6,13 @@ from collections.abc import Callable
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import evaluation, folders
+from pages.services import evaluation, folders, open_model
+from pages.services.maps import Estimate
+from pages.tradeoff import forecast as on_page
 from tests.support.made_runs import made_run
 from tests.support.reading import check, html_of
 from upvit_core.evaluation import Evaluation
+from upvit_core.runs.forecast import Outcome, forecast
 from upvit_core.runs.store import RunStore
 
 PAGE = "pages/tradeoff/page.py"
@@ -33,3 +36,19 @@ def test_a_band_once_there_are_enough_runs(
     test.run()
     check(test)
     assert (f"forecast (80 % band) from {count} finished runs" in html_of(test)) == (count >= 5)
+
+
+def test_an_estimated_kl_widens_the_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [Outcome(f"r{n}", 0.1 * 2**n, 92.0, 91.0 - n * 1.5 + 0.3 * (n % 2)) for n in range(6)]
+    monkeypatch.setattr(on_page, "_outcomes", lambda *asked: [(4, known)])
+    folders.runs().mkdir(parents=True)
+    model = open_model.inspect("demo")
+    assert model is not None
+    found = on_page.forecast_of(model, None, Estimate(0.8, 0.5, 1.6, 60.0, 50.0, 70.0, cuts=24))
+    each = [forecast(known, kl, 4) for kl in (0.8, 0.5, 1.6)]
+    assert None not in each
+    assert found is not None
+    assert (found.low, found.middle, found.high) == (each[2].low, each[0].middle, each[1].high)
+    assert found.high - found.low > each[0].high - each[0].low
+    assert on_page.forecast_of(model, None, None) is None
+    assert on_page.forecast_of(model, None, Estimate(0.8, 0.5, 99.0, 60.0, 50.0, 70.0, cuts=24)) is None
