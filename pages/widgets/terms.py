@@ -97,8 +97,8 @@ LEADING = re.compile(
 KEYS_OF_PAGE = {
     "Model": "patch block head residual attention ffn parameters macs top1 interval",
     "Importance": "channel score kl nat stderr proxy criterion residual attention ffn head merging ratio cut",
-    "Trade-off": "ratio plan parameters macs throughput top1 kl interval front direction repair merging distillation "
-    "residual attention ffn nat proxy criterion stderr",
+    "Trade-off": "ratio plan parameters macs throughput top1 kl interval front map direction repair merging "
+    "distillation residual attention ffn nat proxy criterion stderr",
     "Runs": "distillation teacher surgery epoch top1 throughput kl parameters macs",
     "Transfer": "teacher epoch top1 parameters",
     "Method": "residual attention ffn channel kl nat score cut head merging parameters macs surgery teacher "

@@ -201,7 +201,6 @@ def test_broken_weights_are_refused_by_name(change: str, words: tuple[str, ...],
     ("name", "overrides", "part"),
     [
         ("deit_tiny_patch16_224", {"qk_norm": True}, "normalised queries"),
-        ("deit_tiny_patch16_224", {"pre_norm": True}, "norm before the blocks"),
         ("vit_tiny_patch16_224", {"global_pool": "map"}, "attention pooling"),
         ("resnet10t", {}, "a network with convolutions"),
     ],

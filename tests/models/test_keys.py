@@ -70,6 +70,7 @@ def test_a_safetensors_header_may_begin_like_a_pickle(tmp_path: Path) -> None:
         {"class_token": False, "global_pool": "avg"},
         {"class_token": False, "global_pool": "avg", "reg_tokens": 3, "no_embed_class": True},
         {"global_pool": "avg"},
+        {"pre_norm": True},
         {"qkv_bias": False, "init_values": 0.1},
         {"in_chans": 1, "img_size": 24, "patch_size": 8},
     ],

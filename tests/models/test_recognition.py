@@ -241,6 +241,16 @@ def test_normalisation_can_be_said(given: str, words: tuple[str, ...] | None, tm
         assert not loaded.recognised.images_assumed
 
 
+def test_the_activation_of_a_model_like_clip_is_assumed_and_told(tmp_path: Path) -> None:
+    quick = wide(pre_norm=True, act_layer="quick_gelu")
+    path = saved(tmp_path / "w.pth", quick.state_dict())
+    loaded = load_model(path)
+    assert loaded.shape.act == "gelu"
+    assert any("QuickGELU" in sentence for sentence in loaded.recognised.assumptions)
+    save_model(quick, tmp_path / "folder", shape=shape_of(quick), pretrained_cfg=CFG, name="quick")
+    assert torch.equal(logits(load_model(tmp_path / "folder").model), logits(quick))
+
+
 def test_a_zipped_folder(tmp_path: Path) -> None:
     model = wide(num_heads=4)
     save_model(model, tmp_path / "inner", shape=shape_of(model), pretrained_cfg=CFG, name="inner")

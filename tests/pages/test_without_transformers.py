@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.widgets.plain import plain
 from tests.support.tiny_text import folder_of_weights
 
 
@@ -18,5 +19,5 @@ def test_the_model_page_says_what_to_install(
     test = page("pages/model/page.py", open=str(folder_of_weights(tmp_path / "lm", ours=ours)))
     assert not test.exception
     assert [error.value for error in test.error] == [
-        "Language models need Hugging Face's transformers; install it with pip install 'transformers>=4.50,<6'."
+        plain("Language models need Hugging Face's transformers; install it with pip install 'transformers>=4.50,<6'.")
     ]

@@ -67,7 +67,7 @@ class ExecutorContract:
         self.wait(store, run, lambda: not store.state(run.id).is_active)
         assert store.state(run.id).state == "done", store.tail_log(run.id)
         assert weights_of(run) == weights_of(whole)
-        assert store.tail_log(run.id)[-1].endswith("done")
+        self.wait(store, run, lambda: store.tail_log(run.id)[-1].endswith("done"))
         assert store.state(run.id).attempt == 1
         with pytest.raises(RunError, match="is done"):
             self.executor(store).submit(run)

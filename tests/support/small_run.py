@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from tests.support.tiny import tiny
@@ -91,6 +92,7 @@ def fork_worker(run: Run) -> int:
     status = 1
     try:
         os.setsid()
+        AcceleratorState._reset_state(reset_partial_state=True)  # a test before may have trained in this process
         log = os.open(run.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)

@@ -20,7 +20,10 @@ VARIANTS = {
     "average pool": ("vit_tiny_patch16_224", {"global_pool": "avg", "class_token": True}),
     "no qkv bias, layer scale": ("vit_tiny_patch16_224", {"qkv_bias": False, "init_values": 0.1}),
     "registers": ("vit_tiny_patch16_224", {"reg_tokens": 2}),
+    "norm before the blocks": ("vit_tiny_patch16_224", {"pre_norm": True, "act_layer": "quick_gelu"}),
 }
+ROTATED = tuple(name for name, (_, overrides) in VARIANTS.items() if "pre_norm" not in overrides)
+"""Those whose residual can be rotated."""
 
 
 @cache

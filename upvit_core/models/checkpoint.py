@@ -228,6 +228,10 @@ def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) ->
     elif run.heads:
         shape = with_heads(shape, run.heads, str(path))
         recognised = replace(recognised, heads=f"those of {run.model}, which the file's own settings name")
+    if config.shape is None and shape.pre_norm:
+        recognised = replace(
+            recognised, assumes="activations are taken to be GELU; those of OpenAI's CLIP are QuickGELU"
+        )
     if config.pretrained_cfg is not None:
         cfg, images = config.pretrained_cfg, config.images
     else:

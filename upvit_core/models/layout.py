@@ -96,7 +96,9 @@ def vit_layout(shape: ModelShape) -> Layout:
     positions = shape.num_patches if shape.no_embed_class else shape.num_tokens
     parts.add("pos_embed", one, Axis(positions), width)
     height, breadth = shape.patch_size
-    parts.linear("patch_embed.proj", width, Axis(shape.in_chans), Axis(height), Axis(breadth))
+    parts.linear("patch_embed.proj", width, Axis(shape.in_chans), Axis(height), Axis(breadth), bias=not shape.pre_norm)
+    if shape.pre_norm:
+        parts.norm("norm_pre", width)
     for b, block in enumerate(shape.blocks):
         attention, hidden = Axis(block.attention, f"attention.{b}"), Axis(block.ffn, f"ffn.{b}")
         qkv = Axis(3 * block.attention, f"attention.{b}", 3)

@@ -104,6 +104,7 @@ def shape_of_tensors(
         class_token=class_token,
         fc_norm=fc_norm,
         norm_eps=norm_eps,
+        pre_norm="norm_pre.weight" in tensors,
     )
 
 

@@ -27,7 +27,16 @@ class ViTAdapter(TransformerAdapter):
         self.vit = vit
 
     def embed(self, images: Tensor) -> Tensor:
-        return self.vit.norm_pre(self.vit._pos_embed(self.vit.patch_embed(images)))  # (B, N, D)
+        return self.vit._pos_embed(self.vit.patch_embed(images))  # (B, N, D)
+
+    def before_block(self, block: int, x: Tensor, norm: Norm = stock_norm) -> Tensor:
+        return norm(x, self.vit.norm_pre) if block == 0 else x
+
+    def norm_key(self, layer: nn.Module) -> tuple[str, bool]:
+        return "residual", layer is self.vit.norm_pre
+
+    def run_half_block(self, half: int, x: Tensor, *, previous: int | None = None, last: bool = False) -> Tensor:
+        return self.half_block(half, self.vit.norm_pre(x) if previous is None else x, last=last)
 
     def kept_tokens(self, block: int, x: Tensor, last: bool | None = None) -> Tensor:
         """The tokens of x (B, N, ...) whose output of `block` matters: in the last one those that the head reads."""

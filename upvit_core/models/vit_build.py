@@ -5,11 +5,13 @@ Uneven widths are timm's own modules too: `Attention` takes its head width, `Mlp
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
-from timm.layers.activations import GELU
+from timm.layers.activations import GELU, GELUTanh, QuickGELU
 from timm.layers.attention import Attention
+from timm.layers.create_act import get_act_layer
 from timm.layers.layer_scale import LayerScale
 from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
@@ -20,7 +22,7 @@ from torch import nn
 
 from upvit_core.files import Json
 from upvit_core.models.build import Reader, Untyped, mlp_ratio
-from upvit_core.records.shape import BlockShape, ModelShape
+from upvit_core.records.shape import Activation, BlockShape, ModelShape
 
 INIT_VALUES = 1e-5
 NORMS = (nn.LayerNorm, LayerNorm)
@@ -46,6 +48,8 @@ def timm_arguments(shape: ModelShape) -> Json:
         "no_embed_class": shape.no_embed_class,
         "final_norm": shape.final_norm,
         "fc_norm": shape.fc_norm if average or shape.fc_norm else None,
+        "pre_norm": shape.pre_norm,
+        "act_layer": None if shape.act == "gelu" else shape.act,
     }
 
 
@@ -77,7 +81,7 @@ def build_vit(
                 qkv_bias=shape.qkv_bias,
                 device=device,
             )
-            module.mlp = Mlp(shape.embed_dim, block.ffn, device=device)
+            module.mlp = Mlp(shape.embed_dim, block.ffn, act_layer=get_act_layer(shape.act), device=device)
         model.init_weights()
     return model
 
@@ -96,7 +100,7 @@ def shape_of_vit(model: nn.Module, name: str) -> ModelShape:
     for part in ("norm", "fc_norm"):
         read.check(part, getattr(vit, part), nn.Identity, *NORMS)
     norms = [norm for block in vit.blocks for norm in (block.norm1, block.norm2)]
-    norms += [norm for norm in (vit.norm, vit.fc_norm) if not isinstance(norm, nn.Identity)]
+    norms += [norm for norm in (vit.norm_pre, vit.norm, vit.fc_norm) if not isinstance(norm, nn.Identity)]
     shape = ModelShape(
         name=name,
         embed_dim=vit.embed_dim,
@@ -115,16 +119,30 @@ def shape_of_vit(model: nn.Module, name: str) -> ModelShape:
         class_token=vit.cls_token is not None,
         fc_norm=not isinstance(vit.fc_norm, nn.Identity),
         norm_eps=read.one_eps(norms),
+        pre_norm=not isinstance(vit.norm_pre, nn.Identity),
+        act=_activation(vit.blocks, read),
     )
     read.check_tensors(model, shape)
     return shape
+
+
+def _activation(blocks: Iterable[Untyped], read: Reader) -> Activation:
+    found: set[Activation] = set()
+    for b, block in enumerate(blocks):
+        act = block.mlp.act
+        read.check(f"blocks.{b}.mlp.act", act, nn.GELU, GELU, GELUTanh, QuickGELU)
+        tanh = type(act) is GELUTanh or getattr(act, "approximate", "none") == "tanh"
+        found.add("quick_gelu" if type(act) is QuickGELU else "gelu_tanh" if tanh else "gelu")
+    if len(found) > 1:
+        read.refuse("the activations of the blocks", sorted(found), "one for all")
+    return found.pop()
 
 
 def _check_ends(vit: Untyped, distilled: bool, read: Reader) -> None:
     """Check the parts before and after the blocks."""
     read.check("patch_embed", vit.patch_embed, PatchEmbed)
     read.check("patch_embed.norm", vit.patch_embed.norm, nn.Identity)
-    read.check("norm_pre", vit.norm_pre, nn.Identity)
+    read.check("norm_pre", vit.norm_pre, nn.Identity, *NORMS)
     read.check("attn_pool", vit.attn_pool, type(None))
     if vit.num_classes == 0:
         read.refuse("head", "absent (0 classes)", "a model with a classifier")
@@ -149,9 +167,6 @@ def _read_block(block: Untyped, stem: str, layer_scale: bool, read: Reader) -> B
         read.check(f"{stem}.attn.{part}", getattr(block.attn, part), nn.Identity)
     read.check(f"{stem}.attn.gate", getattr(block.attn, "gate", None), type(None))
     read.check(f"{stem}.mlp.norm", block.mlp.norm, nn.Identity)
-    read.check(f"{stem}.mlp.act", block.mlp.act, nn.GELU, GELU)
-    if getattr(block.mlp.act, "approximate", "none") != "none":
-        read.refuse(f"{stem}.mlp.act", f"GELU(approximate={block.mlp.act.approximate!r})", "exact GELU")
     read.check(f"{stem}.mlp.fc1", block.mlp.fc1, nn.Linear)
     for part in ("ls1", "ls2"):
         read.check(f"{stem}.{part}", getattr(block, part), LayerScale if layer_scale else nn.Identity)

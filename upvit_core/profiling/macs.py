@@ -15,7 +15,7 @@ def vit_parameters(shape: ModelShape) -> int:
     D, classes = shape.embed_dim, shape.num_classes
     patch = shape.in_chans * shape.patch_size[0] * shape.patch_size[1]
     positions = shape.num_patches + (0 if shape.no_embed_class else shape.num_prefix_tokens)
-    total = D * patch + D + D * shape.num_prefix_tokens + D * positions
+    total = D * patch + D + D * shape.pre_norm + D * shape.num_prefix_tokens + D * positions
     for block in shape.blocks:
         A, H = block.attention, block.ffn
         total += 3 * A * D + 3 * A * shape.qkv_bias + A * D + D + 2 * D * H + H + D + 4 * D

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Literal
+from typing import Literal, get_args
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.files import Json, Values
 from upvit_core.limits import MOST_BLOCKS
 from upvit_core.records.family import FAMILIES, Family, load
 
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
+"""Of the FFN, as timm calls it."""
 Component = Literal["residual", "attention", "ffn", "reduction"]
 OUTPUT_BYTES = 1 << 28
 """The most that the outputs of one batch may take, unless a single input's take more."""
@@ -75,7 +77,8 @@ class ModelShape:
     """Shape of a transformer as its library builds it; `family` says by which classes.
 
     `num_prefix_tokens` counts class, distillation and register tokens; `head_tokens` is how many of them the
-    classifier reads (0: it reads the average over patches). `fc_norm` says that the final norm comes after pooling.
+    classifier reads (0: it reads the average over patches). `fc_norm` says that the final norm comes after pooling,
+    `pre_norm` that a norm stands before the blocks, as in CLIP.
     With `stages`, `embed_dim` is the width of the last one, which the head reads.
     """
 
@@ -96,6 +99,8 @@ class ModelShape:
     class_token: bool = True
     fc_norm: bool = False
     norm_eps: float = 1e-6
+    pre_norm: bool = False
+    act: Activation = "gelu"
     family: str = "vit"
     stages: tuple[StageShape, ...] = ()
 
@@ -118,8 +123,11 @@ class ModelShape:
 
     @property
     def has_directions(self) -> bool:
-        """True where the residual can be rotated, and directions cut in place of channels."""
-        return self.architecture.has_directions
+        """True where the residual can be rotated, and directions cut in place of channels.
+
+        A norm before the blocks writes to the residual, so its weights would have to be rotated as well.
+        """
+        return self.architecture.has_directions and not self.pre_norm
 
     @property
     def one_share(self) -> bool:
@@ -286,6 +294,10 @@ class ModelShape:
             del values["stages"]
         if self.family == "vit":
             del values["family"]
+        if not self.pre_norm:
+            del values["pre_norm"]
+        if self.act == "gelu":
+            del values["act"]
         return values
 
     @classmethod
@@ -326,6 +338,8 @@ def _check_shape(shape: ModelShape) -> None:
     for number, block in enumerate(shape.blocks):
         if min(block.num_heads, block.attention, block.ffn) < 1 or block.attention % block.num_heads:
             raise ValueError(f"block {number} has {block}, expected numbers above 0 and heads that divide attention")
+    if shape.act not in get_args(Activation):
+        raise ValueError(f"act is {str(shape.act)[:40]}, expected {', '.join(get_args(Activation))}")
     if min(shape.embed_dim, shape.in_chans, shape.num_classes) < 1 or not (shape.is_language or shape.num_patches):
         raise ValueError("it has no channels, no classes or no patches")
 

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from tests.support.basis import TOLERANCE, relative_change
-from tests.support.tiny import VARIANTS, images, tiny
+from tests.support.tiny import ROTATED, images, tiny
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.build import build_model, shape_of
 from upvit_core.pruning.basis import fold
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ROTATED)
 def test_fold_leaves_logits(variant, dtype):
     model, shape = tiny(variant, dtype)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -21,7 +21,7 @@ def test_fold_leaves_logits(variant, dtype):
     assert shape_of(folded, shape.name) == shape
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ROTATED)
 def test_folded_stream_is_mean_free_and_norms_are_plain(variant):
     model, shape = tiny(variant)
     folded = fold(model, shape)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
+from tests.support.tiny import ROTATED, TensorProxy, images, tiny
 from upvit_core.models.build import adapt
 from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.pruning.basis import collect_statistics, directions_scores, prune_directions
@@ -12,7 +12,7 @@ from upvit_core.pruning.basis.scores import whole_plan
 from upvit_core.records.plan import Kept
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ROTATED)
 def test_direction_scores_make_plans_that_cut(variant):
     model, shape = tiny(variant)
     proxy = TensorProxy(images(12))

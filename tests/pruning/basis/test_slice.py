@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.support.basis import TOLERANCE, relative_change, statistics_of
-from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
+from tests.support.tiny import ROTATED, TensorProxy, images, tiny
 from upvit_core.errors import PlanError, ScoresError
 from upvit_core.models.build import adapt, shape_of
 from upvit_core.planning.ratios import Ratios, plan_uniform
@@ -16,7 +16,7 @@ from upvit_core.pruning.basis.slice import CutBasis, channel_basis
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ROTATED)
 def test_every_direction_and_every_factor_leave_logits_alone_and_together(variant, dtype):
     model, shape = tiny(variant, dtype)
     plan, stats = whole_plan(shape), statistics_of(variant, dtype)

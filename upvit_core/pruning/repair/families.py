@@ -47,6 +47,11 @@ class ViTRepair(LayerwiseRepair[ViTAdapter]):
     def extra_passes(self) -> int:
         return len(output_heads(self.plan.shape_after))
 
+    def enter_block(self, number: int) -> None:
+        if number == 0:
+            self.ours = [self.student.before_block(0, x) for x in self.ours]
+            self.theirs = [self.original.before_block(0, y) for y in self.theirs]
+
     def in_student_channels(self, number: int, stream: Tensor) -> Tensor:
         return stream @ self.kept_basis.embedding
 
