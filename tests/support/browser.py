@@ -38,6 +38,10 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
+BUSY = '[data-testid="stProgress"]:not(.st-key-slot-map *), [data-testid="stSkeleton"]'
+"""What a page draws while it waits; the map grows on its own, and nobody waits for it."""
+
+
 def settle(page: Page, timeout: float = 60.0) -> None:
     """Wait until the script has run, every chart is drawn, and nothing has changed for a moment."""
     page.wait_for_selector('[data-testid="stApp"]', timeout=timeout * 1000)
@@ -45,7 +49,7 @@ def settle(page: Page, timeout: float = 60.0) -> None:
     end, last, since = time.monotonic() + timeout, "", time.monotonic()
     while time.monotonic() < end:
         busy = page.locator('[data-testid="stApp"][data-test-script-state="running"]').count()
-        progress = page.locator('[data-testid="stProgress"], [data-testid="stSkeleton"]').count()
+        progress = page.locator(BUSY).count()
         now = str(page.evaluate("document.body.innerText.length + ':' + document.querySelectorAll('.main-svg').length"))
         if busy or progress or now != last:
             last, since = now, time.monotonic()
