@@ -109,7 +109,8 @@ def test_a_limit_that_is_not_understood_is_told(name: str, value: str) -> None:
 
 def test_values() -> None:
     limits = Limits.of({"UPVIT_LONGEST_RUN_HOURS": "0.5", "UPVIT_RUNS_PER_SESSION": "3", "UPVIT_UPLOADS": "off"})
-    assert (limits.longest_run_hours, limits.runs_per_session, limits.uploads) == (0.5, 3, False)
+    assert (limits.longest_run_hours, limits.runs_per_session, limits.uploads, limits.maps) == (0.5, 3, False, True)
+    assert not Limits.of({"UPVIT_MAPS": "off"}).maps
 
 
 def test_secrets_of_streamlit_become_the_environment(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@
 | UPVIT_LONGEST_RUN_HOURS | hours on a device after which a run is saved and stopped |
 | UPVIT_RUNS_PER_SESSION | runs of one browser session that wait or go on at a time |
 | UPVIT_UPLOADS | `off`: no uploads |
+| UPVIT_MAPS | `off`: cuts around a plan are measured when somebody asks, not by themselves |
 """
 
 from __future__ import annotations
@@ -35,20 +36,19 @@ class Limits:
     longest_run_hours: float | None = None
     runs_per_session: int | None = None
     uploads: bool = True
+    maps: bool = True
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Limits:
         """Raises LimitError where a value is not understood, rather than allow everything."""
         roots = environment.get("UPVIT_ROOTS")
-        uploads = environment.get("UPVIT_UPLOADS", "on").strip().lower()
-        if uploads not in ("on", "off", "true", "false", "1", "0", "yes", "no"):
-            raise LimitError(f"UPVIT_UPLOADS is {uploads[:40]!r}; set it to on or off.")
         runs = _number(environment, "UPVIT_RUNS_PER_SESSION")
         return cls(
             None if roots is None else tuple(_root(part) for part in roots.split(os.pathsep) if part.strip()),
             _number(environment, "UPVIT_LONGEST_RUN_HOURS"),
             None if runs is None else int(runs),
-            uploads in ("on", "true", "1", "yes"),
+            _switch(environment, "UPVIT_UPLOADS"),
+            _switch(environment, "UPVIT_MAPS"),
         )
 
     def confine(self, place: str, app_folders: tuple[Path, ...] = ()) -> None:
@@ -74,6 +74,13 @@ class Limits:
         if not any(real.is_relative_to(root) for root in allowed):
             folders = ", ".join(map(str, self.roots or ())) or "none but the app's own"
             raise LimitError(f"{place} may not be read here; folders that may: {folders} (UPVIT_ROOTS).")
+
+
+def _switch(environment: Mapping[str, str], name: str) -> bool:
+    text = environment.get(name, "on").strip().lower()
+    if text not in ("on", "off", "true", "false", "1", "0", "yes", "no"):
+        raise LimitError(f"{name} is {text[:40]!r}; set it to on or off.")
+    return text in ("on", "true", "1", "yes")
 
 
 def _number(environment: Mapping[str, str], name: str) -> float | None:

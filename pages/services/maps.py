@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.services import evaluation, folders, imports, jobs
+from pages.services import evaluation, folders, imports, jobs, limits
 from pages.services.open_model import OpenModel
 from upvit_core.cache import Cache
 from upvit_core.errors import MapError, UPViTError
@@ -96,27 +96,23 @@ def find(model: OpenModel, scores: ImportanceScores | None, now: WhatIf) -> Know
     return None if scores is None else _known().find(key_of(model, scores, now))
 
 
+def grows_by_itself(model: OpenModel) -> bool:
+    return limits.limits().maps and evaluation.measures_at_once(model)
+
+
 def job_of(model: OpenModel, scores: ImportanceScores, now: WhatIf, *, start: bool = False) -> jobs.Job[Map] | None:
     """The job that grows the map of these settings; begun by itself where the model is small, else with `start`."""
     key = key_of(model, scores, now)
     _touched()[key] = (time.monotonic(), now)
     job: jobs.Job[Map] | None = jobs.find(key)
     fits = scores.criterion != "none" and (scores.basis == now.basis or now.basis == Basis.DIRECTIONS)
-    if not fits or not model.can_measure or (job is None and not start and not evaluation.measures_at_once(model)):
+    if not fits or not model.can_measure or (job is None and not start and not grows_by_itself(model)):
         return job
     if job is not None and not (start and not job.active):
         return job
     return jobs.start(
         key, lambda report: _grow(key, model, scores, now, report), "Measuring around", apart=True, again=start
     )
-
-
-def stop_others(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None:
-    """Stop the maps of this model that are of other settings: one grows at a time."""
-    mine = key_of(model, scores, now)
-    for job in jobs.workers().all():
-        if job.active and job.key.startswith(f"map {model.data_key} ") and job.key != mine:
-            jobs.discard(job.key)
 
 
 def give(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan, result: object) -> None:
@@ -180,12 +176,19 @@ class _Quiet:
 
 
 def _wait(key: str, report: jobs.Report) -> None:
-    """Wait while sliders move, and while a run trains on this machine. Raises Cancelled."""
-    while time.monotonic() - _touched()[key][0] < REST_SECONDS:
+    """Wait while sliders move, another map was looked at later, or a run trains on this machine. Raises Cancelled."""
+    while time.monotonic() - _touched()[key][0] < REST_SECONDS or _comes_later(key):
         report.debounce(0.1)
     while _run_trains():
         report.step("waiting for a run on this machine")
         report.debounce(RUN_SECONDS)
+
+
+def _comes_later(key: str) -> bool:
+    """True while a map grows that somebody looked at since this one was looked at: one grows at a time."""
+    mine = _touched()[key][0]
+    later = [other for other, (when, _) in list(_touched().items()) if when > mine]
+    return any(job.active for job in map(jobs.find, later) if job is not None)
 
 
 def _run_trains() -> bool:

@@ -33,7 +33,6 @@ NEAR = 12
 def map_section(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None:
     """Draw the map of these settings; it grows by itself for a small model, at a press for a large one."""
     st.subheader("The map", anchor=False)
-    maps.stop_others(model, scores, now)
     job, known = maps.job_of(model, scores, now), maps.find(model, scores, now)
     with st.container(key="slot-map"):
         if (job is not None and job.active) or (job is not None and job.error):

@@ -117,3 +117,22 @@ def test_calibration_is_a_button_that_can_be_stopped(visit: Visit) -> None:
     device.get_by_role("button", name="Cancel").click()
     expect(device.get_by_role("button", name="Calibrate this device")).to_be_visible(timeout=60_000)
     expect(card(page, "Speed-up")).to_contain_text("not calibrated")
+
+
+def test_the_map_grows_at_a_press_and_a_click_on_it_sets_the_plan(visit: Visit) -> None:
+    page = visit("tradeoff")
+    page.get_by_role("button", name="Measure around").click()
+    chart = page.locator(".st-key-map .js-plotly-plot")
+    expect(chart).to_be_visible(timeout=180_000)
+    page.locator(".st-key-slot-map").get_by_role("button", name="Cancel").click()
+    settle(page)
+    chart.scroll_into_view_if_needed()
+    place = chart.evaluate(
+        """chart => {
+            const box = chart.getBoundingClientRect(), {xaxis, yaxis} = chart._fullLayout
+            return [box.left + xaxis._offset + xaxis.d2p(20), box.top + yaxis._offset + yaxis.d2p(30)]
+        }"""
+    )
+    page.mouse.click(*place)
+    page.wait_for_url(lambda url: "residual=20" in url, timeout=60_000)
+    assert query(page)["ffn"] == "30"

@@ -38,8 +38,8 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
-BUSY = '[data-testid="stProgress"]:not(.st-key-slot-map *), [data-testid="stSkeleton"]'
-"""What a page draws while it waits; the map grows on its own, and nobody waits for it."""
+BUSY = '[data-testid="stProgress"], [data-testid="stSkeleton"]'
+"""What a page draws while it waits."""
 
 
 def settle(page: Page, timeout: float = 60.0) -> None:

@@ -17,11 +17,11 @@ SECONDS = 180.0
 
 @contextmanager
 def server(home: Path, **environment: str) -> Iterator[tuple[str, int]]:
-    """Address and pid of a running app; `home` holds its folders and `server.log`."""
+    """Address and pid of a running app that measures no maps by itself; `home` holds its folders and `server.log`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    own = {"UPVIT_HOME": str(home / "home"), "UPVIT_RUNS": str(home / "runs")}
+    own = {"UPVIT_HOME": str(home / "home"), "UPVIT_RUNS": str(home / "runs"), "UPVIT_MAPS": "off"}
     with (home / "server.log").open("wb") as log:
         command = [
             sys.executable,

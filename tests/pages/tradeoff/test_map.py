@@ -110,3 +110,15 @@ def test_cuts_that_a_session_measured_are_given_to_the_map(on_disk: maps.Known) 
     cut = maps._given().pop(maps.key_of(model, scores, now))[plan.digest]
     assert (cut.kl, cut.top1, cut.origin) == (0.5, 50.0, "given")
     assert np.isclose(sum(cut.lost.values()), sum(on_disk.worth.of(plan).lost.values()))
+
+
+def test_of_two_maps_the_one_looked_at_last_grows_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    active = maps.jobs.Job[Map]("b", "Measuring around")
+    monkeypatch.setattr(maps.jobs, "find", {"b": active}.get)
+    monkeypatch.setattr(
+        maps, "_touched", lambda: {key: (when, WhatIf(1, 1, 1, 1)) for key, when in (("a", 1.0), ("b", 2.0))}
+    )
+    assert maps._comes_later("a")
+    assert not maps._comes_later("b")
+    active.state = "done"
+    assert not maps._comes_later("a")
