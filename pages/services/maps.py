@@ -38,7 +38,7 @@ RUN_SECONDS = 2.0  # how often it is looked whether a run still trains here
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the map tells of one plan: KL and the task's value with 80 % bands, from so many measured `cuts`."""
+    """The map's account of one plan: KL and the task's value with 80 % bands, from so many measured `cuts`."""
 
     kl: float
     kl_low: float
@@ -58,7 +58,7 @@ class Known:
     worth: Worth
 
     def of(self, plan: PruningPlan) -> Estimate | None:
-        """What is known of a plan; None where its blocks go beyond those of every measured cut."""
+        """The estimate of a plan; None where more of its blocks are gone than in any measured cut."""
         found = self.surrogate.estimate([self.worth.of(plan)])
         if not found.known[0]:
             return None
@@ -77,7 +77,7 @@ def _known() -> Cache[Known]:
 
 @st.cache_resource(show_spinner=False)
 def _touched() -> dict[str, tuple[float, WhatIf]]:
-    """When a session last moved the sliders of a map, and where they stand, by the map's key."""
+    """The time at which sliders of a map were last moved, and their position, by the map's key."""
     return {}
 
 

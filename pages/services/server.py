@@ -1,4 +1,4 @@
-"""What the server's process is set to when the first page is drawn."""
+"""Settings of the server's process, made when the first page is drawn."""
 
 import resource
 from contextlib import suppress

@@ -67,7 +67,7 @@ def _offer(model: OpenModel, scores: ImportanceScores, now: WhatIf, known: maps.
 
 
 def _account(known: maps.Known) -> str:
-    """How many cuts were measured, and how far their estimates from one another are off."""
+    """A sentence on the number of measured cuts and on the errors of their estimates from one another."""
     record = known.record
     told = f"{len(record.cuts)} cuts measured on {record.samples:,} held-out samples"
     if not record.errors:

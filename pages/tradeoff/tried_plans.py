@@ -114,7 +114,7 @@ def ratio_curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
 def mapped_curve(_known: Known, _scores: ImportanceScores, now: WhatIf, digest: str, cost: str, loss: str) -> Line:
-    """What the map tells of equal ratios, against parameters or MACs; `now` has the heads and the basis."""
+    """The map's estimates of equal ratios against parameters or MACs; `now` has the heads and the basis."""
     plans = []
     for percent in range(2, 96, 4):
         even = now.with_percents(dict.fromkeys(now.percents, float(percent)), widths="", depth=None)

@@ -97,7 +97,7 @@ def stopping(run_id: str) -> str:
 
 
 def failed_stop(run_id: str) -> str:
-    """Why an active run could not be stopped; empty where nobody tried, or it is tried again."""
+    """The reason for which an active run could not be stopped; empty where nobody tried, or it is tried again."""
     return "" if stopping(run_id) else next((job.error for job in _stops(run_id).values() if job.error), "")
 
 

@@ -1,4 +1,4 @@
-"""How well a map foretells cuts that were never measured, what it takes, and what it wins under budgets.
+"""Benchmark of maps: the errors of their estimates, their cost, and their gain under budgets.
 
 python -m tests.benchmarks.map --ways channels "directions, repaired"
 python -m tests.benchmarks.map --teacher FOLDER --data D --scores F

@@ -1,4 +1,4 @@
-"""What is found in a file beside tensors, which weights are taken, what is assumed, and that it is told."""
+"""Objects beside tensors stay closed; the choice of weights and every assumption about a file are told."""
 
 import argparse
 import collections

@@ -39,7 +39,7 @@ def chromium() -> Iterator[Browser]:
 
 
 BUSY = '[data-testid="stProgress"], [data-testid="stSkeleton"]'
-"""What a page draws while it waits."""
+"""Elements that a page draws while it waits."""
 
 
 def settle(page: Page, timeout: float = 60.0) -> None:

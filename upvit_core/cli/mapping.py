@@ -71,7 +71,7 @@ def open_map(path: Path, scores: ImportanceScores) -> Surrogate:
 
 
 def expectations(surrogate: Surrogate, scores: ImportanceScores, plans: list[PruningPlan]) -> list[dict[str, object]]:
-    """What the map says of each plan: as measured where this very plan was, else estimated with its band of 80 %.
+    """The map's account of each plan: measured where this very plan was, else estimated with its band of 80 %.
 
     Raises MapError where a plan is of the other basis.
     """

@@ -21,7 +21,7 @@ from upvit_core.errors import DataError
 ORDER: dict[str, tuple[Part, ...]] = {"train": ("train",), "val": ("val", "test")}
 VAL_SHARE = 0.1
 DEEPEST = 12
-"""How many folders deep pictures are looked for: a link may lead round in a circle."""
+"""The depth of folders at which the search for pictures ends, since a link may lead round in a circle."""
 WANTED = "class folders of images, or train/ and val/ that hold class folders"
 SORT_THEM = (
     "sort them into a folder for each class (the usual script valprep.sh does so for ImageNet's val/), or lay a list "
@@ -255,7 +255,7 @@ def _entries(tree: Tree, at: str, labelled: bool) -> tuple[list[tuple[str, str, 
 def _divided(
     tree: Tree, base: str, rows: list[tuple[str, int, int]], seed: int, split: str, apart: bool
 ) -> tuple[list[tuple[str, int, int]], str]:
-    """What a split takes of one folder, and a sentence: all, or a tenth of each class (one image of two or more)."""
+    """The rows of a split of one folder, and a sentence: all, or a tenth of each class (one image of two or more)."""
     called = part_of(base.rsplit("/", 1)[-1] or Path(tree.name).name)
     labels = np.array([label for _, label, _ in rows], np.int64)
     held_out = np.zeros(len(rows), bool)

@@ -116,7 +116,7 @@ class ImageSet:
 
     @property
     def notes(self) -> str:
-        """What a reader should know: `told`, and how unusual images read so far were taken."""
+        """Notes for the reader: `told`, and the scaling of unusual images that were read so far."""
         return " ".join(filter(None, (self.told, DEEP_TOLD if self.pixels.deep else "")))
 
     @property

@@ -1,4 +1,4 @@
-"""What a map costs, told before it is made: seconds a cut from one measured batch, and bytes.
+"""The cost of a map, told before it is made: seconds a cut from one measured batch, and bytes.
 
 A cut is evaluated in as many multiply-accumulates as the plans of the design have on average. A repaired one runs the
 original and the cut side by side and adds up second moments, which together takes as long as REPAIR_PASSES of the whole

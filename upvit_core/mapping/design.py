@@ -32,7 +32,7 @@ LEAST_MACS = 0.15
 FRONT = 24
 """Plans of the solver, and positions around the sliders, among which the least sure is sought."""
 NEAR = 15
-"""How many percent such a position is away at most."""
+"""The largest distance of such a position, in percent."""
 
 
 class Design:

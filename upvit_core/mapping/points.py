@@ -38,7 +38,7 @@ class Worth:
         self._lost = cache(self._cumulative)
 
     def of(self, plan: PruningPlan) -> CutPoint:
-        """What a plan keeps, and what it loses of each group."""
+        """The widths that a plan keeps and the scores that it loses, by group."""
         widths, lost = {}, {}
         for key, worth in self._worth.items():
             kept = list(plan.kept(key))

@@ -27,7 +27,7 @@ LEAST_KL = 1e-6
 NORMAL90 = 1.2816
 SHARE = 0.8
 NEAR, FAR = 0.7, 0.05
-"""How far log KL may differ between cuts that count for one another, and how much all count."""
+"""The difference of log KL within which cuts count for one another, and the weight of all others."""
 PRIOR_CUTS = 3
 KL_NOISE, VALUE_NOISE = 3e-3, 2e-2
 """The least share of the variance that is taken for noise: plans of almost the same widths keep other channels."""

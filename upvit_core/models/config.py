@@ -41,7 +41,7 @@ TRANSFORMERS = {
     "vit_msn": {**DEIT_CFG, "interpolation": "bilinear"},
     "ijepa": VIT_CFG,
 }
-"""How the image models of transformers that are read here see images where a folder does not say."""
+"""Preprocessing of the image models of transformers, by type, for folders that do not say theirs."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class Contents:
 
 
 def read_contents(path: str | Path) -> Contents:
-    """What a file holds, on the CPU; the content decides the format, not the suffix.
+    """The tensors and settings in a file, on the CPU; the content decides the format, not the suffix.
 
     safetensors, torch.save in both formats, NumPy's npz, and the index of a model in several files. Raises
     CheckpointError for anything but a complete file that has tensors.
@@ -166,7 +166,7 @@ def reason(error: Exception) -> str:
 
 
 def _unreadable(message: str) -> str:
-    """What in a pickle torch's reader refuses to build or to replace; empty where the file is just damaged."""
+    """The part of a pickle that torch's reader refuses to build or replace; empty where the file is just damaged."""
     if "Unsupported operand" in message:
         return "a pickle that torch.save did not write"
     if "persistent_load" in message or "persistent id" in message:

@@ -58,7 +58,7 @@ PARTS = (
 
 
 def foreign_model(keys: Iterable[str]) -> str | None:
-    """What kind of unsupported model has tensors of these names; None where they speak for none."""
+    """The kind of unsupported model whose tensors have these names; None where they speak for none."""
     names = list(keys)
     return next((model for pattern, model in MODELS if any(re.search(pattern, key) for key in names)), None)
 

@@ -1,4 +1,4 @@
-"""How many heads each block has, which no tensor tells: as given, as a file says, or as published models have."""
+"""The number of heads of each block, which no tensor tells: given, from a file, or as in published models."""
 
 from __future__ import annotations
 

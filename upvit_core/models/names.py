@@ -1,4 +1,4 @@
-"""Whose names a checkpoint's tensors have, and what each library's names are in timm's.
+"""Tensor names of several libraries, and their translation to timm's.
 
 Each function takes the tensors of one model, without prefix, and gives them under timm's names, and the number of heads
 where a layout shows it. Names were read off models that the libraries themselves make.

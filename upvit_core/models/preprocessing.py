@@ -1,4 +1,4 @@
-"""How a model's images are normalised, where a checkpoint holds the settings of its run, or a person says so."""
+"""Normalisation of a model's images, from the settings in its checkpoint or as a person says."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CROPS = ("crop_pct", "eval_crop_ratio")
 
 @dataclass(frozen=True)
 class RunSettings:
-    """What the settings of a training run tell about its model: timm's name for it, heads, and preprocessing."""
+    """Facts about a model from the settings of its training run: timm's name for it, heads, preprocessing."""
 
     model: str = ""
     heads: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""What was recognised in a model's file and what was assumed about it, in sentences."""
+"""The account of a model's file: everything recognised and everything assumed, in sentences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from upvit_core.models.tensors import listed
 
 @dataclass(frozen=True)
 class Recognition:
-    """How a model was read: in whose names, below which prefix, which of several; its heads and images, and why so.
+    """The account of one model: the library of its names, prefix, choice among several, heads, images, and reasons.
 
     `heads` and `images` are clauses ("as config.json says"); "" where nothing is known yet. `config` tells of a
     configuration that was left out.
@@ -44,7 +44,7 @@ class Recognition:
 
     @property
     def weights(self) -> str:
-        """Which of several weights were taken; "" where a file has one."""
+        """The choice among several weights; "" where a file has one."""
         if not self.others:
             return ""
         average = "the average of the weights (EMA)" if self.is_average else "the weights"

@@ -36,7 +36,7 @@ class HeadFit:
 
 
 def fit_head(loaded: LoadedModel, class_names: tuple[str, ...], head: HeadChoice = "auto") -> HeadFit:
-    """What becomes of a trained head for the classes `class_names`.
+    """The fate of a trained head for the classes `class_names`.
 
     By name where all of them are classes of the model; whole where the model names none and has as many; else new.
     Raises UnsupportedModelError where `head="keep"` does not fit.

@@ -68,7 +68,7 @@ OF_DIRECTIONS = tuple(name for name, entry in CRITERIA.items() if entry.kl in ("
 
 
 def kl_of(criterion: str) -> str:
-    """Whether scores of a record's criterion are KL divergences: `CriterionEntry.kl`, that of published scores too."""
+    """The kind of KL divergence that a criterion's scores are (`CriterionEntry.kl`), of published scores too."""
     known = CRITERIA.get(criterion.partition(" ")[0])
     return known.kl if known else ""
 

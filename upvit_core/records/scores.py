@@ -135,7 +135,7 @@ class ImportanceScores:
 
 
 class _About(Record):
-    """What a file says beside the arrays."""
+    """Metadata of a file beside the arrays."""
 
     criterion: StrictStr
     unit: StrictStr

@@ -34,7 +34,7 @@ class Source:
 
     @property
     def options(self) -> Mapping[str, str]:
-        """What was said, by name."""
+        """The options that were given, by name."""
         values = {field.name: str(getattr(self, field.name)) for field in fields(self)[1:]}
         return {name: value for name, value in values.items() if value}
 
