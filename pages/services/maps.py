@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import streamlit as st
-
 from pages.services import evaluation, folders, imports, jobs, limits
 from pages.services.open_model import OpenModel
 from upvit_core.cache import Cache
@@ -70,21 +68,12 @@ class Known:
         return self.surrogate.estimate(points)
 
 
-@st.cache_resource(show_spinner=False)
-def _known() -> Cache[Known]:
-    return Cache(8)
-
-
-@st.cache_resource(show_spinner=False)
-def _touched() -> dict[str, tuple[float, WhatIf]]:
-    """The time at which sliders of a map were last moved, and their position, by the map's key."""
-    return {}
-
-
-@st.cache_resource(show_spinner=False)
-def _given() -> dict[str, dict[str, MeasuredCut]]:
-    """Cuts that sessions measured by themselves, by the map's key and the plan's digest."""
-    return {}
+# In the module, since any browser may clear Streamlit's caches.
+_known = Cache[Known](8)
+_touched: dict[str, tuple[float, WhatIf]] = {}
+"""The time at which sliders of a map were last moved, and their position, by the map's key."""
+_given: dict[str, dict[str, MeasuredCut]] = {}
+"""Cuts that sessions measured by themselves, by the map's key and the plan's digest."""
 
 
 def key_of(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> str:
@@ -93,7 +82,7 @@ def key_of(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> str:
 
 def find(model: OpenModel, scores: ImportanceScores | None, now: WhatIf) -> Known | None:
     """The map's estimates as far as they are made."""
-    return None if scores is None else _known().find(key_of(model, scores, now))
+    return None if scores is None else _known.find(key_of(model, scores, now))
 
 
 def grows_by_itself(model: OpenModel) -> bool:
@@ -103,7 +92,7 @@ def grows_by_itself(model: OpenModel) -> bool:
 def job_of(model: OpenModel, scores: ImportanceScores, now: WhatIf, *, start: bool = False) -> jobs.Job[Map] | None:
     """The job that grows the map of these settings; begun by itself where the model is small, else with `start`."""
     key = key_of(model, scores, now)
-    _touched()[key] = (time.monotonic(), now)
+    _touched[key] = (time.monotonic(), now)
     job: jobs.Job[Map] | None = jobs.find(key)
     fits = scores.criterion != "none" and (scores.basis == now.basis or now.basis == Basis.DIRECTIONS)
     if not fits or not model.can_measure or (job is None and not start and not grows_by_itself(model)):
@@ -128,7 +117,7 @@ def give(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningP
         **known.worth.of(plan).model_dump(), kl=max(result.kl or 0.0, 0.0), kl_stderr=result.kl_stderr or 0.0,
         top1=result.top1, loss=result.loss, loss_stderr=result.loss_stderr or 0.0, plan=plan.digest, origin="given",
     )  # fmt: skip
-    _given().setdefault(key_of(model, scores, now), {})[plan.digest] = cut
+    _given.setdefault(key_of(model, scores, now), {})[plan.digest] = cut
 
 
 def _grow(key: str, model: OpenModel, scores: ImportanceScores, now: WhatIf, report: jobs.Report) -> Map:
@@ -151,11 +140,11 @@ def _grow(key: str, model: OpenModel, scores: ImportanceScores, now: WhatIf, rep
         _wait(key, report)
 
     for most in STEPS:
-        for cut in list(_given().pop(key, {}).values()):
+        for cut in list(_given.pop(key, {}).values()):
             record = record.with_cut(cut)
         if len(record.cuts) < most:
             record = with_errors(
-                grow(meter, record, most=most, near=_touched()[key][1], report=_Quiet(report), on_cut=rest)
+                grow(meter, record, most=most, near=_touched[key][1], report=_Quiet(report), on_cut=rest)
             )
             record.save(path)
             _publish(key, record, scores, report)
@@ -177,7 +166,7 @@ class _Quiet:
 
 def _wait(key: str, report: jobs.Report) -> None:
     """Wait while sliders move, another map was looked at later, or a run trains on this machine. Raises Cancelled."""
-    while time.monotonic() - _touched()[key][0] < REST_SECONDS or _comes_later(key):
+    while time.monotonic() - _touched[key][0] < REST_SECONDS or _comes_later(key):
         report.debounce(0.1)
     while _run_trains():
         report.step("waiting for a run on this machine")
@@ -186,8 +175,8 @@ def _wait(key: str, report: jobs.Report) -> None:
 
 def _comes_later(key: str) -> bool:
     """True while a map grows that somebody looked at since this one was looked at: one grows at a time."""
-    mine = _touched()[key][0]
-    later = [other for other, (when, _) in list(_touched().items()) if when > mine]
+    mine = _touched[key][0]
+    later = [other for other, (when, _) in list(_touched.items()) if when > mine]
     return any(job.active for job in map(jobs.find, later) if job is not None)
 
 
@@ -203,7 +192,7 @@ def _publish(key: str, record: Map, scores: ImportanceScores, report: jobs.Repor
     from upvit_core.mapping.surrogate import Surrogate
 
     try:
-        _known().put(key, Known(record, Surrogate(record), Worth(scores, record.basis)))
+        _known.put(key, Known(record, Surrogate(record), Worth(scores, record.basis)))
     except MapError:  # too few cuts yet
         return
     report.changed()

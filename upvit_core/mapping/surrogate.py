@@ -29,9 +29,9 @@ SHARE = 0.8
 NEAR, FAR = 0.7, 0.05
 """The difference of log KL within which cuts count for one another, and the weight of all others."""
 PRIOR_CUTS = 3
+"""Bands are first trusted as they are, with the weight of so many cuts."""
 KL_NOISE, VALUE_NOISE = 3e-3, 2e-2
 """The least share of the variance that is taken for noise: plans of almost the same widths keep other channels."""
-"""Bands are first trusted as they are, with the weight of so many cuts."""
 STEP = 0.05
 EDGE = 0.002
 """Added to shares of right answers, so that log-odds stay finite."""

@@ -51,7 +51,7 @@ def on_disk(grown: Map, monkeypatch: pytest.MonkeyPatch) -> maps.Known:
         "Measuring around",
         lambda report: maps._grow(maps.key_of(model, scores, now), model, scores, now, report),
     )
-    maps._touched()[maps.key_of(model, scores, now)] = (0.0, now)
+    maps._touched[maps.key_of(model, scores, now)] = (0.0, now)
     job.run()
     assert (job.state, job.error, job.result) == ("done", "", grown)
     known = maps.find(model, scores, now)
@@ -105,9 +105,9 @@ def test_cuts_that_a_session_measured_are_given_to_the_map(on_disk: maps.Known) 
     (model, scores), now = demo(), WhatIf(11, 50, 3, 50)
     plan, samples = now.plan(scores), on_disk.record.samples
     maps.give(model, scores, now, plan, Evaluation(samples - 1, 50.0, 90.0, 1.0, 0.5, 0.1, 0.1))
-    assert not maps._given().get(maps.key_of(model, scores, now))
+    assert not maps._given.get(maps.key_of(model, scores, now))
     maps.give(model, scores, now, plan, Evaluation(samples, 50.0, 90.0, 1.0, 0.5, 0.1, 0.1))
-    cut = maps._given().pop(maps.key_of(model, scores, now))[plan.digest]
+    cut = maps._given.pop(maps.key_of(model, scores, now))[plan.digest]
     assert (cut.kl, cut.top1, cut.origin) == (0.5, 50.0, "given")
     assert np.isclose(sum(cut.lost.values()), sum(on_disk.worth.of(plan).lost.values()))
 
@@ -115,9 +115,7 @@ def test_cuts_that_a_session_measured_are_given_to_the_map(on_disk: maps.Known) 
 def test_of_two_maps_the_one_looked_at_last_grows_first(monkeypatch: pytest.MonkeyPatch) -> None:
     active = maps.jobs.Job[Map]("b", "Measuring around")
     monkeypatch.setattr(maps.jobs, "find", {"b": active}.get)
-    monkeypatch.setattr(
-        maps, "_touched", lambda: {key: (when, WhatIf(1, 1, 1, 1)) for key, when in (("a", 1.0), ("b", 2.0))}
-    )
+    monkeypatch.setattr(maps, "_touched", {key: (when, WhatIf(1, 1, 1, 1)) for key, when in (("a", 1.0), ("b", 2.0))})
     assert maps._comes_later("a")
     assert not maps._comes_later("b")
     active.state = "done"
