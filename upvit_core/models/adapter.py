@@ -18,16 +18,20 @@ from upvit_core.models.layout import layout
 from upvit_core.records.shape import ModelShape
 
 if TYPE_CHECKING:
+    from upvit_core.models.output import OutputDistribution
     from upvit_core.models.transformer import BlockTrace
 
 
 class NormSite(NamedTuple):
-    """A LayerNorm in a forward pass; `writes`: its output is the stream itself, which other sites read."""
+    """A norm in a forward pass: a LayerNorm; without `bias` an RMSNorm; without `weight` the identity.
+
+    `input`, `output`: (B, T, D). `writes`: its output is the stream itself, which other sites read.
+    """
 
     input: Tensor
     output: Tensor
-    weight: Tensor
-    bias: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
     eps: float
     writes: bool = False
 
@@ -37,7 +41,8 @@ class Sensitivities:
     """Differentiable intermediates of one forward pass, from which gradients by channel masks follow in closed form.
 
     `norm_sites` maps a score key to every LayerNorm over its channels, which their removal narrows; `activations` maps
-    the other keys to the tensors (B, ..., channels) that a mask multiplies.
+    the other keys to the tensors (B, ..., channels) that a mask multiplies. If whole heads are cut, the channels of a
+    head are adjacent, and their changes add up.
     """
 
     logits: Tensor
@@ -54,6 +59,7 @@ class Adapter(Protocol):
 
     model: nn.Module
     shape: ModelShape
+    output: OutputDistribution | None  # None: that of features, which images must tell (`models.output.with_output`)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Images (B, C, H, W) to the stream before block 0."""
@@ -93,6 +99,11 @@ class Adapter(Protocol):
         """One differentiable forward pass; no parameter needs a gradient."""
 
 
+def by_channel(values: Tensor, width: int) -> Tensor:
+    """(..., A) to (..., width): sums of adjacent entries that are cut together, such as those of a head."""
+    return values if values.shape[-1] == width else values.unflatten(-1, (width, -1)).sum(-1)
+
+
 def carriers(model: nn.Module, shape: ModelShape, key: str) -> dict[str, Tensor]:
     """Weights that carry the channels of `key`, by name, each (channels, ...): views with the channel first.
 
@@ -106,7 +117,6 @@ def carriers(model: nn.Module, shape: ModelShape, key: str) -> dict[str, Tensor]
                 continue
             copies = tensors[name].movedim(number, 0).chunk(axis.repeat)
             for copy, tensor in enumerate(copies):
-                found[f"{name}[{copy}]" if axis.repeat > 1 else name] = (
-                    tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
-                )
+                rows = tensor.unflatten(0, (-1, axis.unit)).flatten(1)
+                found[f"{name}[{copy}]" if axis.repeat > 1 else name] = rows
     return found

@@ -5,11 +5,12 @@ What no `ModelShape` can say is refused by name rather than dropped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, NoReturn
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.adapter import Adapter
@@ -17,6 +18,7 @@ from upvit_core.models.layout import layout
 from upvit_core.records.family import FAMILIES, load
 from upvit_core.records.shape import ModelShape
 
+Value = TypeVar("Value")
 Untyped = Any
 """A module of another library, whose attributes have no types."""
 
@@ -47,6 +49,19 @@ def build_model(
     return model
 
 
+def with_state(shape: ModelShape, state: Mapping[str, Tensor]) -> nn.Module:
+    """A model of this shape in training mode that holds the tensors of `state` themselves, not copies."""
+    model = build_model(shape, device="meta")
+    model.load_state_dict(state, assign=True)
+    for module in model.modules():
+        lost = [name for name, each in module.named_buffers(recurse=False) if each.is_meta]
+        for name in lost:
+            module.register_buffer(name, torch.empty_like(module.get_buffer(name), device="cpu"), persistent=False)
+        if lost:
+            module.init_non_persistent_buffers()  # type: ignore[operator]
+    return model
+
+
 def shape_of(model: nn.Module, name: str = "model") -> ModelShape:
     """Shape of a live timm model of a known architecture.
 
@@ -61,6 +76,41 @@ def shape_of(model: nn.Module, name: str = "model") -> ModelShape:
         f"{name} is a {type(model).__name__}, not a plain Vision Transformer; give a ViT, DeiT or PVTv2 of timm's "
         "classes VisionTransformer, VisionTransformerDistilled or PyramidVisionTransformerV2."
     )
+
+
+def live_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a live timm model, under the names that `build_model` gives a model of its shape."""
+    return _joined(model.state_dict())
+
+
+def canonical(tensors: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Tensor]:
+    """Tensors of a file under the names that the model of `shape` has.
+
+    Layer scale is renamed to the layout's name; queries, keys and values are joined in one layer (EVA and BEiT).
+    """
+    wanted, out = layout(shape), _joined(tensors)
+    names = {key: re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", key) for key in out if key not in wanted}
+    return {names[key] if names.get(key) in wanted else key: tensor for key, tensor in out.items()}
+
+
+def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Join EVA's and BEiT's queries, keys and values in one layer, with a bias of zeros for keys without one.
+
+    Learned rotary frequencies, one tensor (2, blocks, heads, d/2) in timm, are split by block. Others stay as they are.
+    """
+    out = dict(tensors)
+    if "rope.freqs" in out:
+        out |= {f"blocks.{b}.attn.freqs": each for b, each in enumerate(out.pop("rope.freqs").unbind(1))}
+    for key in tensors:
+        stem, _, leaf = key.rpartition("attn.")
+        if leaf == "q_proj.weight" and f"{stem}attn.v_proj.weight" in out:
+            parts = [out.pop(f"{stem}attn.{part}_proj.weight") for part in "qkv"]
+            out[f"{stem}attn.qkv.weight"] = torch.cat(parts)
+        elif leaf in ("q_bias", "q_proj.bias") and f"{stem}attn.{leaf.replace('q', 'v')}" in out:
+            q, v = out.pop(key), out.pop(f"{stem}attn.{leaf.replace('q', 'v')}")
+            k = out.pop(f"{stem}attn.{leaf.replace('q', 'k')}", torch.zeros_like(q))
+            out[f"{stem}attn.qkv.bias"] = torch.cat([q, k, v])
+    return out
 
 
 def adapt(model: nn.Module, shape: ModelShape) -> Adapter:
@@ -82,22 +132,23 @@ class Reader:
         self.name = name
 
     def refuse(self, part: str, value: object, wanted: str) -> NoReturn:
-        raise UnsupportedModelError(f"{self.name}: {part} is {value}, which is not understood; only {wanted} is.")
+        raise UnsupportedModelError(f"{self.name}: {part} is {value}, which is not understood; expected {wanted}.")
 
     def check(self, part: str, module: object, *kinds: type) -> None:
         if type(module) not in kinds:
             self.refuse(part, type(module).__name__, " or ".join(dict.fromkeys(kind.__name__ for kind in kinds)))
 
-    def one_eps(self, norms: Iterable[nn.LayerNorm]) -> float:
-        epsilons = {norm.eps for norm in norms}
-        if len(epsilons) > 1:
-            self.refuse("the norms' eps", sorted(epsilons), "one value for all")
-        return epsilons.pop()
+    def one(self, part: str, found: Iterable[Value]) -> Value:
+        """The one value in `found`. Raises UnsupportedModelError, naming `part`, where there are several."""
+        values = set(found)
+        if len(values) > 1:
+            self.refuse(part, sorted(map(str, values)), "one for all")
+        return values.pop()
 
     def check_tensors(self, model: nn.Module, shape: ModelShape) -> None:
         """The model's tensors are exactly those of the shape."""
         expected = expected_tensors(shape)
-        sizes = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        sizes = {key: tuple(tensor.shape) for key, tensor in live_tensors(model).items()}
         for key in [*expected, *sizes]:
             if expected.get(key) != sizes.get(key):
                 self.refuse(key, sizes.get(key, "absent"), str(expected.get(key, "a model without it")))

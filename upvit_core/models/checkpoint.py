@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from upvit_core.atomic import replaced
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Json, Values
-from upvit_core.models.build import Untyped, build_model, shape_of
+from upvit_core.models.build import Untyped, build_model, canonical, live_tensors, shape_of, with_state
 from upvit_core.models.config import (
     TIMM_MODULES,
     ModelConfig,
@@ -110,7 +110,8 @@ def load_model(
         numbers_of(head_dim or asked.head_dim or None, "channels a head"),
     )
     if given := given_heads(shape, heads, dims, text):
-        shape, recognised = with_heads(shape, given, text), replace(recognised, heads="as given", heads_assumed=False)
+        said = f"{', '.join(map(str, given))}, as given"
+        shape, recognised = with_heads(shape, given, text), replace(recognised, heads=said, heads_assumed=False)
     elif not recognised.heads:
         assumed, why = assumed_heads(shape, text)
         shape, recognised = with_heads(shape, assumed, text), replace(recognised, heads=why, heads_assumed=True)
@@ -126,8 +127,7 @@ def load_model(
         check_tensors(opened.tensors, shape, text)
         # Copied, because safetensors maps the file itself into memory.
         state = {key: tensor.to(torch.float32, copy=True) for key, tensor in opened.tensors.items()}
-        model, digest = build_model(shape, device="meta"), digest_of(state, shape)
-        model.load_state_dict(state, assign=True)
+        model, digest = with_state(shape, state), digest_of(state, shape)
     model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
     return LoadedModel(
         model=model.eval().to(device),
@@ -188,7 +188,10 @@ def _describe_language(folder: Path, weights: Path) -> _Opened:
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         raise CheckpointError(f"{folder}/config.json is malformed ({reason(error)}); restore it.") from error
     tokenizer = folder / TOKENIZER
-    cfg = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}
+    try:
+        cfg = {"tokenizer": tokenizer.read_text(encoding="utf-8")} if tokenizer.is_file() else {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{tokenizer} is not readable text ({reason(error)}); restore it.") from error
     tensors = gpt2_names(read_contents(weights).tensors)
     recognised = Recognition("a GPT-2 of transformers", heads="as config.json says")
     return _Opened(tensors, shape, recognised, cfg, None, str(values.get("upvit_name") or folder.name))
@@ -213,7 +216,7 @@ def _open_file(path: Path, wanted: str | None) -> _Opened:
 
 def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) -> _Opened:
     contents = read_contents(path)
-    found = find_model(contents.tensors, str(path), wanted)
+    found = find_model(contents.tensors, str(path), wanted, known=config.shape is not None)
     where = str(path) if found.form is FORMS[0] else f"{path} (in {found.form.name})"
     shape = config.shape or _shape_of(found, config, where)
     run = settings_of_run(contents.settings, shape)
@@ -228,17 +231,19 @@ def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) ->
     elif run.heads:
         shape = with_heads(shape, run.heads, str(path))
         recognised = replace(recognised, heads=f"those of {run.model}, which the file's own settings name")
-    if config.shape is None and shape.pre_norm:
-        recognised = replace(
-            recognised, assumes="activations are taken to be GELU; those of OpenAI's CLIP are QuickGELU"
-        )
+    if config.shape is None and config.act is None and shape.pre_norm:
+        said = "GELU, where those of OpenAI's CLIP are QuickGELU, and its features to be the class token's"
+        recognised = replace(recognised, assumes=f"activations are taken to be {said}")
+    if config.shape is None and config.act is None and shape.structure.pool and shape.act == "gelu":
+        said = "GELU, where those of SigLIP 2 are its tanh form"
+        recognised = replace(recognised, assumes=f"activations are taken to be {said}")
     if config.pretrained_cfg is not None:
         cfg, images = config.pretrained_cfg, config.images
     else:
         cfg, images = {**found.form.cfg, **run.cfg}, run.images
         images = images or f"assumed ({found.form.images}), since the file says nothing"
     return _Opened(
-        found.tensors,
+        canonical(found.tensors, shape),
         shape,
         replace(recognised, images=images, images_assumed=images.startswith("assumed")),
         cfg,
@@ -252,6 +257,8 @@ def _shape_of(found: Found, config: ModelConfig, source: str) -> ModelShape:
     eps = found.form.norm_eps if config.norm_eps is None else config.norm_eps
     read = shape_of_pvt_tensors if is_pvt(found.tensors) else shape_of_tensors
     shape = read(found.tensors, source, img_size=config.img_size, norm_eps=eps)
+    act = config.act or ("gelu_tanh" if found.form.name.endswith("SigLIP") else shape.act)
+    shape = replace(shape, features=shape.features or found.form.features, act=act)
     return shape if config.heads is None else with_heads(shape, (config.heads,), source)
 
 
@@ -283,7 +290,7 @@ def _open_timm(name: str, wanted: str | None, pretrained: bool) -> _Opened:
             return replace(_open_folder(folder, wanted), name=_human_name(name, shape))
         try:
             with torch.random.fork_rng(devices=[]):
-                tensors = timm.create_model(name, pretrained=True).state_dict()
+                tensors = live_tensors(timm.create_model(name, pretrained=True))
         except Exception as error:  # timm raises whatever its download or its file gave
             raise CheckpointError(
                 f"The weights of {name!r} cannot be fetched ({reason(error)}); connect, or open it "

@@ -19,9 +19,10 @@ from upvit_core.models.files import reason
 from upvit_core.models.gpt2 import UNEVEN
 from upvit_core.models.layout import layout
 from upvit_core.records.family import load
-from upvit_core.records.shape import ModelShape
+from upvit_core.records.shape import Activation, ModelShape
+from upvit_core.records.structure import PLAIN
 
-TIMM_MODULES = ("vision_transformer", "deit", "pvt_v2")
+TIMM_MODULES = ("vision_transformer", "deit", "eva", "beit", "pvt_v2")
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load")
 CFG_FIELDS = {field.name for field in dataclasses.fields(PretrainedCfg)}
 PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -35,13 +36,34 @@ DEIT_CFG: Json = {
 VIT_CFG: Json = {
     "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"
 }  # fmt: skip
+CLIP_CFG: Json = {
+    "mean": (0.48145466, 0.4578275, 0.40821073),
+    "std": (0.26862954, 0.26130258, 0.27577711),
+    "crop_pct": 1.0,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+}
 TRANSFORMERS = {
     "vit": VIT_CFG,
     "deit": DEIT_CFG,
     "vit_msn": {**DEIT_CFG, "interpolation": "bilinear"},
     "ijepa": VIT_CFG,
+    "dinov2": DEIT_CFG,
+    "dinov2_with_registers": DEIT_CFG,
+    "clip_vision_model": CLIP_CFG,
+    "siglip_vision_model": VIT_CFG,
 }
 """Preprocessing of the image models of transformers, by type, for folders that do not say theirs."""
+BASE = {"num_attention_heads": 12, "image_size": 224}
+TOWER_DEFAULTS: dict[str, Json] = {
+    "clip_vision_model": BASE | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
+    "siglip_vision_model": BASE | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    "dinov2": BASE | {"layer_norm_eps": 1e-6},
+    "dinov2_with_registers": BASE | {"layer_norm_eps": 1e-6},
+}
+"""What a config of transformers leaves out where it is as in its base model."""
+LABELS = ("label_names", "label_descriptions")
+ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 
 
 @dataclass(frozen=True)
@@ -52,6 +74,7 @@ class ModelConfig:
     heads: int | None = None
     img_size: tuple[int, int] | None = None
     norm_eps: float | None = None
+    act: Activation | None = None
     pretrained_cfg: Values | None = None
     images: str = "as config.json says"
     class_names: tuple[str, ...] | None = None
@@ -94,11 +117,12 @@ def read_config(folder: Path) -> ModelConfig:
 
 def _ours(values: Json) -> ModelConfig:
     shape = ModelShape.from_dict(values["upvit_shape"])
-    if not isinstance(values.get("pretrained_cfg", {}), dict):
+    cfg = values.get("pretrained_cfg")
+    if not isinstance(cfg, dict | None):
         raise TypeError("pretrained_cfg is no object")
-    return ModelConfig(
-        shape, pretrained_cfg=values.get("pretrained_cfg"), class_names=_labels(values), name=values.get("upvit_name")
-    )
+    if cfg and values.get("label_descriptions"):
+        cfg |= {key: values.get(key) for key in LABELS}
+    return ModelConfig(shape, pretrained_cfg=cfg, class_names=_labels(values), name=values.get("upvit_name"))
 
 
 def _timm(values: Json, folder: Path) -> ModelConfig:
@@ -111,14 +135,17 @@ def _timm(values: Json, folder: Path) -> ModelConfig:
 
 
 def _hugging_face(values: Json, folder: Path) -> ModelConfig:
+    if isinstance(values.get("vision_config"), dict):  # a tower beside one of texts
+        values = {"model_type": f"{values['model_type']}_vision_model", **values["vision_config"]}
+    values = {**TOWER_DEFAULTS.get(str(values["model_type"]), {}), **values}
     if values["model_type"] not in TRANSFORMERS:
         raise UnsupportedModelError(
             f"{folder} holds a model of type {values['model_type']!r}, which is no ViT that is understood; give one of "
             f"type {', '.join(TRANSFORMERS)}."
         )
-    if values.get("hidden_act", "gelu") != "gelu":
+    if (act := values.get("hidden_act", "gelu")) not in ACTIVATIONS:
         raise UnsupportedModelError(
-            f"{folder} has the activation {values['hidden_act']!r}, which is not understood; only 'gelu' is."
+            f"{folder} has the activation {act!r}, which is not understood; only {', '.join(ACTIVATIONS)} are."
         )
     size = values["image_size"]
     size = (size, size) if isinstance(size, int) else tuple(map(int, size))
@@ -138,6 +165,7 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
         heads=int(values["num_attention_heads"]),
         img_size=size,
         norm_eps=float(values.get("layer_norm_eps", 1e-12)),
+        act=ACTIVATIONS[act],
         pretrained_cfg=cfg,
         images=images,
         class_names=tuple(labels[key] for key in sorted(labels)) if named else None,
@@ -227,21 +255,31 @@ def timm_config(shape: ModelShape, pretrained_cfg: Values, name: str, class_name
     Where no stock timm model has such widths, it names an architecture that timm refuses as unknown.
     """
     uniform, architecture = shape.is_uniform, shape.architecture
-    arguments_of: Callable[[ModelShape], Json] = load(architecture.arguments)
-    wanted = arguments_of(shape) if uniform else {}
-    bases = {base.name: arguments_of(base) for base in load(architecture.stock)(shape).values()}
-    base = next((name for name, arguments in bases.items() if arguments == wanted), next(iter(bases)))
-    model_args = {key: value for key, value in wanted.items() if value != bases[base][key]}
+    wanted: Json = load(architecture.arguments)(shape) if uniform else {}
+    base, model_args = _stock(shape, wanted) if uniform else (UNEVEN, {})
     cfg = complete_cfg(pretrained_cfg, shape)
+    labels: Json = {"label_names": list(class_names) if class_names else None}
+    if pretrained_cfg.get("label_descriptions") and _labels(pretrained_cfg) == class_names:
+        labels = {key: pretrained_cfg[key] for key in LABELS}  # wnids and their words
     values = {
-        "architecture": base if uniform else UNEVEN,
+        "architecture": base,
         "num_classes": shape.num_classes,
         "num_features": shape.embed_dim,
-        "global_pool": "token" if shape.head_tokens else "avg",
-        "label_names": list(class_names) if class_names else None,
+        "global_pool": "map" if shape.structure.pool else "token" if shape.head_tokens else "avg",
+        **labels,
         "model_args": model_args,
         "pretrained_cfg": {key: value for key, value in cfg.items() if not key.startswith("label_")},
         "upvit_name": name,
         "upvit_shape": replace(shape, name=name).to_dict(),
     }
     return {key: value for key, value in values.items() if value not in (None, {})}
+
+
+def _stock(shape: ModelShape, wanted: Json) -> tuple[str, Json]:
+    """A name of timm, and the arguments in which a uniform shape differs from it."""
+    if shape.structure != PLAIN:
+        return shape.structure.timm, wanted
+    of: Callable[[ModelShape], Json] = load(shape.architecture.arguments)
+    bases = {base.name: of(base) for base in load(shape.architecture.stock)(shape).values()}
+    base = next((name for name, arguments in bases.items() if arguments == wanted), next(iter(bases)))
+    return base, {key: value for key, value in wanted.items() if value != bases[base][key]}

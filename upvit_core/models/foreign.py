@@ -30,10 +30,7 @@ MODELS = (
     (r"\.cpe1\.proj\.", "a DaViT"),
     (r"^blocks\.\d+\.proj\.weight$", "a Hiera"),
     (r"^embeds\.proj\.", "a NaFlexViT"),
-    (r"^(text_model|text_projection|token_embedding|visual_projection|logit_scale)|^visual\.(conv1|class_embedding|"
-     r"ln_pre)|^vision_model\.|^embeddings\.patch_embedding\.|^class_embedding$|^ln_pre\.",
-     "a CLIP or SigLIP model, which has no classifier"),
-    (r"\.layer_scale1\.", "a DINOv2 of transformers, whose classifier reads more than one token"),
+    (r"^(text_model|token_embedding)\.|^text_projection", "the text tower of a CLIP or SigLIP"),
     (r"(^|\.)decoder_(blocks|embed|layers)\.", "a masked autoencoder as pretrained, which has no classifier"),
     (r"(^|\.)self_attn\.q_proj\.|(^|\.)(lm_head|embed_tokens)\.|crossattention|encoder_attn\.|"
      r"(^|\.)decoder\.(layers?|block)\.|word_embeddings\.", "a language model or decoder"),
@@ -46,7 +43,7 @@ PARTS = (
     (r"\.attn\.[qk]_norm\.", "normalised queries and keys"),
     (r"\.attn\.gate\.", "gated attention"),
     (r"\.attn\.(norm|inner_attn_ln)\.|\.mlp\.(norm|ffn_layernorm)\.", "a norm inside attention or FFN"),
-    (r"^(attn_pool|map_head)\.", "attention pooling"),
+    (r"^(attn_pool\.(?!latent|q\.|kv\.|proj\.|norm\.|mlp\.)|map_head\.)", "attention pooling"),
     (r"^patch_embed\.norm\.", "a norm inside the patch embedding"),
     (r"rope|rel_pos|relative_position", "rotary or relative positions"),
     (r"\.mlp\.(w12|w1|w3|fc1_g|fc1_x|gate_proj|weights_in)\b", "a gated FFN (SwiGLU)"),

@@ -42,6 +42,11 @@ def with_heads(shape: ModelShape, heads: Sequence[int], source: str) -> ModelSha
 
     Raises CheckpointError where there are other many, or where they do not divide the attention channels.
     """
+    if shape.structure.head_dim:
+        raise CheckpointError(
+            f"{source} has heads of {shape.structure.head_dim} channels, as its config says; give neither heads nor "
+            "their width."
+        )
     counts = list(heads) * shape.depth if len(heads) == 1 else list(heads)
     if len(heads) == len(shape.depths) != 1:
         counts = [count for count, depth in zip(heads, shape.depths, strict=True) for _ in range(depth)]
@@ -57,7 +62,11 @@ def with_heads(shape: ModelShape, heads: Sequence[int], source: str) -> ModelSha
                 "give a number of heads that does."
             )
     pairs = zip(shape.blocks, counts, strict=True)
-    return replace(shape, blocks=tuple(replace(block, num_heads=count) for block, count in pairs))
+    structure = shape.structure
+    if structure.pool:
+        structure = replace(structure, pool=(structure.pool[0], counts[0], structure.pool[2]))
+    blocks = tuple(replace(block, num_heads=count) for block, count in pairs)
+    return replace(shape, blocks=blocks, structure=structure)
 
 
 def given_heads(shape: ModelShape, heads: tuple[int, ...], head_dim: tuple[int, ...], source: str) -> tuple[int, ...]:
@@ -65,8 +74,8 @@ def given_heads(shape: ModelShape, heads: tuple[int, ...], head_dim: tuple[int, 
 
     Raises CheckpointError for both at once, or where a width does not divide the attention channels.
     """
-    if not head_dim:
-        return heads
+    if not head_dim or shape.structure.head_dim:  # `with_heads` refuses both
+        return heads or head_dim
     if heads:
         raise CheckpointError("Both a number of heads and their width were given; give one of them.")
     dims = head_dim * shape.depth if len(head_dim) == 1 else head_dim

@@ -17,15 +17,17 @@ from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.models.foreign import foreign_model
 from upvit_core.models.names import FORMS, MULTIHEAD, Form
 from upvit_core.models.tensors import listed
+from upvit_core.models.towers import TOWERS
 
+ALL_FORMS = (*FORMS, *TOWERS)
 EMA = re.compile(r"(^|[._])(ema|averaged|momentum|swa)([._]|$)|[a-z]_?ema\.|^ema_", re.IGNORECASE)
 TEACHER = re.compile(r"(^|\.)(\w+_)?teacher\.")
 USUAL = re.compile(r"(^|\.)(model|state_dict|model_state(_dict)?|student|net|network)\.")
 HEAD = re.compile(
-    r"^(heads?|fc|linear|classifier|cls_classifier|distillation_classifier|cls_head|mlp_head)\.(\w+\.)*\w+$"
+    r"^(heads?|fc|linear|classifier|cls_classifier|distillation_classifier|cls_head|mlp_head|visual_projection)\.(\w+\.)*\w+$"
 )
 UNREAD = re.compile(
-    r"(^|\.)(total_ops|total_params|mask_token|position_ids|num_batches_tracked)$|(^|\.)pooler\.dense\.|"
+    r"(^|\.)(total_ops|total_params|mask_token|position_ids|relative_position_index|num_batches_tracked)$|(^|\.)pooler\.dense\.|"
     r"^(criterion|loss\w*|metrics?|\w+_metrics?)\."
 )
 BESIDE = re.compile(r"^(optimizers?|optimizer_states|scaler|lr_schedulers?|amp|scheduler|callbacks|loops)\.")
@@ -48,8 +50,10 @@ class Found:
     heads: int | None = None
 
 
-def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = None) -> Found:
+def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = None, *, known: bool = False) -> Found:
     """The model in a file, or of several the one called `wanted` (a prefix), else the average, else the plainest.
+
+    `known`: a config names the architecture, so names of tensors that belong to others are no reason to refuse.
 
     Raises UnsupportedModelError where no layout is recognised, CheckpointError where `wanted` is not there.
     """
@@ -72,7 +76,7 @@ def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = 
     surplus = {key for key in inner if UNREAD.search(key)}
     own = {key: tensor for key, tensor in inner.items() if key not in surplus}
     outer = _heads_beside(prefix, own, tensors)
-    if name := foreign_model(own):
+    if not known and forms[prefix] not in TOWERS and (name := foreign_model(own)):
         raise UnsupportedModelError(f"{source} is {name}, which is not supported; give a ViT, DeiT or PVTv2.")
     taken = {prefix + key for key in inner} | set(outer.values())
     beside = [
@@ -89,7 +93,7 @@ def _candidates(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
     """The layout of every model in the file by its prefix."""
     forms: dict[str, Form] = {}
     for key in tensors:
-        for form in FORMS:
+        for form in ALL_FORMS:
             if match := form.anchor.search(key):
                 forms.setdefault(key[: match.start()], form)
     if forms:
@@ -114,7 +118,7 @@ def _common(keys: list[str]) -> str:
 def _exact(form: Form, prefix: str, tensors: Iterable[str]) -> Form:
     """Of the forms with one anchor, the one that the other names speak for."""
     keys = [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
-    for other in FORMS:
+    for other in ALL_FORMS:
         if other.anchor == form.anchor and any(
             other.mark.search(key) or other.mark.search(prefix + key) for key in keys
         ):

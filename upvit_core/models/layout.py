@@ -11,15 +11,20 @@ from dataclasses import dataclass
 
 from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
+from upvit_core.records.structure import Structure
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of a tensor: the channels of group `key`, `repeat` times (queries, keys, values); None: no channels."""
+    """One axis of a tensor: the channels of group `key`, `repeat` times (queries, keys, values); None: no channels.
+
+    `unit` adjacent entries make one channel of the group: those of a head, if whole heads are cut.
+    """
 
     size: int
     key: str | None = None
     repeat: int = 1
+    unit: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,10 @@ class Collector:
         inside = self.half is not None
         self.parts[f"{self.stem}.{leaf}" if inside else leaf] = Part(axes, self.half, leaf if inside else "", queries)
 
-    def norm(self, leaf: str, width: Axis) -> None:
+    def norm(self, leaf: str, width: Axis, *, bias: bool = True) -> None:
         self.add(f"{leaf}.weight", width)
-        self.add(f"{leaf}.bias", width)
+        if bias:
+            self.add(f"{leaf}.bias", width)
 
     def linear(
         self, leaf: str, outputs: Axis, inputs: Axis, *extra: Axis, bias: bool = True, queries: bool = False
@@ -84,43 +90,91 @@ class Collector:
             self.add(f"{leaf}.bias", outputs, queries=queries)
 
 
-def vit_layout(shape: ModelShape) -> Layout:
-    parts = Collector()
-    width, one = Axis(shape.embed_dim, "residual"), Axis(1)
+def vit_layout(shape: ModelShape, scale: str = "ls{}.gamma") -> Layout:
+    parts, own = Collector(), shape.structure
+    width, one, centred = Axis(shape.embed_dim, "residual"), Axis(1), not own.rms
     if shape.class_token:
         parts.add("cls_token", one, one, width)
     if shape.distilled:
         parts.add("dist_token", one, one, width)
     if shape.num_reg_tokens:
         parts.add("reg_token", one, Axis(shape.num_reg_tokens), width)
-    positions = shape.num_patches if shape.no_embed_class else shape.num_tokens
-    parts.add("pos_embed", one, Axis(positions), width)
+    if own.positions:
+        positions = shape.num_patches if shape.no_embed_class else shape.num_tokens
+        parts.add("pos_embed", one, Axis(positions), width)
     height, breadth = shape.patch_size
     parts.linear("patch_embed.proj", width, Axis(shape.in_chans), Axis(height), Axis(breadth), bias=not shape.pre_norm)
+    if own.patch_norm:
+        parts.norm("patch_embed.norm", width, bias=centred)
     if shape.pre_norm:
-        parts.norm("norm_pre", width)
-    for b, block in enumerate(shape.blocks):
-        attention, hidden = Axis(block.attention, f"attention.{b}"), Axis(block.ffn, f"ffn.{b}")
-        qkv = Axis(3 * block.attention, f"attention.{b}", 3)
-        parts.stem, parts.half = f"blocks.{b}", 2 * b
-        parts.norm("norm1", width)
-        parts.linear("attn.qkv", qkv, width, bias=shape.qkv_bias, queries=True)
-        parts.linear("attn.proj", width, attention)
-        if shape.layer_scale:
-            parts.add("ls1.gamma", width)
-        parts.half = 2 * b + 1
-        parts.norm("norm2", width)
-        parts.linear("mlp.fc1", hidden, width)
-        parts.linear("mlp.fc2", width, hidden)
-        if shape.layer_scale:
-            parts.add("ls2.gamma", width)
+        parts.norm("norm_pre", width, bias=centred)
+    for b in range(shape.depth):
+        parts.stem = f"blocks.{b}"
+        _vit_block(parts, shape, b, scale)
     parts.half = None
     if shape.final_norm:
-        parts.norm("fc_norm" if shape.fc_norm else "norm", width)
-    parts.linear("head", Axis(shape.num_classes), width)
+        parts.norm("fc_norm" if shape.fc_norm else "norm", width, bias=centred)
+    read = width
+    if own.pool:
+        read = Axis(own.pool[0])
+        _attention_pool(parts, own, width, read)
+    if shape.num_classes:
+        parts.linear("head", Axis(shape.num_classes), read)
     if shape.distilled:
         parts.linear("head_dist", Axis(shape.num_classes), width)
     return parts.parts
+
+
+def _vit_block(parts: Collector, shape: ModelShape, b: int, scale: str) -> None:
+    own, block, channels = shape.structure, shape.blocks[b], shape.channels_in(shape.blocks[b])
+    width, hidden, centred = Axis(shape.embed_dim, "residual"), Axis(block.ffn, f"ffn.{b}"), not own.rms
+    attention, qkv = (Axis(n * channels, f"attention.{b}", n, own.unit) for n in (1, 3))
+    parts.half = 2 * b
+    parts.norm("norm1", width, bias=centred)
+    parts.linear("attn.qkv", qkv, width, bias=shape.qkv_bias, queries=True)
+    if own.qk_norm:
+        for leaf in ("attn.q_norm", "attn.k_norm"):
+            parts.norm(leaf, Axis(own.head_dim), bias=centred)
+    if own.relative:
+        height, breadth = (side // patch for side, patch in zip(shape.img_size, shape.patch_size, strict=True))
+        distances = Axis((2 * height - 1) * (2 * breadth - 1) + 3)
+        parts.add("attn.relative_position_bias_table", distances, Axis(block.attention, f"attention.{b}"))
+    if own.learns_angles:
+        parts.add("attn.freqs", Axis(2), Axis(block.attention, f"attention.{b}"), Axis(own.head_dim // 2))
+    if own.attention_norm:
+        parts.norm("attn.norm", attention, bias=centred)
+    parts.linear("attn.proj", width, attention, bias=own.biases)
+    if shape.layer_scale:
+        parts.add(scale.format(1), width)
+    parts.half = 2 * b + 1
+    parts.norm("norm2", width, bias=centred)
+    for leaf in ("mlp.fc1_g", "mlp.fc1_x") if own.gate == "split" else ():
+        parts.linear(leaf, hidden, width, bias=own.biases)
+    if own.gate != "split":
+        count = own.first_layers
+        parts.linear("mlp.fc1", Axis(count * block.ffn, f"ffn.{b}", count), width, bias=own.biases)
+    if own.ffn_norm:
+        parts.norm("mlp.norm", hidden, bias=centred)
+    parts.linear("mlp.fc2", width, hidden, bias=own.biases)
+    if shape.layer_scale:
+        parts.add(scale.format(2), width)
+
+
+def _attention_pool(parts: Collector, own: Structure, width: Axis, read: Axis) -> None:
+    """Attention pooling, which keeps its own width; only its input, the residual, is cut."""
+    one, hidden = Axis(1), Axis(own.pool[2])
+    parts.add("attn_pool.latent", one, one, read)
+    parts.linear("attn_pool.q", read, read)
+    parts.linear("attn_pool.kv", Axis(2 * own.pool[0]), width)
+    parts.linear("attn_pool.proj", read, read)
+    parts.norm("attn_pool.norm", read, bias=not own.rms)
+    parts.linear("attn_pool.mlp.fc1", hidden, read)
+    parts.linear("attn_pool.mlp.fc2", read, hidden)
+
+
+def eva_layout(shape: ModelShape) -> Layout:
+    """A ViT's layout with the names that timm's Eva and Beit give to layer scale."""
+    return vit_layout(shape, "gamma_{}")
 
 
 def pvt_layout(shape: ModelShape) -> Layout:
@@ -157,7 +211,8 @@ def pvt_layout(shape: ModelShape) -> Layout:
         parts.half = None
         parts.norm(f"{stem}.norm", width)
         inputs = width
-    parts.linear("head", Axis(shape.num_classes), inputs)
+    if shape.num_classes:
+        parts.linear("head", Axis(shape.num_classes), inputs)
     return parts.parts
 
 

@@ -35,7 +35,7 @@ class Form:
     """A layout of names, and what its library takes for granted.
 
     `anchor` finds its patch embedding, `mark` tells it from other layouts with the same one. `norm_eps` is the norms'
-    eps, `cfg` how images are prepared, and `images` says whose way that is.
+    eps, `cfg` how images are prepared, and `images` says whose way that is. `features`: its outputs are no classes.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Form:
     cfg: Json
     images: str
     assumes: str = ""
+    features: bool = False
 
 
 def renamed(tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> Tensors:
@@ -101,8 +102,10 @@ HF_RULES = (
     (r"^embeddings\.distillation_token$", "dist_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (HF_BLOCK + r"layernorm_before\.", r"blocks.\1.norm1."),
-    (HF_BLOCK + r"layernorm_after\.", r"blocks.\1.norm2."),
+    (r"^embeddings\.register_tokens$", "register_tokens"),
+    (HF_BLOCK + r"(?:layernorm_before|norm1)\.", r"blocks.\1.norm1."),
+    (HF_BLOCK + r"(?:layernorm_after|norm2)\.", r"blocks.\1.norm2."),
+    (HF_BLOCK + r"layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
     (HF_BLOCK + r"attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
     (HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.", r"blocks.\1.mlp.fc1."),
     (HF_BLOCK + r"(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.fc2."),
@@ -116,14 +119,14 @@ HF_QKV = re.compile(
 
 
 def from_transformers(tensors: Tensors, source: str) -> Translated:
-    """Hugging Face's ViT, DeiT, ViT-MSN and I-JEPA, in the names of version 4 and 5.
+    """Hugging Face's ViT, DeiT, ViT-MSN, I-JEPA and DINOv2, in the names of version 4 and 5.
 
     Its `DeiTForImageClassification` has a distillation token that no head reads: to timm that is a register token.
     """
     rest: Tensors = {}
     apart: dict[str, Tensors] = {}
     for full, tensor in tensors.items():
-        key = re.sub(r"^(vit|deit|ijepa)\.", "", full)
+        key = re.sub(r"^(vit|deit|ijepa|dinov2(_with_registers)?)\.", "", full)
         if match := HF_QKV.match(key):
             letter = (match["old"] or match["new"])[0]
             apart.setdefault(f"blocks.{match[1]}.attn.qkv.{match['leaf']}", {})[letter] = tensor
@@ -132,7 +135,7 @@ def from_transformers(tensors: Tensors, source: str) -> Translated:
     out = renamed(rest, HF_RULES) | joined(apart, source)
     if "dist_token" in out and not any(key.startswith("head_dist.") for key in out):
         out["reg_token"] = out.pop("dist_token")
-    return out, None
+    return from_timm(out, source)
 
 
 TV_BLOCK = r"^encoder\.layers\.encoder_layer_(\d+)\."
@@ -326,27 +329,33 @@ def _multihead_block(parts: dict[str, Tensors], width: int, refuse: Callable[[st
     return out
 
 
-def _anchor(name: str) -> re.Pattern[str]:
+def anchored(name: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|(?<=\.)){name}$")
 
 
-PATCHES_HF = _anchor(r"(?:(?:vit|deit|ijepa)\.)?embeddings\.patch_embeddings\.projection\.weight")
+PATCHES_HF = anchored(
+    r"(?:(?:vit|deit|ijepa|dinov2(?:_with_registers)?)\.)?embeddings\.patch_embeddings\.projection\.weight"
+)
 FORMS: tuple[Form, ...] = (
-    Form("timm's names", _anchor(r"patch_embed1?\.proj\.weight"), NEVER, from_timm, 1e-6, DEIT_CFG, IMAGENET),
+    Form("timm's names", anchored(r"patch_embed1?\.proj\.weight"), NEVER, from_timm, 1e-6, DEIT_CFG, IMAGENET),
     Form(
         "the names of transformers' DeiT", PATCHES_HF, re.compile(r"(^|\.)deit\.|distillation_token$"),
         from_transformers, 1e-12, DEIT_CFG, IMAGENET,
+    ),
+    Form(
+        "the names of transformers' DINOv2", PATCHES_HF, re.compile(r"\.layer_scale1\."), from_transformers, 1e-6,
+        DEIT_CFG, IMAGENET,
     ),
     Form(
         "the names of transformers' ViT", PATCHES_HF, ALWAYS, from_transformers, 1e-12,
         VIT_CFG, HALVES,
     ),
     Form(
-        "torchvision's names", _anchor(r"conv_proj\.weight"), NEVER, from_torchvision, 1e-6,
+        "torchvision's names", anchored(r"conv_proj\.weight"), NEVER, from_torchvision, 1e-6,
         {**DEIT_CFG, "interpolation": "bilinear"}, IMAGENET,
     ),
     Form(
-        "vit-pytorch's names", _anchor(r"(?:to_patch_embedding\.[12]|patch_to_embedding)\.weight"), NEVER,
+        "vit-pytorch's names", anchored(r"(?:to_patch_embedding\.[12]|patch_to_embedding)\.weight"), NEVER,
         from_vit_pytorch, 1e-5, DEIT_CFG, IMAGENET, "its classifier is taken to read the class token",
     ),
     Form(

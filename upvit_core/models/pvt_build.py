@@ -106,8 +106,7 @@ def shape_of_pvt(model: nn.Module, name: str) -> ModelShape:
     pvt: Untyped = model
     read = Reader(name)
     refuse = read.refuse
-    if pvt.num_classes == 0 or not isinstance(pvt.head, nn.Linear):
-        refuse("head", "absent", "a model with a classifier")
+    read.check("head", pvt.head, nn.Linear if pvt.num_classes else nn.Identity)
     if pvt.global_pool != "avg":
         refuse("global_pool", repr(pvt.global_pool), "'avg'")
     stages, blocks, norms = [], [], [stage.norm for stage in pvt.stages]
@@ -139,9 +138,9 @@ def shape_of_pvt(model: nn.Module, name: str) -> ModelShape:
         blocks,
         img_size=(height, width),
         in_chans=pvt.patch_embed.proj.in_channels,
-        num_classes=pvt.head.out_features,
+        num_classes=pvt.num_classes,
         qkv_bias=pvt.stages[0].blocks[0].attn.q.bias is not None,
-        norm_eps=read.one_eps(norms),
+        norm_eps=read.one("the norms' eps", (norm.eps for norm in norms)),
     )
     check_size(shape)
     read.check_tensors(model, shape)
@@ -228,7 +227,7 @@ def shape_of_pvt_tensors(
         blocks,
         img_size=img_size or (224, 224),
         in_chans=take("patch_embed.proj.weight", 4)[1],
-        num_classes=take("head.weight", 2)[0],
+        num_classes=take("head.weight", 2)[0] if "head.weight" in size else 0,
         qkv_bias="stages.0.blocks.0.attn.q.bias" in size,
         norm_eps=norm_eps,
     )

@@ -42,6 +42,10 @@ def fit_head(loaded: LoadedModel, class_names: tuple[str, ...], head: HeadChoice
     Raises UnsupportedModelError where `head="keep"` does not fit.
     """
     outputs, count = loaded.shape.num_classes, len(class_names)
+    if loaded.shape.features:
+        if head == "keep":
+            raise UnsupportedModelError(f"{loaded.name} has no classifier to keep; give it a new head.")
+        return HeadFit(None, f"The head is new, for {count} classes: the model has none.")
     known = known_names(loaded.class_names, loaded.pretrained_cfg)
     found = match_classes(class_names, known, outputs)
     rows = tuple(row for row in found if row is not None)
@@ -82,7 +86,7 @@ def retarget(
     rows = fit_head(loaded, class_names, head).rows
     size = old.img_size if img_size is None else (img_size, img_size)
     state = {key: value.detach().clone() for key, value in loaded.model.state_dict().items()}
-    new = replace(old, num_classes=len(class_names), in_chans=in_chans or old.in_chans)
+    new = replace(old, num_classes=len(class_names), features=False, in_chans=in_chans or old.in_chans)
     state, shape = at_size(state, new, size)
     model = build_model(shape, seed=seed)
     for key, value in model.state_dict().items():

@@ -21,6 +21,7 @@ from upvit_core.models.build import expected_tensors
 from upvit_core.models.foreign import foreign_part
 from upvit_core.records.family import VIT
 from upvit_core.records.shape import BlockShape, ModelShape
+from upvit_core.records.structure import PLAIN, Structure
 
 SHOWN = 4
 
@@ -87,6 +88,10 @@ def shape_of_tensors(
         if rows % 3:
             raise CheckpointError(f"{source}: {qkv} has {rows} rows, expected a multiple of 3 (queries, keys, values).")
         blocks.append(BlockShape(1, rows // 3, size(f"blocks.{index}.mlp.fc1.weight", 0, 2)))
+    structure = PLAIN
+    if "attn_pool.latent" in tensors:  # with as many heads as the blocks have
+        pool = (width, 1, size("attn_pool.mlp.fc1.weight", 0, 2))
+        structure = Structure(timm="vit_base_patch16_siglip_224", pool=pool)
     return ModelShape(
         name=source,
         embed_dim=width,
@@ -94,7 +99,7 @@ def shape_of_tensors(
         img_size=img_size,
         patch_size=patch,
         in_chans=in_chans,
-        num_classes=size("head.weight", 0, 2),
+        num_classes=size("head.weight", 0, 2) if "head.weight" in tensors else 0,
         num_prefix_tokens=prefix,
         head_tokens=2 if distilled else int(class_token and not fc_norm),
         distilled=distilled,
@@ -105,17 +110,16 @@ def shape_of_tensors(
         fc_norm=fc_norm,
         norm_eps=norm_eps,
         pre_norm="norm_pre.weight" in tensors,
+        features="head.weight" not in tensors,
+        structure=structure,
     )
 
 
 def _check_head(tensors: Mapping[str, Tensor], width: int, source: str) -> None:
     head = tensors.get("head.weight")
-    if head is None or not head.shape[0]:
-        raise CheckpointError(
-            f"{source} has {'no classifier (head.weight)' if head is None else 'a classifier of no classes'}, and "
-            "scores compare its outputs; give a checkpoint fine-tuned for classification."
-        )
-    if head.ndim == 2 and head.shape[1] == 2 * width:
+    if head is not None and not head.shape[0]:
+        raise CheckpointError(f"{source} has a classifier of no classes (head.weight); give a complete checkpoint.")
+    if head is not None and head.ndim == 2 and head.shape[1] == 2 * width:
         raise UnsupportedModelError(
             f"{source} has a classifier that reads two features of {width} numbers (as DINOv2's reads the class token "
             "beside the mean over patches), which is not supported; give one that reads one."
@@ -165,8 +169,6 @@ def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str)
         if not tensor.is_floating_point() or tensor.layout != torch.strided or tensor.is_meta:
             kind = "no data" if tensor.is_meta else f"{tensor.dtype} ({tensor.layout})"
             raise CheckpointError(f"{source}: {key} holds {kind}, expected dense floating-point weights.")
-        if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
-            raise CheckpointError(f"{source}: {key} stores fewer numbers than its shape has; save it contiguous.")
         if not torch.isfinite(tensor.float()).all():
             raise CheckpointError(f"{source}: {key} holds NaN or infinity; such weights cannot be used.")
 

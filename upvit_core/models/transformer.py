@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from timm.layers.norm import RmsNorm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from upvit_core.models.adapter import NormSite, Sensitivities
+from upvit_core.models.output import SOFTMAX, OutputDistribution
 from upvit_core.records.shape import ModelShape
 
 Norm = Callable[[Tensor, nn.Module], Tensor]
@@ -79,24 +81,29 @@ def keep_nothing(name: str, x: Tensor) -> Tensor:
     return x
 
 
-def weighted_layer_norm(x: Tensor, norm: nn.LayerNorm, channel_weight: Tensor) -> Tensor:
-    """LayerNorm whose mean and variance weigh the channels; for weights in {0, 1} the same as removing channels.
+NORMS = (nn.LayerNorm, RmsNorm)
+
+
+def weighted_layer_norm(x: Tensor, norm: nn.LayerNorm | RmsNorm, channel_weight: Tensor) -> Tensor:
+    """A norm whose mean and variance weigh the channels; for weights in {0, 1} the same as removing channels.
 
     x: (B, N, D); channel_weight: (B, D). The output is multiplied by the weight.
     """
     w = channel_weight.unsqueeze(1)  # (B, 1, D)
     total = w.sum(-1, keepdim=True)
+    if isinstance(norm, RmsNorm):
+        return x * torch.rsqrt((w * x.square()).sum(-1, keepdim=True) / total + norm.eps) * norm.weight * w
     mean = (w * x).sum(-1, keepdim=True) / total
     centred = x - mean
     variance = (w * centred.square()).sum(-1, keepdim=True) / total
     return (centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias) * w
 
 
-def all_but_one(channels: Tensor, width: int, inputs: int, like: Tensor) -> Tensor:
-    """Weights (C · inputs, width) of 1, with a 0 for the channel that is removed."""
+def all_but_one(channels: Tensor, width: int, inputs: int, like: Tensor, unit: int = 1) -> Tensor:
+    """Weights (C · inputs, width · unit): 1, and 0 for the `unit` entries of the channel that is removed."""
     weight = torch.ones(len(channels), width, dtype=like.dtype, device=like.device)
     weight[torch.arange(len(channels), device=like.device), channels] = 0
-    return weight.repeat_interleave(inputs, 0)
+    return weight.repeat_interleave(inputs, 0).repeat_interleave(unit, 1)
 
 
 def repeated(x: Tensor, count: int) -> Tensor:
@@ -115,6 +122,7 @@ class TransformerAdapter(ABC):
 
     def __init__(self, model: nn.Module, shape: ModelShape, blocks: Sequence[Any], scales: Sequence[float]):
         self.model, self.shape, self.blocks, self.scales = model, shape, blocks, scales
+        self.output: OutputDistribution | None = None if shape.features else SOFTMAX
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
@@ -141,6 +149,17 @@ class TransformerAdapter(ABC):
     def projection(self, block: int) -> Tensor:
         """The vector that each attention channel writes to the stream, (A, D)."""
 
+    def write(self, block: int, mixed: Tensor, norm: Norm = stock_norm) -> Tensor:
+        """Attention's output projection, and a norm before it: (B, T, A) to what it adds to the stream, (B, T, D).
+
+        Needed if whole heads are cut, or a norm precedes the projection.
+        """
+        raise NotImplementedError
+
+    def bias(self, block: int, tokens: int) -> Tensor | None:
+        """The bias of the products q·k of the first `tokens` queries, (heads, tokens, M); None: no bias."""
+        return None
+
     @abstractmethod
     def output_layer(self, block: int) -> Tensor:
         """The vector that each hidden channel of the FFN writes to the stream, (H, D)."""
@@ -156,6 +175,10 @@ class TransformerAdapter(ABC):
     def logits(self, inputs: Tensor) -> Tensor:
         return self.model(inputs)
 
+    def compared(self, outputs: Tensor) -> Tensor:
+        """Outputs as least squares compares them: softmax ignores what the logits of all classes share."""
+        return outputs if self.shape.features else outputs - outputs.mean(-1, keepdim=True)
+
     def before_block(self, block: int, x: Tensor, norm: Norm = stock_norm) -> Tensor:
         """The stream that a block takes, (B, N, D), from what comes before the block."""
         return x
@@ -169,10 +192,15 @@ class TransformerAdapter(ABC):
         return "residual", False
 
     def weigh(self, key: str, channel_weight: Tensor) -> Norm:
-        """Every LayerNorm over the channels of `key` with these weights (B, channels); other norms as they are."""
+        """Every norm over the channels of `key` with these weights (B, channels); other norms as they are.
+
+        Without a norm before the head, the head's input is weighed.
+        """
 
         def norm(x: Tensor, layer: nn.Module) -> Tensor:
-            if isinstance(layer, nn.LayerNorm) and self.norm_key(layer)[0] == key:
+            if isinstance(layer, nn.Identity) and key == "residual":
+                return x * channel_weight.unsqueeze(1)
+            if isinstance(layer, NORMS) and self.norm_key(layer)[0] == key:
                 return weighted_layer_norm(x, layer, channel_weight)
             return layer(x)
 
@@ -203,12 +231,13 @@ class TransformerAdapter(ABC):
 
     def split_heads(self, block: int, x: Tensor) -> Tensor:
         """(B, M, A) to (B, heads, M, head_dim)."""
-        return x.unflatten(-1, (self.shape.blocks[block].num_heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.shape.heads_in(self.shape.blocks[block]), -1)).transpose(1, 2)
 
     def mix(self, block: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attention of queries (B, T, A) to keys and values (B, M, A), all heads side by side: (B, T, A)."""
+        bias = self.bias(block, q.shape[1])
         q, k, v = (self.split_heads(block, t) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, scale=self.scales[block])
+        out = F.scaled_dot_product_attention(q, k, v, bias, is_causal=self.causal, scale=self.scales[block])
         return out.transpose(1, 2).flatten(2)
 
     def softmax(self, block: int, products: Tensor) -> Tensor:
@@ -216,7 +245,9 @@ class TransformerAdapter(ABC):
         if self.causal:
             ahead = torch.ones(products.shape[-2:], dtype=torch.bool, device=products.device).triu(1)
             products = products.masked_fill(ahead, -torch.inf)
-        return (products * self.scales[block]).softmax(-1)
+        bias = self.bias(block, products.shape[-2])
+        products = products * self.scales[block]
+        return (products if bias is None else products + bias).softmax(-1)
 
     def trace(self, block: int, x: Tensor) -> BlockTrace:
         attention = self.attention(block, self.before_block(block, x))
@@ -239,6 +270,10 @@ class TransformerAdapter(ABC):
         if component == "attention":
             stream = self._without_attention(block, trace, channels)
             return self.feed(block, stream.flatten(0, 1)).unflatten(0, (len(channels), -1))
+        if self.shape.structure.ffn_norm:
+            weight = all_but_one(channels, self.shape.blocks[block].ffn, len(trace.output), trace.output)
+            stream = repeated(trace.attention.stream, len(channels))
+            return self.feed(block, stream, self.weigh(f"ffn.{block}", weight)).unflatten(0, (len(channels), -1))
         activation = trace.feed_forward.hidden[..., channels].permute(2, 0, 1).unsqueeze(-1)  # (C, B, T, 1)
         row = self.output_layer(block)[channels][:, None, None, :]  # (C, 1, 1, D)
         return torch.addcmul(trace.output.unsqueeze(0), activation, row, value=-1)
@@ -250,8 +285,13 @@ class TransformerAdapter(ABC):
 
     def _without_attention(self, block: int, trace: BlockTrace, channels: Tensor) -> Tensor:
         """The stream after attention with each channel masked to 0 in q, k and v, one at a time: (C, B, T, D)."""
-        attention = trace.attention
-        d = self.shape.blocks[block].head_dim
+        attention, own = trace.attention, self.shape.blocks[block]
+        if unit := self.shape.structure.head_dim:
+            x, mixed = attention.shortcut, repeated(attention.mixed, len(channels))
+            weight = all_but_one(channels, own.attention, len(x), x, unit)
+            written = self.write(block, mixed * weight.unsqueeze(1), self.weigh(f"attention.{block}", weight))
+            return x + written.unflatten(0, (len(channels), -1))
+        d = own.head_dim
         heads, inside = channels // d, channels % d
         q, k, v = (
             self.split_heads(block, t)[:, heads].transpose(0, 1) for t in (attention.q, attention.k, attention.v)
@@ -271,16 +311,22 @@ class TransformerAdapter(ABC):
 
         def record(x: Tensor, layer: nn.Module) -> Tensor:
             out = layer(x)
-            if isinstance(layer, nn.LayerNorm):
+            if isinstance(layer, NORMS):
                 key, writes = self.norm_key(layer)
-                site = NormSite(x.detach(), out, layer.weight, layer.bias, layer.eps, writes)
+                bias = layer.bias if isinstance(layer, nn.LayerNorm) else None
+                site = NormSite(x.detach(), out, layer.weight, bias, layer.eps, writes)
                 sites.setdefault(key, []).append(site)
+            elif isinstance(layer, nn.Identity):  # no norm before the head
+                out = layer(x).clone()
+                sites.setdefault("residual", []).append(NormSite(x.detach(), out, None, None, 0.0))
             return out
 
         x = self.embed(inputs).detach().requires_grad_()
         for b in range(self.shape.depth):
             attention = self.attention(b, self.before_block(b, x, record), record)
             feed_forward = self.feed_forward(b, attention.stream, record)
-            activations |= {f"attention.{b}": (attention.q, attention.v), f"ffn.{b}": (feed_forward.hidden,)}
+            heads = (attention.mixed,) if self.shape.structure.head_dim else (attention.q, attention.v)
+            found = {f"attention.{b}": heads, f"ffn.{b}": (feed_forward.hidden,)}
+            activations |= {key: parts for key, parts in found.items() if key not in sites}
             x = self.after_block(b, feed_forward.stream, record)
         return Sensitivities(self.head(x, record), sites, activations)
