@@ -1,4 +1,4 @@
-"""demo train, demo train-language: the demo teacher made again from its data; a small language model."""
+"""demo train, tour, train-language: the demo teacher made again from its data; its tour; a small language model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import typer
 
 from upvit_core.cli.common import Bar, emit
 from upvit_core.cli.options import Json
+from upvit_core.paths import DEMO_FOLDER
 
 app = typer.Typer()
 
@@ -36,7 +37,7 @@ def demo_train_language(
     out: Annotated[Path, typer.Option(help="folder to write")],
     text: Annotated[Path | None, typer.Option(help="UTF-8 text; default: what Debian's bible-kjv prints")] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 2,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a small GPT-2 on a text, minutes on a CPU; the text is kept in the folder, to be given as --data."""
@@ -46,3 +47,18 @@ def demo_train_language(
         typer.echo(f"step {row['step']:>6}  loss {row['loss']:.3f} nats a token", err=True)
 
     emit(train_language(out, text, epochs=epochs, seed=seed, report=show), as_json)
+
+
+@app.command("tour")
+def demo_tour(
+    folder: Annotated[Path, typer.Option(help="folder of the demo, with both records of scores")] = DEMO_FOLDER,
+    out: Annotated[Path | None, typer.Option(help="tour.json to write; default: into the folder")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what the first screen shows: the demo at every percent removed, cut as in the paper and repaired."""
+    from upvit_core.demo.tour import measure_tour
+
+    tour, place = measure_tour(folder, report=Bar()), out or folder / "tour.json"
+    tour.save(place)
+    half = {name: way.top1[50] for name, way in tour.ways.items()}
+    emit({"out": str(place), "top1": tour.original, **{f"top1_half_{n}": v for n, v in half.items()}}, as_json)

@@ -26,15 +26,17 @@ def make_map(
     opening: ModelOptions,
     dataset: DataOptions,
     scores: Annotated[Path, typer.Option(help="scores record of the model")],
-    out: Annotated[Path, typer.Option(help="map.json to write, or to go on with")],
-    cuts: Annotated[int, typer.Option(min=1, help="measured at most; fewer where estimates are good enough")] = 48,
+    out: Annotated[Path, typer.Option(help="map.json to write or to continue")],
+    cuts: Annotated[
+        int, typer.Option(min=1, help="most cuts to measure; fewer if estimates are good enough before")
+    ] = 48,
     basis: Annotated[Basis, typer.Option(help="what is removed: channels, or directions")] = Basis.CHANNELS,
-    repair: Annotated[bool, typer.Option("--repair", help="least squares after every cut")] = False,
-    images: Annotated[int, typer.Option(min=2, help="held out, on which every cut is measured")] = 1000,
+    repair: Annotated[bool, typer.Option("--repair", help="repair every cut by least squares")] = False,
+    images: Annotated[int, typer.Option(min=2, help="held-out images on which every cut is measured")] = 1000,
     fitted_to: Annotated[int, typer.Option(min=5, help="training images for --repair and directions")] = 500,
     as_json: Json = False,
 ) -> None:
-    """Measure cuts of a model on held-out images, saving each; stopped, the same command goes on."""
+    """Measure cuts of a model on held-out images. Each cut is saved; after a stop, the same command continues."""
     from upvit_core.mapping.cost import expected_cost, seconds_a_mac
     from upvit_core.mapping.grow import grow
     from upvit_core.mapping.measure import CutMeter
@@ -42,13 +44,15 @@ def make_map(
     from upvit_core.records.scores import ImportanceScores
 
     loaded, record = opening.open(model), ImportanceScores.load(scores)
-    train = dataset.open(loaded, "train") if repair or basis is Basis.DIRECTIONS else None
-    test, bar = dataset.open(loaded, "val"), Bar()
+    needs_train = repair or basis is Basis.DIRECTIONS or loaded.shape.features
+    train = dataset.open(loaded, "train", apart=loaded.shape.features) if needs_train else None
+    test, bar = dataset.open(loaded, "val", apart=loaded.shape.features), Bar()
     meter = CutMeter(loaded, record, test, train, basis, repair, held_out=images, fitted_to=fitted_to, report=bar)
     known = Map.load(out) if out.exists() else None
     cost = expected_cost(meter, seconds_a_mac(meter))
-    left = cuts - (len(known.cuts) if known else 0)
-    typer.echo(f"{duration(cost.seconds * left)} at most, {cost.memory / 2**20:,.0f} MiB.", err=True)
+    left = max(cuts - (len(known.cuts) if known else 0), 0)
+    spent = f"about {duration(cost.seconds * left)} after preparation, at most {cost.memory / 2**20:,.0f} MiB"
+    typer.echo(f"Up to {left} cuts to measure: {spent}.", err=True)
     made = grow(meter, known, most=cuts, report=bar, on_cut=lambda grown: grown.save(out))
     made.save(out)
     errors = made.errors[-1].model_dump(exclude={"cuts"}) if made.errors else {}

@@ -10,6 +10,7 @@ import typer
 
 from upvit_core.cli.common import Bar, emit
 from upvit_core.cli.options import DataOptions, Json, Model, ModelOptions, OptionalData, takes_options
+from upvit_core.errors import ExportError
 
 if TYPE_CHECKING:
     from upvit_core.models.checkpoint import LoadedModel
@@ -39,6 +40,7 @@ def prune(
     from upvit_core.models.checkpoint import save_model
     from upvit_core.profiling.macs import count_macs, count_parameters
     from upvit_core.pruning.prune import cut_and_record
+    from upvit_core.ranks import rank
     from upvit_core.records.plan import PruningPlan
 
     loaded, wanted = opening.open(model), PruningPlan.load(plan)
@@ -47,6 +49,8 @@ def prune(
         loaded, wanted, repair=repair, data=proxy.data, root=proxy.root, images=images, seed=seed, report=Bar()
     )
     shape = wanted.shape_after
+    if rank():
+        return
     save_model(
         student,
         out,
@@ -67,21 +71,25 @@ def evaluate(
     opening: ModelOptions,
     dataset: DataOptions,
     teacher: Annotated[
-        str | None, typer.Option(help="adds kl: mean nats an image or token, KL(teacher || model)")
+        str | None, typer.Option(help="adds kl: mean KL(teacher || model) in nats per image or token")
     ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="how many, drawn by seed; default: all")] = None,
-    seed: Annotated[int, typer.Option()] = 0,
+    images: Annotated[int | None, typer.Option(min=1, help="number of images, drawn by seed; default: all")] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="default: 100, fewer where outputs are large")] = None,
     as_json: Json = False,
 ) -> None:
-    """Top-1 and top-5 in percent on the evaluation images, or the perplexity of a text; and the KL to a teacher."""
+    """Top-1 and top-5 in percent on the evaluation images, or the perplexity of a text; and the KL to a teacher.
+
+    Of a model without a classifier, top-1 is that of k-NN among training images (k = 20, by cosine of the features),
+    and with a teacher the mean cosine to its features is told.
+    """
     from upvit_core.data import proxy_indices
-    from upvit_core.evaluation import check_teacher, doubt
+    from upvit_core.evaluation import doubt, readout_of
     from upvit_core.evaluation import evaluate as run
-    from upvit_core.records.task import task_of
+    from upvit_core.records.task import check_teacher, task_of
 
     loaded, device = opening.open(model), opening.torch_device
-    test = dataset.open(loaded, "val", tell=False)
+    test = dataset.open(loaded, "val", apart=loaded.shape.features, tell=False)
     chosen = None if images is None else proxy_indices(test, images, seed)
     original = None
     if teacher is not None:
@@ -89,15 +97,20 @@ def evaluate(
         check_teacher(loaded.shape, known.shape)
         original = known.model
     batches = test.batches(batch_size or loaded.shape.batch_size(100), indices=chosen, device=device)
-    result = run(loaded.model, batches, teacher=original)
+    readout = readout_of(loaded.shape, dataset.bank(loaded), test)
+    result = run(loaded.model, batches, teacher=original, readout=readout)
     task = task_of(loaded.shape)
     low, high = task.interval(result)
     values: dict[str, object] = {task.key: task.value(result), f"{task.key}_low": low, f"{task.key}_high": high}
-    if task.has_classes:
+    if task.has_pictures:
         values["top5"] = result.top5
     values |= {task.samples: result.images, "skipped": len(test.skipped)}
     if result.kl is not None:
         values["kl"] = result.kl
+    if result.cosine is not None:
+        values["cosine"] = result.cosine
+    if readout.told:
+        values["judged_by"] = readout.told
     if test.notes:
         values["data"] = test.notes
     if doubted := doubt(loaded, result):
@@ -110,7 +123,7 @@ def evaluate(
 def profile(
     model: Model,
     opening: ModelOptions,
-    plan: Annotated[Path | None, typer.Option(help="plan.json: adds what the thinner model costs")] = None,
+    plan: Annotated[Path | None, typer.Option(help="plan.json: adds the cost of the thinner model")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="measure images per second on this device")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="default: 32, fewer where outputs are large")] = None,
     as_json: Json = False,
@@ -152,23 +165,42 @@ def _measured(loaded: LoadedModel, pruned: ModelShape | None, batch_size: int) -
 def export_model(
     model: Model,
     opening: ModelOptions,
+    dataset: OptionalData,
     out: Annotated[Path, typer.Option(help="file (onnx) or folder (timm) to write")],
     format: Literal["onnx", "timm"] = "onnx",
     backbone: Annotated[
         bool, typer.Option("--backbone", help="without a head: features, for a detector or another task")
     ] = False,
+    int8: Annotated[
+        Literal["dynamic", "static"] | None,
+        typer.Option(
+            help="onnx: 8-bit weights; activation ranges from each input (dynamic) or from training images (static)"
+        ),
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="with --int8: number of evaluation images; default: all")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Export to ONNX, checked with onnxruntime against the model, or to a folder for timm; whole or without its head.
 
     The ONNX backbone gives `features` (B, D), pooled, and `map` (B, D, H, W); timm opens a folder as local-dir:FOLDER.
+    --int8 needs --data, and measures accuracy, KL and images per second beside the float32 file.
     """
-    from upvit_core.export import export_backbone_onnx, export_onnx, save_backbone
+    from upvit_core.export import export_backbone_onnx, export_int8, export_onnx, save_backbone
     from upvit_core.models.checkpoint import save_model
 
+    if int8 and (format != "onnx" or backbone):
+        raise ExportError("--int8 is for a whole model in ONNX; leave out --format timm and --backbone.")
+    data = dataset.given
+    if int8 and data is None:
+        raise ExportError("--int8 measures what it costs on images; give --data.")
     loaded = opening.open(model)
     loaded.model.cpu()  # where onnxruntime checks it
-    if format == "onnx":
+    if int8 and data:
+        test, calibration = data.open(loaded, "val"), data.open(loaded, "train", labelled=False, tell=False)
+        result = export_int8(loaded, out, int8, test, calibration, images)
+    elif format == "onnx":
         result = (export_backbone_onnx if backbone else export_onnx)(loaded.model, loaded.shape, out)
     elif backbone:
         result = save_backbone(loaded, out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
@@ -33,6 +33,9 @@ Root = Annotated[str | None, typer.Option(help="folder that holds a named data s
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Depth = Annotated[int | None, typer.Option(min=1, help="blocks that stay; needs --depth-scores")]
 DepthScores = Annotated[Path | None, typer.Option(help="record that score-blocks wrote")]
+MapFile = Annotated[
+    Path | None, typer.Option("--map", help="map.json of the model: adds the expected KL and top-1, with bands")
+]
 Detach = Annotated[bool, typer.Option("--detach", help="return at once; the run goes on by itself")]
 
 
@@ -41,27 +44,30 @@ class ModelOptions:
     """Options for opening a model."""
 
     num_heads: Annotated[
-        str | None, typer.Option(help="heads, which no tensor holds: one number, or one a block as 6,4,5")
+        str | None, typer.Option(help="attention heads, if the file does not say: 6, or one number per block: 6,4,5")
     ] = None
-    head_dim: Annotated[str | None, typer.Option(help="channels a head, in place of --num-heads")] = None
+    head_dim: Annotated[str | None, typer.Option(help="channels per head, in place of --num-heads")] = None
     weights: Annotated[
-        str | None, typer.Option(help="which weights of a file that has several; default: their average (EMA), if any")
+        str | None, typer.Option(help="which weights, if the file has several; default: their average (EMA), if any")
     ] = None
     mean: Annotated[
-        str | None, typer.Option(help="normalisation: one number or one a colour; default: the model's")
+        str | None,
+        typer.Option(help="mean of the pixels (0 to 1): one number, or one per colour; default: the model's"),
     ] = None
-    std: Annotated[str | None, typer.Option(help="likewise, by which pixels from 0 to 1 are divided")] = None
+    std: Annotated[str | None, typer.Option(help="standard deviation of the pixels, likewise")] = None
     img_size: Annotated[int | None, typer.Option(min=1, help="side of the images in pixels; default: the model's")] = (
         None
     )
     pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True
     device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1 …")] = None
 
-    @property
+    @cached_property
     def torch_device(self) -> str:
-        from upvit_core.runs.devices import default_device
+        """The device of this process, which is torch's current one from now on."""
+        from upvit_core.models.device import use
+        from upvit_core.runs.devices import own_device
 
-        return default_device() if self.device in (None, "auto") else str(self.device)
+        return use(own_device(self.device))
 
     def source(self, model: str) -> Source:
         """The model's name with what these options say about opening it."""
@@ -72,7 +78,7 @@ class ModelOptions:
     @property
     def of_another(self) -> ModelOptions:
         """The options that hold for a second model too, such as a teacher."""
-        return ModelOptions(img_size=self.img_size, device=self.device)
+        return ModelOptions(img_size=self.img_size, device=self.torch_device)
 
     def open(self, model: str) -> LoadedModel:
         """The model; what was assumed about it goes to standard error."""
@@ -94,8 +100,8 @@ class ProxyOptions:
     images: Annotated[
         int | None, typer.Option(min=1, help="proxy images; default: 2,000, fisher stops when the kept set is stable")
     ] = None
-    seed: Annotated[int, typer.Option()] = 0
-    balanced: Annotated[bool, typer.Option(help="equally many of each class")] = False
+    seed: Annotated[int, typer.Option(min=0)] = 0
+    balanced: Annotated[bool, typer.Option(help="the same number of images from each class")] = False
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,10 @@ class DataOptions:
         if tell and images.told and rank() == 0:
             typer.echo(images.told, err=True)
         return images
+
+    def bank(self, model: LoadedModel) -> ImageSet | None:
+        """Training images for k-NN, where the model is judged by it."""
+        return self.open(model, "train", apart=True, tell=False) if model.shape.features else None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ import typer
 
 from upvit_core.cli.common import Bar, emit, removals_of
 from upvit_core.cli.mapping import expectations, open_map
-from upvit_core.cli.options import Depth, DepthScores, Json, ModelOptions, takes_options
+from upvit_core.cli.options import Depth, DepthScores, Json, MapFile, ModelOptions, takes_options
+from upvit_core.errors import CalibrationError
 from upvit_core.records.basis import Basis
 from upvit_core.records.ratios import Ratios
 
@@ -33,37 +34,43 @@ Preset = Literal[
 ]
 
 REMOVED = "score_removed_percent"
-MapFile = Annotated[Path | None, typer.Option("--map", help="map of the model, for expected KL and top-1 with bands")]
 
 
 @dataclass(frozen=True)
 class WidthOptions:
     """Constraints on every width."""
 
-    heads: Annotated[int | None, typer.Option(help="heads to merge into; default: as they are")] = None
+    heads: Annotated[int | None, typer.Option(help="number of heads after merging; default: as they are")] = None
     round_to: Annotated[int, typer.Option(min=1, help="widths are multiples of this, such as 8")] = 1
 
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """Of which device and batch a latency is."""
+    """Device and batch size of a latency."""
 
-    batch_size: Annotated[int, typer.Option(min=1, help="of a latency")] = 1
-    calibration: Annotated[Path | None, typer.Option(help="default: what `calibrate` left on this device")] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="batch size of the latency")] = 1
+    calibration: Annotated[
+        Path | None, typer.Option(help="file that `calibrate` wrote; default: the one for this device")
+    ] = None
 
     def of(self, shape: ModelShape) -> Latency | PyramidLatency:
         from upvit_core.profiling.calibration import Calibration
         from upvit_core.profiling.latency import latency_of
 
-        path = self.calibration
-        if path is None:
-            import torch
+        if self.calibration is not None:
+            return latency_of(shape, self.batch_size, Calibration.load(self.calibration))
+        import torch
 
-            from upvit_core.profiling.calibration import default_path
-            from upvit_core.profiling.throughput import device_name
+        from upvit_core.profiling.calibration import default_path
+        from upvit_core.profiling.throughput import device_name
 
-            path = default_path(device_name(ModelOptions().torch_device), "float32", torch.get_num_threads(), shape)
-        return latency_of(shape, self.batch_size, Calibration.load(path))
+        path = default_path(device_name(ModelOptions().torch_device), "float32", torch.get_num_threads(), shape)
+        if not (known := Calibration.load(path)).is_current:
+            raise CalibrationError(
+                f"{path} was measured with torch {known.versions['torch']}, another than is installed; run "
+                "`upvit_core calibrate` again, or give it as --calibration."
+            )
+        return latency_of(shape, self.batch_size, known)
 
 
 @app.command()
@@ -74,14 +81,15 @@ def plan(
     ratios: Ratios,
     chosen: WidthOptions,
     timing: LatencyOptions,
-    snap: Annotated[bool, typer.Option("--snap", help="take widths to the nearest that heads divide")] = False,
+    snap: Annotated[bool, typer.Option("--snap", help="round widths to the nearest that the heads divide")] = False,
     preset: Annotated[Preset | None, typer.Option(help="widths of a stock model")] = None,
     basis: Annotated[Basis, typer.Option(help="what is removed: channels (UP-ViT), or directions")] = Basis.CHANNELS,
     budget: Annotated[
-        list[str] | None, typer.Option(help="macs=1.2G, params=6M or latency_ms=4; may be given for each")
+        list[str] | None, typer.Option(help="macs=1.2G, params=6M or latency_ms=4; repeat it for several limits")
     ] = None,
     allocation: Annotated[
-        Spread | None, typer.Option(help="over blocks; default: uniform for ratios, best for a budget")
+        Spread | None,
+        typer.Option(help="how widths spread over blocks; default: uniform for ratios, best for a budget"),
     ] = None,
     per: Annotated[Per, typer.Option(help="what a global threshold divides scores by")] = "channel",
     widths: Annotated[
@@ -92,9 +100,9 @@ def plan(
     map_file: MapFile = None,
     as_json: Json = False,
 ) -> None:
-    """Choose what stays, from scores and ratios, a preset, a budget, or widths; --map tells what that does.
+    """Choose what stays, from scores and ratios, a preset, a budget, or widths; --map adds what to expect of it.
 
-    With a map, the best plan within a budget is the solver's, or another that the map is sure is better.
+    With --map, a budget gives the solver's plan, or another one if the map is sure that it is better.
     """
     from upvit_core.errors import PlanError
     from upvit_core.planning.ratios import plan_preset
@@ -117,16 +125,9 @@ def plan(
     elif preset is not None:
         made = plan_preset(record, preset, basis=basis)
     else:
-        what_if = WhatIf(
-            0,
-            0,
-            chosen.heads,
-            0,
-            basis=basis,
-            allocation=cast(Allocation, allocation or "uniform"),
-            round_to=chosen.round_to,
-            widths=widths or "",
-        ).with_percents(ratios.percents)
+        spread = cast(Allocation, allocation or "uniform")
+        what_if = WhatIf(0, 0, chosen.heads, 0, basis, allocation=spread, round_to=chosen.round_to, widths=widths or "")
+        what_if = what_if.with_percents(ratios.percents)
         made = what_if.plan_widths(record, snap=snap or allocation is not None, per=per)
     if (removals := removals_of(depth, depth_scores)) is not None:
         from upvit_core.planning.depth import plan_depth
@@ -243,15 +244,17 @@ def front(
     scores: Annotated[Path, typer.Argument(help="scores record")],
     chosen: WidthOptions,
     timing: LatencyOptions,
-    over: Annotated[Axis, typer.Option(help="cost against which plans are compared")] = "macs",
+    over: Annotated[Axis, typer.Option(help="cost by which plans are compared")] = "macs",
     out: Annotated[Path | None, typer.Option(help="folder to write every plan to")] = None,
-    hide_dominated: Annotated[bool, typer.Option("--hide-dominated", help="only plans that no other beats")] = False,
+    hide_dominated: Annotated[
+        bool, typer.Option("--hide-dominated", help="leave out plans that another beats")
+    ] = False,
     map_file: MapFile = None,
     as_json: Json = False,
 ) -> None:
     """A table of plans: what each costs, the share of the score that it removes, and which ones another beats.
 
-    With a map, also the KL and top-1 or perplexity that it expects of each.
+    With --map also the expected KL and top-1 (of a text, perplexity) of each.
     """
     from upvit_core.planning.pareto import candidate_plans, pareto_rows
     from upvit_core.records.scores import ImportanceScores

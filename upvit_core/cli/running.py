@@ -21,6 +21,7 @@ from upvit_core.cli.options import (
 from upvit_core.cli.runs import Runs, launch_new
 from upvit_core.errors import RunError
 from upvit_core.ranks import rank
+from upvit_core.records.elastic import FILE, is_elastic
 from upvit_core.records.plan import PruningPlan
 from upvit_core.runs.spec import absolute
 from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS, DistillSettings, usual_preset
@@ -36,8 +37,11 @@ class TrainingOptions:
     lr: float | None = None
     batch_size: int | None = None
     seed: int | None = None
+    workers: int | None = None
     checkpoint_minutes: float | None = None
     from_scratch: Annotated[bool | None, typer.Option("--from-scratch")] = None
+    compile: Annotated[bool | None, typer.Option("--compile")] = None
+    plain: Annotated[bool | None, typer.Option("--plain")] = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class DistillOptions(TrainingOptions):
     temperature: float | None = None
     feature_weight: float | None = None
     teacher_top_k: int | None = None
+    sizes: int | None = None
     tensorboard: Annotated[bool | None, typer.Option("--tensorboard")] = None
 
 
@@ -65,12 +70,14 @@ class SlurmOptions:
 
     nodes: Annotated[int | None, typer.Option(help="slurm: machines")] = None
     gpus_per_node: Annotated[
-        int | None, typer.Option("--gpus", help="slurm: GPUs a node; as many processes unless --processes")
+        int | None, typer.Option("--gpus", help="slurm: GPUs per node; a process for each, unless --processes")
     ] = None
     partition: Annotated[str | None, typer.Option(help="slurm")] = None
-    minutes: Annotated[int | None, typer.Option(help="slurm: time; a longer run saves and is queued again")] = None
-    cpus_per_process: Annotated[int | None, typer.Option("--cpus", help="slurm: CPUs a process")] = None
-    mem_gb: Annotated[float | None, typer.Option(help="slurm: memory a node")] = None
+    minutes: Annotated[int | None, typer.Option(help="slurm: time limit; a longer run saves and is queued again")] = (
+        None
+    )
+    cpus_per_process: Annotated[int | None, typer.Option("--cpus", help="slurm: CPUs per process")] = None
+    mem_gb: Annotated[float | None, typer.Option(help="slurm: memory per node")] = None
     account: Annotated[str | None, typer.Option(help="slurm")] = None
     qos: Annotated[str | None, typer.Option(help="slurm")] = None
 
@@ -80,11 +87,11 @@ class SlurmOptions:
 def distill(
     *,
     teacher: Annotated[str | None, typer.Option(help="model to learn from")] = None,
-    student: Annotated[str | None, typer.Option(help="folder of the pruned model")] = None,
+    student: Annotated[str | None, typer.Option(help="folder of a pruned or an elastic model")] = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     plan: Annotated[Path | None, typer.Option(help="plan.json to cut the teacher by, in place of --student")] = None,
     order: Annotated[
-        Path | None, typer.Option(help="folder that the studio exported; other options here override what it holds")
+        Path | None, typer.Option(help="folder that the studio exported; other options override what it holds")
     ] = None,
     out: Runs = Path("runs"),
     preset: Annotated[
@@ -93,22 +100,23 @@ def distill(
             "--preset",
             "--recipe",
             help="letter, released_code, demo, repaired or language; default: "
-            "repaired where the student's plan.json, or --plan, records repair, else letter",
+            "repaired if the student is elastic or records a repair, language for a GPT-2, else letter",
         ),
     ] = None,
     opening: ModelOptions,
     dataset: OptionalData,
     training: DistillOptions,
-    priority: Annotated[int | None, typer.Option(help="-2 to 2; higher goes first in the queue of a device")] = None,
+    priority: Annotated[int | None, typer.Option(help="-2 to 2; higher goes first in the device's queue")] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="train together on a machine, each on a GPU where there are GPUs")
+        int | None,
+        typer.Option(min=1, help="processes that train together on this machine, each on a GPU if there are GPUs"),
     ] = None,
     executor: Annotated[str | None, typer.Option(help="local or slurm")] = None,
     slurm: SlurmOptions,
     detach: Detach = False,
     as_json: Json = False,
 ) -> None:
-    """Distil a pruned model from its teacher (Eq. 2); prints the run's folder first."""
+    """Distil a pruned model from its teacher (Eq. 2), or all sizes of an elastic one; prints the run's folder first."""
     from upvit_core.runs.bundle import read_order
 
     if not opening.pretrained:
@@ -137,10 +145,12 @@ def distill(
         record = PruningPlan.load(plan)
         asked |= {"plan": json.loads(record.to_json()), "repair": record.fitted is not None and record.fitted.repair}
     if missing := [f"--{name}" for name in ("teacher", "data", "epochs") if not asked.get(name)]:
-        raise RunError(f"{', '.join(missing)} missing; give them, or an --order that holds them.")
+        raise RunError(f"Give {', '.join(missing)}, or an --order that holds what is missing.")
     if asked.get("executor", "local") == "local" and slurm_settings:
         raise RunError(f"{', '.join(slurm_settings)} are for Slurm; add --executor slurm or leave them out.")
-    asked.setdefault("name", Path(student or plan or "run").stem)
+    if student and is_elastic(student):
+        asked["kind"] = "elastic"
+    asked.setdefault("name", Path(student).name if student else Path(plan or "run").stem)
     launch_new(asked, out, detach, as_json)
 
 
@@ -201,17 +211,18 @@ def _opened_by(opening: ModelOptions, model: object) -> object:
 
 
 REASONS = {
-    "letter": "nothing says that the start was repaired",
+    "letter": "no repair of the student is recorded",
     "repaired": "{path} records repair, which large steps and mixed images would undo",
-    "language": "{path} is of a language model",
+    "language": "{path} is for a language model",
 }
 
 
 def _announced_preset(student: str | None, plan: Path | None) -> str:
-    """Name of the usual preset for this start; the first process says on standard error which it is, and why."""
-    path = plan if plan is not None else Path(student or "") / "plan.json"
-    record = PruningPlan.load(path) if path.is_file() else None
-    repaired = record is not None and record.fitted is not None and record.fitted.repair
+    """Name of the usual preset for this student; the first process prints it on standard error, with the reason."""
+    elastic = student is not None and is_elastic(student)
+    path = plan if plan is not None else Path(student or "") / (FILE if elastic else "plan.json")
+    record = PruningPlan.load(path) if path.is_file() and not elastic else None
+    repaired = elastic or (record is not None and record.is_repaired)
     name = usual_preset(record.shape_before.family if record else "vit", repaired=repaired)
     if rank() == 0:
         typer.echo(f"Recipe {name}: {REASONS[name].format(path=path)}; --recipe NAME takes another.", err=True)

@@ -13,6 +13,7 @@ import typer
 from upvit_core.cli.common import emit
 from upvit_core.cli.options import Detach, Json
 from upvit_core.errors import RunError
+from upvit_core.paths import place_of
 
 if TYPE_CHECKING:
     from upvit_core.runs.folder import Run
@@ -31,6 +32,8 @@ def launch_new(asked: Mapping[str, object], out: Path, detach: bool, as_json: bo
     from upvit_core.runs.store import RunStore
 
     spec, store = RunSpec.from_json(json.dumps(asked), "This run"), RunStore(out)
+    if spec.student and spec.kind != "finetune" and not place_of(spec.student).exists():
+        raise RunError(f"There is no student {spec.student}; give a folder that `prune`, `slice` or `elastic` wrote.")
     launch(store, spec, lambda: store.create(spec), detach, as_json)
 
 

@@ -121,12 +121,13 @@ def score_blocks(
 ) -> None:
     """Remove half-blocks two by two, each time those whose absence costs least, and write all their scores."""
     from upvit_core.pruning.depth import score_blocks as run
+    from upvit_core.ranks import rank
     from upvit_core.records.block_removals import pair_name
     from upvit_core.records.plan import PruningPlan
 
     loaded = opening.open(model)
     train = dataset.open(loaded, "train", labelled=False)
-    journal = out.with_name(f"{out.name}.partial.jsonl")
+    journal = out.with_name(f"{out.name}.partial{rank()}.jsonl")
     record = run(
         loaded,
         train,
@@ -138,8 +139,10 @@ def score_blocks(
         journal=journal,
         report=Bar(),
     )
-    record.save(out)
     journal.unlink()
+    if rank():
+        return
+    record.save(out)
     emit(
         {
             "out": str(out),
@@ -194,7 +197,7 @@ def compare(
     heads: Annotated[int | None, typer.Option()] = None,
     images: Annotated[int, typer.Option(min=1, help="proxy images for every criterion")] = 128,
     test_images: Annotated[int, typer.Option(min=1)] = 1000,
-    seed: Annotated[int, typer.Option()] = 0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Criteria side by side at one plan: what each keeps, and top-1 (of a text, perplexity) and KL after its cut."""

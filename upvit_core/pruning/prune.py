@@ -1,19 +1,23 @@
 """Plan to student: pages, runs and the command line make thinner models with this."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from upvit_core.data import ImageSet, ProxySet, draw_proxy
 from upvit_core.errors import PlanError
+from upvit_core.importance import sharding
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel
 from upvit_core.models.images import images_for
-from upvit_core.pruning.basis import ProxyStatistics, collect_statistics, prune_directions
+from upvit_core.pruning.basis import ProxyStatistics, basis_for, collect_statistics, prune_directions
+from upvit_core.pruning.elastic import cut_size, keeps_prefixes
 from upvit_core.pruning.repair.repair import repair as repair_student
 from upvit_core.pruning.surgery import prune
 from upvit_core.records.basis import Basis
+from upvit_core.records.elastic import Elastic, is_elastic
 from upvit_core.records.plan import Fitted, PruningPlan
 
 IMAGES, SEED = 2000, 0
@@ -49,7 +53,10 @@ def cut_and_record(
     repair = (fitted.repair if fitted else False) if repair is None else repair
     plan = plan.at_size(loaded.shape.img_size)
     if plan.basis == Basis.CHANNELS and not repair:
-        return prune(loaded.model, loaded.shape, plan), plan.model_copy(update={"fitted": None})
+        thin, solved = _cut_channels(loaded, plan, solve=True)
+        requested = {key: value for key, value in plan.requested.items() if key != "repair"}
+        requested |= {"repair": True} if solved else {}
+        return thin, plan.model_copy(update={"fitted": None, "requested": requested})
     if data is None:
         what = "Repair" if repair else "A plan that keeps directions"
         raise PlanError(f"{what} needs images; give --data.")
@@ -66,11 +73,13 @@ def cut_and_record(
         metric: Any = fitted.metric if again and fitted is not None and fitted.metric else "reading"
         stats = collect_statistics(adapter, proxy, metric=metric, report=report)
     if plan.basis == Basis.CHANNELS or stats is None:
-        stats, student = None, prune(loaded.model, loaded.shape, plan)
+        stats, basis, student = None, None, _cut_channels(loaded, plan, solve=False)[0]
     else:
-        student = prune_directions(loaded.model, loaded.shape, plan, stats)
+        basis = basis_for(plan, stats)
+        sharding.agree(*basis.tensors)
+        student = prune_directions(loaded.model, loaded.shape, plan, stats, basis)
     if repair:
-        student, _ = repair_student(student, loaded.model, plan, proxy, stats=stats, report=report)
+        student, _ = repair_student(student, loaded.model, plan, proxy, stats=stats, basis=basis, report=report)
     made = Fitted(
         repair=repair,
         metric=stats.metric if stats else "",
@@ -80,6 +89,16 @@ def cut_and_record(
         seed=seed,
     )
     return student, plan.model_copy(update={"fitted": made})
+
+
+def _cut_channels(loaded: LoadedModel, plan: PruningPlan, *, solve: bool) -> tuple[nn.Module, bool]:
+    """A cut by channels, and whether it is repaired: `solve` repairs it if it is a size of an elastic model."""
+    folder = Path(loaded.source).expanduser()
+    if is_elastic(folder) and keeps_prefixes(plan):
+        elastic = Elastic.load(folder, repairs=solve)
+        if elastic.origin.weights == loaded.digest:
+            return cut_size(loaded.model, elastic, plan.shape_after), bool(elastic.moments)
+    return prune(loaded.model, loaded.shape, plan), False
 
 
 def _check_same(known: Fitted, proxy: ProxySet) -> None:

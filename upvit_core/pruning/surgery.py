@@ -4,6 +4,7 @@ Slicing follows the table of `models/layout.py`: a channel leaves every axis tha
 leaves every tensor that carries it; an attention channel three rows of qkv and one column of proj; an FFN channel one
 row of fc1, one column of fc2. The libraries scale q·k by head_dim ** -0.5 of the NEW head; the ratio to the source's
 scale is folded into the q rows, so that the function does not change for that reason.
+Whole heads keep their scale.
 """
 
 import torch
@@ -42,8 +43,22 @@ def check_fits(shape: ModelShape, plan: PruningPlan) -> None:
         )
 
 
+def linear_features(source: dict[str, Tensor], shape: ModelShape) -> tuple[dict[str, Tensor], ModelShape]:
+    """Tensors and shape of an equal model whose features are the output of a linear layer, the identity at first.
+
+    A model with one, or with a classifier, stays as it is.
+    """
+    if shape.num_classes:
+        return source, shape
+    like, width = source["patch_embed.proj.weight"], shape.outputs
+    head = {"head.weight": torch.eye(width).to(like), "head.bias": torch.zeros(width).to(like)}
+    return source | head, shape.with_linear_features()
+
+
 def thin_state_dict(source: dict[str, Tensor], shape: ModelShape, plan: PruningPlan) -> dict[str, Tensor]:
     """Tensors of the thinner model, by the library's names."""
+    if plan.shape_after.num_classes != shape.num_classes:  # a thinner residual makes all features with a linear layer
+        source, shape = linear_features(source, shape)
     before, result = layout(shape), {}
     for name, part in layout(plan.shape_after).items():
         origin = name
@@ -55,9 +70,10 @@ def thin_state_dict(source: dict[str, Tensor], shape: ModelShape, plan: PruningP
             if axis.key is not None:
                 width = axis.size // axis.repeat
                 kept = torch.tensor(plan.kept(axis.key), device=tensor.device)
+                kept = (kept[:, None] * axis.unit + torch.arange(axis.unit, device=tensor.device)).flatten()
                 rows = torch.cat([kept + copy * width for copy in range(axis.repeat)])
                 tensor = tensor.index_select(number, rows)
-        if part.queries and part.half is not None:
+        if part.queries and part.half is not None and not shape.structure.head_dim:
             own = plan.blocks[part.half // 2]
             count = len(own.attention.keep)
             head_dim = count // own.attention.heads

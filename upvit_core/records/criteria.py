@@ -12,7 +12,7 @@ from typing import Literal
 
 
 class Precision(StrEnum):
-    """Of the forward passes of `kl` and `fisher`; KL divergences are computed in float32 or better always."""
+    """Number type of the forward passes of `kl` and `fisher`; a KL itself is always computed in float32 or float64."""
 
     FLOAT32 = "float32"
     BF16 = "bf16"
@@ -24,9 +24,9 @@ class CriterionEntry:
     """Facts about one criterion.
 
     make: module and name in `importance/` of a function that makes it from a `criterion.Request`. menu: a few words for
-    menus and help. title: what its scores are called. kl: whether these are KL divergences of Eq. 1, exact,
-    estimated, or exact near a cut ("refined"); empty where they are something else. by_label: whether the true
-    classes of images count.
+    menus and help. title: the name of its scores. kl: how the scores are KL divergences of Eq. 1: exact, estimated, or
+    exact near a cut ("refined"); empty for scores of another kind. needs_images: False where the weights are enough.
+    by_label: True where the true classes of the images enter the score.
     """
 
     make: str

@@ -14,7 +14,7 @@ Everything else goes by `ModelShape.groups`, so no other module asks which archi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal
@@ -88,6 +88,21 @@ VIT = Family(
     repair="pruning.repair.families:ViTRepair",
     diagram="figures.model_diagram:draw_plain",
 )
+EVA = replace(
+    VIT,
+    title="EVA",
+    has_directions=False,
+    stock="models.eva:eva_shapes",
+    layout="models.layout:eva_layout",
+    live={
+        "timm.models.eva:Eva": "models.eva:shape_of_eva",
+        "timm.models.beit:Beit": "models.eva:shape_of_eva",
+    },
+    arguments="models.eva:timm_arguments",
+    build="models.eva:build_eva",
+    adapter="models.eva:EvaAdapter",
+    resize="models.eva:resample_eva",
+)
 PVT = Family(
     title="PVTv2",
     task="images",
@@ -149,7 +164,7 @@ GPT2 = Family(
     diagram="figures.model_diagram:draw_plain",
 )
 
-FAMILIES: dict[str, Family] = {"vit": VIT, "pvt_v2": PVT, "gpt2": GPT2}
+FAMILIES: dict[str, Family] = {"vit": VIT, "eva": EVA, "pvt_v2": PVT, "gpt2": GPT2}
 """Architectures by `ModelShape.family`."""
 
 

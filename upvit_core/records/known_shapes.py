@@ -59,6 +59,7 @@ def staged_shape(
         patch_size=(stages[0].stride, stages[0].stride),
         in_chans=in_chans,
         num_classes=num_classes,
+        features=not num_classes,
         num_prefix_tokens=0,
         head_tokens=0,
         qkv_bias=qkv_bias,

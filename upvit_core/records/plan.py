@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import islice, pairwise
 from operator import lt
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -102,6 +102,11 @@ class PruningPlan(JsonRecord):
     requested: Json = Field(default_factory=dict)
     fitted: Fitted | None = None
 
+    @property
+    def is_repaired(self) -> bool:
+        """True if the student was repaired: by images, or by the second moments of an elastic model (`requested`)."""
+        return self.requested.get("repair") is True if self.fitted is None else self.fitted.repair
+
     @model_validator(mode="after")
     def _check(self) -> PruningPlan:
         shape = self.shape_before
@@ -135,6 +140,21 @@ class PruningPlan(JsonRecord):
             raise ValueError("blocks must keep the order of the source model, each half-block used at most once")
         return self
 
+    @classmethod
+    def whole(cls, shape: ModelShape, **about: Any) -> PruningPlan:
+        """The plan that keeps everything of a model; `about` holds other fields of the record."""
+        first, *later = (Kept(keep=tuple(range(width))) for width in shape.embed_dims)
+        blocks = tuple(
+            BlockPlan(
+                source=b,
+                attention=KeptAttention(heads=block.num_heads, keep=tuple(range(block.attention))),
+                ffn=Kept(keep=tuple(range(block.ffn))),
+                reduction=Kept(keep=tuple(range(block.reduction))) if block.reduction else None,
+            )
+            for b, block in enumerate(shape.blocks)
+        )
+        return cls(source_shape=shape.to_dict(), residual=first, later_residuals=tuple(later), blocks=blocks, **about)
+
     @cached_property
     def shape_before(self) -> ModelShape:
         return ModelShape.from_dict(self.source_shape)
@@ -155,7 +175,9 @@ class PruningPlan(JsonRecord):
             replace(stage, embed_dim=widths[number], depth=held.count(number))
             for number, stage in enumerate(before.stages)
         )
-        return replace(before, embed_dim=widths[-1], blocks=blocks, stages=stages)
+        rotated = before.features and self.basis == Basis.DIRECTIONS
+        outputs = before.outputs if rotated else before.outputs_at(widths[-1])
+        return replace(before, embed_dim=widths[-1], blocks=blocks, stages=stages, num_classes=outputs)
 
     def model_copy(self, *, update: Values | None = None, deep: bool = False) -> PruningPlan:
         """A changed copy; what was computed of this plan is not carried along."""

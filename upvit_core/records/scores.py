@@ -32,9 +32,10 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class ImportanceScores:
-    """Scores by key, in `unit` summed over `images` images; bigger is more important.
+    """Scores by key (channels,), in `unit`, sums over `images` images; a higher score is a more important channel.
 
-    `basis` says what a residual and an attention score belong to.
+    `basis` says whether residual and attention scores belong to channels or to directions. Raises ScoresError where a
+    key of the shape is missing, has another number of channels, or holds NaN or infinity.
     """
 
     values: Mapping[str, Array]
@@ -66,11 +67,6 @@ class ImportanceScores:
                 raise ScoresError(f"The standard errors of {key!r} do not fit its scores; score the model again.")
 
     @property
-    def is_kl(self) -> bool:
-        """True where scores are in nats, each the KL that one removal causes."""
-        return self.unit.startswith("nats")
-
-    @property
     def is_sum(self) -> bool:
         """True where scores are sums over images, so that those of disjoint images add up."""
         return "summed over images" in self.unit
@@ -79,6 +75,18 @@ class ImportanceScores:
     def samples(self) -> int:
         """Divisor from sums to means: images, or tokens of a text; at least 1."""
         return max(self.images, 1) * self.shape.answers
+
+    @cached_property
+    def per_sample(self) -> ImportanceScores:
+        """The same scores as means, in nats an image or token; this record where they are no sums."""
+        if not self.is_sum or not self.images:
+            return self
+        values, stderr = (
+            {key: array / self.samples for key, array in part.items()} for part in (self.values, self.stderr)
+        )
+        return replace(
+            self, values=values, stderr=stderr, unit="nats an image" if self.shape.answers == 1 else "nats a token"
+        )
 
     @property
     def residual(self) -> Array:

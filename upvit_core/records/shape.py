@@ -8,16 +8,17 @@ Code that goes by `groups` and `with_widths` works for every family.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, get_args
 
 from upvit_core.errors import UnsupportedModelError
-from upvit_core.files import Json, Values
+from upvit_core.files import Json
 from upvit_core.limits import MOST_BLOCKS
 from upvit_core.records.family import FAMILIES, Family, load
+from upvit_core.records.structure import PLAIN, Structure, check_numbers
 
-Activation = Literal["gelu", "quick_gelu", "gelu_tanh"]
-"""Of the FFN, as timm calls it."""
+Activation = Literal["gelu", "quick_gelu", "gelu_tanh", "silu"]
+"""The activation function of the FFN, by timm's name."""
 Component = Literal["residual", "attention", "ffn", "reduction"]
 OUTPUT_BYTES = 1 << 28
 """The most that the outputs of one batch may take, unless a single input's take more."""
@@ -44,6 +45,7 @@ class Group:
 class BlockShape:
     """Widths of one block: attention heads, attention channels over all heads, hidden FFN channels.
 
+    If heads are cut whole (`Structure.head_dim`), `attention` is the number of heads and `num_heads` is 1 (none merge).
     `reduction` counts the channels of a spatial reduction of keys and values (0: there is none).
     """
 
@@ -80,6 +82,9 @@ class ModelShape:
     classifier reads (0: it reads the average over patches). `fc_norm` says that the final norm comes after pooling,
     `pre_norm` that a norm stands before the blocks, as in CLIP.
     With `stages`, `embed_dim` is the width of the last one, which the head reads.
+    `features` says that the outputs are features, not logits of classes; `num_classes` is then their number where a
+    linear layer makes them, and 0 where they are what a head would read.
+    `structure` has the parts beyond a plain ViT's.
     """
 
     name: str
@@ -101,8 +106,10 @@ class ModelShape:
     norm_eps: float = 1e-6
     pre_norm: bool = False
     act: Activation = "gelu"
+    features: bool = False
     family: str = "vit"
     stages: tuple[StageShape, ...] = ()
+    structure: Structure = PLAIN
 
     def __post_init__(self) -> None:
         if self.stages and (
@@ -125,9 +132,10 @@ class ModelShape:
     def has_directions(self) -> bool:
         """True where the residual can be rotated, and directions cut in place of channels.
 
-        A norm before the blocks writes to the residual, so its weights would have to be rotated as well.
+        A norm before the blocks writes to the residual, so its weights would have to be rotated as well. Models with
+        other parts than a plain ViT's (`structure`) are not rotated either.
         """
-        return self.architecture.has_directions and not self.pre_norm
+        return self.architecture.has_directions and not self.pre_norm and self.structure == PLAIN
 
     @property
     def one_share(self) -> bool:
@@ -145,14 +153,41 @@ class ModelShape:
         return self.architecture.library
 
     @property
+    def outputs(self) -> int:
+        """Numbers in one answer: logits of classes or tokens, or features."""
+        return self.num_classes or (self.structure.pool or (self.embed_dim,))[0]
+
+    @property
+    def classes(self) -> int | None:
+        """The number of classes that it tells apart; None where its outputs are features."""
+        return None if self.features else self.num_classes
+
+    def outputs_at(self, embed_dim: int) -> int:
+        """`num_classes` at another residual width, at which the same number of features needs a linear layer."""
+        linear = self.features and not self.structure.pool and embed_dim != self.embed_dim
+        return self.outputs if linear else self.num_classes
+
+    def heads_in(self, block: BlockShape) -> int:
+        """The number of heads of a block, whether they are cut whole or not."""
+        return block.attention if self.structure.head_dim else block.num_heads
+
+    def channels_in(self, block: BlockShape) -> int:
+        """The attention channels of a block over all heads."""
+        return block.attention * self.structure.unit
+
+    def with_linear_features(self) -> ModelShape:
+        """The same model with its features made by a linear layer, as a thinner residual needs to make all of them."""
+        return replace(self, num_classes=self.outputs)
+
+    @property
     def answers(self) -> int:
         """Answers to one input: one to an image, one for every token of a block of text."""
         return self.num_tokens if self.is_language else 1
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of the float32 logits of one input."""
-        return self.answers * self.num_classes * 4
+        """Bytes of the float32 outputs of one input."""
+        return self.answers * self.outputs * 4
 
     @property
     def is_small(self) -> bool:
@@ -248,7 +283,8 @@ class ModelShape:
             for number, stage in enumerate(self.stages)
         )
         embed_dim = stages[-1].embed_dim if stages else widths.get("residual", self.embed_dim)
-        return replace(self, embed_dim=embed_dim, blocks=blocks, stages=stages)
+        outputs = self.outputs_at(embed_dim)
+        return replace(self, embed_dim=embed_dim, blocks=blocks, stages=stages, num_classes=outputs)
 
     @property
     def num_patches(self) -> int:
@@ -279,9 +315,12 @@ class ModelShape:
             first = self.first_block(stage)
             blocks = self.blocks[first : first + self.depths[stage]]
             reduces = bool(self.stages) and self.stages[stage].reduction_ratio > 1
-            if len(set(blocks)) != 1 or blocks[0].attention != width or blocks[0].reduction != width * reduces:
+            wide = self.channels_in(blocks[0])
+            if len(set(blocks)) != 1 or wide != width or blocks[0].reduction != width * reduces:
                 return False
-        return True
+        block, own = self.blocks[0], self.structure
+        pooled = own.pool in ((), (self.embed_dim, self.heads_in(block), block.ffn))
+        return own == PLAIN or (pooled and bool(own.timm) and not own.relative and not own.learns_angles)
 
     def to_dict(self) -> Json:
         """Lists and plain values only, equal to what JSON gives back; what only other families have is left out."""
@@ -294,10 +333,15 @@ class ModelShape:
             del values["stages"]
         if self.family == "vit":
             del values["family"]
-        if not self.pre_norm:
-            del values["pre_norm"]
+        for name in ("pre_norm", "features"):
+            if not values[name]:
+                del values[name]
         if self.act == "gelu":
             del values["act"]
+        if self.structure == PLAIN:
+            del values["structure"]
+        else:
+            values["structure"] = self.structure.to_dict()
         return values
 
     @classmethod
@@ -309,28 +353,13 @@ class ModelShape:
         values["blocks"] = tuple(BlockShape(**block) for block in values["blocks"])
         values["img_size"], values["patch_size"] = tuple(values["img_size"]), tuple(values["patch_size"])
         values["stages"] = tuple(StageShape(**stage) for stage in values.get("stages", ()))
+        values["structure"] = Structure.from_dict(values.get("structure", {}))
         for record in (*values["blocks"], *values["stages"]):
-            _check_numbers(type(record), vars(record))
-        _check_numbers(cls, values)
+            check_numbers(type(record), vars(record))
+        check_numbers(cls, values)
         shape = cls(**values)
         _check_shape(shape)
         return shape
-
-
-def _check_numbers(record: type[ModelShape | BlockShape | StageShape], values: Values) -> None:
-    """Raises ValueError where a file gives something else for a whole number, or one that no model has."""
-    for field in fields(record):
-        value, many = values.get(field.name), field.type == "tuple[int, int]"
-        if field.name in values and field.type == "bool" and type(value) is not bool:
-            raise ValueError(f"{field.name} is {str(value)[:40]}, expected true or false")
-        if field.name not in values or not (many or field.type == "int" or (field.type == "int | None" and value)):
-            continue
-        numbers = tuple(value or ()) if many else (value,)
-        if len(numbers) != 1 + many or any(type(n) is not int or not 0 <= n < 2**31 for n in numbers):
-            wanted = "two whole numbers" if many else "a whole number"
-            raise ValueError(f"{field.name} is {str(value)[:40]}, expected {wanted}")
-        if many and not all(numbers):
-            raise ValueError(f"{field.name} is {value}, expected numbers above 0")
 
 
 def _check_shape(shape: ModelShape) -> None:
@@ -340,7 +369,8 @@ def _check_shape(shape: ModelShape) -> None:
             raise ValueError(f"block {number} has {block}, expected numbers above 0 and heads that divide attention")
     if shape.act not in get_args(Activation):
         raise ValueError(f"act is {str(shape.act)[:40]}, expected {', '.join(get_args(Activation))}")
-    if min(shape.embed_dim, shape.in_chans, shape.num_classes) < 1 or not (shape.is_language or shape.num_patches):
+    outputs = shape.num_classes or int(shape.features)
+    if min(shape.embed_dim, shape.in_chans, outputs) < 1 or not (shape.is_language or shape.num_patches):
         raise ValueError("it has no channels, no classes or no patches")
 
 

@@ -4,10 +4,10 @@ Every view takes its words and units from here, so that none asks which architec
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from upvit_core.errors import UnsupportedModelError
+from upvit_core.errors import RunError, UnsupportedModelError
 from upvit_core.files import Values
 from upvit_core.records.criteria import CRITERIA
 from upvit_core.records.family import load
@@ -57,7 +57,7 @@ class Task:
     @property
     def wanted(self) -> str:
         """The missing data, and the page that takes it."""
-        return f"{self.data}; give {self.them} on Model"
+        return f"{self.data}; give {self.them} on Start"
 
     @property
     def in_percent(self) -> bool:
@@ -96,6 +96,11 @@ IMAGES = Task(
     source="A folder of class folders, an archive of one, or a timm data set.", verb="classify it",
     more_is_better=True, has_pictures=True, has_classes=True,
 )  # fmt: skip
+FEATURES = replace(
+    IMAGES, name="k-NN top-1", axis="k-NN top-1, %", output="feature", outputs="features",
+    verb="compute its features",
+)  # fmt: skip
+"""Of models without a classifier; `key` stays, so that records and runs of all images read alike."""
 TEXT = Task(
     "perplexity", "Perplexity", "perplexity (less is better)", "", 2, sample="token", batch_item="block of text",
     batch_items="blocks of text", unit="token", units="tokens", output="next token", outputs="next tokens",
@@ -105,18 +110,33 @@ TEXT = Task(
 
 
 def task_of(shape: ModelShape) -> Task:
-    return {"images": IMAGES, "text": TEXT}[shape.architecture.task]
+    return FEATURES if shape.features else {"images": IMAGES, "text": TEXT}[shape.architecture.task]
 
 
 def task_of_rows(rows: Iterable[Values]) -> Task:
-    """Of a run, by what its metrics.jsonl holds."""
-    return TEXT if any("perplexity" in row for row in rows) else IMAGES
+    """The task of a run, recognised by the columns of its metrics.jsonl."""
+    keys = {key for row in rows for key in row}
+    return TEXT if "perplexity" in keys else FEATURES if "cosine" in keys else IMAGES
 
 
 def refuse_language(shape: ModelShape, what: str, instead: str) -> None:
     """Raises UnsupportedModelError where a model reads text, and `what` is defined for images alone."""
     if not task_of(shape).has_classes:
         raise UnsupportedModelError(f"{what}, and {shape.name} reads text; {instead}.")
+
+
+def check_teacher(student: ModelShape, teacher: ModelShape) -> None:
+    """Raises RunError where two models cannot answer to the same images with the same classes."""
+    ours, theirs = (
+        f"{shape.outputs} {'features' if shape.features else 'classes'} and images of "
+        f"{' x '.join(map(str, (*shape.img_size, shape.in_chans)))}"
+        for shape in (student, teacher)
+    )
+    if ours != theirs:
+        raise RunError(
+            f"The student has {ours}, the teacher {theirs}; choose a student that was cut from this teacher, or give "
+            "both the same image size (--img-size)."
+        )
 
 
 def model_name(shape: ModelShape) -> str:

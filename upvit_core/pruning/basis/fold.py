@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.build import build_model
+from upvit_core.pruning.surgery import linear_features
 from upvit_core.records.shape import ModelShape
 
 State = dict[str, Tensor]
@@ -21,11 +22,12 @@ State = dict[str, Tensor]
 
 
 def fold(model: nn.Module, shape: ModelShape) -> nn.Module:
-    """An equal model in eval mode, folded; the source is not touched.
+    """An equal model in eval mode, folded, with features made by a linear layer; the source is not touched.
 
     Raises UnsupportedModelError where the model has no final norm, or a norm weight of 0 that hides a bias.
     """
-    return load(folded_state(state_of(model), shape), shape, like=next(model.parameters()))
+    state, linear = linear_features(state_of(model), shape)
+    return load(folded_state(state, linear), linear, like=next(model.parameters()))
 
 
 def state_of(model: nn.Module) -> State:
@@ -46,7 +48,9 @@ def final_norm(shape: ModelShape) -> str:
 
 
 def output_heads(shape: ModelShape) -> tuple[str, ...]:
-    """Names of the classifier heads."""
+    """Names of the linear layers that make the outputs."""
+    if not shape.num_classes:
+        return ()
     return ("head", "head_dist") if shape.distilled else ("head",)
 
 

@@ -13,6 +13,9 @@ from torch import Tensor
 from upvit_core.pruning.basis.reading import unit_trace
 from upvit_core.pruning.basis.statistics import ProxyStatistics
 
+STALE = 0.2
+"""The share of columns without use at which the matrices are copied without them."""
+
 
 def elimination_scores(stats: ProxyStatistics, block: int, at_once: int | None = None) -> Tensor:
     """The cost (H,), in nats, of each FFN channel of `block` when it was removed; the last one removed scores highest.
@@ -27,21 +30,26 @@ def elimination_scores(stats: ProxyStatistics, block: int, at_once: int | None =
     weight = stats.state[f"blocks.{block}.mlp.fc2.weight"]
     left = _root(metric * gradient.trace() / 2) @ torch.cat([weight, torch.zeros_like(weight[:, :1])], 1)  # (D, H + 1)
     inverse = torch.linalg.inv(hidden + 1e-6 * torch.diag(hidden.diagonal() + 1e-12))
-    alive = torch.arange(H + 1, device=hidden.device)  # entry H is the bias, which stays
+    stands_for = torch.arange(H + 1, device=hidden.device)  # the channel of each column; entry H is the bias
+    gone = torch.zeros(H + 1, dtype=torch.bool, device=hidden.device)
     scores = torch.zeros(H, dtype=torch.float64, device=hidden.device)
-    reached = 0.0
-    while len(alive) > 1:
+    reached, remaining, stale = scores.new_zeros(()), H, 0
+    while remaining:
         cost = left.square().sum(0) / inverse.diagonal() / 2
-        cheapest = cost[:-1].argsort(stable=True)[:at_once]
+        count = min(at_once, remaining)
+        cheapest = cost.masked_fill(gone, torch.inf)[:-1].argsort(stable=True)[:count]
         # A channel costs at least what those before it did, so that scores keep the order of removal.
-        ordered = torch.cummax(cost[cheapest].clamp_min(reached * (1 + 1e-9)), 0).values
-        scores[alive[cheapest]], reached = ordered, float(ordered[-1])
-        stays = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
-        stays[cheapest] = False
-        bridge = torch.linalg.solve(inverse[cheapest][:, cheapest], inverse[cheapest][:, stays])  # (gone, alive)
-        left = left[:, stays] - left[:, cheapest] @ bridge
-        inverse = inverse[stays][:, stays] - inverse[stays][:, cheapest] @ bridge
-        alive = alive[stays]
+        ordered = torch.cummax(cost[cheapest].maximum(reached * (1 + 1e-9)), 0).values
+        scores[stands_for[cheapest]], reached = ordered, ordered[-1]
+        bridge = torch.linalg.solve(inverse[cheapest][:, cheapest], inverse[cheapest])  # (gone, columns)
+        left.addmm_(left[:, cheapest], bridge, alpha=-1)
+        inverse.addmm_(inverse[:, cheapest], bridge, alpha=-1)
+        gone[cheapest] = True
+        remaining, stale = remaining - count, stale + count
+        if stale > STALE * len(gone):  # what is gone is computed along until it is worth a copy
+            stays = (~gone).nonzero().flatten()
+            left, inverse, stands_for = left[:, stays], inverse[stays][:, stays], stands_for[stays]
+            gone, stale = torch.zeros_like(stands_for, dtype=torch.bool), 0
     return scores
 
 

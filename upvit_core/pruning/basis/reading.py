@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 SMALLEST_PART = 4
+STEPS = 40  # of L-BFGS; changing it changes saved plans, whose directions are computed again when they are cut
 ROUNDING = 1e-11  # of float64 sums over thousands of products, relative
 
 
-def reading_directions(C: Sequence[Tensor], G: Sequence[Tensor], steps: int = 40) -> Tensor:
+def reading_directions(C: Sequence[Tensor], G: Sequence[Tensor], steps: int = STEPS) -> Tensor:
     """Orthonormal Q (n, n) whose leading columns read best; C, G: per reader (n, n), C positive definite."""
     moments, weights = torch.stack(list(C)), torch.stack(list(G))
     return _ordered(moments, weights, moments @ weights @ moments, steps)
@@ -66,7 +67,7 @@ def _gain(A: Tensor, B: Tensor, Q: Tensor) -> tuple[Tensor, Tensor]:
     return _trace(gained), 2 * (read @ inverse - seen @ (gained @ inverse)).sum(0)
 
 
-def best_subspace(A: Tensor, B: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def best_subspace(A: Tensor, B: Tensor, start: Tensor, steps: int = STEPS) -> tuple[Tensor, Tensor]:
     """X (m, k) orthonormal with Σ_s tr((Xᵀ A_s X)⁻¹ Xᵀ B_s X) large, and the complement (m, m - k).
 
     It is `start` (m, k) where that leaves nothing but rounding errors to gain, and where the search finds no better.

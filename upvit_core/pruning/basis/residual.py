@@ -94,8 +94,8 @@ def constant_complement(D: int) -> Tensor:
 def embedding(directions: Tensor) -> Tensor:
     """E (D, k) from orthonormal directions P (D, k-1)."""
     D, k = directions.shape[0], directions.shape[1] + 1
-    spread = constant_complement(k).T  # B, (k-1, k)
-    return directions @ spread + torch.full((D, k), (D * k) ** -0.5, dtype=torch.float64)
+    spread = constant_complement(k).T.to(directions)  # B, (k-1, k)
+    return directions @ spread + (D * k) ** -0.5
 
 
 def matrix_power(matrix: Tensor, power: float, floor: float = 1e-10) -> Tensor:

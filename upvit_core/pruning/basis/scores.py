@@ -11,42 +11,32 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from upvit_core.data import ImageSet, draw_proxy
 from upvit_core.errors import ScoresError
-from upvit_core.importance.criterion import Clock, Criterion, Proxy, Report, frozen, kl_divergence, log_softmax, silent
+from upvit_core.importance import sharding
+from upvit_core.importance.criterion import Clock, Criterion, Proxy, Report, frozen, silent
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.models.adapter import Adapter
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.models.output import output_of, with_output
 from upvit_core.pruning.basis.neurons import elimination_scores
 from upvit_core.pruning.basis.residual import pool_blocks
 from upvit_core.pruning.basis.slice import prune_directions
 from upvit_core.pruning.basis.statistics import ProxyStatistics, collect_statistics
 from upvit_core.records.basis import Basis
 from upvit_core.records.criteria import OF_DIRECTIONS
-from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
+from upvit_core.records.plan import Kept, PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape
 
 
 def whole_plan(shape: ModelShape, residual: tuple[int, ...] | None = None) -> PruningPlan:
     """A plan of directions that keeps everything, or only the given entries of the residual."""
-    return PruningPlan(
-        basis=Basis.DIRECTIONS,
-        source_shape=shape.to_dict(),
-        residual=Kept(keep=residual or tuple(range(shape.embed_dim))),
-        blocks=tuple(
-            BlockPlan(
-                source=b,
-                attention=KeptAttention(heads=block.num_heads, keep=tuple(range(block.attention))),
-                ffn=Kept(keep=tuple(range(block.ffn))),
-            )
-            for b, block in enumerate(shape.blocks)
-        ),
-    )
+    whole = PruningPlan.whole(shape, basis=Basis.DIRECTIONS)
+    return whole.model_copy(update={"residual": Kept(keep=residual)}) if residual else whole
 
 
 def check_directions(criterion: str) -> None:
@@ -61,10 +51,9 @@ def directions_scores(
     stats: ProxyStatistics,
     criterion: str = "fisher",
     *,
-    batch_size: int = 50,
     report: Report = silent,
 ) -> ImportanceScores:
-    """Scores of directions, with the keys and widths of channel scores.
+    """Scores of directions, with the keys and widths of channel scores; of several processes, each does its part.
 
     `fisher` takes the residual's scores from `stats` (what each direction adds to those before it, to second order)
     and one pass over `proxy` for the rest; `kl` removes each direction in turn (Eq. 1 exactly): D cuts and passes for
@@ -72,21 +61,27 @@ def directions_scores(
     """
     check_directions(criterion)
     start = time.perf_counter()
+    adapter = with_output(adapter, proxy)
     shape, model = adapter.shape, adapter.model
-    rotated = prune_directions(model, shape, whole_plan(shape), stats)
+    own, device = sharding.own_shard(proxy), next(model.parameters()).device
+    rotated = adapt(prune_directions(model, shape, whole_plan(shape), stats), shape.with_linear_features())
+    rotated.output = adapter.output
     inner: Criterion
     if criterion == "kl":
         exact = {key: tuple(range(n)) for key, n in expected_widths(shape).items() if key != "residual"}
-        inner, residual = KL(channels=exact), _removal_kl(model, shape, proxy, stats, batch_size, report)
+        inner, residual = KL(channels=exact), _removal_kl(adapter, own, stats, report)
     else:
-        inner, residual = Fisher(batch_size=batch_size), stats.direction_scores.numpy()
-    scores = inner.attribute(adapt(rotated, shape), proxy, report)
+        inner, residual = Fisher(), stats.direction_scores.cpu().numpy()
+    scores = inner.attribute(rotated, own, report)
+    scores = sharding.all_reduce_scores(scores, proxy, device)
     values = {"residual": np.concatenate([[residual.max()], residual])}
     for b, block in enumerate(shape.blocks):
         inside = torch.tensor(scores.attention(b)).unflatten(0, (block.num_heads, -1))  # (h, d)
         values[f"attention.{b}"] = torch.cat([pool_blocks(head) for head in inside]).numpy()
     if criterion == "fisher":
-        values |= {f"ffn.{b}": elimination_scores(stats, b).cpu().numpy() for b in range(shape.depth)}
+        mine = sharding.own_items(range(shape.depth))
+        found = {f"ffn.{b}": elimination_scores(stats, b).cpu().numpy() for b in mine}
+        values |= sharding.merge(found, device)
     origin = {"statistics_images": stats.images, "statistics_digest": stats.data_digest, "statistics_seed": stats.seed}
     return scores.with_values(
         values,
@@ -110,27 +105,28 @@ def score_directions(
     """Find the directions of a loaded model on `n` proxy images by `seed`, and score them; see `directions_scores`."""
     check_directions(criterion)
     proxy = draw_proxy(images, min(n, len(images)), seed, balanced=balanced)
-    adapter = adapt(loaded.model, loaded.shape)
+    adapter = with_output(adapt(loaded.model, loaded.shape), proxy)
     stats = collect_statistics(adapter, proxy, report=report)
     scores = directions_scores(adapter, proxy, stats, criterion, report=report)
     return replace(scores, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest)
 
 
 @torch.no_grad()
-def _removal_kl(
-    model: nn.Module, shape: ModelShape, proxy: Proxy, stats: ProxyStatistics, batch_size: int, report: Report
-) -> np.ndarray:
+def _removal_kl(adapter: Adapter, proxy: Proxy, stats: ProxyStatistics, report: Report) -> np.ndarray:
     """Σ_i KL(q_i || p_i) of the model cut along all directions but one, for each of the D - 1 directions."""
+    model, shape, output = adapter.model, adapter.shape, output_of(adapter)
     device = next(model.parameters()).device
-    everything = range(shape.embed_dim)
+    everything, batch_size = range(shape.embed_dim), shape.batch_size(50, large=8)
     clock = Clock(shape.embed_dim - 1, "directions", report)
     with frozen(model):
-        log_q: list[Tensor] = [log_softmax(model(images)) for images, _ in proxy.batches(batch_size, device)]
+        whole = [output.reference(model(images)) for images, _ in proxy.batches(batch_size, device)]
     result = np.zeros(shape.embed_dim - 1)
     for direction in everything[1:]:
         plan = whole_plan(shape, tuple(i for i in everything if i != direction))
         cut = prune_directions(model, shape, plan, stats)
-        batches = zip(log_q, proxy.batches(batch_size, device), strict=True)
-        result[direction - 1] = sum(float(kl_divergence(q, cut(images)).sum()) for q, (images, _) in batches)
+        batches = zip(whole, proxy.batches(batch_size, device), strict=True)
+        result[direction - 1] = sum(float(output.kl(q, cut(images)).sum()) for q, (images, _) in batches)
         clock.advance(1, "residual")
-    return result
+    total = torch.from_numpy(result).to(device)
+    sharding.add_up(total)
+    return total.cpu().numpy()

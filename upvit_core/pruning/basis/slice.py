@@ -28,6 +28,11 @@ class CutBasis:
     embedding: Tensor
     heads: tuple[HeadFactors, ...]
 
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        parts = ((h.query, h.key, h.value, h.output) for h in self.heads)
+        return (self.embedding, *(tensor for part in parts for tensor in part))
+
     def to(self, like: Tensor) -> CutBasis:
         """A copy on the device and in the dtype of `like`."""
         return CutBasis(self.embedding.to(like), tuple(h.to(like) for h in self.heads))
@@ -63,6 +68,8 @@ def channel_basis(plan: PruningPlan) -> CutBasis:
         own = shape.blocks[block.source]
         rows = torch.eye(own.attention, dtype=torch.float64)[list(block.attention.keep)]  # (A', A)
         scale = (len(block.attention.keep) / block.attention.heads / own.head_dim) ** 0.5
+        if shape.structure.head_dim:
+            rows, scale = torch.kron(rows, torch.eye(shape.structure.head_dim, dtype=torch.float64)), 1.0
         blocks.append(HeadFactors(rows * scale, rows, rows, rows.T))
     return CutBasis(select, tuple(blocks))
 

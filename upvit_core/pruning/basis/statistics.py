@@ -7,16 +7,24 @@ those of the streams that are read are taken in float64 too, since a few directi
 of the rest, whose moments float32 would leave indefinite. Memory does not depend on the number of images.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from upvit_core.importance import sharding
 from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, silent
-from upvit_core.importance.output_directions import leading_directions
+from upvit_core.importance.fisher import Fisher
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.device import exact_float32
+from upvit_core.models.output import output_of, with_output
+from upvit_core.models.output_directions import LIKELIEST
 from upvit_core.models.transformer import AttentionTrace, FeedForwardTrace
 from upvit_core.models.vit import ViTAdapter
+from upvit_core.out_of_memory import in_halves
 from upvit_core.pruning.basis.fold import State, fold, state_of
 from upvit_core.pruning.basis.residual import Metric, residual_directions
 from upvit_core.records.shape import ModelShape
@@ -73,24 +81,38 @@ def collect_statistics(
     *,
     metric: Metric = "reading",
     num_directions: int = 2,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     report: Report = silent,
 ) -> ProxyStatistics:
     """Fold a copy of the adapter's model and collect everything that choosing a basis needs.
 
-    num_directions: eigenvectors of each image's output Fisher that are sent back, one backward pass each.
+    num_directions: eigenvectors of each image's output Fisher that are sent back, one backward pass each. batch_size:
+    images at once (None: as `fisher` takes them); a batch that does not fit into memory is halved. Of several
+    processes, each reads its part of the images.
     """
+    adapter = with_output(adapter, proxy)
     parameter = next(adapter.model.parameters())
     folded = fold(adapter.model, adapter.shape)
-    vit = ViTAdapter(folded, adapter.shape)
-    sums, clock = _Sums(), Clock(len(proxy), "images", report)
-    with frozen(folded), torch.enable_grad():
-        for images, _ in proxy.batches(batch_size, parameter.device):
-            _add_batch(sums, vit, images.to(parameter.dtype), num_directions)
-            clock.advance(len(images), "statistics")
+    vit = ViTAdapter(folded, adapter.shape.with_linear_features())
+    vit.output, generator = adapter.output, torch.Generator().manual_seed(0)
+    own = sharding.own_shard(proxy)
+    sums, clock = _Sums(), Clock(len(own), "images", report)
+    if batch_size is None:
+        batch_size = Fisher(num_directions=num_directions).batch_of(adapter.shape, parameter.device)
+    with frozen(folded), torch.enable_grad(), exact_float32():
+        for images, _ in own.batches(batch_size, parameter.device):
+            compute = partial(_moments_of, vit, num_directions=num_directions, generator=generator)
+            for part, (found, hidden) in in_halves(compute, images.to(parameter.dtype)):
+                sums.merge(found)
+                while hidden:
+                    name, x = hidden.popitem()
+                    sums.add(name, torch.nn.functional.pad(x, (0, 1), value=1))
+                clock.advance(len(part), "statistics")
+    sums.over_processes()
     directions, scores = residual_directions(*reader_moments(sums.grams, sums.rows, adapter.shape), metric)
+    sharding.agree(directions, scores)
     return ProxyStatistics(
-        shape=adapter.shape,
+        shape=vit.shape,
         state=state_of(folded),
         grams=sums.grams,
         rows=sums.rows,
@@ -107,6 +129,8 @@ def collect_statistics(
 
 
 class _Sums:
+    """Second moments by name, the rows in each, and squared gradients by token."""
+
     def __init__(self) -> None:
         self.grams: dict[str, Tensor] = {}
         self.rows: dict[str, int] = {}
@@ -115,9 +139,23 @@ class _Sums:
     def add(self, name: str, x: Tensor, *, count: bool = True) -> None:
         """x: (..., n); adds xᵀx over all leading dimensions."""
         flat = x.detach().flatten(0, -2)
-        gram = (flat.T @ flat).double()
-        self.grams[name] = self.grams[name] + gram if name in self.grams else gram
+        gram = flat.T @ flat
+        self.grams[name] = self.grams[name].add_(gram) if name in self.grams else gram.double()
         self.rows[name] = self.rows.get(name, 0) + (len(flat) if count else 0)
+
+    def merge(self, other: _Sums) -> None:
+        for own, more in ((self.grams, other.grams), (self.tokens, other.tokens)):
+            for name, tensor in more.items():
+                own[name] = own[name].add_(tensor) if name in own else tensor
+        for name, count in other.rows.items():
+            self.rows[name] = self.rows.get(name, 0) + count
+
+    def over_processes(self) -> None:
+        """Add the sums of the other processes."""
+        names = sorted(self.rows)
+        rows = torch.tensor([self.rows[name] for name in names], device=self.grams[names[0]].device)
+        sharding.add_up(rows, *(tensors[name] for tensors in (self.grams, self.tokens) for name in sorted(tensors)))
+        self.rows = dict(zip(names, rows.tolist(), strict=True))
 
     def add_tokens(self, name: str, gradient: Tensor) -> None:
         """gradient: (B, T, n); adds its squares over images and channels."""
@@ -125,7 +163,12 @@ class _Sums:
         self.tokens[name] = self.tokens[name] + squares if name in self.tokens else squares
 
 
-def _add_batch(sums: _Sums, vit: ViTAdapter, images: Tensor, num_directions: int) -> None:
+def _moments_of(
+    vit: ViTAdapter, images: Tensor, *, num_directions: int, generator: torch.Generator
+) -> tuple[_Sums, dict[str, Tensor]]:
+    """Sums over one batch, and apart from them the inputs (B, T, H) of fc2, whose moments are large: they are added
+    once the batch is known to fit into memory."""
+    sums = _Sums()
     x = vit.embed(images).detach().requires_grad_()
     attention: list[AttentionTrace] = []
     feed_forward: list[FeedForwardTrace] = []
@@ -147,13 +190,12 @@ def _add_batch(sums: _Sums, vit: ViTAdapter, images: Tensor, num_directions: int
         sums.add(f"query.{b}", a.q)
         sums.add(f"key.{b}", centred)
         sums.add(f"mixed.{b}", a.mixed)
-        sums.add(f"hidden.{b}", torch.nn.functional.pad(f.hidden, (0, 1), value=1))
         blk = vit.blocks[b]
         sums.add(f"reader.{2 * b}", (a.normed - blk.norm1.bias).double())
         sums.add(f"reader.{2 * b + 1}", (f.normed - blk.norm2.bias).double())
     sums.add(f"reader.{2 * vit.shape.depth}", features.double())
 
-    outputs = leading_directions(logits.detach(), num_directions).vectors
+    outputs = output_of(vit).directions(logits.detach(), "eigenvectors", num_directions, LIKELIEST, generator).vectors
     for r, output in enumerate(outputs):
         asked = [*wanted.values(), *tokens.values()]
         gradients = torch.autograd.grad(logits, asked, output, retain_graph=r + 1 < len(outputs))
@@ -161,3 +203,4 @@ def _add_batch(sums: _Sums, vit: ViTAdapter, images: Tensor, num_directions: int
             sums.add(name, gradient, count=r == 0)
         for name, gradient in zip(tokens, gradients[len(wanted) :], strict=True):
             sums.add_tokens(name, gradient)
+    return sums, {f"hidden.{b}": f.hidden.detach() for b, f in enumerate(feed_forward)}

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from upvit_core.models.gpt2 import GPT2Adapter
 from upvit_core.models.pvt import PVTAdapter
 from upvit_core.models.transformer import AttentionTrace, FeedForwardTrace
-from upvit_core.models.vit import ViTAdapter
+from upvit_core.models.vit import ViTAdapter, layer_scale
 from upvit_core.pruning.basis.fold import output_heads
 from upvit_core.pruning.basis.slice import channel_basis
 from upvit_core.pruning.basis.statistics import ProxyStatistics
@@ -45,7 +45,7 @@ class ViTRepair(LayerwiseRepair[ViTAdapter]):
         _absorb_layer_scale(self.student)
 
     def extra_passes(self) -> int:
-        return len(output_heads(self.plan.shape_after))
+        return len(output_heads(self.plan.shape_after)) + bool(self.plan.shape_after.structure.pool)
 
     def enter_block(self, number: int) -> None:
         if number == 0:
@@ -61,38 +61,52 @@ class ViTRepair(LayerwiseRepair[ViTAdapter]):
 
     def attention_readers(self, number: int, block: BlockPlan) -> list[Readers[AttentionTrace]]:
         module, maps = self.student.blocks[number], self.kept_basis.heads[number]
+        whole, theirs = self.student.shape.structure.head_dim, self.original.blocks[block.source].attn
         width = module.attn.qkv.out_features // 3
         fits = {
             f"blocks.{number}.attn.{part}": LinearFit.of(
                 module.attn.qkv,
                 rows=slice(i * width, (i + 1) * width),
-                bias=part != "k",
+                bias=bool(whole) or part != "k",
                 weights=self.token_weights.get(f"{part}.{block.source}"),
             )
             for i, part in enumerate("qkv")
         }
 
         def rows(x: Tensor, original: AttentionTrace) -> Rows:
-            normed = module.norm1(x)
-            q = self.student.kept_tokens(number, original.q)
-            return [
-                (self.student.kept_tokens(number, normed), q @ maps.query.T),
-                (_centred(normed), _centred(original.k @ maps.key.T)),
-                (normed, original.v @ maps.value.T),
-            ]
+            normed, q, k, v = module.norm1(x), original.q, original.k, original.v
+            if whole:  # the layer's own outputs, before norms and rotary positions
+                q, k, v = theirs.qkv(original.normed).chunk(3, -1)
+            q, k = self.student.kept_tokens(number, q) @ maps.query.T, k @ maps.key.T
+            keys = (normed, k) if whole else (_centred(normed), _centred(k))
+            return [(self.student.kept_tokens(number, normed), q), keys, (normed, v @ maps.value.T)]
 
         return [Readers(fits, rows)]
 
     def ffn_readers(self, number: int, block: BlockPlan) -> Readers[FeedForwardTrace]:
         module, kept = self.student.blocks[number], self.kept(f"ffn.{block.ffn_block}")
+        own = self.student.shape.structure
+        layers = ("mlp.fc1_g", "mlp.fc1_x") if own.gate == "split" else ("mlp.fc1",)
 
         def rows(x: Tensor, original: FeedForwardTrace) -> Rows:
-            return [(module.norm2(x), self.student.kept_tokens(number, original.before)[..., kept])]
+            before = self.student.kept_tokens(number, original.before).unflatten(-1, (own.first_layers, -1))[..., kept]
+            normed = module.norm2(x)
+            return [(normed, part.flatten(-2)) for part in before.chunk(len(layers), -2)]
 
-        return Readers({f"blocks.{number}.mlp.fc1": self.fit_of(number, "mlp.fc1", block.ffn_block)}, rows)
+        return Readers(
+            {f"blocks.{number}.{layer}": self.fit_of(number, layer, block.ffn_block) for layer in layers}, rows
+        )
+
+    def read_by_projection(self, number: int, mixed: Tensor) -> Tensor:
+        inner = self.student.shape.structure.attention_norm
+        return self.student.blocks[number].attn.norm(mixed) if inner else mixed
 
     def fit_heads(self) -> None:
         self.skip_to(2 * self.original.shape.depth)
+        if self.student.shape.structure.pool:
+            ours, theirs = self.student.vit.attn_pool.kv, self.original.vit.attn_pool.kv
+            read, target = self.student.read_by_pool, self.original.read_by_pool
+            self.fit({"attn_pool.kv": LinearFit.of(ours)}, lambda x, y: [(read(x), theirs(target(y)))])
         for token, name in enumerate(output_heads(self.plan.shape_after)):
             self.fit_head(name, partial(_feature, token))
 
@@ -126,7 +140,7 @@ class PVTRepair(LayerwiseRepair[PVTAdapter]):
     def extra_passes(self) -> int:
         openings = [self.student.opening(stage).proj for stage in range(1, len(self.plan.shape_after.stages))]
         reductions = [block.attn.sr for block in self.student.blocks if block.attn.sr is not None]
-        return 1 + sum(map(_is_small, openings + reductions))
+        return bool(self.plan.shape_after.num_classes) + sum(map(_is_small, openings + reductions))
 
     def in_student_channels(self, number: int, stream: Tensor) -> Tensor:
         return stream[..., self.kept(f"residual.{self.plan.shape_after.stage_of(number)}")]
@@ -203,10 +217,12 @@ def _centred(x: Tensor) -> Tensor:
 def _absorb_layer_scale(student: ViTAdapter) -> None:
     """Move layer scale into proj and fc2, whose outputs are fitted; timm's module stays, at 1."""
     for block in student.blocks if student.shape.layer_scale else ():
-        for scale, linear in ((block.ls1, block.attn.proj), (block.ls2, block.mlp.fc2)):
-            linear.weight *= scale.gamma[:, None]
-            linear.bias *= scale.gamma
-            scale.gamma.fill_(1)
+        for half, linear in ((1, block.attn.proj), (2, block.mlp.fc2)):
+            gamma = layer_scale(block, half)
+            assert gamma is not None
+            for parameter in linear.parameters():
+                parameter.transpose(0, -1).mul_(gamma)
+            gamma.fill_(1)
 
 
 def _is_small(convolution: nn.Conv2d) -> bool:

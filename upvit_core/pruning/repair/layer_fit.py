@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from upvit_core.importance import sharding
 from upvit_core.pruning.repair.least_squares import Moments, solve
 
 
@@ -46,7 +48,7 @@ class LinearFit:
         self.root = None if weights is None else weights.sqrt()[:, None]  # (T, 1)
         outputs, inputs = weight.shape
         self.train, self.held_out = (Moments(inputs + (bias is not None), outputs, weight.device) for _ in range(2))
-        self.energy = 0.0
+        self.energy = torch.zeros((), dtype=torch.float64, device=weight.device)
 
     @classmethod
     def of(
@@ -68,10 +70,12 @@ class LinearFit:
             x, missing, target = (t * self.root[: x.shape[1]] for t in (x, missing, target))
         self.train.add(x[~held], missing[~held])
         self.held_out.add(x[held], missing[held])
-        self.energy += float(target[held].double().square().sum())
+        self.energy += target[held].double().square().sum()
 
     def finish(self, name: str) -> LayerRepair:
-        """Change the layer where that lowers the held-out error."""
+        """Change the layer where that lowers the held-out error, by the inputs of all processes."""
+        sums = [tensor for of in (self.train, self.held_out) for tensor in (of.xx, of.xy, of.yy)]
+        sharding.add_up(self.energy, *sums)
         solution = solve(self.train, self.held_out)
         kept = solution.after < solution.before
         if kept:
@@ -79,5 +83,6 @@ class LinearFit:
             self.weight += change[:, : self.weight.shape[1]]
             if self.bias is not None:
                 self.bias += change[:, -1]
-        energy = max(self.energy, 1e-300)
+        sharding.agree(self.weight, *([] if self.bias is None else [self.bias]))
+        energy = max(float(self.energy), 1e-300)
         return LayerRepair(name, kept, solution.ridge, solution.before / energy, solution.after / energy)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from upvit_core.importance.criterion import Clock, Report
 from upvit_core.models.transformer import AttentionTrace, FeedForwardTrace, TransformerAdapter
+from upvit_core.out_of_memory import in_halves
 from upvit_core.pruning.basis.slice import CutBasis
 from upvit_core.pruning.basis.statistics import ProxyStatistics
 from upvit_core.pruning.repair.layer_fit import LayerRepair, LinearFit
@@ -72,8 +73,8 @@ class LayerwiseRepair(ABC, Generic[AdapterT]):
         self.held: list[Tensor] = []
         self._reached = 0  # half-blocks that the original's streams have passed
         for inputs, held in batches:
-            self.ours.append(student.embed(inputs))
-            self.theirs.append(original.embed(inputs))
+            self.ours += _through(student.embed, [inputs])
+            self.theirs += _through(original.embed, [inputs])
             self.held.append(held)
 
     @abstractmethod
@@ -98,6 +99,10 @@ class LayerwiseRepair(ABC, Generic[AdapterT]):
     def enter_block(self, number: int) -> None:
         """Bring both streams to where the student's block `number` takes them."""
 
+    def read_by_projection(self, number: int, mixed: Tensor) -> Tensor:
+        """The input of the student's output projection, from attention's output `mixed` (B, T, A); same shape."""
+        return mixed
+
     def fit_heads(self) -> None:
         """Fit the classifier heads, in families that have any to fit."""
 
@@ -109,13 +114,14 @@ class LayerwiseRepair(ABC, Generic[AdapterT]):
             self.skip_to(2 * source)
             self._fit_readers(self.attention_readers(number, block), partial(self.original.attention, source))
             own_attention = partial(self.student.attention, number)
-            self._fit_writer(number, self.attention_writer, source, own_attention, lambda trace: trace.mixed)
+            mixed = partial(_mixed, partial(self.read_by_projection, number))
+            self._fit_writer(number, self.attention_writer, source, own_attention, mixed)
             self.ours = [self.student.attend(number, x) for x in self.ours]
             self.skip_to(2 * ffn + 1)
             self._fit_readers([self.ffn_readers(number, block)], partial(self.original.feed_forward, ffn))
             own_ffn = partial(self.student.feed_forward, number)
             self._fit_writer(number, self.ffn_writer, ffn, own_ffn, lambda trace: trace.hidden)
-            self.ours = [self.student.feed(number, x) for x in self.ours]
+            self.ours = _through(partial(self.student.feed, number), self.ours)
         self.fit_heads()
 
     def kept(self, key: str) -> Tensor:
@@ -129,20 +135,18 @@ class LayerwiseRepair(ABC, Generic[AdapterT]):
     def skip_to(self, half: int) -> None:
         """Run the original's half-blocks before `half` that the student does not have."""
         for skipped in range(self._reached, half):
-            self.theirs = [self.original.half_block(skipped, y) for y in self.theirs]
+            self.theirs = _through(partial(self.original.half_block, skipped), self.theirs)
         self._reached = max(self._reached, half)
 
     def _fit_readers(self, passes: Sequence[Readers[TraceT]], original: Callable[[Tensor], TraceT]) -> None:
         """Fit what reads the stream, pass by pass; the original's streams then pass its half-block."""
         for readers in passes:
-            streams = []
 
-            def rows(x: Tensor, y: Tensor) -> Rows:
+            def rows(x: Tensor, y: Tensor) -> tuple[Rows, Tensor]:
                 trace = original(y)
-                streams.append(trace.stream)  # noqa: B023
-                return readers.rows(x, trace)  # noqa: B023
+                return readers.rows(x, trace), trace.stream  # noqa: B023
 
-            self.fit(readers.fits, rows)
+            streams = self._fit_along(readers.fits, rows)
         self.theirs = streams
         self._reached += 1
 
@@ -168,25 +172,57 @@ class LayerwiseRepair(ABC, Generic[AdapterT]):
         return LinearFit.of(self.student.blocks[number].get_submodule(layer))
 
     def fit_head(self, name: str, read: Callable[[AdapterT, Tensor], Tensor]) -> None:
-        """Softmax ignores what all classes share, so logits are compared after their mean is taken off.
+        """Fit a layer that makes the outputs, as their distribution compares them.
 
         read: maps an adapter and its stream after the last block to what the head reads, (B, D).
         """
         ours, theirs = (adapter.model.get_submodule(name) for adapter in (self.student, self.original))
-        assert isinstance(ours, nn.Linear)
-        ours.weight.sub_(ours.weight.mean(0))
-        ours.bias.sub_(ours.bias.mean())
+        if not isinstance(ours, nn.Linear):  # features that nothing makes of what would be fitted
+            return
+        compared = self.student.compared
+        ours.weight.copy_(compared(ours.weight.T).T)
+        ours.bias.copy_(compared(ours.bias))
 
         def rows(x: Tensor, y: Tensor) -> Rows:
-            logits = theirs(read(self.original, y))
-            return [(read(self.student, x), logits - logits.mean(-1, keepdim=True))]
+            return [(read(self.student, x), compared(theirs(read(self.original, y))))]
 
         self.fit({name: LinearFit.of(ours)}, rows)
 
+    def repairs(self, layer: str) -> bool:
+        """True if the layer of that name is fitted; others stay as the cut left them."""
+        return True
+
     def fit(self, fits: Mapping[str, LinearFit], rows: Callable[[Tensor, Tensor], Rows]) -> None:
         """Fit some layers in one pass over both streams, and change each where that lowers its held-out error."""
+        self._fit_along(fits, lambda x, y: (rows(x, y), y[:0]))
+
+    def _fit_along(
+        self, fits: Mapping[str, LinearFit], rows: Callable[[Tensor, Tensor], tuple[Rows, Tensor]]
+    ) -> list[Tensor]:
+        """`fit` with rows that come with a stream; the streams. A batch that does not fit into memory is halved."""
+        streams, chosen = [], {name: fit for name, fit in fits.items() if self.repairs(name)}
         for x, y, held in zip(self.ours, self.theirs, self.held, strict=True):
-            for fit, (inputs, target) in zip(fits.values(), rows(x, y), strict=True):
-                fit.add(inputs, target, held)
-        self.layers += [fit.finish(name) for name, fit in fits.items()]
+
+            def compute(part: range) -> tuple[Rows, Tensor]:
+                return rows(x[part.start : part.stop], y[part.start : part.stop])  # noqa: B023
+
+            made = []
+            for part, (problems, stream) in in_halves(compute, range(len(x))):
+                for name, (inputs, target) in zip(fits, problems, strict=True):
+                    if name in chosen:
+                        chosen[name].add(inputs, target, held[part.start : part.stop])
+                made.append(stream)
+            streams.append(made[0] if len(made) == 1 else torch.cat(made))
+        self.layers += [fit.finish(name) for name, fit in chosen.items()]
         self.clock.advance(1, next(iter(fits)))
+        return streams
+
+
+def _mixed(read: Callable[[Tensor], Tensor], trace: AttentionTrace) -> Tensor:
+    return read(trace.mixed)
+
+
+def _through(run: Callable[[Tensor], Tensor], streams: Sequence[Tensor]) -> list[Tensor]:
+    """Each stream after `run`, in halves where memory ends."""
+    parts = ([made for _, made in in_halves(run, stream)] for stream in streams)
+    return [made[0] if len(made) == 1 else torch.cat(made) for made in parts]

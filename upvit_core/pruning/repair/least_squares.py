@@ -18,14 +18,14 @@ class Moments:
     def __init__(self, features: int, outputs: int, device: torch.device | str = "cpu"):
         self.xx = torch.zeros(features, features, dtype=torch.float64, device=device)
         self.xy = torch.zeros(features, outputs, dtype=torch.float64, device=device)
-        self.yy = 0.0
+        self.yy = torch.zeros((), dtype=torch.float64, device=device)
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x: (..., n), y: (..., m); products in their dtype, sums in float64."""
         x, y = x.flatten(0, -2), y.flatten(0, -2)
         self.xx += x.T @ x
         self.xy += x.T @ y
-        self.yy += float(y.double().square().sum())
+        self.yy += y.double().square().sum()
 
     def __add__(self, other: Moments) -> Moments:
         both = Moments(self.xy.shape[0], self.xy.shape[1], self.xy.device)
@@ -34,12 +34,27 @@ class Moments:
 
     def error(self, change: Tensor) -> float:
         """Σ |y - changeᵀ x|² over the rows; change: (n, m)."""
-        return self.yy + float((change * (self.xx @ change - 2 * self.xy)).sum())
+        return float(self.yy + (change * (self.xx @ change - 2 * self.xy)).sum())
+
+    @property
+    def scale(self) -> Tensor:
+        """Of each feature (n, 1), to unit second moment."""
+        diagonal = self.xx.diagonal()
+        return diagonal.maximum(1e-12 * diagonal.mean() + 1e-300).rsqrt()[:, None]
+
+    def solve_one(self, ridge: float) -> Tensor:
+        """`solve` for one ridge, by a Cholesky factor where rounding leaves one."""
+        scale = self.scale
+        scaled = self.xx * scale * scale.T
+        scaled.diagonal().add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(scaled)
+        if bool(failed):
+            return self.solve((ridge,))[0]
+        return scale * torch.cholesky_solve(self.xy * scale, factor)
 
     def solve(self, ridges: tuple[float, ...]) -> list[Tensor]:
         """For each ridge the change (n, m) with the least squared error, features scaled to unit second moment."""
-        diagonal = self.xx.diagonal()
-        scale = diagonal.clamp_min(1e-12 * float(diagonal.mean()) + 1e-300).rsqrt()[:, None]
+        scale = self.scale
         values, vectors = torch.linalg.eigh(self.xx * scale * scale.T)
         projected = vectors.T @ (self.xy * scale)
         return [scale * (vectors @ (projected / (values.clamp_min(0) + ridge)[:, None])) for ridge in ridges]
@@ -59,4 +74,4 @@ def solve(train: Moments, held_out: Moments) -> Solution:
     """Choose the ridge by the held-out rows, then solve on all rows with it."""
     tried = zip(RIDGES, train.solve(RIDGES), strict=True)
     after, ridge = min((held_out.error(change), ridge) for ridge, change in tried)
-    return Solution((train + held_out).solve((ridge,))[0], ridge, held_out.yy, after)
+    return Solution((train + held_out).solve_one(ridge), ridge, float(held_out.yy), after)

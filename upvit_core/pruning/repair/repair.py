@@ -14,13 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from upvit_core.errors import PlanError
+from upvit_core.importance import sharding
 from upvit_core.importance.criterion import Proxy, Report, frozen, silent
 from upvit_core.models.build import adapt, shape_of
+from upvit_core.models.device import exact_float32
 from upvit_core.pruning.basis.fold import load as load_state
 from upvit_core.pruning.basis.slice import CutBasis, basis_for
 from upvit_core.pruning.basis.statistics import ProxyStatistics
 from upvit_core.pruning.repair.layer_fit import RepairReport
 from upvit_core.pruning.repair.layerwise import LayerwiseRepair
+from upvit_core.ranks import process_count, rank
 from upvit_core.records.basis import Basis
 from upvit_core.records.family import load
 from upvit_core.records.plan import PruningPlan
@@ -35,33 +38,35 @@ def repair(
     proxy: Proxy,
     *,
     stats: ProxyStatistics | None = None,
+    sweep: type[LayerwiseRepair] | None = None,
+    basis: CutBasis | None = None,
     report: Report = silent,
 ) -> tuple[nn.Module, RepairReport]:
     """A repaired copy of `student` in eval mode, and what was done; neither model is touched.
 
-    student: `teacher` cut by `plan`. stats: those that the student was cut with, for plans of directions. Every
-    fifth input chooses ridges. Memory holds both streams of all inputs, n·tokens·(D + k) numbers.
+    student: `teacher` cut by `plan`. stats, basis: those that the student was cut with, for plans of directions. sweep:
+    in place of the family's own, as one that fits fewer layers. Every fifth input chooses ridges. Memory holds both
+    streams of all inputs, n·tokens·(D + k) numbers; of several processes, each holds its part.
 
     Raises PlanError where `stats` is missing, the student does not have the plan's shape, or inputs are too few.
     """
     before, after = plan.shape_before, plan.shape_after
     _check(student, plan, proxy)
     repaired, original = copy.deepcopy(student).eval(), teacher
-    basis: CutBasis | None = None
     like = next(student.parameters())
     if plan.basis == Basis.DIRECTIONS:
         if stats is None:
             raise PlanError("Repairing a plan of directions needs the statistics that it was cut with; give stats.")
-        basis, original = basis_for(plan, stats), load_state(stats.state, stats.shape, like=like)
+        basis, original = basis or basis_for(plan, stats), load_state(stats.state, stats.shape, like=like)
     start = time.perf_counter()
-    kind = load(after.architecture.repair)
-    with frozen(original), torch.no_grad():
+    kind = sweep or load(after.architecture.repair)
+    with frozen(original), torch.no_grad(), exact_float32():
         batches = _batches(proxy, like, kind.batch_size, kind.held_remainder % HELD_OUT)
         adapters = adapt(repaired, after), adapt(original, before)
-        sweep: LayerwiseRepair = kind(*adapters, plan, batches, report, stats=stats, basis=basis)
-        sweep.run()
+        fitting: LayerwiseRepair = kind(*adapters, plan, batches, report, stats=stats, basis=basis)
+        fitting.run()
     seconds = time.perf_counter() - start
-    return repaired, RepairReport(tuple(sweep.layers), len(proxy), len(proxy) // HELD_OUT, seconds)
+    return repaired, RepairReport(tuple(fitting.layers), len(proxy), len(proxy) // HELD_OUT, seconds)
 
 
 def _check(student: nn.Module, plan: PruningPlan, proxy: Proxy) -> None:
@@ -81,9 +86,9 @@ def _check(student: nn.Module, plan: PruningPlan, proxy: Proxy) -> None:
 
 
 def _batches(proxy: Proxy, like: Tensor, batch_size: int, remainder: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Inputs in the dtype of `like`, where they are no token ids, and which of them are held out."""
+    """Inputs of this process in the dtype of `like`, where they are no token ids, and which of them are held out."""
     seen = 0
-    for inputs, _ in proxy.batches(batch_size, like.device):
-        numbers = torch.arange(seen, seen + len(inputs), device=like.device)
+    for inputs, _ in sharding.own_shard(proxy).batches(batch_size, like.device):
+        numbers = rank() + process_count() * torch.arange(seen, seen + len(inputs), device=like.device)
         yield inputs.to(like.dtype) if inputs.is_floating_point() else inputs, numbers % HELD_OUT == remainder
         seen += len(inputs)
