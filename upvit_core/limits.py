@@ -4,8 +4,11 @@
 |---|---|
 | UPVIT_ROOTS | folders that may be read, separated by `:`; the demo and what the app itself wrote always may |
 | UPVIT_LONGEST_RUN_HOURS | hours on a device after which a run is saved and stopped |
-| UPVIT_RUNS_PER_SESSION | runs of one browser session that wait or go on at a time |
-| UPVIT_UPLOADS | `off`: no uploads |
+| UPVIT_RUNS_PER_SESSION | runs of one visitor that wait or go on at a time; reached by others, of one address |
+| UPVIT_RUNS_IN_ALL | runs of all visitors together that wait or go on at a time |
+| UPVIT_UPLOADS | `off`: no uploads; by default so where others reach the studio |
+| UPVIT_HOST | `on`: others reach the studio, whatever address it is bound to; `off`: nobody else does |
+| UPVIT_HOST_NAMES | names, separated by commas, by which browsers may call the studio |
 | UPVIT_MAPS | `off`: cuts around a plan are measured when somebody asks, not by themselves |
 """
 
@@ -30,25 +33,32 @@ MOST_BLOCKS = 1000
 
 @dataclass(frozen=True)
 class Limits:
-    """None: no limit."""
+    """The limits of one studio; None stands for no limit."""
 
     roots: tuple[Path, ...] | None = None
     longest_run_hours: float | None = None
     runs_per_session: int | None = None
-    uploads: bool = True
+    runs_in_all: int | None = None
+    uploads: bool | None = None
+    host: bool | None = None
+    host_names: tuple[str, ...] = ()
     maps: bool = True
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Limits:
         """Raises LimitError where a value is not understood, rather than allow everything."""
         roots = environment.get("UPVIT_ROOTS")
-        runs = _number(environment, "UPVIT_RUNS_PER_SESSION")
+        mine, every = (_number(environment, name) for name in ("UPVIT_RUNS_PER_SESSION", "UPVIT_RUNS_IN_ALL"))
+        names = environment.get("UPVIT_HOST_NAMES", "").lower().split(",")
         return cls(
             None if roots is None else tuple(_root(part) for part in roots.split(os.pathsep) if part.strip()),
             _number(environment, "UPVIT_LONGEST_RUN_HOURS"),
-            None if runs is None else int(runs),
+            None if mine is None else int(mine),
+            None if every is None else int(every),
             _switch(environment, "UPVIT_UPLOADS"),
-            _switch(environment, "UPVIT_MAPS"),
+            _switch(environment, "UPVIT_HOST"),
+            tuple(name.strip() for name in names if name.strip()),
+            _switch(environment, "UPVIT_MAPS") is not False,
         )
 
     def confine(self, place: str, app_folders: tuple[Path, ...] = ()) -> None:
@@ -76,8 +86,11 @@ class Limits:
             raise LimitError(f"{place} may not be read here; folders that may: {folders} (UPVIT_ROOTS).")
 
 
-def _switch(environment: Mapping[str, str], name: str) -> bool:
-    text = environment.get(name, "on").strip().lower()
+def _switch(environment: Mapping[str, str], name: str) -> bool | None:
+    """None where it is not set."""
+    text = environment.get(name, "").strip().lower()
+    if not text:
+        return None
     if text not in ("on", "off", "true", "false", "1", "0", "yes", "no"):
         raise LimitError(f"{name} is {text[:40]!r}; set it to on or off.")
     return text in ("on", "true", "1", "yes")

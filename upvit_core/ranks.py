@@ -6,10 +6,12 @@ import gc
 import os
 import signal
 import sys
+from datetime import timedelta
 
 from upvit_core.paths import PROJECT
 
 PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+PATIENCE = timedelta(hours=2)  # that processes wait for each other: the first one measures alone
 
 
 def process_count() -> int:
@@ -20,6 +22,25 @@ def process_count() -> int:
 def rank() -> int:
     """This process's number, from 0; the first one writes files."""
     return int(os.environ.get("RANK", "0"))
+
+
+def local_process_count() -> int:
+    """Number of them on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or process_count())
+
+
+def local_rank() -> int:
+    """This process's number on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK") or rank() % local_process_count())
+
+
+def own_cores() -> int:
+    """CPU cores for this process: those it may run on, divided among a launcher's processes on this machine."""
+    own = os.environ.get("SLURM_CPUS_PER_TASK")
+    if own and os.environ.get("SLURM_NTASKS") == str(process_count()):  # each process is a task of its own
+        return int(own)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // local_process_count(), 1)
 
 
 def die_with_parent(parent: int) -> None:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from upvit_core.errors import ScoresError
 from upvit_core.importance.criterion import Clock, ImageSums, Proxy, Report, Request, frozen, scored_on, silent
-from upvit_core.models.adapter import Adapter
-from upvit_core.records.scores import ImportanceScores
+from upvit_core.models.adapter import Adapter, by_channel
+from upvit_core.records.scores import ImportanceScores, expected_widths
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class Activation:
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
         """Scores of all channels."""
+        if self.name == "taylor" and adapter.shape.features:
+            raise ScoresError(f"taylor needs labels of classes, and {adapter.shape.name} gives features; take fisher.")
         device = next(adapter.model.parameters()).device
-        clock = Clock(len(proxy), "images", report)
+        clock, widths = Clock(len(proxy), "images", report), expected_widths(adapter.shape)
         sums, moments = ImageSums(), _Moments()
         with frozen(adapter.model), torch.enable_grad():
             for images, labels in proxy.batches(self.batch_size, device):
@@ -39,7 +42,7 @@ class Activation:
                     gradients = iter(torch.autograd.grad(loss, [a for group in groups.values() for a in group]))
                     for key, group in groups.items():
                         change = torch.stack([(a.detach() * next(gradients)).sum(1) for a in group]).sum(0)
-                        sums.add(key, change.abs())
+                        sums.add(key, by_channel(change, widths[key]).abs())
                 else:
                     for key, group in groups.items():
                         for number, activation in enumerate(group):
@@ -48,7 +51,8 @@ class Activation:
         if self.name == "taylor":
             scores = scored_on(proxy, clock, sums.total, self.name, adapter.shape)
             return replace(scores, stderr=sums.standard_errors(len(proxy)))
-        return scored_on(proxy, clock, moments.variances(), self.name, adapter.shape, "variance")
+        variances = {key: each.reshape(widths[key], -1).mean(1) for key, each in moments.variances().items()}
+        return scored_on(proxy, clock, variances, self.name, adapter.shape, "variance")
 
 
 def make_taylor(request: Request) -> Activation:

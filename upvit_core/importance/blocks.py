@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from upvit_core.errors import ScoresError
-from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, kl_divergence, log_softmax, silent
+from upvit_core.importance import sharding
+from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, origin_of, silent, standard_error
 from upvit_core.importance.journal import Journal
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.output import output_of, with_output
 from upvit_core.out_of_memory import is_out_of_memory
 from upvit_core.records.block_removals import (
     BlockRemovals,
@@ -56,9 +58,14 @@ def remove_blocks(
     `teacher` is the original where the model was already changed (width first); None: the model itself. `image_batch`
     images are run at once (None: up to 128, as the model's size allows); `memory_mb` bounds the streams kept from step
     to step. `journal`: file to which every finished candidate is appended; a killed run, or one to a lesser depth, goes
-    on from it. `on_step` receives the record after every removal.
+    on from it. Of several processes, each has a part of the images. `on_step` receives the record after each removal.
     """
-    shape = adapter.shape
+    if teacher is None:
+        adapter = with_output(adapter, proxy)
+    else:
+        teacher = with_output(teacher, proxy)
+    shape, whole = adapter.shape, proxy
+    proxy = sharding.own_shard(proxy)
     least, removals = _targets(shape, depth)
     if image_batch is None:
         image_batch = _image_batch(shape)
@@ -96,19 +103,11 @@ def remove_blocks(
                             book.finished[piece.name] = sums
                             what = f"removal {number + 1} of {removals}: {pair_name(pairs[piece.index])}"
                             clock.advance(piece.cost, f"{what} on images {batch * image_batch}…")
-            steps.append(_step(mine, book, pairs, len(proxy)))
+            steps.append(_step(mine, book, pairs, len(whole), device))
             left = without(left, steps[-1].removed)
             work.forget(steps[-1].removed)
-            record = BlockRemovals(
-                source_shape=shape.to_dict(),
-                data=proxy.name,
-                data_digest=proxy.digest,
-                images=len(proxy),
-                seed=proxy.seed,
-                seconds=clock.seconds,
-                least=least,
-                steps=tuple(steps),
-            )
+            about = origin_of(whole) | {"seconds": clock.seconds, "least": least}
+            record = BlockRemovals(source_shape=shape.to_dict(), **about, steps=tuple(steps))
             if on_step is not None:
                 on_step(record)
     return record
@@ -166,16 +165,20 @@ def _weight_sum(adapter: Adapter) -> float:
     return sum(float(p.detach().double().abs().sum()) for p in adapter.model.parameters())
 
 
-def _step(pieces: list[_Piece], book: Journal, pairs: tuple[Pair, ...], images: int) -> Step:
-    total, squares = np.zeros(len(pairs)), np.zeros(len(pairs))
+def _step(pieces: list[_Piece], book: Journal, pairs: tuple[Pair, ...], images: int, device: torch.device) -> Step:
+    """The scores of one step over the images of all processes, and the pair that goes."""
+    total, squares = sums = np.zeros((2, len(pairs)))
     for piece in pieces:
         kl, kl_squared = book.finished[piece.name]
         total[piece.index] += kl
         squares[piece.index] += kl_squared
-    variance = np.maximum(squares - total**2 / images, 0) * images / max(images - 1, 1)
+    tensor = torch.from_numpy(sums).to(device)
+    sharding.add_up(tensor)
+    total, squares = tensor.cpu().numpy()
+    errors = standard_error(total, squares, images)
     scored = tuple(
         Candidate(halves=pair, kl=float(kl), stderr=float(error) if images > 1 else None)
-        for pair, kl, error in zip(pairs, total, np.sqrt(variance), strict=True)
+        for pair, kl, error in zip(pairs, total, errors, strict=True)
     )
     return Step(candidates=scored, removed=scored[int(total.argmin())].halves)
 
@@ -205,7 +208,8 @@ class _Work:
 
     def __init__(self, adapter: Adapter, teacher: Adapter | None, memory: int):
         self.adapter, self.teacher, self.memory_left = adapter, teacher, memory
-        self._log_q: dict[int, Tensor] = {}
+        self.output = output_of(teacher or adapter)
+        self._references: dict[int, Tensor] = {}
         self._streams: dict[tuple[int, Halves], Tensor] = {}
 
     def scores(self, batch: int, images: Tensor, left: Halves, pairs: list[Pair]) -> Iterator[Tensor]:
@@ -214,12 +218,12 @@ class _Work:
             return
         try:
             own = self._own_pass(batch, images, left)
-            if batch not in self._log_q:
-                self._log_q[batch] = self._original(batch, images, own)
+            if batch not in self._references:
+                self._references[batch] = self._original(batch, images, own)
             for pair in pairs:
                 place = left.index(pair[0])
                 logits = self._logits(batch, without(left, pair), place, own[place])
-                yield kl_divergence(self._log_q[batch], logits)
+                yield self.output.kl(self._references[batch], logits)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -235,11 +239,11 @@ class _Work:
     def _original(self, batch: int, images: Tensor, own: list[Tensor]) -> Tensor:
         if self.teacher is not None:
             with frozen(self.teacher.model):
-                return log_softmax(self.teacher.run_from(0, self.teacher.embed(images)))
+                return self.output.reference(self.teacher.run_from(0, self.teacher.embed(images)))
         whole = tuple(range(2 * self.adapter.shape.depth))
         if len(own) < len(whole) - 1:
             own = self._own_pass(batch, images, whole)
-        return log_softmax(self._logits(batch, whole, len(own) - 1, own[-1]))
+        return self.output.reference(self._logits(batch, whole, len(own) - 1, own[-1]))
 
     def _own_pass(self, batch: int, images: Tensor, left: Halves) -> list[Tensor]:
         """The streams before each half-block but the last, (B, N, D) each."""

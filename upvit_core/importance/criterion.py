@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from upvit_core.files import Json
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.device import exact_float32
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
 
@@ -139,8 +141,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """Run forward passes inside in this precision: float32 (also where a GPU would take TF32), bf16 or fp16."""
     if precision == "float32":
-        cuda = device.type == "cuda"  # matrix products are of float32 by default, convolutions are not
-        return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if cuda else nullcontext()
+        return exact_float32() if device.type == "cuda" else nullcontext()
     return torch.autocast(device.type, {"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
 
 
@@ -150,7 +151,6 @@ class ImageSums:
     def __init__(self) -> None:
         self.total: dict[str, np.ndarray] = {}
         self.squares: dict[str, np.ndarray] = {}
-        self.images = 0
 
     def add(self, key: str, per_image: Tensor) -> None:
         """per_image: (B, channels)."""
@@ -162,30 +162,27 @@ class ImageSums:
         self.squares[key] = self.squares.get(key, 0.0) + squares
 
     def standard_errors(self, images: int) -> dict[str, np.ndarray]:
-        """Standard error of each sum over `images` independent images."""
+        """Standard error of each sum over `images` independent images; empty for a single one."""
         if images < 2:
             return {}
-        return {
-            key: np.sqrt(np.maximum(self.squares[key] - self.total[key] ** 2 / images, 0) * images / (images - 1))
-            for key in self.total
-        }
+        return {key: standard_error(total, self.squares[key], images) for key, total in self.total.items()}
+
+
+def standard_error(total: np.ndarray, squares: np.ndarray, images: int) -> np.ndarray:
+    """Standard error of a sum over independent images, from the sum of their values and that of the squares."""
+    return np.sqrt(np.maximum(squares - total**2 / images, 0) * images / max(images - 1, 1))
 
 
 def scored_on(
     proxy: Proxy, clock: Clock, values: Mapping[str, np.ndarray], criterion: str, shape: ModelShape, unit: str = NATS
 ) -> ImportanceScores:
     """A record of scores of these images, which took as long as the clock has run."""
-    return ImportanceScores(
-        values,
-        criterion,
-        unit,
-        shape,
-        data=proxy.name,
-        data_digest=proxy.digest,
-        images=len(proxy),
-        seed=proxy.seed,
-        seconds=clock.seconds,
-    )
+    return ImportanceScores(values, criterion, unit, shape, **origin_of(proxy), seconds=clock.seconds)
+
+
+def origin_of(proxy: Proxy) -> Json:
+    """The fields by which a record names the images that it was made on."""
+    return {"data": proxy.name, "data_digest": proxy.digest, "images": len(proxy), "seed": proxy.seed}
 
 
 @dataclass(frozen=True)
@@ -203,29 +200,19 @@ class Request:
 
 
 class Criterion(Protocol):
-    """A way to score channels."""
+    """A way to score channels; `records/criteria.py` lists all by `name`."""
 
     @property
     def name(self) -> str: ...
 
-    def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores: ...
+    def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
+        """One score a channel, float64 (channels,), for every key of `adapter.shape.groups`; higher is more important.
+
+        `report` is called between pieces of seconds, and stops the work by raising `Cancelled`.
+        """
 
 
 class WeightCriterion(Protocol):
     """A criterion that needs no images."""
 
     def attribute(self, adapter: Adapter, proxy: Proxy | None = None, report: Report = silent) -> ImportanceScores: ...
-
-
-def log_softmax(logits: Tensor) -> Tensor:
-    """Log-probabilities in float64 (float32 on devices without it), whatever the dtype of the forward pass."""
-    return logits.to(torch.float32 if logits.device.type == "mps" else torch.float64).log_softmax(-1)
-
-
-def kl_divergence(log_q: Tensor, logits: Tensor) -> Tensor:
-    """KL(q || p) per row in nats; log_q: (B, classes) log-probabilities, logits of p: (..., B, classes).
-
-    Of a language model both have a place before the classes, (…, B, T, classes): KLs are summed over a block's tokens.
-    """
-    kl = (log_q.exp() * (log_q - log_softmax(logits))).sum(-1)
-    return kl.sum(-1) if log_q.ndim == 3 else kl

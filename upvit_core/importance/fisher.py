@@ -30,11 +30,12 @@ from upvit_core.importance.criterion import (
     scored_on,
     silent,
 )
-from upvit_core.importance.output_directions import LIKELIEST, Directions, output_directions
-from upvit_core.models.adapter import Adapter, NormSite
+from upvit_core.models.adapter import Adapter, NormSite, by_channel
+from upvit_core.models.output import output_of, with_output
+from upvit_core.models.output_directions import LIKELIEST, Directions
 from upvit_core.out_of_memory import in_halves
 from upvit_core.profiling.macs import count_macs
-from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape
 
 SECONDS_OF_MACS = {"cpu": 3e11, "cuda": 5e13}
@@ -63,11 +64,12 @@ class Fisher:
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
         """Scores of all channels; nats summed over the proxy images, standard error over images beside them."""
+        adapter = with_output(adapter, proxy)
         sums, kept, clock = ImageSums(), 0.0, Clock(len(proxy), "images", report)
         generator = torch.Generator().manual_seed(self.seed)
         device = next(adapter.model.parameters()).device
         with frozen(adapter.model), torch.enable_grad():
-            for images, _ in proxy.batches(self.batch_size or self._batch_size(adapter.shape, device), device):
+            for images, _ in proxy.batches(self.batch_size or self.batch_of(adapter.shape, device), device):
                 for part, (found, share) in in_halves(lambda x: self._scores(adapter, x, generator), images):
                     for key, value in found.items():
                         sums.add(key, value)
@@ -83,8 +85,9 @@ class Fisher:
         scores = scored_on(proxy, clock, sums.total, self.name, adapter.shape)
         return replace(scores, stderr=sums.standard_errors(len(proxy)), notes=notes)
 
-    def _batch_size(self, shape: ModelShape, device: torch.device) -> int:
-        passes = 1 + 2 * (shape.num_classes if self.directions == "all" else self.num_directions)
+    def batch_of(self, shape: ModelShape, device: torch.device) -> int:
+        """Images at once where nothing else is asked for."""
+        passes = 1 + 2 * (shape.outputs if self.directions == "all" else self.num_directions)
         limit = SECONDS_OF_MACS.get(device.type, SECONDS_OF_MACS["cuda"])
         return int(min(32, max(1, limit // (passes * count_macs(shape)))))
 
@@ -94,10 +97,11 @@ class Fisher:
             state = adapter.sensitivities(images)
         wanted = [out for group in state.norm_sites.values() for _, out, *_ in group]
         wanted += [a for group in state.activations.values() for a in group]
-        logits = state.logits.detach()
-        outputs = output_directions(logits, self.directions, self.num_directions, self.num_classes, generator)
+        outputs = output_of(adapter).directions(
+            state.logits.detach(), self.directions, self.num_directions, self.num_classes, generator
+        )
         scores: dict[str, Tensor] = {}
-        removal = self.residual == "removal"
+        removal, widths = self.residual == "removal", expected_widths(adapter.shape)
         changes: dict[str, list[Tensor]] = {key: [] for key in state.norm_sites}  # of each direction, (sites, B, D)
         with torch.no_grad():
             sites = {
@@ -110,10 +114,11 @@ class Fisher:
                 for key, removals in sites.items():
                     changes[key].append(torch.stack([site.change(next(rest)) for site in removals]))
                 for key, group in state.activations.items():
-                    _accumulate(scores, key, torch.stack([(a * next(rest)).sum(1) for a in group]).sum(0))
+                    change = torch.stack([(a * next(rest)).sum(1) for a in group]).sum(0)
+                    _accumulate(scores, key, by_channel(change, widths[key]))
         with torch.no_grad():
             for key, parts in changes.items():
-                by_site = torch.stack(parts).double()  # (S, sites, B, D)
+                by_site = by_channel(torch.stack(parts).double(), widths[key])  # (S, sites, B, D)
                 total = by_site.sum(1)
                 scores[key] = outputs.kl(total) if removal else total.square().sum(0) / 2
                 if removal and self.site_error:
@@ -135,41 +140,51 @@ class _SiteRemoval:
 
     With x̂ = (x - μ)/σ and D channels, removal gives μ' = μ - (x_c - μ)/(D-1) and
     σ'² = (D/(D-1)) (v - (x_c - μ)²/(D-1)) + ε, where σ² = v + ε; the output of c itself becomes 0.
+    An RMSNorm takes no mean away: only σ changes, to σ'² = (D v - x_c²)/(D-1) + ε.
     """
 
     def __init__(self, site: NormSite, *, exact: bool):
         x, _, weight, bias, eps, writes = site
-        D = x.shape[-1]
-        mean = x.mean(-1, keepdim=True)
-        centred = x - mean
+        self.weight = weight
+        if weight is None:
+            self.own = x
+            return
+        D, rms = x.shape[-1], bias is None
+        centred = x.clone() if rms else x - x.mean(-1, keepdim=True)
         squared = centred.square()
         variance = squared.mean(-1, keepdim=True)
         sigma = (variance + eps).sqrt()
         self.normed = centred.div_(sigma)  # (B, T, D)
-        self.weight = weight
         self.bias: Tensor | None = bias
+        self.shift: Tensor | None
         if exact:
-            left = torch.add(variance * (D / (D - 1)), squared, alpha=-D / (D - 1) ** 2).clamp_min_(0)
+            left = torch.add(variance * (D / (D - 1)), squared, alpha=-1 / (D - 1) if rms else -D / (D - 1) ** 2)
+            left.clamp_min_(0)
             ratio = left.add_(eps).rsqrt_().mul_(sigma)  # σ/σ'
             self.gain = ratio - 1
-            self.shift = ratio.mul_(self.normed).div_(D - 1)
+            after = ratio.mul_(self.normed)
+            self.shift = None if rms else after.div_(D - 1)
             # Output that c would have had after the removal, over its weight and without its bias; subtracted, since c
             # is gone. Where the output is the stream itself, that value is not read: the sites that follow leave c out
             # anyway, and only its change counts.
-            self.own = self.shift * D
+            self.own = after if self.shift is None else self.shift * D
             if writes:
                 self.own -= self.normed
                 self.bias = None
         else:
             self.gain = squared.div_(sigma.square()).sub_(variance / sigma.square()).div_(2 * D)
-            self.shift = self.normed / D
+            self.shift = None if rms else self.normed / D
             self.own = self.normed
 
     def change(self, gradient: Tensor) -> Tensor:
         """gradient by the output (B, T, D); result (B, D), summed over tokens."""
+        if self.weight is None:
+            return -(gradient * self.own).sum(1)
         weighted = gradient * self.weight
-        total = weighted.sum(-1).unsqueeze(1)  # (B, 1, T)
-        aligned = (weighted * self.normed).sum(-1).unsqueeze(1)
-        others = torch.baddbmm(aligned @ self.gain, total, self.shift).squeeze(1)
+        aligned = (weighted * self.normed).sum(-1).unsqueeze(1)  # (B, 1, T)
+        others = aligned @ self.gain
+        if self.shift is not None:
+            others = torch.baddbmm(others, weighted.sum(-1).unsqueeze(1), self.shift)
+        others = others.squeeze(1)
         own = weighted.mul_(self.own).sum(1)
         return others - own if self.bias is None else others - own - gradient.sum(1) * self.bias

@@ -9,13 +9,17 @@ from typing import BinaryIO
 import numpy as np
 
 from upvit_core.errors import ScoresError
+from upvit_core.files import digest
+
+PIECE = ("piece", "sum", "squares")
 
 
 class Journal:
-    """Finished pieces, one JSON line each, appended and flushed; a torn last line is ignored.
+    """Finished pieces, one JSON line each with its digest, appended and flushed; a torn last line is ignored.
 
     `finished` maps a piece's name to its sums over images and sums of squares. The first line is the `fingerprint` of
-    what is scored; a file with another one is refused with ScoresError. Without a path nothing is written.
+    what is scored; a file with another one, or with a row that was changed or is of another kind, is refused with
+    ScoresError. Without a path nothing is written.
     """
 
     def __init__(self, path: Path | None, fingerprint: dict[str, object]):
@@ -43,7 +47,7 @@ class Journal:
                             "delete it or choose another output file."
                         )
                     continue
-                self.finished[row["piece"]] = (np.asarray(row["sum"]), np.asarray(row["squares"]))
+                self._take(row, number + 1)
         else:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("ab")
@@ -52,9 +56,22 @@ class Journal:
             self._write(self.fingerprint)
         return self
 
+    def _take(self, row: object, number: int) -> None:
+        piece = {key: row.get(key) for key in PIECE} if isinstance(row, dict) else {}
+        if not piece or not isinstance(row, dict) or row.get("digest") != self._digest(piece):
+            raise ScoresError(
+                f"Line {number} of {self.path} is not as it was written; delete it or choose another output file."
+            )
+        self.finished[str(row["piece"])] = (np.asarray(row["sum"]), np.asarray(row["squares"]))
+
+    def _digest(self, piece: dict[str, object]) -> str:
+        """Of a piece, and of what is scored, so that no row of another journal passes."""
+        return digest([json.dumps(self.fingerprint, sort_keys=True), json.dumps(piece)])
+
     def append(self, piece: str, total: np.ndarray, squares: np.ndarray) -> None:
         if self._file is not None:
-            self._write({"piece": piece, "sum": total.tolist(), "squares": squares.tolist()})
+            row = dict(zip(PIECE, (piece, total.tolist(), squares.tolist()), strict=True))
+            self._write(row | {"digest": self._digest(row)})
 
     def _write(self, row: dict[str, object]) -> None:
         assert self._file is not None

@@ -23,13 +23,12 @@ from upvit_core.importance.criterion import (
     Request,
     autocast,
     frozen,
-    kl_divergence,
-    log_softmax,
     scored_on,
     silent,
 )
 from upvit_core.importance.journal import Journal
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.output import output_of, with_output
 from upvit_core.models.transformer import BlockTrace
 from upvit_core.out_of_memory import in_halves
 from upvit_core.profiling.macs import half_block_macs
@@ -60,6 +59,7 @@ class KL:
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
         """Scores of all channels, or of `channels` by key (the others get 0); nats summed over the proxy images."""
+        adapter = with_output(adapter, proxy)
         device = next(adapter.model.parameters()).device
         shape, limit = adapter.shape, PIECE_MACS.get(device.type, PIECE_MACS["cuda"])
         size = self.image_batch or _image_batch(shape, limit)
@@ -122,8 +122,10 @@ class KL:
         """KL of each channel of the piece on each image, (C, B), float64 nats."""
         shape, B = work.adapter.shape, len(work.inputs[0])
         row_bytes = max(
-            4 * shape.tokens_at(b) * (6 * shape.embed_dims[shape.stage_of(b)] + block.ffn + 4 * block.attention)
-            + 8 * shape.tokens_at(b) * shape.keys_at(b) * block.num_heads
+            4
+            * shape.tokens_at(b)
+            * (6 * shape.embed_dims[shape.stage_of(b)] + block.ffn + 4 * shape.channels_in(block))
+            + 8 * shape.tokens_at(b) * shape.keys_at(b) * shape.heads_in(block)
             for b, block in enumerate(shape.blocks)
         )
         device = work.inputs[0].device
@@ -166,7 +168,7 @@ def _suffix_macs(shape: ModelShape, key: str) -> float:
     blocks = [sum(half_block_macs(shape, b)) for b in range(shape.depth)]
     last = shape.depth - 1
     if shape.head_tokens:
-        blocks[last] = 2 * shape.num_tokens * shape.embed_dim * shape.blocks[last].attention
+        blocks[last] = 2 * shape.num_tokens * shape.embed_dim * shape.channels_in(shape.blocks[last])
     component, _, place = key.partition(".")
     if component == "residual":
         return float(sum(blocks[shape.first_block(int(place or 0)) :]))
@@ -184,16 +186,16 @@ def _suffix_macs(shape: ModelShape, key: str) -> float:
 
 
 class _ImageBatch:
-    """One batch of images: teacher log-probabilities and block inputs, computed once."""
+    """One batch of images: the teacher's answers and block inputs, computed once."""
 
     def __init__(self, adapter: Adapter, images: Tensor):
-        self.adapter = adapter
+        self.adapter, self.output = adapter, output_of(adapter)
         x = adapter.embed(images)
         self.inputs = [x]
         for b in range(adapter.shape.depth - 1):
             x = adapter.run_block(b, x)
             self.inputs.append(x)
-        self.log_q = log_softmax(adapter.run_from(adapter.shape.depth - 1, x))
+        self.reference = self.output.reference(adapter.run_from(adapter.shape.depth - 1, x))
         self._traced: tuple[int, BlockTrace] | None = None
 
     def _trace(self, block: int) -> BlockTrace:
@@ -205,5 +207,5 @@ class _ImageBatch:
         """(C, B) nats for C channels of one component."""
         block = self.adapter.first_block(key)
         trace = None if key.startswith("residual") else self._trace(block)
-        logits = self.adapter.logits_without(key, self.inputs[block], channels, trace)
-        return kl_divergence(self.log_q, logits)
+        changed = self.adapter.logits_without(key, self.inputs[block], channels, trace)
+        return self.output.kl(self.reference, changed)

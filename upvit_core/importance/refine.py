@@ -1,6 +1,6 @@
 """`refine`: the fast estimate for every channel, the exact score only where the cut is in doubt.
 
-How far the estimate errs is learnt on the way: the log-ratio exact / estimate of the channels already scored exactly
+The error of the estimate is learnt on the way: the log-ratio exact / estimate of the channels already scored exactly
 gives, per component and block, a bias and a spread; the channels whose estimate lies fewest spreads from a cut are
 scored next, until the allowance of exact passes is used up. The residual, for which the estimate is weakest and which
 has few channels, is scored exactly as a whole where the allowance permits.
@@ -15,6 +15,7 @@ from upvit_core.importance.criterion import Clock, Progress, Proxy, Report, Requ
 from upvit_core.importance.fisher import Fisher, make_fisher
 from upvit_core.importance.kl import KL, make_kl
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.output import with_output
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
@@ -63,6 +64,7 @@ class Refine:
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
         """Scores of all channels; `notes` hold by key how many are `exact` and which, and their share of all."""
+        adapter = with_output(adapter, proxy)
         clock = Clock(1.0, "share", silent)
         scores = self.fisher.attribute(adapter, proxy, report)
         estimate = {key: value.copy() for key, value in scores.values.items()}
@@ -136,8 +138,8 @@ class Refine:
                 threshold = (ordered[:, kept - 1] + ordered[:, kept]) / 2
                 here = (np.abs(logs - threshold[:, None]) / spread).ravel()
                 distance[key] = np.minimum(distance[key], here)
-        candidates = [
-            (distance[key][c], key, int(c))
+        candidates = [  # rounded: the channels on both sides of a cut are equally far from it, up to rounding errors
+            (round(float(distance[key][c]), 6), key, int(c))
             for key in values.keys() - without
             for c in np.flatnonzero(~exact[key] & (distance[key] < np.inf))
         ]

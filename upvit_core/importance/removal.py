@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from upvit_core.errors import ScoresError
-from upvit_core.importance.criterion import frozen, kl_divergence, log_softmax
+from upvit_core.importance.criterion import frozen
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.output import Gaussian
 from upvit_core.records.scores import expected_widths
 
 
@@ -97,7 +98,8 @@ def remove_one(
                 progress(sum(map(len, after)))
     whole = batches.before if isinstance(batches, Streams) else torch.cat(before)
     thinner = torch.cat(after)
-    return Removal(whole, thinner, kl_divergence(log_softmax(whole), thinner))
+    output = adapter.output or Gaussian.of(whole)
+    return Removal(whole, thinner, output.kl(output.reference(whole), thinner))
 
 
 def _starts(

@@ -12,7 +12,7 @@ from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.stopping import StableFisher
 from upvit_core.models.build import adapt
 from upvit_core.models.checkpoint import LoadedModel
-from upvit_core.ranks import process_count
+from upvit_core.models.output import with_output
 from upvit_core.records.criteria import CRITERIA, WITHOUT_IMAGES
 from upvit_core.records.family import load
 from upvit_core.records.scores import ImportanceScores
@@ -58,10 +58,10 @@ def score(
         record = weights_only.attribute(adapt(loaded.model, loaded.shape), report=report)
         return replace(record, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest, seed=seed)
     count = min(DEFAULT_IMAGES, len(images)) if n is None else n
-    whole = proxy = draw_proxy(images, count, seed, balanced=balanced)
-    if process_count() > 1:
-        proxy = sharding.own_shard(whole)
-    record = criterion.attribute(adapt(loaded.model, loaded.shape), proxy, report)
-    if process_count() > 1:
-        record = sharding.all_reduce_scores(record, whole, next(loaded.model.parameters()).device.type)
+    whole = draw_proxy(images, count, seed, balanced=balanced)
+    adapter, proxy = adapt(loaded.model, loaded.shape), sharding.own_shard(whole)
+    if proxy is not whole:
+        adapter = with_output(adapter, whole)
+    record = criterion.attribute(adapter, proxy, report)
+    record = sharding.all_reduce_scores(record, whole, next(loaded.model.parameters()).device)
     return replace(record, shape=loaded.shape, model=loaded.name, model_digest=loaded.digest, seed=seed)

@@ -1,4 +1,4 @@
-"""A stopping rule for images and directions, on the stability of the kept set.
+"""A stopping rule for the number of images and of output directions: the kept set has to be stable.
 
 Directions: on a pilot of images, S grows until S and S + 1 would keep the same channels to within the tolerance.
 Images: their number doubles until the channels kept at half of them and at all of them agree to within the tolerance.
@@ -15,6 +15,7 @@ from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.ranking import keep_best
 from upvit_core.importance.sharding import add
 from upvit_core.models.adapter import Adapter
+from upvit_core.models.output import with_output
 from upvit_core.records.scores import ImportanceScores
 
 
@@ -34,6 +35,7 @@ class StableFisher:
 
     def attribute(self, adapter: Adapter, proxy: Proxy, report: Report = silent) -> ImportanceScores:
         """Scores of all channels; `images` of the record is the number used."""
+        adapter = with_output(adapter, proxy)
         S, agreed = self._directions(adapter, proxy)
         criterion = replace(self.fisher, num_directions=S)
         done, stability, stable = 0, 0.0, False
@@ -55,7 +57,7 @@ class StableFisher:
         """The smallest S that keeps what S + 1 keeps on the pilot images, and their overlap."""
         few = proxy.part(0, min(self.pilot, len(proxy)))
         before = replace(self.fisher, num_directions=1).attribute(adapter, few)
-        most = min(self.most_directions, adapter.shape.num_classes - 1)
+        most = min(self.most_directions, adapter.shape.outputs - 1)
         overlap = 1.0
         for S in range(1, most):
             after = replace(self.fisher, num_directions=S + 1).attribute(adapter, few)
