@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from upvit_core.data import ImageSet, proxy_indices
-from upvit_core.evaluation import evaluate, run_teacher
+from upvit_core.evaluation import evaluate, readout_of, run_teacher
 from upvit_core.importance.agreement import compare
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.importance.score import score
@@ -21,7 +21,7 @@ class CriterionResult:
 
     `overlap`: share of the first criterion's kept channels that this one keeps too, by component. `value` is top-1 in
     percent or perplexity (`judged_by`), with its 95 % interval, and `kl` the mean KL(teacher || pruned) in nats, on
-    `images` held-out images; `seconds` to score.
+    `images` held-out images; `cosine`: mean to the teacher's features, of a model without classes; `seconds` to score.
     """
 
     criterion: str
@@ -32,6 +32,7 @@ class CriterionResult:
     interval: tuple[float, float]
     kl: float
     images: int
+    cosine: float | None = None
 
 
 def compare_criteria(
@@ -57,7 +58,8 @@ def compare_criteria(
     chosen = proxy_indices(test, min(test_images, len(test)), seed)
     device = next(loaded.model.parameters()).device
     size = loaded.shape.batch_size(100)
-    teacher = run_teacher(loaded.model, test.batches(size, indices=chosen, device=device))
+    readout = readout_of(loaded.shape, train, test)
+    teacher = run_teacher(loaded.model, test.batches(size, indices=chosen, device=device), readout=readout)
     ready = {record.criterion: record for record in known}
     results: list[CriterionResult] = []
     first: tuple[ImportanceScores, PruningPlan] | None = None
@@ -71,19 +73,10 @@ def compare_criteria(
         first = first or (record, plan)
         student = prune(loaded.model, loaded.shape, plan)
         batches = test.batches(size, indices=chosen, device=device)
-        measured = evaluate(student, batches, teacher=loaded.model, teacher_logits=teacher.logits)
+        measured = evaluate(student, batches, teacher=loaded.model, teacher_logits=teacher.logits, readout=readout)
         assert measured.kl is not None
         overlap = {part.component: part.overlap for part in compare(first[0], record, first[1], plan)}
-        results.append(
-            CriterionResult(
-                name,
-                record.seconds,
-                overlap,
-                task.key,
-                task.value(measured),
-                task.interval(measured),
-                measured.kl,
-                measured.images,
-            )
-        )
+        value, interval = task.value(measured), task.interval(measured)
+        found = task.key, value, interval, measured.kl, measured.images, measured.cosine
+        results.append(CriterionResult(name, record.seconds, overlap, *found))
     return results

@@ -1,24 +1,31 @@
-"""Top-1, top-5 and KL to a teacher, in one pass over an image set."""
+"""Top-1, top-5 and KL to a teacher, in one pass over an image set.
+
+`ClassReadout` reads logits; `FeatureReadout` judges features by k-NN, by the cosine to the teacher's, and by the KL
+of Gaussians around them, with the covariance of the teacher's features on the same images. `readout_of` gives the one
+that a model has.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import NormalDist
-from typing import TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from upvit_core.errors import DataError, RunError
+from upvit_core.data import ImageSet
 from upvit_core.models.checkpoint import LoadedModel
-from upvit_core.out_of_memory import in_halves
+from upvit_core.models.neighbours import Bank, K, bank_of, votes
+from upvit_core.models.output import Gaussian
+from upvit_core.models.predict import Batches, Progress, outputs_of, predict, run_batches
 from upvit_core.records.shape import ModelShape
 from upvit_core.records.task import task_of
+from upvit_core.units import wilson_interval
 
-Progress = Callable[[int], None]
-Result = TypeVar("Result")
+Tick = Progress | None
 KEPT_BYTES = 1 << 28
 """The most memory for a teacher's logits that are kept for later comparisons."""
 REDUCED_BYTES = 1 << 21
@@ -27,11 +34,12 @@ REDUCED_BYTES = 1 << 21
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in percent of `images` images; `loss` is the mean cross-entropy, `kl` the mean KL(teacher || model).
+    """Means over `images` images, or tokens of a text.
 
-    Both in nats per image; `kl` is None where no teacher was given, `kl_stderr` and `loss_stderr` are the standard
-    errors of those means over images. `top5` counts the likeliest five classes, or all
-    where there are fewer. `confidence` is the mean probability of the likeliest class, in percent.
+    `top1` and `top5` are in percent; `top5` counts the likeliest five classes, or all where there are fewer. `loss` is
+    the mean cross-entropy and `kl` the mean KL(teacher || model), both in nats, with the standard errors of these means
+    over images; `kl` is None without a teacher. `confidence`: mean probability of the likeliest class, in percent.
+    Of features, top-1 is that of k-NN (NaN without labels), and `cosine` the mean to the teacher's.
     """
 
     images: int
@@ -42,6 +50,7 @@ class Evaluation:
     kl_stderr: float | None = None
     loss_stderr: float | None = None
     confidence: float | None = None
+    cosine: float | None = None
 
     @property
     def kl_interval(self) -> tuple[float, float] | None:
@@ -64,28 +73,16 @@ class Evaluation:
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of top-1, in percent."""
+        """95 % Wilson interval of top-1, in percent; NaN where no label is known."""
+        if math.isnan(self.top1):
+            return math.nan, math.nan
         low, high = wilson_interval(round(self.top1 * self.images / 100), self.images)
         return 100 * low, 100 * high
 
 
-def check_teacher(student: ModelShape, teacher: ModelShape) -> None:
-    """Raises RunError where two models cannot answer to the same images with the same classes."""
-    ours, theirs = (
-        f"{shape.num_classes} classes and images of {' x '.join(map(str, (*shape.img_size, shape.in_chans)))}"
-        for shape in (student, teacher)
-    )
-    if ours != theirs:
-        raise RunError(
-            f"The student has {ours}, the teacher {theirs}; choose a student that was cut from this teacher, or give "
-            "both the same image size (--img-size)."
-        )
-
-
 NEAR_CHANCE = 0.1
-"""The share of the way from guessing to certainty below which a trained model's top-1 is doubted."""
 LEAST_OF_CONFIDENCE = 0.5
-"""The share of its own mean confidence below which a trained model's top-1 is doubted."""
+"""Top-1 is doubted below these shares of the way from guessing to certainty, and of the model's own confidence."""
 CAUSES = (
     "the usual causes are labels in another order than the model's classes, another normalisation than in training, a "
     "wrong number of heads, and a head of other classes"
@@ -95,12 +92,12 @@ CAUSES = (
 def doubt(loaded: LoadedModel, result: Evaluation) -> str:
     """A sentence where a trained model has a top-1 near chance, or less than half of its own confidence; else "".
 
-    The end of the 95 % interval must say so, not a few images. A cut, which a plan beside it tells, is ruined honestly.
+    The upper end of the 95 % interval decides, so that a few images raise no doubt. A pruned model, recognised by the
+    plan beside it, raises none either: its top-1 may well be that low.
     """
     source = Path(loaded.source).expanduser()
-    if not loaded.has_weights or any((place / "plan.json").is_file() for place in (source, source.parent)):
-        return ""
-    if not task_of(loaded.shape).has_classes:
+    cut = any((place / "plan.json").is_file() for place in (source, source.parent))
+    if cut or not loaded.has_weights or loaded.shape.features or not task_of(loaded.shape).has_classes:
         return ""
     chance, high = 100 / loaded.shape.num_classes, result.top1_interval[1]
     if high < chance + NEAR_CHANCE * (100 - chance):
@@ -110,20 +107,6 @@ def doubt(loaded: LoadedModel, result: Evaluation) -> str:
     else:
         return ""
     return f"Top-1 is {result.top1:.1f} %, and {against}, so it is hardly measured as it was trained; {CAUSES}."
-
-
-def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a binomial share, in [0, 1] (Wilson, JASA 1927)."""
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(
-            f"{successes} successes of {trials} trials is no share; give 0 <= successes <= trials, trials >= 1."
-        )
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
 def _row_slices(logits: Tensor) -> Iterator[slice]:
@@ -143,21 +126,26 @@ def kl_by_image(teacher_logits: Tensor, logits: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """A model's result on each sample (N,), on the CPU: whether the label is its likeliest class, and among its
-    likeliest five; -log p of the label; the probability of its likeliest class; KL(teacher || model), where there is a
-    teacher. Both in nats."""
+    """A model's results on each sample, columns (N,) on the CPU.
+
+    top1, top5: whether the label is the likeliest class, or among the likeliest five. losses: -log p of the label in
+    nats. confidence: probability of the likeliest class. answers, labels: the likeliest class and the right class.
+    kl: KL(teacher || model) in nats, None without a teacher. cosine: of features, to the teacher's.
+    """
 
     top1: Tensor
     top5: Tensor
     losses: Tensor
     confidence: Tensor
+    answers: Tensor
+    labels: Tensor
     kl: Tensor | None = None
+    cosine: Tensor | None = None
 
     @property
     def columns(self) -> tuple[Tensor, ...]:
-        return tuple(
-            column for column in (self.top1, self.top5, self.losses, self.confidence, self.kl) if column is not None
-        )
+        every = (getattr(self, column.name) for column in fields(self))
+        return tuple(column for column in every if column is not None)
 
     def summary(self) -> Evaluation:
         """Means over samples and their standard errors."""
@@ -171,6 +159,7 @@ class Outcomes:
             kl_stderr=None if self.kl is None or n < 2 else self.kl.std().item() / math.sqrt(n),
             loss_stderr=None if n < 2 else self.losses.std().item() / math.sqrt(n),
             confidence=100 * self.confidence.mean().item(),
+            cosine=None if self.cosine is None else self.cosine.mean().item(),
         )
 
 
@@ -181,14 +170,16 @@ def outcomes_of(logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = 
     """
     n, classes = logits.shape
     top1, top5 = (torch.empty(n, dtype=torch.bool, device=logits.device) for _ in range(2))
+    answers = torch.empty(n, dtype=torch.long, device=logits.device)
     losses, confidence = (torch.empty(n, dtype=torch.float64, device=logits.device) for _ in range(2))
     for part in _row_slices(logits):
-        hits = logits[part].topk(min(5, classes), dim=-1).indices == labels[part, None]  # (rows, 5)
-        top1[part], top5[part] = hits[:, 0], hits.any(-1)
+        likeliest = logits[part].topk(min(5, classes), dim=-1).indices  # (rows, 5)
+        hits = likeliest == labels[part, None]
+        answers[part], top1[part], top5[part] = likeliest[:, 0], hits[:, 0], hits.any(-1)
         losses[part] = F.cross_entropy(logits[part].double(), labels[part], reduction="none")
         confidence[part] = F.softmax(logits[part].double(), dim=-1).amax(-1)
     kl = [] if teacher_logits is None else [kl_by_image(teacher_logits, logits)]
-    return joined([(top1, top5, losses, confidence, *kl)])
+    return joined([(top1, top5, losses, confidence, answers, labels.long(), *kl)])
 
 
 def joined(parts: Iterable[Sequence[Tensor]]) -> Outcomes:
@@ -196,128 +187,209 @@ def joined(parts: Iterable[Sequence[Tensor]]) -> Outcomes:
     return Outcomes(*(torch.cat(columns).cpu() for columns in zip(*parts, strict=True)))
 
 
-def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """Logits (N, classes) in float32; every token of a text is a row."""
-    logits: Tensor = model(x).float().flatten(0, -2)
-    return logits.cpu() if logits.device.type == "mps" else logits  # a device without float64
-
-
-def _run(
-    models: Sequence[nn.Module],
-    batches: Iterable[tuple[Tensor, Tensor]],
-    compute: Callable[[Tensor, Tensor, int], Result],
-    progress: Progress | None,
-) -> list[Result]:
-    """`compute(images, labels, samples before)` for every batch, or for its halves where memory runs out.
-
-    The models are in eval mode meanwhile, and get their own mode back.
-    """
-    device = next(models[0].parameters()).device
-    modes = [model.training for model in models]
-    results: list[Result] = []
-    images = samples = 0
-
-    def part(rows: range) -> Result:
-        inside = slice(rows.start, rows.stop)
-        return compute(x[inside], y[inside].flatten(), samples + y[: rows.start].numel())
-
-    try:
-        for model in models:
-            model.eval()
-        for x, y in batches:
-            x = x.to(device, non_blocking=True)
-            results += (result for _, result in in_halves(part, range(len(x))))
-            images, samples = images + len(x), samples + y.numel()
-            if progress is not None:
-                progress(images)
-    finally:
-        for model, training in zip(models, modes, strict=True):
-            model.train(training)
-    if not results:
-        raise DataError("There is no image to evaluate on; choose a data set whose evaluation part is not empty.")
-    return results
-
-
-@torch.no_grad()
-def predict(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], *, progress: Progress | None = None
-) -> tuple[Tensor, Tensor]:
-    """Logits (N, classes) in float32 and labels (N,) of every batch, on the CPU; the model's mode is restored.
-
-    `progress` receives the number of images done; raise `Cancelled` in it to stop.
-    """
-    parts = _run([model], batches, lambda x, y, before: (_logits(model, x).cpu(), y.cpu()), progress)
-    logits, labels = (torch.cat(column) for column in zip(*parts, strict=True))
-    return logits, labels.long()
-
-
-@torch.no_grad()
-def sample_outcomes(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    *,
-    teacher: nn.Module | None = None,
-    teacher_logits: Tensor | None = None,
-    progress: Progress | None = None,
-) -> Outcomes:
-    """Outcomes on batches of images (B, C, H, W) and labels (B,); logits of one batch at most are in memory.
-
-    KL is to `teacher_logits` (N, classes) of the same batches, or else to `teacher`, which is run on each batch.
-    """
-    rerun = [teacher] if teacher is not None and teacher_logits is None else []
-
-    def reduce(x: Tensor, y: Tensor, before: int) -> tuple[Tensor, ...]:
-        logits = _logits(model, x)
-        reference = None if teacher_logits is None else teacher_logits[before : before + len(logits)].to(logits.device)
-        for again in rerun:
-            reference = _logits(again, x)
-        return outcomes_of(logits, y.to(logits.device), reference).columns
-
-    return joined(_run([model, *rerun], batches, reduce, progress))
-
-
 @dataclass(frozen=True)
 class TeacherPass:
-    """A teacher's outcomes on some batches, and its logits (N, classes) where they are small enough to keep."""
+    """A teacher's outcomes on some batches, and its outputs (N, outputs) where they are small enough to keep."""
 
     outcomes: Outcomes
     logits: Tensor | None
 
 
+class Readout(Protocol):
+    """The way from a model's outputs to its outcomes.
+
+    `is_shared`: samples may be divided among processes. `told`: how top-1 is found, where not by the likeliest class.
+    """
+
+    is_shared: bool
+
+    @property
+    def told(self) -> str: ...
+
+    def voter(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """A function from outputs (N, outputs) to probabilities of classes (N, classes), on the CPU."""
+
+    def kl(self, teacher_outputs: Tensor, outputs: Tensor) -> Tensor:
+        """KL(teacher || changed) of every sample (N,) in nats, from the outputs of both (N, outputs)."""
+
+    def outcomes(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        teacher: nn.Module | None,
+        teacher_logits: Tensor | None,
+        progress: Tick,
+    ) -> Outcomes: ...
+
+    def teacher_pass(self, model: nn.Module, batches: Batches, most_bytes: int, progress: Tick) -> TeacherPass: ...
+
+
+class ClassReadout:
+    """Classes, or next tokens, from logits; those of one batch at most are in memory."""
+
+    is_shared, told = True, ""
+
+    def voter(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        return lambda outputs: outputs.float().softmax(-1).cpu()
+
+    def kl(self, teacher_outputs: Tensor, outputs: Tensor) -> Tensor:
+        return kl_by_image(teacher_outputs, outputs)
+
+    def outcomes(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        teacher: nn.Module | None,
+        teacher_logits: Tensor | None,
+        progress: Tick,
+    ) -> Outcomes:
+        rerun = [teacher] if teacher is not None and teacher_logits is None else []
+
+        def reduce(x: Tensor, y: Tensor, before: int) -> tuple[Tensor, ...]:
+            logits = outputs_of(model, x)
+            known = None if teacher_logits is None else teacher_logits[before : before + len(logits)].to(logits.device)
+            for again in rerun:
+                known = outputs_of(again, x)
+            return outcomes_of(logits, y.to(logits.device), known).columns
+
+        return joined(run_batches([model, *rerun], batches, reduce, progress))
+
+    def teacher_pass(self, model: nn.Module, batches: Batches, most_bytes: int, progress: Tick) -> TeacherPass:
+        kept: list[Tensor] = []
+        size = 0
+
+        def reduce(x: Tensor, y: Tensor, before: int) -> tuple[Tensor, ...]:
+            nonlocal size
+            logits = outputs_of(model, x)
+            columns = outcomes_of(logits, y.to(logits.device)).columns
+            size += logits.nbytes
+            if size <= most_bytes:
+                kept.append(logits.cpu())
+            else:
+                kept.clear()
+            return columns
+
+        outcomes = joined(run_batches([model], batches, reduce, progress))
+        return TeacherPass(outcomes, torch.cat(kept) if kept else None)
+
+
+CLASSES = ClassReadout()
+
+
+@dataclass(frozen=True)
+class FeatureReadout:
+    """Features, all of which are kept: k-NN by the bank (None: no labels are known), cosine and KL to a teacher's."""
+
+    bank: Bank | None
+    is_shared = False  # the covariance is that of all samples
+
+    @property
+    def told(self) -> str:
+        if self.bank is None:
+            return "Without classifier and labels there is no top-1: cosine and KL to the original tell."
+        among = f"k-NN among {len(self.bank.indices):,} training images (k = {K}, cosine of features)"
+        return f"Without a classifier, top-1 is by {among}."
+
+    def outcomes(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        teacher: nn.Module | None,
+        teacher_logits: Tensor | None,
+        progress: Tick,
+    ) -> Outcomes:
+        models = [model] if teacher is None or teacher_logits is not None else [model, teacher]
+
+        def compute(x: Tensor, y: Tensor, before: int) -> tuple[Tensor, ...]:
+            return (y.cpu().long(), *(outputs_of(each, x).cpu() for each in models))
+
+        labels, *outputs = (
+            torch.cat(column) for column in zip(*run_batches(models, batches, compute, progress), strict=True)
+        )
+        features, *reference = outputs if teacher_logits is None else (*outputs, teacher_logits.cpu())
+        right = self._by_neighbours(model, features, labels)
+        if not reference:
+            return right
+        cosine = F.cosine_similarity(features.double(), reference[0].double(), dim=-1)
+        return replace(right, kl=self.kl(reference[0], features), cosine=cosine)
+
+    def teacher_pass(self, model: nn.Module, batches: Batches, most_bytes: int, progress: Tick) -> TeacherPass:
+        features, labels = predict(model, batches, progress=progress)
+        return TeacherPass(self._by_neighbours(model, features, labels), features)
+
+    def kl(self, teacher_outputs: Tensor, outputs: Tensor) -> Tensor:
+        output = Gaussian.of(teacher_outputs)
+        return output.kl(output.reference(teacher_outputs), outputs)
+
+    def voter(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        """By the neighbours among the model's own features of the bank; one column of NaN without a bank."""
+        if self.bank is None:
+            return lambda features: torch.full((len(features), 1), torch.nan, dtype=torch.float64)
+        images, device, count = self.bank.images, next(model.parameters()).device, len(self.bank.names)
+        known, labels = predict(model, images.batches(self.bank.batch_size, indices=self.bank.indices, device=device))
+        labels = self.bank.classes[labels]
+        return lambda features: votes(known[labels >= 0], labels[labels >= 0], features.cpu(), count)
+
+    def _by_neighbours(self, model: nn.Module, features: Tensor, labels: Tensor) -> Outcomes:
+        shares = self.voter(model)(features)
+        if self.bank is None:
+            return Outcomes(*[shares[:, 0]] * 6)
+        likeliest = shares.topk(min(5, shares.shape[1]), dim=-1).indices
+        hits = likeliest == labels[:, None]
+        own = shares.gather(1, labels[:, None])[:, 0]
+        return Outcomes(hits[:, 0], hits.any(-1), -own.clamp_min(1e-6).log(), shares.amax(-1), likeliest[:, 0], labels)
+
+
+def readout_of(shape: ModelShape, train: ImageSet | None, test: ImageSet | None = None) -> Readout:
+    """The readout of a model on the images `test`, whose k-NN has its bank from labelled training images."""
+    return (
+        CLASSES
+        if not shape.features
+        else FeatureReadout(None if train is None else bank_of(train, test, shape.batch_size(100, large=16)))
+    )
+
+
+@torch.no_grad()
+def sample_outcomes(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    teacher: nn.Module | None = None,
+    teacher_logits: Tensor | None = None,
+    progress: Tick = None,
+    readout: Readout = CLASSES,
+) -> Outcomes:
+    """Outcomes on batches of images (B, C, H, W) and labels (B,).
+
+    KL is to `teacher_logits` (N, outputs) of the same batches, else to `teacher`, which is run on them.
+    """
+    return readout.outcomes(model, batches, teacher, teacher_logits, progress)
+
+
 @torch.no_grad()
 def run_teacher(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     *,
     most_bytes: int = KEPT_BYTES,
-    progress: Progress | None = None,
+    progress: Tick = None,
+    readout: Readout = CLASSES,
 ) -> TeacherPass:
     """Run a teacher once on batches with which students are compared later."""
-    kept: list[Tensor] = []
-    size = 0
-
-    def reduce(x: Tensor, y: Tensor, before: int) -> tuple[Tensor, ...]:
-        nonlocal size
-        logits = _logits(model, x)
-        columns = outcomes_of(logits, y.to(logits.device)).columns
-        size += logits.nbytes
-        if size <= most_bytes:
-            kept.append(logits.cpu())
-        else:
-            kept.clear()
-        return columns
-
-    outcomes = joined(_run([model], batches, reduce, progress))
-    return TeacherPass(outcomes, torch.cat(kept) if kept else None)
+    return readout.teacher_pass(model, batches, most_bytes, progress)
 
 
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Batches,
     *,
     teacher: nn.Module | None = None,
     teacher_logits: Tensor | None = None,
-    progress: Progress | None = None,
+    progress: Tick = None,
+    readout: Readout = CLASSES,
 ) -> Evaluation:
     """Means of `sample_outcomes`, with the same arguments."""
-    return sample_outcomes(model, batches, teacher=teacher, teacher_logits=teacher_logits, progress=progress).summary()
+    outcomes = sample_outcomes(
+        model, batches, teacher=teacher, teacher_logits=teacher_logits, progress=progress, readout=readout
+    )
+    return outcomes.summary()

@@ -21,6 +21,7 @@ import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.atomic import replaced
+from upvit_core.data.lists import texts_in
 from upvit_core.data.pictures import LARGEST_FILE
 from upvit_core.errors import DataError
 from upvit_core.files import digest
@@ -34,9 +35,13 @@ def cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class ArchiveTree:
-    """The folders and images of an archive; `blob` holds the bytes of all images, `index` is sorted by name."""
+    """The folders and images of an archive; `blob` holds the bytes of all images, `index` is sorted by name.
+
+    `folder` holds the archive, and the lists of classes beside it.
+    """
 
     name: str
+    folder: Path
     blob: Path
     index: dict[str, tuple[int, int]] = field(repr=False)
 
@@ -68,8 +73,8 @@ class ArchiveTree:
         return any(True for _ in self.images(at))
 
     def texts(self, at: str) -> Iterator[tuple[str, str]]:
-        """None: only images are read from an archive."""
-        yield from ()
+        """(name, content) of the text files beside the archive; those inside are not read."""
+        return texts_in(self.folder)
 
     def read(self, name: str) -> bytes:
         offset, size = self.index[name]
@@ -93,7 +98,7 @@ def open_archive(path: Path) -> ArchiveTree:
         if not (index_file.is_file() and blob.is_file()):
             _make_index(path, None if plain else blob, index_file)
         with np.load(index_file, allow_pickle=False) as arrays:
-            names = arrays["names"].tobytes().decode().split("\n")
+            names = arrays["names"].tobytes().decode(errors="surrogateescape").split("\n")
             places = zip(arrays["offsets"].tolist(), arrays["sizes"].tolist(), strict=True)
             index = dict(sorted(zip(names, places, strict=True))) if names != [""] else {}
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
@@ -102,7 +107,7 @@ def open_archive(path: Path) -> ArchiveTree:
         raise DataError(
             f"{path} cannot be read by way of the cache {stem.parent} ({error}); make room there."
         ) from error
-    return ArchiveTree(path.name, blob, index)
+    return ArchiveTree(path.name, path.absolute().parent, blob, index)
 
 
 def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
@@ -115,7 +120,7 @@ def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
     with replaced(index_file) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
-            names=np.frombuffer("\n".join(name for name, _, _ in rows).encode(), np.uint8),
+            names=np.frombuffer("\n".join(name for name, _, _ in rows).encode(errors="surrogateescape"), np.uint8),
             offsets=np.array([offset for _, offset, _ in rows], np.int64),
             sizes=np.array([size for _, _, size in rows], np.int64),
         )

@@ -90,10 +90,10 @@ def natural_key(name: str) -> list[str | int]:
 
 
 def _by_name(folders: Sequence[str], known: Known | None, count: int | None, what: str) -> ClassOrder | None:
-    """Folders that carry names of the model's classes; of ImageNet's where the model names none and their number fits.
+    """The order of folders named as classes of the model, or of ImageNet where the model names none and has as many.
 
-    One name alone among several that match none may be chance, and does not count; nor do words of ImageNet's classes
-    that some of the folders carry, where nothing says that the model knows these.
+    A single match among several folders may be chance, so it does not count. Where the model names no classes, words of
+    ImageNet's count only if all folders match, or some carry wnids. None where names do not tell.
     """
     standard = _imagenet(count)
     if known is not None:
@@ -136,7 +136,10 @@ def _keys(names: Sequence[str]) -> set[str]:
 
 
 def _table(known: Known) -> dict[str, int]:
-    """Class by key. What two classes share is no key, except that a whole name goes before another's synonym."""
+    """The class of each key: full names, plain names, synonyms, wnids.
+
+    A key that two classes share is left out, except that a full name goes before another class's synonym.
+    """
     wnids = [[found for name in names for found in WNID.findall(name)] for names in known]
     words = _descriptions() if any(wnids) else {}
     known = [[*names, *(words[w] for w in ids if w in words)] for names, ids in zip(known, wnids, strict=True)]

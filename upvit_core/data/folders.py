@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.data.images import digest_of
-from upvit_core.data.lists import LARGEST_LIST, SUFFIXES, classes_from_lists
+from upvit_core.data.lists import classes_from_lists, texts_in
 from upvit_core.data.pictures import LARGEST_FILE, decode
 from upvit_core.data.splits import FILLERS, Part, is_foreign, part_of
 from upvit_core.errors import DataError
@@ -89,9 +89,7 @@ class DiskTree:
     def texts(self, at: str) -> Iterator[tuple[str, str]]:
         place = (self.root / at).absolute()
         for folder in (place, *place.parents):
-            for path in sorted(folder.iterdir()):
-                if path.suffix.lower() in SUFFIXES and path.is_file() and path.stat().st_size <= LARGEST_LIST:
-                    yield path.name, path.read_text(encoding="utf-8", errors="replace")
+            yield from texts_in(folder)
             if folder == self.root.absolute().parent:
                 return
 

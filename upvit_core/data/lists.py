@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 from upvit_core.data.classes import WNID
 
 LARGEST_LIST = 1 << 26
 SUFFIXES = (".csv", ".tsv", ".txt")
 BETWEEN = re.compile(r"\s*[,;\t]\s*")
+
+
+def texts_in(folder: Path) -> Iterator[tuple[str, str]]:
+    """(name, content) of the small text files of a folder."""
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and path.stat().st_size <= LARGEST_LIST:
+            yield path.name, path.read_text(encoding="utf-8", errors="replace")
 
 
 def classes_from_lists(

@@ -90,16 +90,8 @@ def open_images(
     if labelled:
         source, by = _in_order(spec, source, known_names(class_names, pretrained_cfg), num_classes)
         told = f"{by if spec != 'demo' else ''} {told}".strip()
-    return ImageSet(
-        name,
-        split,
-        source.class_names,
-        source.digest,
-        source=source,
-        pixels=Pixels(source, pretrained_cfg),
-        told=told,
-        undivided=undivided,
-    )
+    pixels, about = Pixels(source, pretrained_cfg), (name, split, source.class_names, source.digest)
+    return ImageSet(*about, source=source, pixels=pixels, told=told, undivided=undivided)
 
 
 def _in_order(spec: str, source: ImageSource, known: Known | None, num_classes: int | None) -> tuple[ImageSource, str]:

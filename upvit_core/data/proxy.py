@@ -20,9 +20,7 @@ def proxy_indices(images: ImageSet, n: int, seed: int, *, balanced: bool = False
     `balanced`: as equally many of each class as its size allows. Raises DataError where the set has fewer than n.
     """
     if not 1 <= n <= len(images):
-        raise DataError(
-            f"{n} proxy images were asked for, and {images.name} has {len(images)}; ask for 1 to that many."
-        )
+        raise DataError(f"{n} images were asked for, and {images.name} has {len(images)}; ask for 1 to that many.")
     order = np.random.default_rng(seed).permutation(len(images))
     if balanced:
         labels = images.labels()[order]

@@ -6,6 +6,9 @@ evaluation part, so that no sentence is in both.
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -28,7 +31,7 @@ VAL_SHARE = 0.05
 
 @dataclass(frozen=True)
 class TokenSet(ImageSet):
-    """Blocks of `context` tokens; `class_names` are the vocabulary. What looks at pixels is not there."""
+    """Blocks of `context` tokens; `class_names` are the vocabulary. It has no source of images and no pixels."""
 
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64), repr=False, compare=False)
     context: int = 0
@@ -124,23 +127,36 @@ def open_text(spec: str, split: str, cfg: Values, num_classes: int | None = None
     if len(part) <= context:
         raise DataError(f"{spec} gives {len(tokens)} tokens, too few for blocks of {context}; give a longer text.")
     nothing: Any = None
-    return TokenSet(
-        path.name,
-        split,
-        vocabulary,
-        digest([part.tobytes(), str(context)]),
-        source=nothing,
-        pixels=nothing,
-        tokens=part,
-        context=context,
-        tokenizer=str(cfg["tokenizer"]),
-    )
+    about = (path.name, split, vocabulary, digest([part.tobytes(), str(context)]))
+    return TokenSet(*about, nothing, nothing, tokens=part, context=context, tokenizer=str(cfg["tokenizer"]))
+
+
+# A tokenizer is a program of its file's: Rust ends the whole process where one asks for too much memory.
+CHILD = """
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (%d, %d))
+from tokenizers import Tokenizer
+order = json.load(sys.stdin)
+reader = Tokenizer.from_str(order["tokenizer"])
+lines = order["text"].splitlines(keepends=True)
+ids = [i for start in range(0, len(lines), 1000) for i in reader.encode("".join(lines[start : start + 1000])).ids]
+names = [name for name, _ in sorted(reader.get_vocab().items(), key=lambda item: item[1])]
+reader.decode(ids[:100])
+json.dump([ids, names], sys.stdout)
+"""
+CHILD_BYTES, CHILD_SECONDS = 8 << 30, 600
 
 
 @lru_cache(maxsize=4)
 def _tokens(text: str, tokenizer: str) -> tuple[np.ndarray, tuple[str, ...]]:
-    reader = _reader(tokenizer)
-    lines = text.splitlines(keepends=True)
-    ids = [i for start in range(0, len(lines), 1000) for i in reader.encode("".join(lines[start : start + 1000])).ids]
-    names = sorted(reader.get_vocab().items(), key=lambda item: item[1])
-    return np.array(ids, np.int32), tuple(name for name, _ in names)
+    """Token ids of a text and the vocabulary, read in a process of its own. Raises DataError."""
+    command = [sys.executable, "-c", CHILD % (CHILD_BYTES, CHILD_BYTES)]
+    order = json.dumps({"tokenizer": tokenizer, "text": text})
+    try:
+        done = subprocess.run(command, input=order, capture_output=True, text=True, timeout=CHILD_SECONDS)
+        ids, names = json.loads(done.stdout)
+        return np.array(ids, np.int32), tuple(map(str, names))
+    except (ValueError, TypeError, OSError, OverflowError, subprocess.TimeoutExpired) as error:
+        raise DataError(
+            "The model's tokenizer.json cannot read this text: it is malformed; restore it from the model's source."
+        ) from error
