@@ -37,7 +37,7 @@ def command_of(spec: RunSpec, folder: str) -> str:
 
 def write_order(spec: RunSpec, folder: Path) -> Path:
     """Write a bundle. Raises RunError where the folder exists; reads a local teacher's weights (torch)."""
-    if spec.kind != "distill":
+    if spec.kind == "finetune":
         raise RunError("Only distillation can be taken elsewhere; copy the model and use `finetune` there.")
     if folder.exists():
         raise RunError(f"{folder} exists already; choose another folder.")
@@ -62,6 +62,8 @@ def write_order(spec: RunSpec, folder: Path) -> Path:
 
 def read_order(folder: Path) -> RunSpec:
     """The run that a bundle asks for, with the paths of its teacher and student. Raises RunError."""
+    if not (folder / "spec.json").is_file():
+        raise RunError(f"{folder} holds no order (spec.json); give a folder that the studio exported.")
     spec = RunSpec.from_json(read_small(folder / "spec.json"), f"spec.json of {folder}")
     copied = {key: folder / key for key in ("teacher", "student") if getattr(spec, key) == key}
     for key, path in copied.items():

@@ -7,8 +7,9 @@ from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunSpec, SlurmSettings
 from upvit_core.training.settings import FINETUNE_PRESETS, PRESETS
 
-EITHER = ("lr", "batch_size", "seed", "checkpoint_minutes", "from_scratch")  # settings with an option
-OPTIONS = (*EITHER, "alpha", "temperature", "feature_weight", "teacher_top_k", "tensorboard")
+EITHER = ("lr", "batch_size", "seed", "workers", "checkpoint_minutes", "from_scratch", "compile",
+          "plain")  # settings with an option  # fmt: skip
+OPTIONS = (*EITHER, "alpha", "temperature", "feature_weight", "teacher_top_k", "sizes", "tensorboard")
 FINETUNE_OPTIONS = (*EITHER, "layer_decay", "head_only")
 SLURM_OPTIONS = {"nodes": "nodes", "gpus_per_node": "gpus", "partition": "partition", "minutes": "minutes",
                  "cpus_per_process": "cpus", "mem_gb": "mem_gb", "account": "account", "qos": "qos"}  # fmt: skip
@@ -41,11 +42,15 @@ def commands(run: Run) -> str:
     else:
         source = Source.parse(spec.teacher)
         named = {"teacher": source.path, "student": spec.student or "student"}
-        if spec.student is None:
+        if spec.student is None and spec.kind == "elastic":
+            named["student"] = "elastic"
+            lines.append(_make_elastic(spec, source))
+        elif spec.student is None:
             lines.append(_cut(run, source))
+    verb = "finetune" if spec.kind == "finetune" else "distill"
     lines += [
         command(
-            spec.kind, *arguments, **named, **source.flags, img_size=spec.img_size, data=spec.data,
+            verb, *arguments, **named, **source.flags, img_size=spec.img_size, data=spec.data,
             root=spec.data_root, epochs=spec.epochs, **options, device="" if spec.device == "auto" else spec.device,
             out=runs,
         ),
@@ -54,6 +59,14 @@ def commands(run: Run) -> str:
     if unsaid:
         lines.append(f"# No option says {', '.join(f'{name} {value}' for name, value in unsaid.items())}.")
     return "\n".join(lines)
+
+
+def _make_elastic(spec: RunSpec, source: Source) -> str:
+    return command(
+        "elastic", source.path, **source.flags, img_size=spec.img_size, data=spec.data, root=spec.data_root,
+        images=spec.calibration_images, seed=spec.settings.seed or None,
+        device="" if spec.device == "auto" else spec.device, out="elastic",
+    )  # fmt: skip
 
 
 def _cut(run: Run, source: Source) -> str:
@@ -76,7 +89,7 @@ def _cut(run: Run, source: Source) -> str:
 
 def _options(spec: RunSpec) -> tuple[dict[str, object], dict[str, object]]:
     """The preset that leaves the least unsaid with options for what differs from it, and what has no option."""
-    is_distill = spec.kind == "distill"
+    is_distill = spec.kind != "finetune"
     presets, names = (PRESETS, OPTIONS) if is_distill else (FINETUNE_PRESETS, FINETUNE_OPTIONS)
     settings = spec.settings.model_dump()
 

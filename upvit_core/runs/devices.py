@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 
 from upvit_core.atomic import locked
+from upvit_core.errors import RunError
+from upvit_core.ranks import local_process_count, local_rank, process_count
 
 CGROUP = Path("/sys/fs/cgroup")
 QUERY_SECONDS = 10.0
@@ -36,7 +39,45 @@ def default_device() -> str:
     """`cuda:0` where this machine shows an NVIDIA GPU to this process, else `cpu`."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return "cpu"
-    return "cuda:0" if Path("/dev/nvidiactl").exists() else "cpu"
+    windows = Path("/dev/dxg").exists() and shutil.which("nvidia-smi")  # a GPU of Windows, seen from its Linux
+    return "cuda:0" if Path("/dev/nvidiactl").exists() or windows else "cpu"
+
+
+def gpu_names() -> tuple[str, ...]:
+    """The GPUs that this process may use by torch's names, without asking the driver."""
+    if default_device() == "cpu":
+        return ()
+    count = len(_visible()) or len(list(Path("/dev").glob("nvidia[0-9]*"))) or 1
+    return tuple(f"cuda:{number}" for number in range(count))
+
+
+def own_device(wanted: str | None = None) -> str:
+    """The device on which this process computes, of those that are wanted (None: `auto`).
+
+    Processes that were started together on a machine take a GPU each, in turn. A process alone takes for `auto` the
+    GPU with the most memory free of those that no run holds. Raises RunError where several processes want a GPU by
+    its number.
+    """
+    first = lease_name(wanted or "auto")
+    if first == "cpu":
+        return first
+    if process_count() > 1:
+        if wanted not in (None, "auto", "cuda"):
+            raise RunError(
+                f"Several processes take a GPU each, so --device {wanted} cannot hold for all; leave it out, or name "
+                "their GPUs in CUDA_VISIBLE_DEVICES."
+            )
+        return f"cuda:{local_rank() % len(_visible() or range(local_process_count()))}"
+    if wanted not in (None, "auto") or len(gpu_names()) < 2:
+        return first
+    unheld = [name for name in gpu_names() if not is_held(name)]
+    return freest_first(unheld or gpu_names())[0]
+
+
+def freest_first(names: Sequence[str]) -> list[str]:
+    """The GPU with the most memory free first."""
+    free = {device.name: device.free for device in _gpus()}
+    return sorted(names, key=lambda name: -free.get(name, 0))
 
 
 def lease_name(device: str) -> str:
@@ -54,22 +95,53 @@ def lease_names(device: str, processes: int = 1) -> tuple[str, ...]:
     return tuple(f"cuda:{number + offset}" for offset in range(processes))
 
 
-def lease(root: Path, name: str) -> AbstractContextManager[bool]:
+def candidates(device: str, processes: int = 1) -> tuple[tuple[str, ...], int]:
+    """The devices of which a run takes some, and how many: for `auto` any GPUs, else those of `lease_names`."""
+    names = gpu_names()
+    if device != "auto" or len(names) <= processes:
+        names = lease_names(device, processes)
+    return names, min(processes, len(names))
+
+
+def lease_folder() -> Path:
+    """The folder of this machine's leases, whichever runs folder a run is in; UPVIT_LEASES takes another place."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upvit-studio" / "leases"
+    return Path(os.environ.get("UPVIT_LEASES") or cache) / socket.gethostname()
+
+
+def lease(name: str) -> AbstractContextManager[bool]:
     """Try to take a device; the kernel gives it back when the holder ends, however it ends."""
-    folder = root / ".leases"
-    folder.mkdir(exist_ok=True)
-    return locked(folder / f"{name.replace(':', '-')}.lock")
+    folder, visible = lease_folder(), _visible()
+    folder.mkdir(parents=True, exist_ok=True)
+    number = name.partition(":")[2]
+    if number.isdigit() and int(number) < len(visible):  # by the machine's number, which all processes share
+        name = f"cuda:{visible[int(number)]}"
+    return locked(folder / f"{name.replace(':', '-').replace('/', '-')}.lock")
+
+
+def is_held(name: str) -> bool:
+    """True if some process holds the device."""
+    with lease(name) as free:
+        return not free
 
 
 @contextmanager
-def leases(root: Path, names: Sequence[str]) -> Iterator[bool]:
-    """Try to take several devices: all of them or none, so that nobody keeps one while waiting for another."""
+def leases(names: Sequence[str], count: int | None = None) -> Iterator[tuple[str, ...]]:
+    """Try to take `count` of several devices (None: all), the freest of them; yields those taken.
+
+    They are so many or none, so that nobody keeps one while waiting for another.
+    """
+    count = len(names) if count is None else count
     with ExitStack() as stack:
-        if not all(stack.enter_context(lease(root, name)) for name in sorted(names)):
-            stack.close()
-            yield False
-        else:
-            yield True
+        taken: dict[str, ExitStack] = {}
+        for name in sorted(names):
+            own = stack.enter_context(ExitStack())
+            if own.enter_context(lease(name)):
+                taken[name] = own
+        kept = tuple(freest_first(list(taken)) if len(taken) > count else taken)[:count]
+        for name in taken if len(kept) < count else taken.keys() - set(kept):
+            taken[name].close()
+        yield kept if len(kept) == count else ()
 
 
 def devices() -> list[Device]:
@@ -77,22 +149,29 @@ def devices() -> list[Device]:
     return [*_gpus(), _cpu()]
 
 
-def device_named(name: str) -> Device | None:
-    """The device that a run names; None where this machine has none."""
-    wanted = lease_name(name)
-    if wanted == "cpu":
-        return _cpu()
-    return next((device for device in _gpus() if device.name == wanted), None)
+def devices_named(names: Sequence[str]) -> list[Device]:
+    """These devices as they are now; those that this machine does not have are left out."""
+    return [device for device in ([_cpu()] if "cpu" in names else _gpus()) if device.name in names]
 
 
-def show_only(name: str, count: int = 1) -> None:
-    """Hide every GPU from torch, which is not imported yet, but the `count` ones from the one that a run names on."""
-    number = name.partition(":")[2]
-    if number:
-        visible = [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
-        wanted = range(int(number), int(number) + count)
-        chosen = visible[wanted.start : wanted.stop] if visible else list(map(str, wanted))
+def devices_for(device: str, processes: int = 1) -> list[Device]:
+    """The devices that a run would get now, or the freest of those that it may get."""
+    names, count = candidates(device, processes)
+    return sorted(devices_named(names), key=lambda found: -found.free)[:count]
+
+
+def show_only(names: Sequence[str]) -> None:
+    """Hide every GPU but these from torch, which is not imported yet."""
+    numbers = [int(name.partition(":")[2]) for name in names if ":" in name]
+    if numbers:
+        visible = _visible()
+        chosen = [visible[n] for n in numbers if n < len(visible)] if visible else list(map(str, numbers))
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(chosen)
+
+
+def _visible() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES names, in order; empty where it is not set."""
+    return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
 
 
 def _cpu() -> Device:

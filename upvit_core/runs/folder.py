@@ -1,6 +1,7 @@
 """One run folder: its files, its state as written and as it really is.
 
-A request to the worker is a file beside the others, `cancel` or `pause`; `priority` holds a priority changed later.
+A request to the worker is a file beside the others, `cancel` or `pause`; `priority` and `name` hold what was changed
+later.
 """
 
 import os
@@ -11,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from upvit_core.atomic import append_line, locked, open_plain, write_atomically
 from upvit_core.errors import RunError
+from upvit_core.records.by_class import Answered
 from upvit_core.runs import slurm
 from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.reason import GO_ON, KILLED, NEVER_STARTED, UNREADABLE, reason_of
@@ -28,6 +30,24 @@ SMALL_FILE_BYTES = 64 << 20
 NAME_BYTES = 200
 Request = Literal["cancel", "pause"]
 OUTCOMES: dict[Request, StateName] = {"cancel": "cancelled", "pause": "paused"}
+
+
+Picture = Annotated[str, Field(pattern=r"^data:image/png;base64,[A-Za-z0-9+/=]*$")]
+
+
+class Answers(BaseModel):
+    """Examples of a run: images, the right answer to each, and those given at a moment: `teacher`, `surgery` or `start`
+    (before any training) and `now`, of the latest evaluation."""
+
+    images: list[Picture] = []
+    right: list[str] = []
+    answers: dict[str, list[str]] = {}
+
+    @model_validator(mode="after")
+    def _one_an_image(self) -> "Answers":
+        if any(len(given) != len(self.images) for given in (self.right, *self.answers.values())):
+            raise ValueError("give one answer an image")
+        return self
 
 
 @dataclass(frozen=True)
@@ -57,6 +77,22 @@ class Run:
     def model(self) -> Path:
         """The distilled model's folder, there once the run is done."""
         return self.folder / "model"
+
+    @property
+    def answers(self) -> Answers:
+        """The run's examples so far; none where it has none, or they cannot be read."""
+        try:
+            return Answers.model_validate_json(read_small(self.folder / "examples.json"))
+        except (RunError, ValidationError, RecursionError):
+            return Answers()
+
+    @property
+    def answered(self) -> Answered | None:
+        """The answers at the latest evaluation; None where there are none, or they cannot be read."""
+        try:
+            return Answered.model_validate_json(read_small(self.folder / "classes.json"))
+        except (RunError, ValidationError, RecursionError):
+            return None
 
     @property
     def request(self) -> Request | None:
@@ -197,6 +233,15 @@ def priority_of(run: Run) -> int:
             return min(max(int(file.read(8)), LOWEST), HIGHEST)
     except (OSError, ValueError):
         return run.spec.priority
+
+
+def name_of(folder: Path) -> str | None:
+    """The name that was given later; None where it is that of the spec."""
+    try:
+        with open_plain(folder / "name") as file:
+            return file.read(4 * NAME_BYTES).decode(errors="replace")[:NAME_BYTES] or None
+    except OSError:
+        return None
 
 
 def true_state(folder: Path, state: RunState | None = None) -> RunState:

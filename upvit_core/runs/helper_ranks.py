@@ -14,8 +14,10 @@ from types import FrameType
 
 from upvit_core.atomic import write_atomically
 from upvit_core.errors import Cancelled, UPViTError
-from upvit_core.ranks import die_with_parent, process_count, rank
+from upvit_core.ranks import die_with_parent, local_rank, process_count, rank
+from upvit_core.runs.devices import leases
 from upvit_core.runs.folder import Run, read_state
+from upvit_core.runs.queue import candidates_of
 from upvit_core.runs.reason import error_message
 from upvit_core.runs.reporter import Paused, Reporter, Terminated
 
@@ -73,9 +75,10 @@ def run_helper(run: Run) -> int:
     if state not in ("queued", "running") or reporter.terminated:
         return int(bool(leader))  # who may wait for this process
     try:
-        from upvit_core.runs.train import TrainingRun
+        with _machine_held(run, reporter):
+            from upvit_core.runs.train import TrainingRun
 
-        TrainingRun(run, reporter).execute()
+            TrainingRun(run, reporter).execute()
     except (Terminated, Cancelled):
         return 0 if reporter.agreed else 1
     except Exception as error:
@@ -87,6 +90,21 @@ def run_helper(run: Run) -> int:
                 write_atomically(fault, sentence.encode())
         return 1
     return 0
+
+
+@contextmanager
+def _machine_held(run: Run, reporter: Reporter) -> Iterator[None]:
+    """Hold this machine's devices where the first process is on another machine, and holds only its own."""
+    if local_rank() or LEADER in os.environ or run.spec.executor == "slurm":
+        yield
+        return
+    while True:
+        reporter.check()
+        with leases(*candidates_of(run.spec)) as held:
+            if held:
+                yield
+                return
+        time.sleep(POLL_SECONDS)
 
 
 def fault_of(run: Run) -> str:

@@ -23,7 +23,7 @@ from upvit_core.runs.pid import boot_id
 from upvit_core.runs.spec import RunSpec, RunState
 
 RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,78}[a-z0-9])?")
-STAMPED = ("spec.json", "state.json", "priority")
+STAMPED = ("spec.json", "state.json", "priority", "name")
 BUSY_SECONDS = 0.2
 SETTLED_SECONDS = 0.1  # a file as young as this may be replaced within the same tick of the file system's clock
 LAYOUT = 1

@@ -11,15 +11,17 @@ from torch import nn
 
 from upvit_core.data import ImageSet, open_images
 from upvit_core.errors import RunError
-from upvit_core.evaluation import check_teacher
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
 from upvit_core.models.images import Split, images_for
 from upvit_core.models.retarget import DISTIL, FINE_TUNING, fit_head, retarget
+from upvit_core.pruning.elastic import ElasticModel, make_elastic, open_elastic
 from upvit_core.pruning.prune import cut_and_record
+from upvit_core.records.elastic import Elastic
 from upvit_core.records.plan import PruningPlan
+from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
-from upvit_core.records.task import refuse_language
+from upvit_core.records.task import check_teacher, refuse_language
 from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.spec import RunSpec
 
@@ -35,6 +37,8 @@ class Student:
     plan_json: str | None
     pretrained_cfg: dict[str, Any]
     class_names: tuple[str, ...] | None
+    elastic: Elastic | None = None
+    scores: ImportanceScores | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,9 @@ def build_student(spec: RunSpec, teacher: LoadedModel, report: Report = silent) 
     A plan that records a fit is fitted again, to as many images drawn by the same seed.
     """
     about = teacher.pretrained_cfg, teacher.class_names
+    if spec.kind == "elastic":
+        made = _elastic_student(spec, teacher, report)
+        return Student(made.model, made.shape, None, *about, made.elastic, made.scores)
     if spec.student is not None:
         opened = load_model(spec.student, img_size=spec.img_size)
         check_teacher(opened.shape, teacher.shape)
@@ -69,6 +76,16 @@ def build_student(spec: RunSpec, teacher: LoadedModel, report: Report = silent) 
         teacher, plan, repair=spec.repair, data=spec.data, root=spec.data_root, images=images, seed=seed, report=report
     )
     return Student(model, plan.shape_after, recorded.to_json(), *about)
+
+
+def _elastic_student(spec: RunSpec, teacher: LoadedModel, report: Report) -> ElasticModel:
+    """The student's elastic folder, or one made of the teacher."""
+    if spec.student is None:
+        images = images_for(teacher, spec.data, "train", labelled=False, apart=True, root=spec.data_root)
+        return make_elastic(teacher, images, n=spec.calibration_images, seed=spec.settings.seed, report=report)
+    opened = open_elastic(spec.student)
+    check_teacher(opened.shape, teacher.shape)
+    return opened
 
 
 def _opened(
@@ -94,7 +111,9 @@ def _distilling(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Report
         student = build_student(spec, teacher, lambda progress: reporter.check())
     else:
         shape = ModelShape.from_dict(saved["shape"])
-        student = Student(build_model(shape), shape, saved["plan_json"], teacher.pretrained_cfg, teacher.class_names)
+        elastic = Elastic.load(reporter.run.folder) if spec.kind == "elastic" else None
+        about = saved["plan_json"], teacher.pretrained_cfg, teacher.class_names
+        student = Student(build_model(shape), shape, *about, elastic)
     return RunInputs(student, teacher.model, train, test)
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from upvit_core.runs.devices import lease_names
+from upvit_core.ranks import local_process_count, process_count
+from upvit_core.runs.devices import candidates
 from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RunSpec
 
@@ -41,9 +42,20 @@ def fair_order(waiting: Sequence[QueuedRun], last_turn: Mapping[str, int]) -> li
     return order
 
 
-def devices_of(spec: RunSpec) -> tuple[str, ...]:
-    """The devices that a run holds while it goes on; under Slurm, the one by which turns are counted."""
-    return lease_names(spec.device, spec.processes if spec.executor == "local" else 1)
+def candidates_of(spec: RunSpec) -> tuple[tuple[str, ...], int]:
+    """The devices of which a run takes some, and how many; under Slurm, the one by which turns are counted.
+
+    Of several processes that were started together, those on this machine.
+    """
+    together = local_process_count() if process_count() > 1 else spec.processes
+    return candidates(spec.device, together if spec.executor == "local" else 1)
+
+
+def devices_of(summary: RunSummary) -> tuple[str, ...]:
+    """The devices that a run has, had last, or waits for."""
+    if summary.state.devices or summary.spec is None:
+        return summary.state.devices
+    return candidates(summary.spec.device, summary.spec.processes if summary.spec.executor == "local" else 1)[0]
 
 
 def last_turn_by_owner(summaries: Sequence[RunSummary]) -> dict[str, dict[str, int]]:
@@ -51,7 +63,7 @@ def last_turn_by_owner(summaries: Sequence[RunSummary]) -> dict[str, dict[str, i
     turns: dict[str, dict[str, int]] = {}
     for s in summaries:
         if s.spec is not None and s.state.turn:
-            for device in devices_of(s.spec):
+            for device in devices_of(s):
                 of_device = turns.setdefault(device, {})
                 of_device[s.spec.owner] = max(of_device.get(s.spec.owner, 0), s.state.turn)
     return turns
@@ -67,7 +79,7 @@ def queues(summaries: Sequence[RunSummary]) -> dict[str, list[str]]:
     together: dict[str, frozenset[str]] = {}
     for s in summaries:
         if s.spec is not None and s.state.state == "queued" and s.spec.executor == "local":
-            names = devices_of(s.spec)
+            names = candidates(s.spec.device, s.spec.processes)[0]
             waiting[s.id] = QueuedRun(s.id, s.spec.owner, s.priority, s.spec.created), names
             joined = frozenset[str]().union(names, *(together.get(name, ()) for name in names))
             together |= dict.fromkeys(joined, joined)

@@ -68,9 +68,9 @@ class Reporter:
     def busy_seconds(self) -> float:
         return self._earlier_seconds + (0.0 if self._began is None else self.clock() - self._began)
 
-    def has_device(self, turn: int) -> None:
+    def has_device(self, names: tuple[str, ...], turn: int) -> None:
         self._began = self.clock()
-        self.update(now=True, state="running", error="", turn=turn)
+        self.update(now=True, state="running", error="", turn=turn, devices=names)
 
     def stop(self) -> None:
         """Stop, since this process or another one of the run was asked to, and all know."""

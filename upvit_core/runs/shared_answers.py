@@ -34,6 +34,8 @@ def open_teacher_cache(
         return None
     if settings.feature_weight:
         raise RunError("feature_weight needs the teacher itself; leave teacher_top_k out, or feature_weight.")
+    if not training.num_classes:
+        raise RunError("teacher_top_k keeps logits, and this model gives features; leave it out.")
     identity = [
         _digest(training.teacher),
         images.digest,

@@ -53,11 +53,13 @@ class SlurmSettings(BaseModel):
 
 
 class RunSpec(BaseModel):
-    """One run to be done, written once. Its `kind` is `distill`, or `finetune`: other data and no teacher.
+    """One run to be done, written once. Its `kind` is `distill`; `elastic`, all sizes of one student at once; or
+    `finetune`, other data and no teacher.
 
-    The student of `distill` is a folder, or a plan that the worker cuts the teacher by; of `finetune`, anything that
-    `load_model` takes: it gets a new head where its classes are not those of `data` (or always, with `head`), and reads
-    images of `in_chans` channels where given. `img_size`: pixels that teacher and student read, where given.
+    The student of `distill` is a folder, or a plan that the worker cuts the teacher by; of `elastic` an elastic folder,
+    or none where one is to be made of the teacher; of `finetune`, anything that `load_model` takes: it gets a new head
+    where its classes are not those of `data` (or always, with `head`), and reads images of `in_chans` channels where
+    given. `img_size`: pixels that teacher and student read, where given.
 
     `plan` is the content of a plan.json; `repair` asks for least-squares repair after the cut (`calibration_images` of
     the training set are used by it, and by a plan that keeps directions). `teacher` and `data` are what `load_model`
@@ -71,7 +73,7 @@ class RunSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    kind: Literal["distill", "finetune"] = "distill"
+    kind: Literal["distill", "finetune", "elastic"] = "distill"
     name: Short
     teacher: Text = ""
     student: Text | None = None
@@ -102,6 +104,10 @@ class RunSpec(BaseModel):
             return self
         if not self.teacher:
             raise ValueError("distillation needs a teacher")
+        if self.kind == "elastic":
+            if self.plan is not None or self.settings.from_scratch or self.settings.feature_weight:
+                raise ValueError("an elastic run takes no plan, no fresh weights and no feature_weight")
+            return self
         if (self.student is None) == (self.plan is None):
             raise ValueError(
                 "give either student (a folder) or plan (what to cut the teacher by), not both and not neither"
@@ -133,7 +139,7 @@ class RunSpec(BaseModel):
 class RunState(BaseModel):
     """The state of a run. Steps and epochs are done ones, seconds are of training alone. `error` is one sentence: what
     went wrong; `stopped_by` is who paused or cancelled the run (`reason.reason_of` words both); `note` is worth knowing
-    though the run goes on. `busy_seconds` is how long it had a device.
+    though the run goes on. `busy_seconds` is how long it had a device, `devices` are those that it has or had last.
 
     `pid`, `started` and `boot` name the worker process: its start in clock ticks after the machine's boot, and that
     boot, so that a reused pid is not mistaken for it; `host` is its machine, `job` its Slurm job, `place` what Slurm
@@ -159,6 +165,7 @@ class RunState(BaseModel):
     epochs: int = 0
     seconds: float = 0.0
     busy_seconds: float = 0.0
+    devices: tuple[str, ...] = ()
     seconds_left: float | None = None
     top1: float | None = None
     top1_images: int | None = None

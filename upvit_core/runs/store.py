@@ -18,6 +18,7 @@ from upvit_core.atomic import locked, open_plain, read_lines, write_atomically
 from upvit_core.errors import RunError
 from upvit_core.runs import slurm
 from upvit_core.runs.folder import (
+    NAME_BYTES,
     OUTCOMES,
     Request,
     Run,
@@ -25,6 +26,7 @@ from upvit_core.runs.folder import (
     changing,
     end,
     is_here,
+    name_of,
     priority_of,
     read_small,
     read_state,
@@ -93,7 +95,9 @@ class RunStore:
     def get(self, run_id: str) -> Run:
         """Raises RunError where there is no such run, or its spec cannot be read."""
         folder = self.folder(run_id)
-        return Run(folder, RunSpec.from_json(read_small(folder / "spec.json"), f"spec.json of run {run_id}"))
+        spec = RunSpec.from_json(read_small(folder / "spec.json"), f"spec.json of run {run_id}")
+        name = name_of(folder)
+        return Run(folder, spec if name is None else spec.model_copy(update={"name": name}))
 
     def list(self) -> list[RunSummary]:
         """Every run, newest first. Never raises because of one broken folder."""
@@ -131,6 +135,14 @@ class RunStore:
             raise RunError(f"{priority} is not a priority; give a whole number from {LOWEST} to {HIGHEST}.")
         with changing(run.folder):
             write_atomically(run.folder / "priority", str(priority).encode())
+
+    def rename(self, run_id: str, name: str) -> None:
+        """Give a run another name. Raises RunError where it is empty, too long or not printable."""
+        folder, name = self.folder(run_id), " ".join(name.split())
+        if not name or len(name) > NAME_BYTES or not name.isprintable():
+            raise RunError(f"{name[:40]!r} is not a name of a run; give 1 to {NAME_BYTES} characters.")
+        with changing(folder):
+            write_atomically(folder / "name", name.encode())
 
     def read_metrics(self, run_id: str, offset: int = 0) -> tuple[builtins.list[dict[str, Any]], int]:
         """Rows written since byte `offset`, and the offset to ask from next time."""

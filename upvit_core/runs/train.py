@@ -14,14 +14,20 @@ from torch import Tensor, nn
 from upvit_core.atomic import read_lines
 from upvit_core.data import proxy_indices
 from upvit_core.errors import Cancelled, LimitError, RunError
-from upvit_core.evaluation import Evaluation, Outcomes, TeacherPass, joined, run_teacher, sample_outcomes
-from upvit_core.models.checkpoint import build_model, save_model
+from upvit_core.evaluation import Evaluation, Outcomes, TeacherPass, joined, readout_of, run_teacher, sample_outcomes
+from upvit_core.models.checkpoint import build_model, load_model, save_model
 from upvit_core.out_of_memory import in_halves
 from upvit_core.profiling.throughput import Throughput, compare, measure
+from upvit_core.pruning.elastic.folder import SCORES
+from upvit_core.pruning.elastic.training import ElasticSizes
+from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.task import task_of
 from upvit_core.runs.checkpoints import load_newest, load_step, save_checkpoint
-from upvit_core.runs.distributed import Team
+from upvit_core.runs.distributed import LateVote, Team
+from upvit_core.runs.examples import Examples
 from upvit_core.runs.folder import Run
 from upvit_core.runs.inputs import RunInputs, load_inputs
+from upvit_core.runs.ladder import KEY, Ladder
 from upvit_core.runs.reporter import Paused, Reporter, Terminated
 from upvit_core.runs.shared_answers import drop_unwanted, open_teacher_cache
 from upvit_core.runs.spec import RunSpec
@@ -38,7 +44,8 @@ SPEED_SECONDS = 4.0
 class Evaluator:
     """Evaluates on a fixed, seeded choice of test images, shared by the processes of a run.
 
-    The teacher's outcomes are kept, and its logits where they are few.
+    The teacher's outcomes are kept, and its logits where they are few. Teacher, student and averaged weights are
+    all run in the run's precision.
     """
 
     def __init__(self, inputs: RunInputs, count: int | None, seed: int, reporter: Reporter, team: Team):
@@ -47,39 +54,51 @@ class Evaluator:
         self.indices: np.ndarray | None = None
         if count is not None and count < len(self.images):
             self.indices = proxy_indices(self.images, count, seed)
+        self.readout = readout_of(self.shape, inputs.train, inputs.test)
         self._passes: dict[bool, TeacherPass] = {}
+        self.latest: tuple[Outcomes, Outcomes] | None = None  # of the latest evaluation: the teacher's and the model's
 
     def _teacher_pass(self, everything: bool) -> TeacherPass:
         """The teacher on this process's share of the images, run once."""
         assert self.teacher is not None
         everything = everything or self.indices is None
         if everything not in self._passes:
-            self._passes[everything] = run_teacher(self.teacher, self._batches(everything), progress=self._check_alone)
+            with self.team.accelerator.autocast():
+                batches = self._batches(everything)
+                self._passes[everything] = run_teacher(
+                    self.teacher, batches, progress=self._check_alone, readout=self.readout
+                )
         return self._passes[everything]
 
     def teacher_result(self, everything: bool = False) -> Evaluation:
-        return self._summary(self._teacher_pass(everything).outcomes, everything)
+        return self._of_all(self._teacher_pass(everything).outcomes, everything).summary()
 
     def evaluate(self, model: nn.Module, everything: bool = False) -> Evaluation:
         """`everything` takes all test images in place of the choice."""
         logits = None if self.teacher is None else self._teacher_pass(everything).logits
-        outcomes = sample_outcomes(
-            model, self._batches(everything), teacher=self.teacher, teacher_logits=logits, progress=self._check_alone
-        )
-        return self._summary(outcomes, everything)
+        batches, teacher = self._batches(everything), self.teacher
+        with self.team.accelerator.autocast():
+            outcomes = sample_outcomes(
+                model, batches, teacher=teacher, teacher_logits=logits, progress=self._check_alone, readout=self.readout
+            )
+        outcomes = self._of_all(outcomes, everything)
+        if teacher is not None:
+            self.latest = self._of_all(self._teacher_pass(everything).outcomes, everything), outcomes
+        return outcomes.summary()
 
-    def _summary(self, outcomes: Outcomes, everything: bool) -> Evaluation:
-        """Over the samples of all processes that share the images."""
-        return (joined([self.team.concatenate(outcomes.columns)]) if self._shared(everything) else outcomes).summary()
+    def _of_all(self, outcomes: Outcomes, everything: bool) -> Outcomes:
+        """The outcomes of all processes, where they share the images."""
+        return joined([self.team.concatenate(outcomes.columns)]) if self._shared(everything) else outcomes
 
-    def _indices(self, everything: bool) -> np.ndarray:
+    def chosen(self, everything: bool = False) -> np.ndarray:
+        """Indices of the test images that are evaluated."""
         return np.arange(len(self.images)) if everything or self.indices is None else self.indices
 
     def _shared(self, everything: bool) -> bool:
-        return 1 < self.team.size <= len(self._indices(everything))
+        return self.readout.is_shared and 1 < self.team.size <= len(self.chosen(everything))
 
     def _batches(self, everything: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        indices = self._indices(everything)
+        indices = self.chosen(everything)
         if self._shared(everything):
             indices = indices[self.team.rank :: self.team.size]
         size = self.shape.batch_size(EVAL_BATCH[self.device.type])
@@ -121,12 +140,21 @@ class TrainingRun:
             student.pretrained_cfg,
             settings,
             epochs=spec.epochs,
-            num_classes=student.shape.num_classes,
+            num_classes=student.shape.classes or 0,
             accelerator=accelerator,
             notify=reporter.note,
+            sizes=None if student.elastic is None else ElasticSizes(student.elastic, settings),
         )
+        self.ladder = None if student.elastic is None else Ladder(student.elastic, run.metrics)
+        if student.elastic is not None and student.scores is not None and team.is_first:
+            student.elastic.save(run.folder)
+            student.scores.save(run.folder / SCORES)
         training.store = open_teacher_cache(run, training, inputs.train, student.pretrained_cfg)
         self.evaluator = Evaluator(inputs, settings.eval_images, settings.seed, reporter, team)
+        self.examples: Examples | None = None
+        if team.is_first and not self.reads_text and len(inputs.test.class_names) > 1:
+            names = student.class_names or inputs.test.class_names
+            self.examples = Examples(run, inputs.test, self.evaluator.chosen(), names, self.evaluator.readout)
         reporter.update(total_steps=training.total_steps, epochs=spec.epochs, step=0, epoch=0.0)
 
     def _newest_checkpoint(self) -> dict[str, Any] | None:
@@ -171,8 +199,19 @@ class TrainingRun:
         teacher = evaluator.teacher_result()
         reporter.row(self.row("teacher", teacher) | _speed(original))
         reporter.update(teacher_top1=teacher.top1)
+        assert self.training.teacher is not None
+        self.ask_examples("teacher", self.training.teacher)
         reporter.stage("evaluating the student after surgery")
-        self.report("surgery", evaluator.evaluate(self.training.student), _speed(thin) | {"speedup": ratio})
+        result, sizes = self.measured(self.training.student)
+        self.report("surgery", result, _speed(thin) | {"speedup": ratio} | sizes)
+
+    def measured(self, model: nn.Module, everything: bool = False) -> tuple[Evaluation, Row]:
+        """A model's evaluation; of an elastic one, that of every size of its ladder beside it."""
+        evaluate = partial(self.evaluator.evaluate, everything=everything)
+        result = evaluate(model)
+        if self.examples is not None and self.evaluator.latest is not None:
+            self.examples.keep_classes(*self.evaluator.latest)
+        return result, {} if self.ladder is None else {KEY: self.ladder.rows(model, result, evaluate)}
 
     def speeds(self) -> tuple[Throughput | None, Throughput | None, float]:
         """Speed of the teacher, where there is one, of the student, and their ratio, measured in turns."""
@@ -182,6 +221,9 @@ class TrainingRun:
         batch = next(iter(evaluator.images.batches(size, device=device)))[0]
         dtype = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}[accelerator.mixed_precision]
         teacher, student = self.training.teacher, self.training.student
+        if self.ladder is not None:
+            every = partial(measure, self.ladder.cut(student), dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
+            self.ladder.speeds = [speed.images_per_s for speed in next(in_halves(every, batch))[1]]
         if teacher is None:
             alone = partial(measure, [student], dtype=dtype, repeats=30, seconds=SPEED_SECONDS)
             _, (speed,) = next(in_halves(alone, batch))
@@ -196,10 +238,7 @@ class TrainingRun:
         epoch = training.batches.steps_per_epoch
         steps = frozenset(evaluation_steps(training.total_steps, epoch, self.settings.eval_every))
         began, first = time.monotonic(), training.step
-        last_saved = began
-
-        def lacks_evaluation() -> bool:
-            return training.step in steps and self.lacks_row("eval")
+        last_saved, vote = began, self.team.agree if self.settings.plain else LateVote(self.team)
 
         def after_step(_: Distillation) -> None:
             nonlocal last_saved
@@ -212,11 +251,11 @@ class TrainingRun:
                 seconds_left=round(per_step * (training.total_steps - training.step), 1),
             )
             save_due = now - last_saved > 60 * self.settings.checkpoint_minutes
-            stop, save_due, evaluate = self.team.agree(reporter.stopping, save_due, lacks_evaluation())
+            stop, save_due = vote(reporter.stopping, save_due)
             try:
                 if stop:
                     reporter.stop()
-                if evaluate:
+                if training.step in steps and any(self.team.agree(self.lacks_row("eval"))):
                     self.evaluate_now()
             except (Cancelled, Paused, Terminated, LimitError):
                 self.save_checkpoint()
@@ -225,19 +264,20 @@ class TrainingRun:
                 self.save_checkpoint()
                 last_saved = time.monotonic()
 
-        if any(self.team.agree(lacks_evaluation())):  # it was stopped before it could evaluate
+        if training.step in steps and any(self.team.agree(self.lacks_row("eval"))):  # stopped before it could evaluate
             self.evaluate_now()
         distill(training, report=reporter.row, after_step=after_step)
 
     def evaluate_now(self) -> None:
         extra = {"images_per_s": self.reporter.state.images_per_s}
-        self.report("eval", self.evaluator.evaluate(self.training.result), extra)
+        result, sizes = self.measured(self.training.result)
+        self.report("eval", result, extra | sizes)
 
     def evaluate_end(self) -> None:
         """On all test images; before it on the choice, so that the curve's last point is of the same images."""
         if self.evaluator.indices is not None:
             self.evaluate_now()
-        result = self.evaluator.evaluate(self.training.result, everything=True)
+        result, sizes = self.measured(self.training.result, everything=True)
         extra: Row = {"images_per_s": self.reporter.state.images_per_s}
         if self.training.teacher is not None:
             teacher = self.evaluator.teacher_result(everything=True)
@@ -245,7 +285,7 @@ class TrainingRun:
             extra["teacher_top1"] = teacher.top1
             if self.reads_text:
                 extra["teacher_perplexity"] = teacher.perplexity
-        self.report("final", result, extra)
+        self.report("final", result, extra | sizes)
 
     @property
     def reads_text(self) -> bool:
@@ -263,23 +303,32 @@ class TrainingRun:
             "phase": phase,
             "top1": result.top1,
             "top5": result.top5,
-            "ce": result.loss,
+            **({"ce": result.loss} if self.student.shape.classes else {}),
             "images": result.images,
             "seconds": round(training.seconds, 3),
         }
         if self.reads_text:
             row["perplexity"] = result.perplexity
+        if result.cosine is not None:
+            row["cosine"] = result.cosine
         return row if result.kl is None else row | {"kl_teacher": result.kl}
+
+    def ask_examples(self, moment: str, model: nn.Module) -> None:
+        if self.examples is not None:
+            self.examples.ask(moment, model, self.training.accelerator.device)
 
     def report(self, phase: str, result: Evaluation, extra: Row) -> None:
         """Write an evaluation as a row, into the log and into the state."""
         self.reporter.row(self.row(phase, result) | extra)
         perplexity = result.perplexity if self.reads_text else None
-        reached = f"top-1 {result.top1:.2f} % of {result.images} images"
+        cosine = "" if result.cosine is None else f", mean cosine to the teacher {result.cosine:.4f}"
+        reached = f"{task_of(self.student.shape).name} {result.top1:.2f} % of {result.images} images{cosine}"
         if perplexity is not None:
             reached = f"perplexity {perplexity:.3f} of {result.images} tokens"
         kl = "" if result.kl is None else f", KL {result.kl:.4f} nats"
         self.reporter.log(f"{phase} at step {self.training.step}: {reached}{kl}")
+        begins = phase in ("surgery", "start")
+        self.ask_examples(phase if begins else "now", self.training.student if begins else self.training.result)
         self.reporter.update(now=True, top1=result.top1, top1_images=result.images, perplexity=perplexity)
 
     def save_checkpoint(self) -> None:
@@ -305,6 +354,11 @@ class TrainingRun:
             name=run.spec.name,
             class_names=student.class_names,
         )
+        if student.elastic is not None:
+            digest = load_model(temporary).digest
+            student.elastic.trained(digest, self.training.step).save(temporary)
+            scores = ImportanceScores.load(run.folder / SCORES)
+            replace(scores, model=run.spec.name, model_digest=digest).save(temporary / SCORES)
         temporary.rename(run.model)
         shutil.rmtree(run.checkpoints, ignore_errors=True)
         if self.training.store is not None:

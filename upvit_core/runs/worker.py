@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -25,12 +25,12 @@ from upvit_core.atomic import sweep_temporaries
 from upvit_core.errors import LimitError, RunError, UPViTError
 from upvit_core.ranks import process_count, rank
 from upvit_core.runs import slurm
-from upvit_core.runs.devices import leases, show_only
+from upvit_core.runs.devices import devices_named, leases, show_only
 from upvit_core.runs.folder import Run, read_state, stopped
 from upvit_core.runs.helper_ranks import FAULT_FILE, PeerLost, fault_of, helpers, run_helper
 from upvit_core.runs.memory_check import check_memory
 from upvit_core.runs.pid import ProcessIdentity
-from upvit_core.runs.queue import devices_of
+from upvit_core.runs.queue import candidates_of
 from upvit_core.runs.reason import PEER_LOST, SPARE_BYTES, TERMINATED, TOO_SHORT, error_message, is_peer_lost, reason_of
 from upvit_core.runs.reporter import Reporter
 from upvit_core.runs.store import RunStore
@@ -40,21 +40,23 @@ SPARE_FILE = ".spare"
 
 
 @contextmanager
-def device_held(reporter: Reporter, store: RunStore) -> Iterator[None]:
-    """Wait until the run is first in the queues of its devices and all are free, then hold them.
+def device_held(reporter: Reporter, store: RunStore) -> Iterator[tuple[str, ...]]:
+    """Wait until the run is first in the queues of as many free devices as it needs, then hold them; yields them.
 
     A Slurm job has been given its devices by Slurm.
     """
-    if reporter.run.spec.executor == "slurm":
-        yield
+    spec, run_id = reporter.run.spec, reporter.run.id
+    names, count = candidates_of(spec)
+    if spec.executor == "slurm":
+        yield names
         return
-    names = devices_of(reporter.run.spec)
     waiting = False
     while True:
         reporter.check()
-        with leases(store.root, names) as held:
-            if held and all(store.next_in_queue(name) == reporter.run.id for name in names):
-                yield
+        mine = [name for name in names if store.next_in_queue(name) == run_id]
+        with leases(mine, count) as held:
+            if held and all(store.next_in_queue(name) == run_id for name in held):
+                yield held
                 return
         if not waiting:
             reporter.log(f"waiting for {', '.join(names)}")
@@ -62,9 +64,9 @@ def device_held(reporter: Reporter, store: RunStore) -> Iterator[None]:
         time.sleep(QUEUE_POLL_SECONDS)
 
 
-def warn_of_memory(reporter: Reporter) -> None:
+def warn_of_memory(reporter: Reporter, names: Sequence[str]) -> None:
     """Note where the run will hardly fit. Raises RunError where the CPU has no room: Linux kills what tries."""
-    check = check_memory(reporter.run.spec)
+    check = check_memory(reporter.run.spec, devices_named(names))
     if check is None or not check.sentence:
         return
     if check.parts is None and check.device.name == "cpu":
@@ -77,11 +79,11 @@ def train(run: Run, store: RunStore, reporter: Reporter) -> None:
     """Wait for the device and train on it, with the other processes that the spec asks for."""
     first_step = reporter.state.step
     reporter.update(now=True, stage="waiting for the device")
-    with device_held(reporter, store):
-        reporter.has_device(max(map(store.next_turn, devices_of(run.spec))))
-        warn_of_memory(reporter)
+    with device_held(reporter, store) as held:
+        reporter.has_device(held, max(map(store.next_turn, held)))
+        warn_of_memory(reporter, held)
         if process_count() == 1:
-            show_only(run.spec.device, run.spec.processes)
+            show_only(held)
         (run.folder / FAULT_FILE).unlink(missing_ok=True)
         with helpers(reporter, lambda: leave(reporter, ending(PeerLost(), reporter, first_step))):
             from upvit_core.runs.train import TrainingRun

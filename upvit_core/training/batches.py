@@ -8,8 +8,10 @@ which timm's Mixup mixes with each other. Sets of small images that fit in memor
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,28 +20,44 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from upvit_core.data import ImageSet, eval_transform, training_transform
+from upvit_core.data.images import Pixels
 from upvit_core.data.text import TokenSet
 from upvit_core.errors import DataError
-from upvit_core.ranks import die_with_parent
+from upvit_core.ranks import die_with_parent, own_cores
 
 SMALL_SHIFTS = ((28, 2), (32, 4))
+MOST_WORKERS = 16  # by default: each holds two batches ready
 
 
 class BatchSource(Protocol):
     """Loads the images of batches, with an augmentation that depends on epoch and image."""
 
+    @property
+    def workers(self) -> int | None:
+        """Number of processes that load images beside this one; None where the images are in memory."""
+
     def __len__(self) -> int: ...
 
-    def load(self, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (b, C, H, W) and labels (b,) of each list of indices."""
+    @property
+    def pixels(self) -> Pixels | None:
+        """Mean and standard deviation by which bytes are normalised; None where inputs are tokens."""
+
+    def load(self, batches: Iterable[tuple[int, list[int]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each (epoch, indices): images (b, C, H, W) in uint8, or tokens, and labels (b,)."""
+
+
+def seed_host(*key: int) -> int:
+    """Seed NumPy, Python and torch's generator of the CPU with a hash of `key`; returns torch's seed."""
+    first, second = map(int, np.random.SeedSequence(key).generate_state(2, np.uint64))
+    np.random.seed(second & 0xFFFFFFFF)
+    random.seed(second)
+    torch.default_generator.manual_seed(first >> 1)
+    return first >> 1
 
 
 def seed_everything(*key: int) -> None:
-    """Seed torch, NumPy and Python with a hash of `key`."""
-    words = np.random.SeedSequence(key).generate_state(2, np.uint64)
-    torch.manual_seed(int(words[0] >> np.uint64(1)))
-    np.random.seed(int(words[1] & np.uint64(0xFFFFFFFF)))
-    random.seed(int(words[1]))
+    """Seed NumPy, Python and all of torch's generators with a hash of `key`."""
+    torch.manual_seed(seed_host(*key))
 
 
 def own_positions(batch_size: int, rank: int, processes: int) -> list[int]:
@@ -55,23 +73,24 @@ class LoadedBatches:
     def __init__(
         self, images: ImageSet, pretrained_cfg: dict[str, Any], *, seed: int, augment: bool, workers: int | None
     ):
-        transform = training_transform(pretrained_cfg) if augment else eval_transform(pretrained_cfg)
+        transform = training_transform(pretrained_cfg) if augment else eval_transform(pretrained_cfg, normalise=False)
         self.dataset = SeededDataset(images.dataset(transform), seed)
-        self.count = len(images)
-        self.workers = min((os.cpu_count() or 1) - 1, 8) if workers is None else workers
+        self.count, self.pixels = len(images), images.pixels
+        self.workers = min(own_cores() - 1, MOST_WORKERS) if workers is None else workers
 
     def __len__(self) -> int:
         return self.count
 
-    def load(self, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        keys = [[(epoch, index) for index in batch] for batch in batches]
-        yield from DataLoader(
+    def load(self, batches: Iterable[tuple[int, list[int]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        loader = DataLoader(
             self.dataset,
-            batch_sampler=keys,
+            batch_sampler=([(epoch, index) for index in batch] for epoch, batch in batches),
             num_workers=self.workers,
             worker_init_fn=partial(_start_worker, os.getpid()),
             pin_memory=torch.cuda.is_available(),
         )
+        for images, labels in loader:
+            yield images.permute(0, 3, 1, 2), labels
 
 
 def _start_worker(parent: int, _: int) -> None:
@@ -86,35 +105,39 @@ class SeededDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
         epoch, index = key
-        seed_everything(self.seed, epoch, index)
-        return self.images[index]
+        seed_host(self.seed, epoch, index)
+        image, label = self.images[index]
+        return image.permute(1, 2, 0), label  # channels last, as the pixels are stored
 
 
 class CachedBatches:
     """Small images kept as bytes; shifts of up to `max_shift` pixels (zeros come in) and flips for a whole batch."""
 
+    workers = None
+
     def __init__(self, images: ImageSet, *, seed: int, max_shift: int, flip: bool = True):
         self.images, self.seed, self.max_shift, self.flip = images, seed, max_shift, flip
+        self.pixels = images.pixels
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        random_state = np.random.default_rng((self.seed, epoch, 1))
-        shifts = torch.from_numpy(random_state.integers(0, 2 * self.max_shift + 1, (len(self), 2)))
-        flips = torch.from_numpy(random_state.random(len(self)) < (0.5 if self.flip else 0.0))
-        pixels, kept = self.images.pixels, self.images.pixels.kept
+    def load(self, batches: Iterable[tuple[int, list[int]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        kept = self.pixels.kept
         assert kept is not None
-        for batch in batches:
-            readable = torch.tensor([self._readable(index) for index in batch])
-            x = kept[readable]  # (B, C, H, W) bytes
-            x = shift_and_flip(x, shifts[batch], flips[batch], self.max_shift)
-            yield (x.float() / 255 - pixels.mean) / pixels.std, torch.from_numpy(self.images.labels()[readable])
+        for epoch, of_epoch in groupby(batches, key=itemgetter(0)):
+            random_state = np.random.default_rng((self.seed, epoch, 1))
+            shifts = torch.from_numpy(random_state.integers(0, 2 * self.max_shift + 1, (len(self), 2)))
+            flips = torch.from_numpy(random_state.random(len(self)) < (0.5 if self.flip else 0.0))
+            for _, batch in of_epoch:
+                readable = torch.tensor([self._readable(index) for index in batch])
+                x = shift_and_flip(kept[readable], shifts[batch], flips[batch], self.max_shift)
+                yield x, torch.from_numpy(self.images.labels()[readable])
 
     def _readable(self, index: int) -> int:
         """`index`, or the next image that can be read."""
         for candidate in range(index, index + len(self)):
-            if self.images.pixels.read(candidate % len(self)) is not None:
+            if self.pixels.read(candidate % len(self)) is not None:
                 return candidate % len(self)
         raise DataError(f"None of the {len(self)} images of {self.images.name} could be read; check the files.")
 
@@ -148,16 +171,18 @@ def batch_source(
 class TokenBlocks:
     """Blocks of a text; each epoch's begin at another token, so that the same words come in other places."""
 
+    workers = pixels = None
+
     def __init__(self, blocks: TokenSet, *, seed: int, augment: bool):
         self.blocks, self.seed, self.augment = blocks, seed, augment
 
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def load(self, epoch: int, batches: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        shift = int(np.random.default_rng((self.seed, epoch, 2)).integers(self.blocks.context)) if self.augment else 0
-        for batch in batches:
-            yield self.blocks.pairs(batch, shift)
+    def load(self, batches: Iterable[tuple[int, list[int]]]) -> Iterator[tuple[Tensor, Tensor]]:
+        for epoch, batch in batches:
+            random_state = np.random.default_rng((self.seed, epoch, 2))
+            yield self.blocks.pairs(batch, int(random_state.integers(self.blocks.context)) if self.augment else 0)
 
 
 class TrainingBatches:
@@ -186,6 +211,14 @@ class TrainingBatches:
         order = np.random.default_rng((self.seed, epoch, 0)).permutation(len(self.source))
         return order[: self.steps_per_epoch * self.batch_size].reshape(-1, self.batch_size)
 
-    def epoch(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images (b, C, H, W) and labels (b,) of this process, from step `first_step` of the epoch on."""
-        return self.source.load(epoch, self.indices(epoch)[first_step:, self.positions].tolist())
+    def steps(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """This process's images (b, C, H, W) in uint8 and labels (b,), for the run's steps `first` to `last` - 1.
+
+        The processes that load them stay alive across epochs.
+        """
+        return self.source.load(self._batches(first, last))
+
+    def _batches(self, first: int, last: int) -> Iterator[tuple[int, list[int]]]:
+        for epoch, steps in groupby(range(first, last), key=lambda step: step // self.steps_per_epoch):
+            order = self.indices(epoch)[:, self.positions]
+            yield from ((epoch, order[step % self.steps_per_epoch].tolist()) for step in steps)

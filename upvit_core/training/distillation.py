@@ -4,7 +4,8 @@ q is the teacher's softmax at temperature T, p the student's; both terms are mea
 depends neither on the batch size nor on the number of processes. (The released code sums the KL over one GPU's batch
 and takes 0.2 of it: the preset `released_code`.) CE is against CutMix's soft targets and the teacher sees the mixed
 image. At T = 1 the factor T² (Hinton et al. 2015, which keeps the gradient's size) is 1, as in the letter. The last
-feature may be matched beside the logits, through a linear map as in FitNets (Romero et al., ICLR 2015).
+feature may be matched beside the logits, through a linear map as in FitNets (Romero et al., ICLR 2015). Without a
+classifier that term is all: the mean square by which the student's features miss the teacher's; labels do not count.
 
 Optimiser, schedule, weight averaging, CutMix and stochastic depth are timm's; device, mixed precision and processes are
 Accelerate's. The random state of step s is a function of (seed, s), so a run resumed at step s is the run itself.
@@ -12,12 +13,12 @@ Accelerate's. The random state of step s is a function of (seed, s), so a run re
 
 from __future__ import annotations
 
+import copy
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -37,43 +38,26 @@ from upvit_core.errors import RunError
 from upvit_core.models.drop_path import set_drop_path
 from upvit_core.models.retarget import head_parameters
 from upvit_core.out_of_memory import bounds, halved, is_out_of_memory, sentence
-from upvit_core.ranks import part_at_exit
+from upvit_core.ranks import PATIENCE, part_at_exit
 from upvit_core.training.batches import TrainingBatches, batch_source, seed_everything
+from upvit_core.training.last_feature import feature_map, last_feature
 from upvit_core.training.settings import DistillSettings
+from upvit_core.training.sizes import Sizes
 from upvit_core.training.teacher_cache import TeacherLogits, TeacherStore
 
 Row = dict[str, Any]
 LOGGED_POINTS = 400
-PATIENCE = timedelta(hours=2)  # that processes wait for each other: the first one measures alone
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _soft_cross_entropy = SoftTargetCrossEntropy()
 
 
 @dataclass(frozen=True)
 class LossParts:
-    """Scalars: the loss, its mean cross-entropy and its mean KL before weighting, in nats."""
+    """Scalars: the loss, its mean cross-entropy and its mean KL before weighting, in nats; 0 of features."""
 
     loss: Tensor
     ce: Tensor
     kl: Tensor
-
-
-@contextmanager
-def last_feature(model: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that receives what the classifier reads, (B, D) or of a text (B, T, D), at every forward pass inside."""
-    seen: list[Tensor] = []
-    handle = model.get_submodule("head").register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def feature_map(student: nn.Module, teacher: nn.Module, seed: int) -> nn.Linear:
-    """A linear map from the width of the student's last feature to the teacher's; its weights are drawn by `seed`."""
-    inputs, outputs = (model.get_submodule("head").in_features for model in (student, teacher))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Linear(int(inputs), int(outputs))  # type: ignore[arg-type]
 
 
 def distillation_loss(
@@ -109,12 +93,26 @@ def make_accelerator(device: str, amp: str) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision=amp, kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
 
 
+def with_half_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy whose linear maps and convolutions keep their weights as autocast would make them at every call, so that
+    its results under autocast are the same. Where an embedding may share them, the model itself."""
+    if any(isinstance(module, nn.Embedding) for module in model.modules()):
+        return model
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            module.to(dtype)
+    return copied
+
+
 class Distillation:
     """One run in progress; `state_dict` holds everything that a later step depends on.
 
-    Without a teacher the loss is the cross-entropy alone (fine-tuning), and rows have no `kl`.
+    Without a teacher the loss is the cross-entropy alone (fine-tuning), and rows have no `kl`. `num_classes` 0: outputs
+    are features, and rows have neither `ce` nor `kl`.
 
-    `store`, where one is set, keeps the teacher's logits for other runs, and reads theirs.
+    `store`, where one is set, keeps the teacher's logits for other runs, and reads theirs. With `sizes` the loss is the
+    mean over the sizes of each step, which the teacher answers once.
 
     The student is trained in place; `result` is its averaged copy where weights are averaged, else the student. A batch
     that does not fit into memory is trained in `parts`, which `notify` receives a sentence about.
@@ -131,13 +129,23 @@ class Distillation:
         num_classes: int,
         accelerator: Accelerator,
         notify: Callable[[str], None] = lambda sentence: None,
+        sizes: Sizes | None = None,
     ):
+        if sizes is not None and settings.feature_weight:
+            raise RunError("The last feature of an elastic student has no one width; set feature_weight to 0.")
+        self.sizes = sizes
         self.parts, self.notify = 1, notify
         self.store: TeacherStore | None = None
         self.settings, self.batches, self.accelerator = settings, batches, accelerator
         self.epochs, self.num_classes = epochs, num_classes
         self.total_steps = epochs * batches.steps_per_epoch
         self.step, self.seconds = 0, 0.0
+        self.waited, self.since = (
+            0.0,
+            (0, 0.0),
+        )  # seconds spent waiting for data since the last row; that row's (step, seconds)
+        pixels = batches.source.pixels
+        self.scale = None if pixels is None else [t.to(accelerator.device) for t in (pixels.mean, pixels.std)]
         set_drop_path(student, settings.drop_path)
         self.student = student.to(accelerator.device)
         if accelerator.num_processes > 1:
@@ -146,20 +154,34 @@ class Distillation:
         self.teacher = None
         if teacher is not None:
             self.teacher = teacher.to(accelerator.device).eval().requires_grad_(False)
+        self.asked = self.teacher  # in training
+        if self.teacher is not None and not settings.plain and accelerator.mixed_precision in HALF:
+            self.asked = with_half_weights(self.teacher, HALF[accelerator.mixed_precision])
         if settings.head_only:
             head = head_parameters([name for name, _ in student.named_parameters()])
             for name, parameter in student.named_parameters():
                 parameter.requires_grad_(name in head)
         self.ema = ModelEmaV3(student, decay=settings.ema_decay, use_warmup=True) if settings.ema_decay else None
+        kernel: dict[str, Any] = {"fused": True} if accelerator.device.type == "cuda" and not settings.plain else {}
         optimizer = create_optimizer_v2(
-            student, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay
-        )
+            student, opt="adamw", lr=settings.lr, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay,
+            **kernel,
+        )  # fmt: skip
         self.map: nn.Module | None = None
-        if settings.feature_weight and teacher is not None:
+        if settings.feature_weight and teacher is not None and num_classes:
             self.map = feature_map(student, teacher, settings.seed).to(accelerator.device)
             optimizer.add_param_group({"params": list(self.map.parameters()), "weight_decay": settings.weight_decay})
         self.projection = None if self.map is None else accelerator.prepare_model(self.map)
-        self.model = accelerator.prepare_model(student)
+        self.model = accelerator.prepare_model(student if sizes is None else sizes.wrap(student))
+        self.forward: Callable[..., Tensor] = self.model
+        self.ask: Callable[[Tensor], Tensor] | None = self.asked
+        if settings.compile:
+            if sizes is not None or settings.feature_weight:
+                raise RunError(
+                    "Neither an elastic student nor one that is matched on its last feature can be compiled; leave out "
+                    "compile, or set feature_weight to 0."
+                )
+            self.forward, self.ask = torch.compile(self.model), self.asked and torch.compile(self.asked)
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         warmup = min(round(settings.warmup_epochs * batches.steps_per_epoch), self.total_steps // 4)
         self.schedule = CosineLRScheduler(
@@ -178,7 +200,7 @@ class Distillation:
                 cutmix_alpha=settings.cutmix,
                 prob=settings.mix_probability,
                 label_smoothing=settings.label_smoothing,
-                num_classes=num_classes,
+                num_classes=max(num_classes, 1),
             )
         # loss, ce, kl, and with a feature term its mean square, since the last row
         parts = 3 if self.map is None else 4
@@ -198,6 +220,7 @@ class Distillation:
         num_classes: int,
         accelerator: Accelerator,
         notify: Callable[[str], None] = lambda sentence: None,
+        sizes: Sizes | None = None,
     ) -> Distillation:
         """A run on this process's share of `images`, in the batches that `settings` describe."""
         seed, augment = settings.seed, settings.augmentation != "none"
@@ -213,6 +236,7 @@ class Distillation:
             num_classes=num_classes,
             accelerator=accelerator,
             notify=notify,
+            sizes=sizes,
         )
 
     @property
@@ -259,21 +283,31 @@ class Distillation:
         if self.accelerator.scaler is not None and state["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds, self.summed = state["step"], state["seconds"], state["summed"]
+        self.since = self.step, self.seconds
         self.parts = state.get("parts", 1)
         self.sums.copy_(state["sums"])
 
+    def on_device(self, images: Tensor) -> Tensor:
+        """A batch on the device: uint8 images (b, C, H, W) as normalised float32, tokens as they are."""
+        images = images.to(self.accelerator.device, non_blocking=True)
+        if self.scale is None:
+            return images
+        mean, std = self.scale
+        return (images.to(torch.float32, memory_format=torch.contiguous_format) / 255 - mean) / std
+
     def train_step(self, images: Tensor, labels: Tensor) -> None:
-        """One update on this process's images (b, C, H, W) and labels (b,)."""
-        settings, device = self.settings, self.accelerator.device
-        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        """One update on this process's images (b, C, H, W) in uint8, or tokens (b, T), and labels (b,) or (b, T)."""
+        settings = self.settings
+        images, labels = self.on_device(images), labels.to(self.accelerator.device, non_blocking=True)
         seed_everything(settings.seed, self.step)
+        labels = labels if self.num_classes else torch.zeros_like(labels)
         if labels.ndim == 2:  # tokens, which are not mixed
             flat = mixup_target(labels.flatten(), self.num_classes, smoothing=settings.label_smoothing)
             targets = flat.unflatten(0, labels.shape)
         elif self.mixup is not None:
             images, targets = self.mixup(images, labels)
         else:
-            targets = mixup_target(labels, self.num_classes, smoothing=settings.label_smoothing)
+            targets = mixup_target(labels, max(self.num_classes, 1), smoothing=settings.label_smoothing)
         answers = TeacherLogits(self.store, self.step, len(images))
         means = self._gradients(images, targets, answers)
         while means is None:
@@ -296,6 +330,9 @@ class Distillation:
         self.summed += 1
 
     def _loss(self, logits: Tensor, targets: Tensor, teacher_logits: Tensor | None) -> LossParts:
+        if not self.num_classes and teacher_logits is not None:
+            missed, none = F.mse_loss(logits, teacher_logits), logits.new_zeros(())
+            return LossParts(missed, none, none)
         if logits.ndim == 3:  # (b, T, vocabulary): every token is a row
             logits, targets = logits.flatten(0, 1), targets.flatten(0, 1)
             teacher_logits = None if teacher_logits is None else teacher_logits.flatten(0, 1)
@@ -307,9 +344,9 @@ class Distillation:
 
     def _watched(self, held: ExitStack) -> tuple[list[Tensor], list[Tensor]]:
         """Lists that receive the last feature of student and teacher while `held` is open, where they are wanted."""
-        if self.projection is None or self.teacher is None:
+        if self.projection is None or self.asked is None:
             return [], []
-        return held.enter_context(last_feature(self.student)), held.enter_context(last_feature(self.teacher))
+        return held.enter_context(last_feature(self.student)), held.enter_context(last_feature(self.asked))
 
     def _gradients(self, images: Tensor, targets: Tensor, answers: TeacherLogits) -> Tensor | None:
         """Gradients of a batch (b, C, H, W) with targets (b, classes), in `parts`.
@@ -325,28 +362,30 @@ class Distillation:
         self.model.train()
         self.optimizer.zero_grad()
         means = torch.zeros_like(self.sums)
+        sizes = [()] if self.sizes is None else [(size,) for size in self.sizes.draw(self.step)]
         try:
             for first, last in bounds(len(images), self.parts):
-                x, share = images[first:last], (last - first) / len(images)
-                whole = last == len(images)
-                with ExitStack() as held:
-                    for module in (self.model, self.projection) if not whole else ():
-                        held.enter_context(nullcontext() if module is None else accelerator.no_sync(module))
-                    ours, theirs = self._watched(held)
-                    with accelerator.autocast():
-                        with torch.no_grad():
-                            teacher_logits = None
-                            if self.teacher is not None:
-                                teacher_logits = answers.to(x, first, self.teacher)
-                        logits = self.model(x).float()
-                        mapped = None if self.projection is None else self.projection(ours[0])
-                    parts = self._loss(logits, targets[first:last], teacher_logits)
-                    loss, terms = parts.loss, [parts.ce, parts.kl]
-                    if mapped is not None:
-                        terms.append(F.mse_loss(mapped.float(), theirs[0].float()))
-                        loss = loss + settings.feature_weight * terms[-1]
-                    accelerator.backward(loss * share)
-                means += share * torch.stack([term.detach() for term in (loss, *terms)]).double()
+                x, share = images[first:last], (last - first) / len(images) / len(sizes)
+                teacher_logits: Tensor | None = None
+                for number, size in enumerate(sizes, 1):
+                    whole = last == len(images) and number == len(sizes)
+                    with ExitStack() as held:
+                        for module in (self.model, self.projection) if not whole else ():
+                            held.enter_context(nullcontext() if module is None else accelerator.no_sync(module))
+                        ours, theirs = self._watched(held)
+                        with accelerator.autocast():
+                            if self.ask is not None and teacher_logits is None:
+                                with torch.no_grad():
+                                    teacher_logits = answers.to(x, first, self.ask)
+                            logits = self.forward(x, *size).float()
+                            mapped = None if self.projection is None else self.projection(ours[0])
+                        parts = self._loss(logits, targets[first:last], teacher_logits)
+                        loss, terms = parts.loss, [parts.ce, parts.kl]
+                        if mapped is not None:
+                            terms.append(F.mse_loss(mapped.float(), theirs[0].float()))
+                            loss = loss + settings.feature_weight * terms[-1]
+                        accelerator.backward(loss * share)
+                    means += share * torch.stack([term.detach() for term in (loss, *terms)]).double()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -355,20 +394,31 @@ class Distillation:
         return means
 
     def take_row(self) -> Row:
-        """Means since the last row, over all processes. Raises RunError where the loss is no longer a number."""
+        """Means since the last row, over all processes. Raises RunError where the loss is no longer a number.
+
+        `images_per_s` (of a text, blocks) counts all processes; `waiting` is the share of time spent waiting for data.
+        Both are over the time that `distill` measured since the last row, or since the run was resumed.
+        """
         lr = self.optimizer.param_groups[0]["lr"]
-        means = self.accelerator.reduce(self.sums / max(self.summed, 1), reduction="mean")
-        loss, ce, kl, *features = means.tolist()
+        steps, seconds = self.step - self.since[0], self.seconds - self.since[1]
+        waited = torch.full_like(self.sums[:1], self.waited / max(seconds, 1e-9))
+        means = self.accelerator.reduce(torch.cat([self.sums / max(self.summed, 1), waited]), reduction="mean")
+        loss, ce, kl, *features, waiting = means.tolist()
         if not np.isfinite(loss):
             raise RunError(
                 f"The loss became {loss} at step {self.step} with a learning rate of {lr:.2g}; "
                 "start again with a lower lr."
             )
         self.sums.zero_()
-        self.summed = 0
+        self.summed, self.waited, self.since = 0, 0.0, (self.step, self.seconds)
         row = {"step": self.step, "epoch": self.step / self.batches.steps_per_epoch, "phase": "train"}
-        row |= {"loss": loss, "ce": ce, "lr": lr, "seconds": round(self.seconds, 3)}
-        row |= {"features": features[0]} if features else {}
+        row |= {"loss": loss, "lr": lr, "seconds": round(self.seconds, 3)}
+        if seconds:
+            row |= {"images_per_s": round(self.batches.batch_size * steps / seconds, 2), "waiting": round(waiting, 4)}
+            row |= {} if self.batches.source.workers is None else {"workers": self.batches.source.workers}
+        if not self.num_classes:
+            return row | {"features": loss}
+        row |= {"ce": ce, **({"features": features[0]} if features else {})}
         return row if self.teacher is None else row | {"kl": kl}
 
 
@@ -377,20 +427,23 @@ def distill(
 ) -> nn.Module:
     """Train from where `run` stands to its last step; returns `run.result`, without stochastic depth, in eval mode.
 
-    `report` receives a row of means every `log_every` steps; `after_step` is called after every step, and may evaluate,
-    save, or raise to stop. Neither counts in `run.seconds`, and neither may leave the student in another state.
+    `report` receives a row of means every `log_every` steps, and at first after 1, 2, 4, 8 …; `after_step` is called
+    after every step, and may evaluate, save, or raise to stop. Neither counts in `run.seconds`, and neither may leave
+    the student in another state.
     """
     with isolated_rng():
-        while run.step < run.total_steps:
-            epoch, first = divmod(run.step, run.batches.steps_per_epoch)
+        started = time.perf_counter()
+        for images, labels in run.batches.steps(run.step, run.total_steps):
+            run.waited += time.perf_counter() - started
+            run.train_step(images, labels)
+            due = run.step % run.log_every == 0 or run.step.bit_count() == 1 or run.step == run.total_steps
+            if due:
+                run.sums.tolist()  # waits for the device, so that its time is counted
+            run.seconds += time.perf_counter() - started
+            if due:
+                report(run.take_row())
+            after_step(run)
             started = time.perf_counter()
-            for images, labels in run.batches.epoch(epoch, first):
-                run.train_step(images, labels)
-                run.seconds += time.perf_counter() - started
-                if run.step % run.log_every == 0 or run.step == run.total_steps:
-                    report(run.take_row())
-                after_step(run)
-                started = time.perf_counter()
     run.accelerator.unwrap_model(run.model, keep_fp32_wrapper=False)
     for model in (run.student, run.result):
         set_drop_path(model, 0.0)

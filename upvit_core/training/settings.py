@@ -54,13 +54,20 @@ class DistillSettings(BaseModel):
     threads: Annotated[int | None, Field(ge=1, le=1024)] = None
     """CPU threads of PyTorch; by default those of the machine."""
     workers: Annotated[int | None, Field(ge=0, le=256)] = None
-    """Processes that load images; by default one less than there are cores, at most 8."""
+    """Processes that load images for each training process; by default its share of the cores, less one, at most 16."""
+    compile: bool = False
+    """Compile student and teacher for training, which takes minutes at first (torch.compile)."""
+    plain: bool = False
+    """Do without what makes steps faster on a GPU: AdamW in one kernel, the teacher's weights in half precision, and
+    stops that are agreed on a step late."""
+    sizes: Annotated[int, Field(ge=2, le=64)] = 3
+    """Sizes of an elastic student that each step trains: the widest, the narrowest and random ones between."""
     eval_every: Annotated[float | None, Field(gt=0, allow_inf_nan=False)] = None
     """Share of an epoch between evaluations (0.25: four an epoch); by default spread over the run."""
     eval_images: Annotated[int | None, Field(ge=1)] = None
-    """Test images of evaluations along the way; the end is measured on these and once more on all."""
+    """Test images for evaluations during the run; its end is measured on these and on all."""
     teacher_top_k: Annotated[int | None, Field(ge=1, le=1 << 20)] = None
-    """Logits of the teacher that are kept for each augmented image, for other runs with the same seed."""
+    """Keep this many of the teacher's logits per augmented image, for other runs with the same seed."""
     tensorboard: bool = False
     """Write the metrics as TensorBoard event files too."""
     checkpoint_minutes: Annotated[float, Field(gt=0, le=24 * 60, allow_inf_nan=False)] = 5.0
@@ -72,8 +79,8 @@ class DistillSettings(BaseModel):
     head_only: bool = False
     """Train nothing but the head."""
     feature_weight: Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)] = 0.0
-    """Weight of the mean square by which the student's last feature, through a linear map that is learnt, misses
-    the teacher's; 0: off."""
+    """Weight of the mean squared error between the student's last feature, after a learnt linear map, and the
+    teacher's; 0: off."""
 
 
 PRESETS: dict[str, DistillSettings] = {
@@ -125,7 +132,8 @@ def usual_preset(family: str = "vit", *, repaired: bool, small: bool = False) ->
 def evaluation_steps(total_steps: int, steps_per_epoch: int, eval_every: float | None) -> tuple[int, ...]:
     """After which steps to evaluate, ascending, the last step not included (it gets the final evaluation).
 
-    Without `eval_every` (a share of an epoch), eight times in a short run and once an epoch in a long one.
+    Without `eval_every` (a share of an epoch), eight times in a short run and once an epoch in a long one; and before
+    the first of these after a sixteenth, an eighth, a quarter and a half of the way to it, where a student learns most.
     """
     if total_steps < 2:
         return ()
@@ -134,5 +142,6 @@ def evaluation_steps(total_steps: int, steps_per_epoch: int, eval_every: float |
         interval = total_steps / count
     else:
         interval = max(steps_per_epoch * eval_every, 1.0)
-    count = int((total_steps - 1) / interval)
-    return tuple(sorted({min(max(round(interval * i), 1), total_steps - 1) for i in range(1, count + 1)}))
+    early = () if eval_every else (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    places = (*early, *range(1, int((total_steps - 1) / interval) + 1))
+    return tuple(sorted({min(max(round(interval * i), 1), total_steps - 1) for i in places}))

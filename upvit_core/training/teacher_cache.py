@@ -12,11 +12,12 @@ reads as absent, and the teacher is run again. Two runs that write at once write
 import math
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 HEADER = 4  # bytes of the checksum before each record
 
@@ -84,7 +85,7 @@ class TeacherLogits:
         if store is not None and self.rows is None:
             self.rows = np.zeros(images, store.row)
 
-    def to(self, x: Tensor, first: int, teacher: nn.Module) -> Tensor:
+    def to(self, x: Tensor, first: int, teacher: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits (b, classes) in float32 of images x (b, C, H, W), the first of which is the step's `first`."""
         if self.store is None or self.rows is None:
             return teacher(x).float()

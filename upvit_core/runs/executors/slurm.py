@@ -18,6 +18,7 @@ from upvit_core.runs.spec import RunSpec, SlurmSettings
 from upvit_core.runs.store import RunStore
 
 JOB_FOLDER = "slurm"
+CPUS_PER_GPU = 8  # that load images for it, where nothing else is asked for
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def parameters(name: str, spec: RunSpec) -> dict[str, object]:
         "partition": asked.partition,
         "account": asked.account,
         "qos": asked.qos,
-        "cpus_per_task": asked.cpus_per_process,
+        "cpus_per_task": asked.cpus_per_process or (CPUS_PER_GPU if asked.gpus_per_node else None),
         "gpus_per_node": asked.gpus_per_node or None,
         "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M",
     }
