@@ -57,8 +57,10 @@ def rank(surrogate: Surrogate, scores: ImportanceScores, solve: Callable[[Import
 
 
 def measured_best(meter: CutMeter, ranked: Ranked) -> tuple[BestPlan, tuple[MeasuredCut, ...]]:
-    """The plan with the least measured KL among the MEASURED that the map ranks first and the solver's own; what was
-    measured, the solver's own first."""
+    """Measure the solver's own plan and the MEASURED plans that the map ranks first.
+
+    Returns the plan with the least measured KL, and all cuts that were measured, the solver's own first.
+    """
     first = [int(row) for row in np.argsort(ranked.estimates.kl)[:MEASURED] if row]
     rows = [0, *first]
     cuts = tuple(meter.measure(ranked.plans[row].plan) for row in rows)

@@ -11,9 +11,9 @@ from itertools import islice
 
 import numpy as np
 
-from upvit_core.evaluation import predict
 from upvit_core.mapping.design import Design
 from upvit_core.mapping.measure import KEPT_BYTES, CutMeter
+from upvit_core.models.predict import predict
 from upvit_core.profiling.macs import count_macs
 from upvit_core.profiling.memory import estimate_memory
 from upvit_core.records.basis import Basis
@@ -24,14 +24,14 @@ PLANS = 12
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of one cut. memory: bytes at most."""
+    """The cost of a map. seconds: of one cut. memory: bytes at most."""
 
     seconds: float
     memory: int
 
 
 def seconds_a_mac(meter: CutMeter) -> float:
-    """Of the whole model on this device, by one batch of held-out inputs after a first one."""
+    """Seconds that a multiply-accumulate of the whole model takes on this device, by its second pass over a batch."""
     x, y = next(meter.read())
     predict(meter.loaded.model, [(x, y)])
     start = time.perf_counter()
@@ -40,7 +40,7 @@ def seconds_a_mac(meter: CutMeter) -> float:
 
 
 def expected_cost(meter: CutMeter, pace: float) -> Cost:
-    """pace: seconds a multiply-accumulate, by `seconds_a_mac` or from what a device is known to do."""
+    """The cost of a cut. pace: seconds a multiply-accumulate, by `seconds_a_mac` or a known speed of the device."""
     shape, design = meter.loaded.shape, Design(meter.scores, meter.basis)
     macs = np.mean([count_macs(plan.shape_after) for plan in islice(design.plans(), PLANS)])
     repaired = meter.repair * REPAIR_PASSES * meter.fitted_to * count_macs(shape)

@@ -1,8 +1,9 @@
 """The plans to measure: spread evenly over the sliders at first, then where estimates are least sure.
 
-Of four plans two are spread over all positions of the sliders; one lies where little goes (shares 95 % · u², heads by
-how many stay), since a ruined model interests nobody; and one is the solver's best within a budget of MACs, whose
-blocks differ. Each of the three follows a scrambled Sobol sequence of its own, over shares, heads and budget.
+Of every four plans, two are spread over all positions of the sliders; one removes little (shares of 95 % · u² for a
+uniform u; n heads with a probability in proportion to n), since nobody wants a ruined model; and one is the solver's
+best within a budget of MACs, whose blocks differ. Each kind follows a scrambled Sobol sequence of its own, over shares,
+heads and budget.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from upvit_core.records.scores import ImportanceScores
 
 SEED = 0
 POINTS = 512
-"""Of each sequence."""
+"""Length of each sequence."""
 KINDS = ("everywhere", "little", "everywhere", "solver")
 LEAST_MACS = 0.15
 """The smallest share of the model's MACs that the solver is given."""

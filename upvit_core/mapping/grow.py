@@ -1,4 +1,4 @@
-"""A map grows cut by cut, is saved after each, and stops by a rule on its own errors."""
+"""Grow a map: measure one cut after another, save after each, and stop once the estimates are good enough."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ LEAST_KL = 0.01
 
 @dataclass(frozen=True)
 class Goal:
-    """Errors, left out one at a time, at which a map is good enough: medians and the 95th percentile of the KL; of the
-    value in points of top-1 (or 1/100 of a perplexity)."""
+    """Errors at which a map is good enough, each cut estimated from all others.
+
+    Medians, and for the KL the 95th percentile; errors of the value are in points of top-1, or 1/100 of a perplexity.
+    """
 
     kl: float = 0.05
     kl_95: float = 0.3

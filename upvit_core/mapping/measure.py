@@ -15,7 +15,7 @@ from torch import Tensor
 
 from upvit_core.data import ImageSet, ProxySet, draw_proxy
 from upvit_core.errors import MapError
-from upvit_core.evaluation import Evaluation, TeacherPass, evaluate, run_teacher
+from upvit_core.evaluation import Evaluation, Readout, TeacherPass, evaluate, readout_of, run_teacher
 from upvit_core.importance.criterion import Report, silent
 from upvit_core.mapping.points import Worth
 from upvit_core.models.build import adapt
@@ -38,7 +38,7 @@ KEPT_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class CutMeter:
-    """Measures cuts of a model that `scores` are of, on held-out inputs of `test`.
+    """Measures cuts of a model by its `scores`, on held-out inputs of `test`.
 
     repair: fit layers by least squares after each cut, to inputs of `train`; directions are found on the same ones.
     `report` receives the progress of what is gathered once.
@@ -59,6 +59,9 @@ class CutMeter:
             raise MapError(f"The scores are of {self.scores.model or 'another model'}, not of {self.loaded.name}.")
         if self.fits and self.train is None:
             raise MapError("A map of directions or of repaired cuts needs training data to fit them to.")
+        labelled = self.train is not None and min(len(self.train.class_names), len(self.test.class_names)) > 1
+        if self.loaded.shape.features and not labelled:
+            raise MapError("A map of a model without a classifier needs labelled training images, for k-NN.")
 
     @property
     def fits(self) -> bool:
@@ -93,7 +96,11 @@ class CutMeter:
     @cached_property
     def teacher(self) -> TeacherPass:
         """The whole model on the held-out inputs."""
-        return run_teacher(self.loaded.model, self._batches or self.read())
+        return run_teacher(self.loaded.model, self._batches or self.read(), readout=self._readout)
+
+    @cached_property
+    def _readout(self) -> Readout:
+        return readout_of(self.loaded.shape, self.train, self.test)
 
     @cached_property
     def _worth(self) -> Worth:
@@ -149,7 +156,7 @@ class CutMeter:
             stats=self._statistics,
         )
         batches, logits = self._batches or self.read(), self.teacher.logits
-        result = evaluate(student, batches, teacher=self.loaded.model, teacher_logits=logits)
+        result = evaluate(student, batches, teacher=self.loaded.model, teacher_logits=logits, readout=self._readout)
         point, seconds = self._worth.of(plan), time.perf_counter() - start
         return MeasuredCut(
             **point.model_dump(), **_measured(result).model_dump(), plan=plan.digest, origin=origin, seconds=seconds

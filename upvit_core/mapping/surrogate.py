@@ -132,7 +132,7 @@ class Surrogate:
     def __init__(self, record: Map):
         cuts = [cut for cut in record.cuts if cut.kl > LEAST_KL]
         if len(cuts) < FEWEST:
-            raise MapError(f"The map has {len(cuts)} measured cuts; estimates begin with {FEWEST}: let it grow.")
+            raise MapError(f"The map has {len(cuts)} measured cuts, and estimates need {FEWEST}; measure more.")
         self.record, self.task = record, task_of(record.shape)
         self._components = len(record.shape.components)
         X = features(cuts, record.shape)

@@ -70,13 +70,13 @@ def plan_allocated(
 
 
 def _uniform_widths(curves: Curves, ratios: Ratios) -> Widths:
-    """The same ratio in every block."""
+    """Widths nearest to the same ratio in every block."""
     blocks = _blocks(curves, _nearest(curves.attention, ratios.attention), _nearest(curves.ffn, ratios.ffn))
     return Widths(curves.residual.nearest(curves.shape.embed_dim * (1 - ratios.residual)), blocks)
 
 
 def isomorphic_widths(curves: Curves, ratios: Ratios) -> Widths:
-    """One ranking over all attention channels and one over all FFN channels."""
+    """Widths by one ranking over all attention channels and one over all FFN channels; the residual as `uniform`."""
     chosen = []
     for kind, ratio in ((curves.attention, ratios.attention), (curves.ffn, ratios.ffn)):
         pool = pool_per_block(kind)

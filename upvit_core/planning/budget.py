@@ -1,13 +1,14 @@
 """The best plan under a budget: least score removed within limits on parameters, MACs and latency, any of them at once.
 
-What is removed is the sum of the scores of what goes (`curves.py` says what it leaves out). Then every part of the
-problem is separable: minimise R(D) + Σ_b R_b(A_b) + Σ_b R_b(H_b).
+The score removed is the sum of the scores of the channels that go (`curves.py` says what it leaves out). The problem is
+then separable: minimise R(D) + Σ_b R_b(A_b) + Σ_b R_b(H_b) over the widths D of the residual, and A_b of attention and
+H_b of the FFN of block b.
 
 - Parameters and MACs are linear in ΣA and ΣH once D is fixed, so blocks are pooled into one curve of each (`pool.py`);
   all D and all ΣA are tried, and ΣH is the largest that fits. Exact. Since pooling takes the largest gain first, the
   optimum is one threshold per kind of layer: the isomorphic ranking, with the three ratios chosen by the budget.
-- Latency is any function of widths, separable too. One plan for all blocks is found by trying all; widths that differ
-  by block by Lagrange multipliers, whose dual gives `bound` (`lagrangian.py`). Wide models are searched in steps.
+- Latency is separable too, but any function of the widths. Equal blocks are found by trying all; widths that differ
+  between blocks by Lagrange multipliers, whose dual gives `bound` (`lagrangian.py`). Wide models are searched in steps.
 
 Heads stay as they are unless asked: scores cannot see what merging heads does by itself.
 """

@@ -47,6 +47,13 @@ class CostModel:
         crosses = {(a, b): at(alike[a], alike[b]) - at(alike[a]) - at(alike[b]) + at() for a, b in pairs}
         self._crosses = {pair: cross for pair, cross in crosses.items() if cross}
 
+    def terms(self) -> tuple[float, dict[str, float], list[tuple[str, str, float]]]:
+        """The polynomial: its value where every group has one channel, slopes by key, and cross terms by two keys.
+
+        A count is base + Σ slope·(w - 1) + Σ cross·(w - 1)·(v - 1).
+        """
+        return self._base, dict(self._slopes), [(a, b, cross) for (a, b), cross in self._crosses.items()]
+
     def at(self, widths: Mapping[str, ArrayLike]) -> np.ndarray:
         """The count at these widths."""
         above = {key: np.asarray(widths.get(key, 0)) - 1 for key in self._slopes}

@@ -128,12 +128,12 @@ def total_score(scores: ImportanceScores) -> float:
 
 
 def share_removed(scores: ImportanceScores, plan: PruningPlan) -> float:
-    """The share of the score that a plan removes, from 0 to 1: it ranks plans of one model, and tells no accuracy."""
+    """The share of all scores that a plan removes, in [0, 1]: plans of one model rank by it; it tells no accuracy."""
     return predicted_loss(scores, plan) / (total_score(scores) or 1.0)
 
 
 def predicted_loss(scores: ImportanceScores, plan: PruningPlan) -> float:
-    """Sum of the scores of all that a plan removes, an image, by which plans are compared; it is no KL of the cut."""
+    """Sum of the scores of all channels that a plan removes, in nats an image: for comparing plans, not a KL."""
     lost = {key: np.maximum(values, 0) for key, values in scores.values.items()}
     total = sum(float(values.sum()) for values in lost.values())
     total -= sum(float(values[list(plan.kept(key))].sum()) for key, values in lost.items())

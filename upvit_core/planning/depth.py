@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from upvit_core.errors import PlanError
 from upvit_core.files import digest
 from upvit_core.records.block_removals import BlockRemovals
-from upvit_core.records.plan import BlockPlan, Kept, KeptAttention, PruningPlan
+from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
 
 Pair = tuple[int, int]
@@ -61,29 +61,11 @@ def digest_at(removals: BlockRemovals, depth: int) -> str:
 
 
 def plan_depth_only(removals: BlockRemovals, depth: int) -> PruningPlan:
-    """All channels of the blocks that are left at `depth`."""
-    shape = removals.shape
+    """All channels of the blocks that are left at `depth`. Raises PlanError for removals of a thinner model."""
     if removals.after:
         raise PlanError("These depth scores belong to a model of reduced width; combine them with its width plan.")
-    blocks = tuple(
-        BlockPlan(
-            source=a,
-            attention=KeptAttention(heads=shape.blocks[a].num_heads, keep=tuple(range(shape.blocks[a].attention))),
-            ffn=Kept(keep=tuple(range(shape.blocks[f].ffn))),
-            ffn_source=f if f != a else None,
-            reduction=Kept(keep=tuple(range(shape.blocks[a].reduction))) if shape.blocks[a].reduction else None,
-        )
-        for a, f in pairs_at(removals, depth)
-    )
-    return PruningPlan(
-        model=removals.model,
-        model_digest=removals.model_digest,
-        source_shape=shape.to_dict(),
-        residual=Kept(keep=tuple(range(shape.embed_dims[0]))),
-        later_residuals=tuple(Kept(keep=tuple(range(width))) for width in shape.embed_dims[1:]),
-        blocks=blocks,
-        requested=_requested(removals, depth, "depth only"),
-    )
+    whole = PruningPlan.whole(removals.shape, model=removals.model, model_digest=removals.model_digest)
+    return _reordered(whole, pairs_at(removals, depth), _requested(removals, depth, "depth only"))
 
 
 def plan_depth(plan: PruningPlan, removals: BlockRemovals, depth: int) -> PruningPlan:

@@ -25,7 +25,7 @@ class Difference:
 
 
 def difference(a: PruningPlan, b: PruningPlan) -> list[Difference]:
-    """Group by group, in the order of the model.
+    """The channels of two plans, one entry a group in the order of the model.
 
     Raises PlanError where the plans are of models of different shapes, or one counts channels, the other directions.
     """

@@ -1,9 +1,9 @@
-"""One option in every group, least loss, within limits: Lagrange multipliers, and the bound that their dual gives.
+"""Choose one option in every group at the least loss within limits, by Lagrange multipliers; their dual is a bound.
 
 min Σ_g R_g(o_g) subject to Σ_g c_g(o_g) <= limit, for each of many outer choices (residual widths) at once. For a
-multiplier every group decides alone; the multiplier is found by bisection. With two limits they are weighed into one,
-for several weights. The dual value, at any multipliers, is a lower bound (Everett, Operations Research 1963). What the
-limits leave over is spent by changing one or two groups at a time.
+given multiplier every group decides alone; the multiplier is found by bisection. Two limits are weighed into one, with
+several weights. The dual value at any multipliers is a lower bound (Everett, Operations Research 1963). Room that is
+left under the limits is used by changing one or two groups at a time.
 """
 
 from collections.abc import Sequence

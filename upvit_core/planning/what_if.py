@@ -177,16 +177,22 @@ def head_options(shape: ModelShape) -> tuple[int, ...]:
     return tuple(sorted(common_head_counts(shape.blocks))) if shape.num_heads else ()
 
 
-def default_what_if(shape: ModelShape) -> WhatIf:
-    """Half of everything, and half of the heads where that divides."""
+def default_what_if(shape: ModelShape, *, weights: bool = False, images: bool = False) -> WhatIf:
+    """Half of everything, and half of the heads where that divides.
+
+    Where directions can be cut, a model with weights keeps its heads, and with images too it is rotated and repaired.
+    """
     options = head_options(shape)
+    if weights and shape.has_directions:
+        basis = Basis.DIRECTIONS if images else Basis.CHANNELS
+        return WhatIf(50, 50, shape.num_heads if options else None, 50, basis, repair=images)
     half = (shape.num_heads or 0) // 2
     heads = half if half in options and shape.num_heads == 2 * half else shape.num_heads
     return WhatIf(50, 50, heads if options else None, 50, reduction=50 if "reduction" in shape.components else None)
 
 
-def preset_what_ifs(shape: ModelShape) -> dict[str, WhatIf]:
-    """Named what-ifs that this model allows."""
+def preset_what_ifs(shape: ModelShape, start: WhatIf | None = None) -> dict[str, WhatIf]:
+    """Named what-ifs that this model allows; those without a model's name keep the heads of `start`."""
     reduces = "reduction" in shape.components
     presets: dict[str, WhatIf] = {}
     for name in presets_for(shape):
@@ -196,9 +202,8 @@ def preset_what_ifs(shape: ModelShape) -> dict[str, WhatIf]:
         residual = _percent_removed(target.embed_dim, shape.embed_dim)
         attention, ffn = _percent_removed(small.attention, full.attention), _percent_removed(small.ffn, full.ffn)
         presets[label] = WhatIf(residual, attention, target.num_heads, ffn, reduction=residual if reduces else None)
-    halved = default_what_if(shape).heads
+    heads = (start or default_what_if(shape)).heads
     for percent in (25, 50, 75):
-        heads = shape.num_heads if percent == 25 else halved
         candidate = WhatIf(percent, percent, heads, percent, reduction=percent if reduces else None)
         if candidate not in presets.values():
             presets[f"{percent} %"] = candidate

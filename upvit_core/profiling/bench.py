@@ -49,6 +49,8 @@ DEMO = replace(
     deit_shape("tiny"), name="demo", embed_dim=96, blocks=(BlockShape(6, 96, 384),) * 6, img_size=(28, 28),
     patch_size=(4, 4), in_chans=1, num_classes=10,
 )  # fmt: skip
+LIMIT, LEAST_SECONDS = 3.0, 20.0
+"""A calibration ends after so many times the seconds that were asked for, of which so many count at least."""
 
 
 @dataclass(frozen=True)
@@ -212,20 +214,33 @@ class Bench:
         return {name: grid(taken, ("embedding", name), BATCHES, EMBED_DIMS) for name in self.embedded()}
 
     def take_turns(self, points: Mapping[Point, Run], seconds: float, progress: Progress) -> dict[Point, float]:
-        """Seconds of every point: the lower quartile over rounds; at least three rounds."""
-        begun = time.perf_counter()
+        """Seconds of every point: the lower quartile over rounds; at least three, unless they take LIMIT x `seconds`.
+
+        `progress` receives the share of `seconds`, or of the passes of three rounds where those take longer.
+        """
+        begun, passes = time.perf_counter(), 0
+
+        def tell() -> float:
+            spent = time.perf_counter() - begun
+            progress(seconds * min(1.0, spent / max(seconds, 1e-9), passes / (4 * len(points))), seconds)
+            return spent
+
         shortest = 1e-3 if self.device.type == "cuda" else 2e-4
         repeats = {}
         for name, run in points.items():
-            progress(min(time.perf_counter() - begun, seconds), seconds)
+            tell()
             self._timed(run, 1)
+            passes += 1
             repeats[name] = max(1, min(200, int(shortest / max(self._timed(run, 1), 1e-6))))
         samples: dict[Point, list[float]] = {name: [] for name in points}
-        rounds = 0
-        while rounds < 3 or time.perf_counter() - begun < seconds * (1 - 0.5 / rounds):
+        rounds, spent = 0, 0.0
+        while rounds < 3 or spent < seconds * (1 - 0.5 / rounds):
+            if rounds and spent > LIMIT * max(seconds, LEAST_SECONDS):
+                break
             for name, run in points.items():
                 samples[name].append(self._timed(run, repeats[name]) / repeats[name])
-                progress(min(time.perf_counter() - begun, seconds), seconds)
+                passes += 1
+                spent = tell()
             rounds += 1
         progress(seconds, seconds)
         return {name: float(np.quantile(values, 0.25)) for name, values in samples.items()}

@@ -37,13 +37,14 @@ def calibrate(
     from their linear layer. clock: `cpu` counts the time of the calling thread only, which other programs disturb less,
     and needs a single thread. `progress` receives seconds done and seconds in all; raise `Cancelled` in it to stop.
 
-    Raises CalibrationError for an unknown dtype or clock, or `cpu` with several threads.
+    Raises CalibrationError for an unknown dtype or clock, `cpu` with several threads, or a shape that is not timed.
     """
     device = torch.device(device)
     if dtype not in DTYPES:
         raise CalibrationError(f"A calibration is for one of {', '.join(DTYPES)}, not {dtype!r}.")
     if clock not in CLOCKS or (clock == "cpu" and (device.type != "cpu" or torch.get_num_threads() > 1)):
         raise CalibrationError(f"The clock is wall, or cpu on a CPU with one thread, not {clock!r} here.")
+    models = "" if shape is None else scope(shape)
     bench = _bench(shape)(device, dtype, CLOCKS[clock], shape)
     begun = time.perf_counter()
     with bench.running():
@@ -61,7 +62,7 @@ def calibrate(
     raw = Calibration(
         device=device_name(device), dtype=dtype, threads=torch.get_num_threads(), grids=grids,
         ladders=ladders(bench, taken, grids), embeddings=bench.embeddings(taken),
-        weights=dict.fromkeys(bench.kinds, 1.0) | {"block": 0.0}, scope="" if shape is None else scope(shape),
+        weights=dict.fromkeys(bench.kinds, 1.0) | {"block": 0.0}, scope=models,
         clock=clock, date=time.strftime("%Y-%m-%d"),
         versions={"torch": str(torch.__version__), "timm": timm.__version__, "python": platform.python_version()},
     )  # fmt: skip

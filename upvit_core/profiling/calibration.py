@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from upvit_core.atomic import write_atomically
 from upvit_core.errors import CalibrationError
 from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
+from upvit_core.records.structure import PLAIN
 
 VERSION = 2
 NEAR, FAR = 800 * 192 * 240, 1600 * 384 * 1008
@@ -168,6 +171,12 @@ class Calibration:
         """The same calibration with its held-out error."""
         return replace(self, error=error)
 
+    @property
+    def is_current(self) -> bool:
+        """True unless it was measured with another version of torch than is installed."""
+        own = version("torch")
+        return self.versions.get("torch", own).split("+")[0] == own.split("+")[0]
+
     def save(self, path: str | Path) -> None:
         """Write JSON, atomically."""
         path = Path(path)
@@ -224,6 +233,12 @@ def scope(shape: ModelShape) -> str:
 
 
 def vit_scope(shape: ModelShape) -> str:
+    """Empty: one calibration holds for all plain ViTs. Raises CalibrationError for others, which are not timed."""
+    if shape.structure != PLAIN:
+        raise CalibrationError(
+            f"The time of {shape.name} cannot be estimated, since it is not a plain ViT; measure it with "
+            "`profile MODEL --measure`."
+        )
     return ""
 
 
@@ -244,12 +259,20 @@ def default_path(device: str, dtype: str, threads: int, shape: ModelShape | None
     return default_folder() / f"{name}-{dtype}-{threads}{own and '-'}{own}.json"
 
 
-def newest(dtype: str, shape: ModelShape) -> Path | None:
-    """The newest calibration in the default folder for models like `shape`, of whatever device and threads."""
-    own = scope(shape)
-    name = re.compile(rf".*-{dtype}-\d+{re.escape(own and '-' + own)}\.json")
+def newest(device: str, dtype: str, shape: ModelShape) -> Path | None:
+    """The newest calibration of a device in the default folder for models like `shape`, of whatever threads."""
+    start, end = default_path(device, dtype, 0, shape).name.split(f"-{dtype}-0")
+    name = re.compile(rf"{re.escape(start)}-{dtype}-\d+{re.escape(end)}")
     found = [path for path in default_folder().glob("*.json") if name.fullmatch(path.name)]
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def default_folder() -> Path:

@@ -1,7 +1,9 @@
 """Parameters and multiply-accumulates in closed form, from the shape alone. Imports no torch."""
 
+from upvit_core.models.layout import count_in_layout
 from upvit_core.records.family import load
 from upvit_core.records.shape import ModelShape
+from upvit_core.records.structure import PLAIN
 
 
 def count_parameters(shape: ModelShape) -> int:
@@ -11,7 +13,9 @@ def count_parameters(shape: ModelShape) -> int:
 
 
 def vit_parameters(shape: ModelShape) -> int:
-    """`count_in_layout` of a ViT in closed form, for the loops of planning."""
+    """`count_in_layout` of a ViT; of a plain one in closed form, since planning calls it often."""
+    if shape.structure != PLAIN:
+        return count_in_layout(shape)
     D, classes = shape.embed_dim, shape.num_classes
     patch = shape.in_chans * shape.patch_size[0] * shape.patch_size[1]
     positions = shape.num_patches + (0 if shape.no_embed_class else shape.num_prefix_tokens)
@@ -37,8 +41,15 @@ def half_block_macs(shape: ModelShape, number: int) -> tuple[int, int]:
 
 
 def vit_ends(shape: ModelShape) -> int:
+    """MACs of the patch embedding, of attention pooling if there is any, and of the classifier."""
     patch = shape.in_chans * shape.patch_size[0] * shape.patch_size[1]
-    return shape.embed_dim * (shape.num_patches * patch + shape.num_classes * (1 + shape.distilled))
+    patches, D, own = shape.num_patches, shape.embed_dim, shape.structure
+    if not own.pool:
+        return D * (patches * patch + shape.num_classes * (1 + shape.distilled))
+    width, _, hidden = own.pool
+    tokens = shape.num_tokens if own.pool_prefix else patches
+    pooling = tokens * width * (2 * D + 2) + 2 * width * (width + hidden)
+    return D * patches * patch + pooling + width * shape.num_classes
 
 
 def pvt_ends(shape: ModelShape) -> int:
@@ -58,7 +69,8 @@ def gpt2_ends(shape: ModelShape) -> int:
 
 def plain_block(shape: ModelShape, number: int) -> tuple[int, int]:
     block, D, N = shape.blocks[number], shape.embed_dim, shape.num_tokens
-    return N * block.attention * (4 * D + 2 * N), 2 * N * D * block.ffn
+    ffn = (1 + shape.structure.first_layers) * N * D * block.ffn
+    return N * shape.channels_in(block) * (4 * D + 2 * N), ffn
 
 
 def pvt_block(shape: ModelShape, number: int) -> tuple[int, int]:

@@ -58,8 +58,12 @@ def vit_activations(shape: ModelShape, batch: int) -> int:
     peaks = [D * (patches + tokens), 2 * D * tokens]
     for number, block in enumerate(shape.blocks):
         held = D * min(number, 1)
-        peaks.append(tokens * (held + 3 * D + 4 * block.attention))
-        peaks.append(tokens * (held + 3 * D + block.ffn + max(block.ffn, D)))
+        own, channels = shape.structure, shape.channels_in(block)
+        turned = 2 * bool(own.rope)  # rotated copies of queries and keys
+        products = 2 * shape.heads_in(block) * shape.num_tokens * own.relative  # not fused with a table
+        peaks.append(tokens * (held + 3 * D + (4 + turned) * channels + products))
+        inside = 4 * block.ffn if own.gate else block.ffn + max(block.ffn, D)
+        peaks.append(tokens * (held + 3 * D + inside))
     return max(peaks)
 
 
@@ -115,19 +119,24 @@ def estimate_training(
     weights = count_parameters(student)
     fixed = full * (count_parameters(teacher) + weights * (5 + averaged))
     if mixed:
-        fixed += BYTES[dtype] * max(weights, count_parameters(teacher))
+        fixed += BYTES[dtype] * (weights + count_parameters(teacher))
     low = BYTES[dtype]
     kept = passing = 0
     family = student.architecture
     for b, block in enumerate(student.blocks):
         N, M, D = student.tokens_at(b), student.keys_at(b), student.embed_dims[student.stage_of(b)]
         kept += N * D * (full + low) if b == student.first_block(student.stage_of(b)) else 0
-        inner = N * (2 * D + 2 * block.attention + family.ffn_kept * block.ffn + 2 * D * student.layer_scale)
-        kept += N * 2 * D * full + (inner + M * 2 * (block.attention + block.reduction)) * low
-        passing = max(passing, N * max(family.ffn_passing * block.ffn, D) * full)
+        own, channels = student.structure, student.channels_in(block)
+        inner = N * (
+            2 * D + 2 * channels + family.ffn_kept * block.ffn * own.first_layers + 2 * D * student.layer_scale
+        )
+        inner += N * 2 * channels * bool(own.rope)
+        kept += N * N * student.heads_in(block) * own.relative * (full + 2 * low * mixed)
+        kept += N * 2 * D * full + (inner + M * 2 * (channels + block.reduction)) * low
+        passing = max(passing, N * max(family.ffn_passing * block.ffn * own.first_layers, D) * full)
         if student.is_language:
             # The loss holds ten times its logits: theirs, the targets, what CE and KL keep, and their gradients.
             passing = max(passing, N * (D * full + 4 * block.attention * low))
-            passing = max(passing, N * (2 * D + 10 * student.num_classes) * full)
+            passing = max(passing, N * (2 * D + 10 * student.outputs) * full)
     images = full * student.in_chans * student.img_size[0] * student.img_size[1]
     return TrainingMemory(fixed, images + max(kept + passing, size))

@@ -1,17 +1,17 @@
 """Images per second, measured: warm-up, synchronised, several repeats; models to compare take turns in one run."""
 
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from statistics import median, quantiles
 from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+
+from upvit_core.profiling.calibration import processor_name
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Clock = Callable[[], float]
@@ -67,11 +67,14 @@ def device_name(device: torch.device | str) -> str:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    return processor_name()
+
+
+def usual_dtype(device: str) -> str:
+    """The number type in which models are run on this device: on a GPU bfloat16, or float16 where it has none."""
+    if not device.startswith("cuda"):
+        return "float32"
+    return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 
 def measure(
