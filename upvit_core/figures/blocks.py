@@ -6,6 +6,7 @@ first removal. A removed half-block is veiled and crossed out and says when it w
 
 import numpy as np
 
+from upvit_core.figures.diagram_primitives import in_channels
 from upvit_core.figures.theme import (
     CLEAR,
     COLOURS,
@@ -219,7 +220,7 @@ def _text(x: float, y: float, text: str, colour: str, size: int = 13) -> Spec:
 def _hover(shape: ModelShape, removals: BlockRemovals, depth: int) -> Spec:
     gone, texts = _gone(removals, depth), []
     for half in range(2 * shape.depth):
-        block = shape.blocks[half // 2]
+        block = in_channels(shape, half // 2)
         own = (
             f"FFN of block {half // 2}: {block.ffn:,} hidden channels"
             if half % 2

@@ -42,6 +42,7 @@ def rank_chart(
 
     kept: mask over the group.
     """
+    scores = scores.per_sample
     key = scores.shape.key_of(component, block)
     values = np.maximum(scores.values[key][group], 1e-12)
     errors = scores.stderr.get(key)
@@ -51,7 +52,7 @@ def rank_chart(
     own, high = float(values[order][at]), float(values.max())
     traces = _ranked(values[order], None if errors is None else errors[group][order], at, COLOURS[component])
     diamond = {"size": 13, "symbol": "diamond", "line": {"color": theme.surface, "width": 1.5}}
-    here = f"channel {channel}: place {at + 1} of {len(group)}, {own:.3g} nats<extra></extra>"
+    here = f"channel {channel}: place {at + 1} of {len(group)}, {own:.3g} {scores.unit}<extra></extra>"
     traces.append(markers([at + 1], [own], {"color": theme.text, **diamond}, hovertemplate=here))
     if errors is not None:
         traces[-1]["error_y"] = _error([float(errors[channel])], theme.text, 2.5, 6)
@@ -62,13 +63,13 @@ def rank_chart(
         notes.append(note(" cut", cut + 0.5, np.log10(high), theme.text, xanchor="left", yanchor="top"))
     layout: Spec = {
         "xaxis": axis(theme, "place, most important first"),
-        "yaxis": axis(theme, "score, nats", nticks=5, **POWERS),
+        "yaxis": axis(theme, f"score, {scores.unit}", nticks=5, **POWERS),
         "annotations": notes,
     }
     figure = drawn(traces, layout, theme, height=height, margin=(64, 14, 10, 46))
     name = f"{TITLES[component]} channel {channel}" + ("" if component == "residual" else f" of block {block}")
     stays = "kept" if at < cut else "removed"
-    alt = f"{name}: place {at + 1} of {len(group)} with {own:.3g} nats, {stays} by the cut at {cut}."
+    alt = f"{name}: place {at + 1} of {len(group)} with {own:.3g} {scores.unit}, {stays} by the cut at {cut}."
     ranked, places = group[order], np.arange(1, len(group) + 1)
 
     def table() -> dict[str, np.ndarray]:
@@ -86,7 +87,7 @@ def _error(sizes: object, colour: str, thickness: float, width: float) -> Spec:
 def _ranked(values: np.ndarray, errors: np.ndarray | None, at: int, colour: str) -> list[Spec]:
     """Scores by place, with standard errors of the neighbours of place `at`."""
     places = np.arange(1, len(values) + 1)
-    template = "place %{x}: %{y:.3g} nats<extra></extra>"
+    template = "place %{x}: %{y:.3g}<extra></extra>"
     traces = [lines(places.astype(np.float32), values.astype(np.float32), colour, 2, hovertemplate=template)]
     if errors is not None:
         near = np.arange(max(0, at - NEIGHBOURS), min(len(values), at + NEIGHBOURS + 1))
@@ -115,7 +116,7 @@ def kl_by_image(
     ticks, labels = log_ticks(float(np.log10(y[-1])), float(np.log10(y[0])))
     half = int(np.searchsorted(np.cumsum(y), y.sum() / 2)) + 1
     images = f"{half} {sample}{'s' if half != 1 else ''}"
-    text = f"sum {kl.sum():.3g} nats · half of it from {images} · {int(changed.sum())} change (✕)"
+    text = f"mean {kl.mean():.3g} nats · half of it from {images} · {int(changed.sum())} change (✕)"
     layout: Spec = {
         "xaxis": axis(theme, f"{len(kl):,} {sample}s, the most affected first"),
         "yaxis": axis(theme, "KL, nats", type="log", tickvals=[10.0**tick for tick in ticks], ticktext=labels),

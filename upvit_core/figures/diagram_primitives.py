@@ -1,5 +1,9 @@
 """Plotly shapes and labels from which the drawings of models are put together."""
 
+from dataclasses import replace
+
+import numpy as np
+
 from upvit_core.figures.theme import CLEAR, COLOURS, Spec, Theme, drawn, markers, note
 from upvit_core.records.shape import BlockShape, Component, ModelShape
 from upvit_core.records.task import task_of
@@ -148,3 +152,23 @@ def _hourglass(x0: float, x1: float, y: float, outer: float, hidden: float) -> l
     slope = (x1 - x0) / 4
     top = [(x0, y + outer / 2), (x0 + slope, y + hidden / 2), (x1 - slope, y + hidden / 2), (x1, y + outer / 2)]
     return top + [(x, 2 * y - v) for x, v in reversed(top)]
+
+
+def in_channels(shape: ModelShape, number: int = 0) -> BlockShape:
+    """The block `number` with its true numbers of heads and attention channels, even if whole heads are cut."""
+    block = shape.blocks[number]
+    return replace(block, num_heads=shape.heads_in(block), attention=shape.channels_in(block))
+
+
+def shape_table(shape: ModelShape, after: ModelShape | None) -> dict[str, np.ndarray]:
+    """Widths of every block, of the model and of the thinner one, as columns; of a staged model its reductions too."""
+    rows: list[dict[str, object]] = []
+    for label, which in (("model", shape), *((("plan", after),) if after else ())):
+        for b in range(which.depth):
+            stage = which.stage_of(b)
+            place = {"model": label, "stage": stage, "block": b, "residual": which.embed_dims[stage]}
+            block = in_channels(which, b)
+            widths = {"attention": block.attention, "ffn": block.ffn, "reduction": block.reduction}
+            rows.append({**place, "heads": block.num_heads, **widths})
+    names = [name for name in rows[0] if shape.stages or name not in ("stage", "reduction")]
+    return {name: np.array([row[name] for row in rows]) for name in names}

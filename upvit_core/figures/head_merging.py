@@ -33,6 +33,7 @@ def draw_head_merging(
 
     `step` shows the picture up to a moment: 1 heads as they are, 2 merged, 3 cut.
     """
+    scores = scores.per_sample
     merge = _merge_of(scores, plan, block)
     sketch = _Sketch(merge, theme)
     sketch.heads()

@@ -5,7 +5,6 @@ one component large, every cell of it clickable.
 import numpy as np
 
 from upvit_core.figures.score_grid import (
-    MOST_COLUMNS,
     Order,
     Picture,
     axis_words,
@@ -58,7 +57,7 @@ def _hover(p: Picture) -> tuple[np.ndarray, str]:
     cell = f"{p.word} %{{customdata[0]:.0f}}"
     cell = cell if p.step == 1 else f"{p.step} {p.word}s, the first %{{customdata[0]:.0f}}"
     place = "place %{x:.0f} · " if p.order == "importance" else ""
-    return data, f"{where}{place}{cell}<br>score %{{customdata[1]:.3g}} nats<extra></extra>"
+    return data, f"{where}{place}{cell}<br>score %{{customdata[1]:.3g}}<extra></extra>"
 
 
 def traces_of(p: Picture, theme: Theme, *, number: int, limits: tuple[float, float], colourbar: Spec) -> list[Spec]:
@@ -114,13 +113,14 @@ def draw_kept_strips(
     scores: ImportanceScores, plan: PruningPlan | None, theme: Theme, order: Order = "importance"
 ) -> Chart:
     """The components under one another, as the sliders leave them."""
+    scores = scores.per_sample
     components = scores.shape.components
     # Directions come ordered already, within the residual and within every head.
     turned = [member_word(scores, component) == "direction" for component in components]
     orders: list[Order] = ["position" if own else order for own in turned]
     pictures = [picture(scores, c, plan, o, columns=800) for c, o in zip(components, orders, strict=True)]
-    heights = [54.0 if len(p.blocks) == 1 else 96.0 if p.component == "residual" else 138.0 for p in pictures]
-    gap, top, bottom = 84.0, 34.0, 46.0
+    heights = [46.0 if len(p.blocks) == 1 else 90.0 if p.component == "residual" else 116.0 for p in pictures]
+    gap, top, bottom = 70.0, 30.0, 42.0
     inner = sum(heights) + (len(heights) - 1) * gap
     words = ["strongest first" if own else _order_words(o) for own, o in zip(turned, orders, strict=True)]
     names = [axis_words(scores, p.component) for p in pictures]
@@ -149,29 +149,23 @@ def heatmap(
     order: Order = "importance",
     *,
     block: int | None = None,
-    window: tuple[int, int] | None = None,
     height: int = 250,
 ) -> tuple[Chart, Picture]:
     """One component, large, every cell of it clickable; and the picture, which maps a click to its channel.
 
-    block: draw this one alone. window: first and last column to draw, so that every channel gets pixels.
-    One row comes with a curve of its scores above it.
+    block: draw this one alone. One row comes with a curve of its scores above it.
     """
+    scores = scores.per_sample
     p = picture(scores, component, plan, order, blocks=None if block is None else [block])
-    if window is not None:
-        whole = picture(scores, component, plan, order, blocks=None if block is None else [block], columns=10**6)
-        p = whole if window[1] - window[0] <= MOST_COLUMNS else p
     limits = colour_range(picture(scores, component, columns=10**6).values)
     single = len(p.blocks) == 1
     top, bottom, strip = 10.0, 46.0, 44.0
     inner = height - top - bottom
     share = strip / inner if single else 1.0
-    bar = colour_bar(theme, "score, nats", x=1.008, y=0.5, yanchor="middle", len=1.0, thickness=11)
+    bar = colour_bar(theme, f"score, {scores.unit}", x=1.008, y=0.5, yanchor="middle", len=1.0, thickness=11)
     traces = traces_of(p, theme, number=1, limits=limits, colourbar=bar)
     words = _order_words(order)
     x, y = axes_of(p, theme, f"{axis_words(scores, component)}, {words}")
-    if window is not None:
-        x["range"] = [window[0] - 0.5, window[1] + 0.5]
     # No limit to the distance: in tall cells the edge is further from the middle than plotly looks by default.
     near: Spec = {"hovermode": "closest", "hoverdistance": -1}
     x["fixedrange"] = y["fixedrange"] = True  # a click that moves a little is a click; no handle lies over the cells
@@ -180,7 +174,7 @@ def heatmap(
         trace.update(xaxis="x", yaxis="y")
     if single:
         domain = [share + 0.04, 1]
-        layout["yaxis2"] = axis(theme, "score, nats", domain=domain, nticks=4, fixedrange=True, **POWERS)
+        layout["yaxis2"] = axis(theme, f"score, {scores.unit}", domain=domain, nticks=4, fixedrange=True, **POWERS)
         layout["xaxis2"] = axis(
             theme, matches="x", anchor="y2", showticklabels=False, range=x["range"], showgrid=False, fixedrange=True
         )

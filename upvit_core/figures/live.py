@@ -6,22 +6,26 @@ a browser has received must be remembered to send it the rest.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
-from upvit_core.figures.evaluations import EVALUATED, Points, Row, has_numbers
+from upvit_core.figures.evaluations import EVALUATED, Points, Row, has_numbers, sizes_of
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.runs import TITLES, Quantity, title_of
 
 PHASES = ("teacher", *EVALUATED)
+WHEN = ("step", "epoch", "seconds")
 COLUMNS = {
-    "evals": ("step", "epoch", "seconds", "phase", "top1", "perplexity", "images_per_s", "images", "kl_teacher"),
-    "train": ("step", "epoch", "seconds", "loss", "features"),
+    "evals": (*WHEN, "phase", "top1", "perplexity", "images_per_s", "images", "kl_teacher", "speedup", "ladder"),
+    "train": (*WHEN, "loss", "features"),
 }
 DRAWN = {"evals": ("perplexity", "top1"), "train": ("loss",)}
 TEACHER = ("top1", "perplexity", "images_per_s", "images", "device", "batch_size", "dtype", "threads")
-WHOLE = (*(name for name in COLUMNS["evals"] if name != "phase"), "teacher_top1", "teacher_perplexity")
+NO_NUMBERS = ("phase", "ladder")
+NUMBERS = {kind: [name for name in names if name not in NO_NUMBERS] for kind, names in COLUMNS.items()}
+WHOLE = (*(name for name in NUMBERS["evals"] if name != "speedup"), "teacher_top1", "teacher_perplexity")
 MOST = 600  # points of one run's line that are sent at once; a screen has no more columns for it
 DIGITS = 6
-Columns = dict[str, list[float | int | None]]
+Columns = dict[str, list[Any]]
 Part = tuple[int, int, Columns]  # from, next, and the columns of what lies between
 
 
@@ -38,9 +42,10 @@ def since(points: Points, kind: str, first: int) -> Part:
         shown = [rows[place] for place in places]
     else:
         shown = rows
-    columns: Columns = {name: [_number(row.get(name)) for row in shown] for name in COLUMNS[kind] if name != "phase"}
+    columns: Columns = {name: [_number(row.get(name)) for row in shown] for name in NUMBERS[kind]}
     if kind == "evals":
         columns["phase"] = [PHASES.index(row["phase"]) for row in shown]
+        columns["ladder"] = [[[_number(value) for value in size] for size in sizes_of(row)] or None for row in shown]
     return first, first + len(rows), {n: column for n, column in columns.items() if any(v is not None for v in column)}
 
 
@@ -76,14 +81,14 @@ def _plain(value: object) -> object:
     return value if isinstance(value, str) else _number(value)
 
 
-def titles(runs: Sequence[Points], quantity: Quantity, *, relative: bool) -> dict[str, str]:
+def titles(runs: Sequence[Points], quantity: Quantity) -> dict[str, str]:
     """Titles of the axes: how speed was measured and on how many images or tokens, where all runs agree."""
     inputs = "images" if quantity == "top1" else "blocks"
-    measured = f"{inputs}/s, measured{_conditions(runs)}"
     line = [row for run in runs for row in run.evals[:1]]
     whole = [run.whole for run in runs if run.whole is not None]
     return {
-        "x": f"× the teacher's {inputs}/s, measured in the same run" if relative else measured,
+        "x": f"speed, times the original, in turns{_conditions(runs)}",
+        "speed": f"{inputs}/s",
         "y": title_of(quantity, line, whole),
         "task": TITLES[quantity],
         "loss": TITLES["loss"],
@@ -104,9 +109,9 @@ def _conditions(runs: Sequence[Points]) -> str:
 
 
 def published() -> list[tuple[str, float, float, str]]:
-    """Name, images/s, top-1 and a note, as published for ImageNet."""
+    """Name, times DeiT-B's speed, top-1 and a note, as published for ImageNet."""
     return [
-        (entry.name, entry.images_per_s, entry.top1, entry.note or "as published, ImageNet")
+        (entry.name, entry.speed_up, entry.top1, entry.note or "as published, ImageNet")
         for entry in PUBLISHED
-        if entry.images_per_s is not None
+        if entry.speed_up is not None
     ]

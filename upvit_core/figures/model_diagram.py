@@ -4,9 +4,7 @@ The height of a part is its width in channels. With a second shape, the thinner 
 first.
 """
 
-import numpy as np
-
-from upvit_core.figures.diagram_primitives import Pen
+from upvit_core.figures.diagram_primitives import Pen, in_channels, shape_table
 from upvit_core.figures.theme import COLOURS, Chart, Theme
 from upvit_core.records.family import load
 from upvit_core.records.shape import Component, ModelShape
@@ -34,7 +32,7 @@ def draw_plain(
 ) -> Chart:
     """A model without stages: its first block stands for all."""
     now = after or shape
-    block, first = now.blocks[0], shape.blocks[0]
+    block, first = in_channels(now), in_channels(shape)
     unit = TALLEST / max(shape.embed_dim, first.attention, first.ffn)
     stream, base = unit * shape.embed_dim / 2, unit * shape.embed_dim / 2 + 3.2
     pen = Pen(theme)
@@ -64,11 +62,11 @@ def draw_plain(
         50, -stream - 1.5, f"<b>Residual</b> · {now.embed_dim}{of} channels, shared by all blocks", COLOURS["residual"]
     )
     figure = pen.figure(-stream - 3.8, base + TALLEST + 5.8, height=height, emphasis=emphasis)
-    return Chart(figure, "The model", _alt(shape, after), lambda: _table(shape, after))
+    return Chart(figure, "The model", _alt(shape, after), lambda: shape_table(shape, after))
 
 
 def _alt(shape: ModelShape, after: ModelShape | None) -> str:
-    now, block, task = after or shape, (after or shape).blocks[0], task_of(shape)
+    now, block, task = after or shape, in_channels(after or shape), task_of(shape)
     pixels = f"{now.img_size[0]} by {now.img_size[1]} pixels in patches of {now.patch_size[0]} by {now.patch_size[1]}"
     size = pixels if task.has_pictures else f"{now.num_patches} {task.units} of {task.data}"
     text = (
@@ -78,16 +76,6 @@ def _alt(shape: ModelShape, after: ModelShape | None) -> str:
         f"channels, then a choice of {now.num_classes} {task.outputs}."
     )
     if after:
-        first = shape.blocks[0]
+        first = in_channels(shape)
         text += f" Before: {shape.embed_dim} channels, {first.num_heads} heads, {first.ffn} hidden channels."
     return text
-
-
-def _table(shape: ModelShape, after: ModelShape | None) -> dict[str, np.ndarray]:
-    columns: dict[str, list[object]] = {n: [] for n in ("model", "block", "residual", "heads", "attention", "ffn")}
-    for label, which in (("model", shape), ("plan", after)):
-        for b, block in enumerate(which.blocks if which else ()):
-            row = (label, b, which.embed_dim if which else 0, block.num_heads, block.attention, block.ffn)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-    return {name: np.array(column) for name, column in columns.items()}

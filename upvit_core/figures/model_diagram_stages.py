@@ -3,9 +3,7 @@
 As in `drawing`, the height of a part is its width in channels, and a thinner model lies inside the first one's outline.
 """
 
-import numpy as np
-
-from upvit_core.figures.diagram_primitives import Pen
+from upvit_core.figures.diagram_primitives import Pen, shape_table
 from upvit_core.figures.theme import COLOURS, TITLES, Chart, Theme
 from upvit_core.records.shape import BlockShape, Component, ModelShape
 
@@ -42,7 +40,7 @@ def draw_stages(
     names = (f'<span style="color:{COLOURS[c]}">■</span> {TITLES[c]}' for c in shape.components)
     pen.label((FIRST + LAST) / 2, -stream - 6.7, "channels:  " + "  ".join(names), size=13)
     figure = pen.figure(-stream - 7.7, base + TALLEST + 5, height=height, emphasis=emphasis)
-    return Chart(figure, "The model", _alt(shape, after), lambda: _table(shape, after))
+    return Chart(figure, "The model", _alt(shape, after), lambda: shape_table(shape, after))
 
 
 def _bars(pen: Pen, x0: float, x1: float, base: float, unit: float, first: BlockShape, block: BlockShape) -> None:
@@ -74,16 +72,3 @@ def _alt(shape: ModelShape, after: ModelShape | None) -> str:
         f"Drawing of {now.name}: {now.img_size[0]} by {now.img_size[1]} pixels through {len(now.stages)} stages "
         f"({stages}), then a classifier of {now.num_classes} classes."
     )
-
-
-def _table(shape: ModelShape, after: ModelShape | None) -> dict[str, np.ndarray]:
-    names = ("model", "stage", "block", "residual", "heads", "attention", "ffn", "reduction")
-    columns: dict[str, list[object]] = {name: [] for name in names}
-    for label, which in (("model", shape), ("plan", after)):
-        for b, block in enumerate(which.blocks if which else ()):
-            stage = which.stage_of(b) if which else 0
-            width = which.embed_dims[stage] if which else 0
-            row = (label, stage, b, width, block.num_heads, block.attention, block.ffn, block.reduction)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-    return {name: np.array(column) for name, column in columns.items()}

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 
 from upvit_core.figures.theme import (
-    CLEAR,
     COLOURS,
     POWERS,
     Chart,
@@ -57,12 +56,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """A curve of estimated plans under the points."""
+    """A curve under the points; `strong`: in the colour of the points."""
 
     name: str
     x: np.ndarray
     y: np.ndarray
     dash: str = "solid"
+    strong: bool = False
 
 
 def plot_pareto(
@@ -74,8 +74,12 @@ def plot_pareto(
     y_title: str,
     log_y: bool = False,
     height: int = 420,
+    low_legend: bool = False,
 ) -> Chart:
-    """Scatter of plans; points with a name are labelled, the current one is ringed."""
+    """Scatter of plans; points with a name are labelled, the current one is ringed.
+
+    low_legend: for shares in percent, whose lower right corner is free.
+    """
     every = np.array([p.y for p in points], float)
     every = np.log10(every[every > 0]) if log_y else every
 
@@ -87,32 +91,36 @@ def plot_pareto(
     traces = []
     for curve in curves:
         x, y = curve.x.astype(np.float32), curve.y.astype(np.float32)
-        traces.append(lines(x, y, theme.quiet, 1.8, dash=curve.dash, name=curve.name, hoverinfo="skip"))
+        colour = accent(theme) if curve.strong else theme.quiet
+        traces.append(lines(x, y, colour, 1.8, dash=curve.dash, name=curve.name, hoverinfo="skip"))
     for kind in SYMBOLS:
         own = [point for point in points if point.kind == kind]
         if own:
-            traces.append(_plans(own, kind, [high(p) for p in own], theme))
+            traces.append(_plans(own, kind, [high(p) for p in own], 0.9 * max(p.x for p in points), theme))
     here = [point for point in points if point.now]
     if here:
         ring = {"symbol": "circle-open", "size": 24, "color": COLOURS["attention"], "line": {"width": 3.5}}
         places = [p.x for p in here], [p.y for p in here]
         traces.append(markers(*places, ring, name="now", showlegend=False, hoverinfo="skip"))
+    pale = f"{theme.surface}99"  # keeps the legend readable over lines
     layout: Spec = {
         "xaxis": axis(theme, x_title),
-        "yaxis": axis(theme, y_title, **_log(log_y)),
+        "yaxis": axis(theme, y_title, **_log(log_y), **({"range": [0, 114]} if low_legend else {})),
         "showlegend": True,
-        "legend": legend(theme, 12, y=1.01, bgcolor=CLEAR),
+        "legend": legend(theme, 11, x=0.99, y=0.02, xanchor="right", yanchor="bottom", bgcolor=pale, orientation="v")
+        if low_legend
+        else legend(theme, 12, y=1.01, bgcolor=pale),
         "hovermode": "closest",
         "clickmode": "event+select",
     }
-    figure = drawn(traces, layout, theme, height=height, margin=(70, 24, 62, 52))
+    figure = drawn(traces, layout, theme, height=height, margin=(64, 16, 18 if low_legend else 62, 48))
     counts = ", ".join(f"{sum(p.kind == kind for p in points)} {MEANING[kind]}" for kind in SYMBOLS)
     now = f" Under the sliders: {here[0].detail}." if here else ""
     return Chart(figure, "The front", f"{y_title} against {x_title}: {counts}.{now}", lambda: _table(points))
 
 
-def _plans(points: Sequence[Point], kind: Kind, high: Sequence[bool], theme: Theme) -> Spec:
-    """The plans of one kind; `high`: the name goes below the point."""
+def _plans(points: Sequence[Point], kind: Kind, high: Sequence[bool], edge: float, theme: Theme) -> Spec:
+    """The plans of one kind. `high`: the name goes below its point; right of `edge` it goes to the left."""
     colour = {"published": theme.quiet, "teacher": theme.text}.get(kind, accent(theme))
     symbol = {"symbol": SYMBOLS[kind], "size": 15 if kind == "teacher" else 11, "color": colour, "line": {"width": 2}}
     unchanged: Spec = {"marker": {"opacity": 1}}
@@ -123,7 +131,10 @@ def _plans(points: Sequence[Point], kind: Kind, high: Sequence[bool], theme: The
         mode="markers+text",
         name=MEANING[kind],
         text=[_name(p, below) for p, below in zip(points, high, strict=True)],
-        textposition=["bottom center" if below else "top center" for below in high],
+        textposition=[
+            f"{'bottom' if below else 'top'} {'left' if p.x > edge else 'center'}"
+            for p, below in zip(points, high, strict=True)
+        ],
         textfont={"size": 12, "color": theme.text if kind != "published" else theme.quiet},
         customdata=[[p.name, p.detail, p.data] for p in points],
         hovertemplate="<b>%{customdata[0]}</b><br>%{customdata[1]}<extra></extra>",

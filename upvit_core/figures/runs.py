@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from upvit_core.figures.evaluations import Points, Row, counted, has_numbers
+from upvit_core.figures.evaluations import Points, Row, counted, has_numbers, sizes_of
 from upvit_core.records.task import IMAGES, TEXT, Task
 
 Quantity = Literal["loss", "features", "top1", "perplexity", "kl_teacher"]
@@ -25,7 +25,7 @@ TITLES: dict[Quantity, str] = {
 class RunCurve:
     """One run as it is drawn. Runs of one `group` are joined into a curve.
 
-    data: what it learns and is tested on, as its spec names it.
+    data: what it learns and is tested on, as its spec names it; epochs: those planned.
     """
 
     id: str
@@ -36,6 +36,7 @@ class RunCurve:
     group: str = ""
     teacher: str = ""
     data: str = ""
+    epochs: int = 1
 
 
 def judged_by(runs: Iterable[Points]) -> Task:
@@ -81,26 +82,30 @@ def step_table(curves: Sequence[RunCurve], quantity: Quantity) -> Table:
     return Table(rows)
 
 
-def speed_table(curves: Sequence[RunCurve], *, relative: bool = False) -> Table:
-    """Every evaluation: images/s (blocks/s of text) as x, top-1 or perplexity as y.
-
-    `relative` divides each run's speed by its teacher's, measured in the same run.
-    """
+def speed_table(curves: Sequence[RunCurve]) -> Table:
+    """Every evaluation of runs that were timed: times the original's speed as x, top-1 or perplexity as y; images/s
+    (blocks/s of text) beside them. An elastic run has a row for each size."""
 
     def rows() -> dict[str, np.ndarray]:
-        speed = {curve.id: _unit(curve, relative) for curve in curves}
         quantity = judged_by(curve.points for curve in curves).key
         return columns(
             [
                 {"id": curve.id, "label": curve.label, "group": curve.group, "plan": curve.plan,
-                 "x": row["images_per_s"] / speed[curve.id], "y": row[quantity], "phase": _phase(row),
+                 "x": x, "y": y, "phase": _phase(row), "removed": removed,
                  "step": row.get("step"), "epoch": row.get("epoch"), "seconds": row.get("seconds"),
-                 "images": row.get("images"), "kl": row.get("kl_teacher")}
-                for curve in curves for row in curve.points.evals if has_numbers(row, "images_per_s")
+                 "images": row.get("images"), "kl": kl, "images_per_s": speed}
+                for curve in curves if curve.points.speedup is not None for row in curve.points.evals
+                for removed, x, y, speed, kl in _points_of(row, curve.points.speedup, quantity)
             ]
         )  # fmt: skip
 
     return Table(rows)
+
+
+def _points_of(row: Row, speedup: float, quantity: str) -> list[tuple[Any, ...]]:
+    """Percent removed, x, y, images/s and KL in nats of an evaluation, or of each size of an elastic run's."""
+    sizes = [(removed, x, y, speed, kl) for removed, x, y, speed, _, kl in sizes_of(row)]
+    return sizes or [(None, speedup, row[quantity], row.get("images_per_s"), row.get("kl_teacher"))]
 
 
 TESTED: dict[str, str] = {task.key: task.samples for task in (IMAGES, TEXT)}
@@ -110,12 +115,6 @@ def _phase(row: Row) -> str:
     return {"surgery": "after surgery", "start": "before training", "eval": "while training", "final": "at the end"}[
         str(row["phase"])
     ]
-
-
-def _unit(curve: RunCurve, relative: bool) -> float:
-    """The divisor of a run's speeds."""
-    row = curve.points.teacher
-    return float(row["images_per_s"]) if relative and row is not None and row.get("images_per_s") else 1.0
 
 
 def title_of(quantity: Quantity, lines: Sequence[Row], whole: Sequence[Row]) -> str:

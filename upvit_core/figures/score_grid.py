@@ -149,9 +149,7 @@ def heading(p: Picture) -> str:
         merged = (
             f"{p.heads_before} heads merged to {p.groups}, " if p.groups != p.heads_before else f"{p.groups} heads, "
         )
-        inside = (
-            f"{p.kept // p.groups} of {p.width // p.groups} {p.word}s kept in each" if p.kept >= 0 else "uneven cuts"
-        )
+        inside = f"{p.kept // p.groups} of {p.width // p.groups} {p.word}s in each" if p.kept >= 0 else "uneven cuts"
         return f"{TITLES[p.component]}: {merged}{inside}"
     if p.staged and len(p.blocks) > 1:
         kept = f"{p.share:.0%} kept in every {p.row_word}" if p.share >= 0 else "uneven cuts"

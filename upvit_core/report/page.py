@@ -29,7 +29,7 @@ th, td {{ text-align: left; vertical-align: top; padding: 0.25rem 0.8rem 0.25rem
   overflow-wrap: anywhere; }}
 th {{ font-weight: 500; width: 38%; color: #444b54; }}
 pre {{ background: #f4f5f7; padding: 0.7rem 0.9rem; white-space: pre-wrap; overflow-wrap: anywhere; font-size: 13px; }}
-figure {{ margin: 0.6rem 0 1rem; break-inside: avoid; }}
+figure {{ margin: 0.6rem 0 1rem; break-inside: avoid; overflow-x: auto; }}
 figcaption {{ color: #59616b; font-size: 0.9rem; }}
 a {{ color: #005a8e; }}
 .note {{ color: #59616b; font-size: 0.9rem; }}
@@ -57,6 +57,10 @@ class Page:
     def pairs(self, rows: Sequence[tuple[str, str]]) -> None:
         """A table of names and values."""
         self._body.append(html_table(rows, row_heads=True))
+
+    def part(self, html: str) -> None:
+        """HTML as it is."""
+        self._body.append(html)
 
     def code(self, text: str) -> None:
         self._body.append(f"<pre><code>{escape(text)}</code></pre>")

@@ -4,15 +4,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from upvit_core import units
+from upvit_core.figures.diagram_primitives import in_channels
 from upvit_core.figures.head_merging import draw_head_merging
 from upvit_core.figures.heatmaps import draw_kept_strips
 from upvit_core.figures.model_diagram import draw_model
 from upvit_core.figures.theme import LIGHT
+from upvit_core.mapping.surrogate import Surrogate
 from upvit_core.planning.curves import share_removed
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.task import task_of
+from upvit_core.report.moving import add_moving
 from upvit_core.report.page import Page
 from upvit_core.report.provenance import of_machine, of_plan
 from upvit_core.runs.commands import command
@@ -46,8 +49,8 @@ def widths(plan: PruningPlan) -> list[tuple[str, str]]:
     rows = [("Residual", f"{after.embed_dim} of {before.embed_dim} {plan.basis}")]
     blocks = list(after.blocks)
     alike = len(set(blocks)) == 1
-    for number, own in enumerate(blocks[:1] if alike else blocks):
-        source = before.blocks[plan.blocks[number].source]
+    for number in range(1 if alike else after.depth):
+        own, source = in_channels(after, number), in_channels(before, plan.blocks[number].source)
         name = f"Each of {len(blocks)} blocks" if alike else f"Block {number}"
         rows.append(
             (
@@ -85,11 +88,12 @@ def plan_report(
     commands: str = "",
     model: str = "",
     data: str = "",
+    surrogate: Surrogate | None = None,
 ) -> str:
     """The HTML. `scores` are those of the plan's model, in its basis, for the pictures of what stays.
 
     `measured`: values with their conditions. `commands` remake the plan; by default they cut by the
-    plan.json inside the report.
+    plan.json inside the report. `surrogate`: estimates by a map of these scores.
     """
     before = plan.shape_before
     page = Page(f"Pruning plan: {name or before.name}", f"{plan.model or before.name}, cut by plan {plan.digest}")
@@ -100,6 +104,7 @@ def plan_report(
             ("Share of the score removed, which does not tell accuracy", units.share(share_removed(scores, plan)))
         )
     page.pairs([*rows, *((m.name, f"{m.value} · {m.how}") for m in measured)])
+    add_moving(page, plan, scores, surrogate)
     page.heading("What stays")
     page.pairs(widths(plan))
     add_plan(page, plan, scores)

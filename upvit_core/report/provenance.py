@@ -3,8 +3,8 @@
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
+from upvit_core.profiling.calibration import processor_name
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 
@@ -38,13 +38,5 @@ def of_machine() -> list[tuple[str, str]]:
     now = datetime.now(UTC)
     return [
         ("Versions", f"Python {platform.python_version()}, {', '.join(versions)}"),
-        ("Written on", f"{processor()}, {platform.system()}, {now:%Y-%m-%d %H:%M} UTC"),
+        ("Written on", f"{processor_name()}, {platform.system()}, {now:%Y-%m-%d %H:%M} UTC"),
     ]
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
