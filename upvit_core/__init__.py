@@ -9,7 +9,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from upvit_core.api import PrunedModel, distill, evaluate, plan, prune, save_model, score
+    from upvit_core.api import (
+        ElasticModel,
+        PrunedModel,
+        distill,
+        evaluate,
+        make_elastic,
+        plan,
+        prune,
+        save_model,
+        score,
+        slice_model,
+    )
     from upvit_core.data import ImageSet, open_images
     from upvit_core.errors import UPViTError
     from upvit_core.evaluation import Evaluation
@@ -23,7 +34,18 @@ if TYPE_CHECKING:
     from upvit_core.training.settings import DistillSettings
 
 _MODULES = {
-    "api": ("PrunedModel", "distill", "evaluate", "plan", "prune", "save_model", "score"),
+    "api": (
+        "ElasticModel",
+        "PrunedModel",
+        "distill",
+        "evaluate",
+        "make_elastic",
+        "plan",
+        "prune",
+        "save_model",
+        "score",
+        "slice_model",
+    ),
     "data": ("ImageSet", "open_images"),
     "errors": ("UPViTError",),
     "evaluation": ("Evaluation",),
@@ -42,6 +64,7 @@ __all__ = [
     "BlockRemovals",
     "BlockShape",
     "DistillSettings",
+    "ElasticModel",
     "Evaluation",
     "ImageSet",
     "ImportanceScores",
@@ -56,11 +79,13 @@ __all__ = [
     "distill",
     "evaluate",
     "load_model",
+    "make_elastic",
     "open_images",
     "plan",
     "prune",
     "save_model",
     "score",
+    "slice_model",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The method in six verbs for scripts and notebooks: load, score, plan, prune, evaluate, distil.
+"""The method in a few verbs for scripts and notebooks: load, score, plan, prune, slice, evaluate, distil.
 
 Models go in and come out as `LoadedModel`; arguments are never changed. Data is `demo`, a folder of classes, an archive
 of one, a timm name, or an `ImageSet`. `import upvit_core` offers everything here, and imports it when it is first used.
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from upvit_core.data import ImageSet, proxy_indices
 from upvit_core.errors import PlanError, RunError, ScoresError
-from upvit_core.evaluation import Evaluation, check_teacher, predict
+from upvit_core.evaluation import Evaluation, readout_of
 from upvit_core.evaluation import evaluate as evaluate_batches
 from upvit_core.importance.criterion import Report, frozen, silent
 from upvit_core.importance.score import DEFAULT_IMAGES
@@ -21,21 +21,38 @@ from upvit_core.models.checkpoint import LoadedModel, build_model, load_model
 from upvit_core.models.checkpoint import save_model as write_folder
 from upvit_core.models.images import Split, images_for
 from upvit_core.models.tensors import digest_of
-from upvit_core.planning.budget import Budget, best_plan
+from upvit_core.planning.budget import Budget, Family, LatencyParts, best_plan
 from upvit_core.planning.budget_stages import best_shares
 from upvit_core.planning.ratios import plan_uniform
+from upvit_core.pruning import elastic as elastic_models
 from upvit_core.pruning.basis.scores import score_directions
+from upvit_core.pruning.elastic import ElasticModel, cut_size, prefix_plan, save_elastic
+from upvit_core.pruning.elastic.choose import choose_size
+from upvit_core.pruning.elastic.training import ElasticSizes
 from upvit_core.pruning.prune import cut_and_record
 from upvit_core.records.basis import Basis
 from upvit_core.records.criteria import BY_LABEL
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.task import check_teacher
 from upvit_core.training.distillation import Distillation, make_accelerator
 from upvit_core.training.distillation import distill as train
 from upvit_core.training.settings import PRESETS, DistillSettings, usual_preset
 
-__all__ = ["PrunedModel", "distill", "evaluate", "load_model", "plan", "prune", "save_model", "score"]
+__all__ = [
+    "ElasticModel",
+    "PrunedModel",
+    "distill",
+    "evaluate",
+    "load_model",
+    "make_elastic",
+    "plan",
+    "prune",
+    "save_model",
+    "score",
+    "slice_model",
+]
 
 Data = str | Path | ImageSet
 Model = TypeVar("Model", bound=LoadedModel)
@@ -131,6 +148,57 @@ def prune(
     return PrunedModel(**known, plan=made)
 
 
+def make_elastic(
+    model: LoadedModel,
+    data: Data,
+    *,
+    images: int = 2000,
+    seed: int = 0,
+    root: str | None = None,
+    report: Report = silent,
+) -> ElasticModel:
+    """A full-width model with the outputs of `model`, whose first channels are a thinner model, at any size.
+
+    `images` training images of `data`, drawn by `seed`, decide the order of channels; labels are not used. Stock timm
+    opens the folder that `save_model` writes. Raises UnsupportedModelError for models other than plain ViTs.
+    """
+    opened = _images(model, data, "train", root=root, labelled=False, apart=True)
+    return elastic_models.make_elastic(model, opened, n=images, seed=seed, report=report)
+
+
+def slice_model(
+    model: ElasticModel | str | Path,
+    *,
+    residual: float = 0.0,
+    attention: float = 0.0,
+    ffn: float = 0.0,
+    reduction: float | None = None,
+    widths: str | None = None,
+    budget: str | None = None,
+    allocation: Family = "stock",
+    latency: LatencyParts | None = None,
+    repair: bool | None = None,
+) -> PrunedModel:
+    """A thinner model from an elastic one or its folder, without images.
+
+    Give its size by the shares removed (0 to 1), by `widths` such as `48:6x48x192*6`, or by a `budget` such as
+    `macs=20M` (with equal blocks, unless `allocation` is `best`). `repair` refits the cut layers from the
+    second moments in the folder (None: if it has them). Raises PlanError if there is no such size.
+    """
+    opened = model if isinstance(model, ElasticModel) else elastic_models.open_elastic(model)
+    limit = None if budget is None else Budget.parse(budget.split(","))
+    ratios = Ratios(residual, attention, ffn, reduction)
+    after = choose_size(opened, ratios, widths=widths, budget=limit, family=allocation, latency=latency)
+    module = cut_size(opened.model, opened.elastic, after, repair=repair)
+    solved = bool(opened.elastic.moments) and repair is not False
+    made = prefix_plan(opened.shape, after, model=opened.name, model_digest=opened.digest)
+    made = made.model_copy(update={"requested": {"repair": solved}})
+    known: dict[str, Any] = {field.name: getattr(opened, field.name) for field in fields(LoadedModel)}
+    shape = replace(after, name=f"{opened.name} slice")
+    known |= {"model": module, "shape": shape, "name": shape.name, "digest": digest_of(module.state_dict(), shape)}
+    return PrunedModel(**known | {"source": ""}, plan=made)
+
+
 def evaluate(
     model: LoadedModel,
     data: Data,
@@ -144,18 +212,21 @@ def evaluate(
     """Top-1 and top-5 in percent and the mean cross-entropy in nats, on the evaluation images of `data`.
 
     With a `teacher` also the mean KL(teacher || model) in nats an image; of a language model everything is by token.
+    Of a model without a classifier, top-1 is that of k-NN among the training images of `data` (NaN where it is an image
+    set, or has no labels), and the mean cosine to the teacher's features comes with the KL.
     `images` of them are drawn by `seed`; None takes all. Raises DataError where the data cannot be opened.
     """
     if teacher is not None:
         check_teacher(model.shape, teacher.shape)
-    test = _images(model, data, "val", root=root)
+    apart = model.shape.features
+    test = _images(model, data, "val", root=root, apart=apart)
+    bank = None if isinstance(data, ImageSet) or not apart else _images(model, data, "train", root=root, apart=True)
+    readout = readout_of(model.shape, bank, test)
     chosen = None if images is None else proxy_indices(test, images, seed)
     device = next(model.model.parameters()).device
-    reference = None
-    if teacher is not None:
-        reference, _ = predict(teacher.model, test.batches(batch_size, indices=chosen, device=device))
     batches = test.batches(batch_size, indices=chosen, device=device)
-    return evaluate_batches(model.model, batches, teacher_logits=reference)
+    original = None if teacher is None else teacher.model
+    return evaluate_batches(model.model, batches, teacher=original, readout=readout)
 
 
 def distill(
@@ -168,25 +239,29 @@ def distill(
     root: str | None = None,
     report: Callable[[dict[str, Any]], None] = lambda row: None,
 ) -> Model:
-    """The student after training on the training images of `data` with CE + alpha · KL(teacher || student) (Eq. 2).
+    """The student, trained on the training images of `data` with CE + alpha · KL(teacher || student) (Eq. 2).
 
-    `settings` are a preset's name or values; None takes `repaired` for a repaired student, `language` for a GPT-2, else
-    `letter`. Trains in this process on the student's device, without evaluations or checkpoints along the way;
-    `python -m upvit_core distill` makes a run that has both and survives a kill. `report` receives rows of means: a
-    dict with `step`, `epoch`, `loss`, `ce`, `kl`, `lr`, at most 400 of them.
+    All sizes of an elastic student are trained at once, `settings.sizes` of them in each step.
+
+    `settings` are a preset's name or values; None takes `repaired` for a repaired or elastic student, `language` for a
+    GPT-2, else `letter`. Trains in this process on the student's device, without evaluations or checkpoints along the
+    way; `python -m upvit_core distill` makes a run that has both and survives a kill. `report` receives rows of means:
+    a dict with `step`, `epoch`, `loss`, `ce`, `kl`, `lr`, at most 400 of them.
     Raises RunError where the settings are unknown or the two models differ in classes or image size.
     """
     ours, theirs = student.shape, teacher.shape
     check_teacher(ours, theirs)
     if settings is None:
-        fitted = made.fitted if (made := _plan_of(student)) else None
-        settings = usual_preset(ours.family, repaired=fitted is not None and fitted.repair)
+        made = _plan_of(student)
+        repaired = isinstance(student, ElasticModel) or (made is not None and made.is_repaired)
+        settings = usual_preset(ours.family, repaired=repaired)
     if isinstance(settings, str):
         if settings not in PRESETS:
             raise RunError(f"There is no preset {settings!r}; choose one of {', '.join(PRESETS)}.")
         settings = PRESETS[settings]
     images, cfg = _images(student, data, "train", root=root, apart=True), student.pretrained_cfg
     module, device = deepcopy(student.model), next(student.model.parameters()).device.type
+    sizes = ElasticSizes(student.elastic, settings) if isinstance(student, ElasticModel) else None
     if settings.from_scratch:
         module = build_model(ours, seed=settings.seed, weight_init="jax")
     with frozen(teacher.model):
@@ -197,18 +272,27 @@ def distill(
             cfg,
             settings,
             epochs=epochs,
-            num_classes=ours.num_classes,
+            num_classes=ours.classes or 0,
             accelerator=make_accelerator(device, settings.amp),
+            sizes=sizes,
         )
         trained = train(run, report=report, after_step=lambda run: None)
-    return replace(student, model=trained, digest=digest_of(trained.state_dict(), ours))
+    digest = digest_of(trained.state_dict(), ours)
+    changes: dict[str, Any] = {"model": trained, "digest": digest}
+    if isinstance(student, ElasticModel):
+        changes["elastic"] = student.elastic.trained(digest, run.step)
+        changes["scores"] = replace(student.scores, model_digest=digest)
+    return replace(student, **changes)
 
 
 def save_model(model: LoadedModel, folder: str | Path) -> None:
     """Write a folder that `load_model` opens, and stock timm too where all blocks are of one width.
 
-    It holds `config.json`, `model.safetensors` and, of a pruned model, `plan.json`. Each file is replaced as a whole.
+    It holds `config.json`, `model.safetensors` and, of a pruned model, `plan.json`; an elastic model's record stands
+    beside them. Each file is replaced as a whole.
     """
+    if isinstance(model, ElasticModel):
+        return save_elastic(model, folder)
     made = _plan_of(model)
     write_folder(
         model.model,

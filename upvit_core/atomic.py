@@ -35,8 +35,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 MOST_BYTES = 256 << 20  # of one reading
-
-
 _held: set[int] = set()
 
 

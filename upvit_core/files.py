@@ -16,10 +16,13 @@ Values = Mapping[str, Any]
 
 
 def digest(content: Content | Iterable[Content], length: int = 16) -> str:
-    """First `length` hex digits of the SHA-256 over the content, or over several joined; text counts as UTF-8."""
+    """First `length` hex digits of the SHA-256 over the content, or over several joined; text counts as UTF-8.
+
+    Names of files that are no UTF-8 count as their bytes.
+    """
     sha = hashlib.sha256()
     for part in (content,) if isinstance(content, Content) else content:
-        sha.update(part.encode() if isinstance(part, str) else part)
+        sha.update(part.encode(errors="surrogateescape") if isinstance(part, str) else part)
     return sha.hexdigest()[:length]
 
 

@@ -78,26 +78,13 @@ def train_language(
         "language", vocabulary=len(train.class_names), context=CONTEXT, embed_dim=width, blocks=blocks
     )
     settings = PRESETS["language"].model_copy(update={"seed": seed})
+    student, accelerator = build_model(shape, seed=seed), make_accelerator("cpu", "no")
     run = Distillation.on_images(
-        build_model(shape, seed=seed),
-        None,
-        train,
-        {},
-        settings,
-        epochs=epochs,
-        num_classes=shape.num_classes,
-        accelerator=make_accelerator("cpu", "no"),
+        student, None, train, {}, settings, epochs=epochs, num_classes=shape.num_classes, accelerator=accelerator
     )
     model = distill(run, report=report, after_step=lambda run: None)
     save_model(model, out, shape=shape, pretrained_cfg=cfg, name=out.name)
     result = evaluate(model, test.batches(shape.batch_size(100)))
-    return {
-        "out": str(out),
-        "text": str(out / TEXT),
-        "perplexity": result.perplexity,
-        "top1": result.top1,
-        "tokens": result.images,
-        "params": count_parameters(shape),
-        "steps": run.step,
-        "seconds": round(run.seconds, 1),
-    }
+    measured = {"perplexity": result.perplexity, "top1": result.top1, "tokens": result.images}
+    cost = {"params": count_parameters(shape), "steps": run.step, "seconds": round(run.seconds, 1)}
+    return {"out": str(out), "text": str(out / TEXT), **measured, **cost}

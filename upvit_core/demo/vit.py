@@ -41,16 +41,8 @@ CLASS_NAMES = (
 )  # fmt: skip
 MEAN, STD = 0.286, 0.353
 ARCHITECTURE = "deit_tiny_patch16_224"
-SIZES: dict[str, Any] = {
-    "img_size": 28,
-    "patch_size": 4,
-    "in_chans": 1,
-    "num_classes": 10,
-    "embed_dim": 96,
-    "depth": 6,
-    "num_heads": 6,
-}
-FULL_DATA = Path("/usr/share/datasets/fashion-mnist")
+SIZES: dict[str, Any] = {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 10}
+SIZES |= {"embed_dim": 96, "depth": 6, "num_heads": 6}
 
 
 @dataclass(frozen=True)

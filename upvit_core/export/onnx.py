@@ -105,9 +105,10 @@ def export_onnx(
     path: str | Path,
     *,
     tolerance: float = TOLERANCE,
-    outputs: Sequence[str] = ("logits",),
+    outputs: Sequence[str] | None = None,
 ) -> dict[str, object]:
-    """Write one `.onnx` file with a free batch size, input `images` (B, C, H, W), output `logits` (B, classes).
+    """Write one `.onnx` file with a free batch size, input `images` (B, C, H, W), output `logits` (B, classes), or
+    `features` (B, D).
 
     Returns `max_abs_difference` (of the logits, over `checked_images` random images in batches of 1 and 3), `opset`,
     `bytes` and `onnxruntime`. Raises ExportError, and leaves no file, where the difference is more than `tolerance`
@@ -117,11 +118,13 @@ def export_onnx(
         shape, "ONNX export is defined for models of images",
         "hand on its folder, which transformers opens where the widths allow it (--format timm writes one)",
     )  # fmt: skip
+    outputs = outputs or ("features" if shape.features else "logits",)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     example = _noise(shape, 2)
     with replaced(path) as temporary, _evaluating(model) as plain:
         _write(plain, example, temporary, outputs)
+        lean(temporary)
         difference, largest, version = _check(plain, shape, temporary, outputs)
         if not difference <= tolerance * max(largest, 1.0):
             raise ExportError(
@@ -169,6 +172,34 @@ def _write(model: nn.Module, example: Tensor, path: Path, outputs: Sequence[str]
         raise ExportError(f"The model could not be exported to ONNX: {reason}") from error
     finally:
         logger.setLevel(level)
+
+
+def lean(path: Path) -> None:
+    """Take out of an ONNX file what does not compute: names, shapes of intermediate values, where code came from.
+
+    The exporter writes a stack trace beside every node, with paths of this machine.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    graph = model.graph
+    known = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
+    for node in graph.node:
+        node.ClearField("metadata_props")
+        node.ClearField("doc_string")
+        node.ClearField("name")
+        node.input[:], node.output[:] = (
+            [known.setdefault(name, f"{len(known):x}") for name in names] for names in (node.input, node.output)
+        )
+    for tensor in graph.initializer:
+        tensor.ClearField("doc_string")
+        tensor.name = known.setdefault(tensor.name, f"{len(known):x}")
+    for value in (*graph.input, *graph.output):
+        value.ClearField("metadata_props")
+    graph.ClearField("value_info")
+    graph.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    onnx.save(model, path)
 
 
 def _check(model: nn.Module, shape: ModelShape, path: Path, outputs: Sequence[str]) -> tuple[float, float, str]:
