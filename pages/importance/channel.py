@@ -25,7 +25,6 @@ from upvit_core.records.shape import Component
 from upvit_core.records.task import Task, data_name, task_of
 
 COMPONENT, BLOCK, CHANNEL = "glass-component", "glass-block", "glass-channel"  # keys of the three fields
-ANCHOR = "under-the-glass"
 PATIENCE_SECONDS = 1.5
 AROUND = 4
 
@@ -88,31 +87,66 @@ def picker(scores: ImportanceScores) -> tuple[Component, int, int]:
     return component, block, number
 
 
-def inspector(model: OpenModel, scores: ImportanceScores, plan: PruningPlan) -> None:
+def inspector(model: OpenModel, scores: ImportanceScores, plan: PruningPlan, *, beside: bool) -> None:
+    """Draw everything about one channel; where its removal is shown beside its picture, not a second time.
+
+    scores: as they are planned with; means over images are shown.
+    """
     what = "direction" if scores.basis == "directions" else "channel"
     tip = terms.tip("Its score, its rank, and the effect of its removal.", what, "score", "stderr", "cut")
-    st.subheader(f"One {what} in detail", anchor=ANCHOR, divider="gray", help=tip)
-    st.html(f'<p class="quiet">Click a cell of a picture above, or choose a {what} here.</p>')
+    st.subheader(f"One {what} in detail", divider="gray", help=tip, anchor=False)
     left, right = st.columns([0.5, 0.5], gap="medium")
     with left:
         component, block, number = picker(scores)
         key = scores.shape.key_of(component, block)
         group = rivals(len(scores.values[key]), heads_after(plan, scores, block), component, number)
         kept = kept_mask(plan, scores, component, block)
-        value = float(scores.values[key][number])
-        error = scores.stderr.get(key)
-        rank = int((scores.values[key][group] > value).sum()) + 1
-        among = {"attention": "of its merged head", "residual": "of all"}.get(component, "in its block")
-        sure = f"± {units.figure(error[number], 2)} standard error" if error is not None else "no error given"
-        fate, margin = "kept" if kept[number] else "removed", _margin(scores, key, group, kept, number)
-        score = Card("Score", f"{units.figure(value)} nats", sure)
-        cards([score, Card("Rank", f"{rank} of {len(group)}", among), Card("In this plan", fate, margin)])
         charts.show(rank_chart(scores, component, block, number, group, kept[group], charts.theme()), "place")
+        if beside:
+            neighbours(scores.per_sample, key, group, kept, number)
+        else:
+            facts(scores, plan, component, block, number)
+    with right:
+        if not beside:
+            _removal(model, component, block, number, scores.basis)
+        elif (effect := shown_effect(model, component, block, number, scores.basis)) is not None:
+            show(effect, component, model.task)
         if scores.basis == "channels":
             by_criterion(model, component, block, number, group)
-        neighbours(scores, key, group, kept, number)
-    with right:
-        _removal(model, component, block, number, scores.basis)
+        if not beside:
+            neighbours(scores.per_sample, key, group, kept, number)
+
+
+def beside_picture(model: OpenModel, scores: ImportanceScores, plan: PruningPlan, component: Component) -> bool:
+    """Draw the clicked channel of a picture next to it; False where none of this picture was clicked."""
+    glass, (chosen, block, number) = session().part(Glass), under_glass(scores)
+    if component not in glass.clicked or chosen != component:
+        return False
+    where = "" if component == "residual" and not scores.shape.stages else f", block {block}"
+    with st.container(key="beside"):
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+            st.html(f'<h3 class="part {component}">{member_word(scores, component).capitalize()} {number}{where}</h3>')
+            if st.button("", icon=":material/close:", key="beside-close", help="Close", type="tertiary"):
+                glass.clicked.clear()
+                st.rerun()
+        facts(scores, plan, component, block, number)
+        _removal(model, component, block, number, scores.basis, columns=2)
+    return True
+
+
+def facts(scores: ImportanceScores, plan: PruningPlan, component: Component, block: int, number: int) -> None:
+    """Three cards: score, rank, and whether the plan keeps the channel."""
+    shown, key = scores.per_sample, scores.shape.key_of(component, block)
+    group = rivals(len(scores.values[key]), heads_after(plan, scores, block), component, number)
+    kept = kept_mask(plan, scores, component, block)
+    value, error = float(shown.values[key][number]), shown.stderr.get(key)
+    rank = int((shown.values[key][group] > value).sum()) + 1
+    among = {"attention": "of its merged head", "residual": "of all"}.get(component, "in its block")
+    unit = shown.unit if shown.unit.startswith("nats") else ""
+    sure = f"{unit}, ± {units.figure(error[number], 2)} standard error" if error is not None else unit
+    fate, margin = "kept" if kept[number] else "removed", _margin(shown, key, group, kept, number)
+    score = Card("Score", units.figure(value), sure)
+    cards([score, Card("Rank", f"{rank} of {len(group)}", among), Card("In this plan", fate, margin)])
 
 
 def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndarray, number: int) -> str:
@@ -126,10 +160,10 @@ def _margin(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.ndar
     if key in scores.stderr and scores.stderr[key][number] > 0:
         count = distance / scores.stderr[key][number]
         return f"{count:.1f} standard errors from the cut" + (": not certain" if count < 2 else "")
-    return f"{distance:.2g} nats from the cut"
+    return f"{distance:.2g} from the cut"
 
 
-def _removal(model: OpenModel, component: Component, block: int, number: int, basis: str) -> None:
+def _removal(model: OpenModel, component: Component, block: int, number: int, basis: str, *, columns: int = 4) -> None:
     task, glass = model.task, session().part(Glass)
     if not model.can_measure:
         needs = task.wanted if model.has_weights else "a model with weights"
@@ -150,14 +184,25 @@ def _removal(model: OpenModel, component: Component, block: int, number: int, ba
         st.html(f'<p class="quiet">Shows which test {task.samples} change, and how: before → after.</p>')
         return
     glass.removed = name
-    start = removal.direction_removal_job if basis == "directions" else removal.removal_job
-    job = start(model, component, block, number)
+    job = _removal_job(model, component, block, number, basis)
     jobs.wait_briefly(job, PATIENCE_SECONDS)
     if (effect := progress.show(job)) is not None:
-        show_effect(model, effect, component)
+        show_effect(model, effect, component, columns)
 
 
-def show_effect(model: OpenModel, effect: Effect, component: Component) -> None:
+def _removal_job(model: OpenModel, component: Component, block: int, number: int, basis: str) -> jobs.Job[Effect]:
+    start = removal.direction_removal_job if basis == "directions" else removal.removal_job
+    return start(model, component, block, number)
+
+
+def shown_effect(model: OpenModel, component: Component, block: int, number: int, basis: str) -> Effect | None:
+    """The effect of the removal shown beside the picture; None until it is measured."""
+    if session().part(Glass).removed != (component, block, number, basis) or not model.can_measure:
+        return None
+    return jobs.result_of(_removal_job(model, component, block, number, basis))
+
+
+def show_effect(model: OpenModel, effect: Effect, component: Component, columns: int) -> None:
     task = model.task
     chart = kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=task.sample)
     charts.show(chart, "kl-by-image")
@@ -166,14 +211,15 @@ def show_effect(model: OpenModel, effect: Effect, component: Component) -> None:
     weights = f"Norm of its weights: {norms}. " if norms else ""
     st.html(f'<p class="quiet">{weights}{task.samples.capitalize()}: {images}.</p>')
     examples(model, effect, columns=4)
-    show(effect, component, task)
+    if columns == 4:
+        show(effect, component, task)
 
 
 def by_criterion(model: OpenModel, component: Component, block: int, number: int, group: np.ndarray) -> None:
     """Score, rank and fate of the channel by each record of scores, at the ratios of the sliders."""
-    now, key = slider_state.current(model.shape), model.shape.key_of(component, block)
+    now, key = slider_state.current(model), model.shape.key_of(component, block)
     rows = []
-    for record in scoring.records(model).values():
+    for record in (made.per_sample for made in scoring.records(model).values()):
         if record.basis != "channels":
             continue
         values, errors = record.values[key], record.stderr.get(key)
@@ -202,7 +248,7 @@ def neighbours(scores: ImportanceScores, key: str, group: np.ndarray, kept: np.n
         rows.append((str(rank + 1), str(channel), f"{units.figure(values[channel])}{error}", fate))
     component: Component = key.partition(".")[0]  # type: ignore[assignment]
     what = member_word(scores, component).capitalize()
-    head, bold = ("Rank", what, "Score, nats", "In this plan"), at - max(0, at - AROUND)
+    head, bold = ("Rank", what, f"Score, {scores.unit}", "In this plan"), at - max(0, at - AROUND)
     table(head, rows, caption="Neighbours by score", bold=bold)
 
 

@@ -18,7 +18,7 @@ def switch(model: OpenModel, scores: ImportanceScores) -> ImportanceScores | Non
     """Draw the switch of the basis and return the scores of the chosen one; None while they are being made."""
     if scores.basis == "directions" or not model.shape.has_directions:
         return scores
-    sliders.basis_control(model.shape, model.can_measure)
-    if not model.can_measure or slider_state.current(model.shape).basis == "channels":
+    sliders.basis_control(model)
+    if not model.can_measure or slider_state.current(model).basis == "channels":
         return scores
     return progress.show(scoring.directions(model), height=560)

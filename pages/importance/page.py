@@ -63,21 +63,23 @@ def picture(
     if alone is not None and alone not in {group.place for group in scores.shape.groups_of(component)}:
         return
     theme, selected = charts.theme(), channel.under_glass(scores)
-    wide, narrow = st.columns([0.73, 0.27], gap="small")
+    opened = selected[0] == component and component in session().part(channel.Glass).clicked
+    wide, narrow = st.columns([0.62, 0.38] if opened else [0.73, 0.27], gap="small")
     with wide:
         by: Literal["position", "importance"] = "position" if order == "By position" else "importance"
         height = HEIGHTS[component] if alone is None else 250
         chart, drawn = heatmaps.heatmap(scores, component, plan, theme, by, block=alone, height=height)
         about = direction.WHAT[component] if scores.basis == "directions" else _about(component, scores.shape)
-        if selected[0] == component:
-            about += f' <a class="term" href="#{channel.ANCHOR}">Number {selected[2]} in detail ↓</a>'
-        st.html(f'<h3 class="part {component}">{terms.linked(chart.title)}</h3><p class="quiet">{about}</p>')
+        head = f'<h3 class="part {component}">{terms.linked(chart.title)}</h3>'
+        st.html(f'{head}<p class="quiet">{about} <b>Click a cell.</b></p>')
         click = partial(clicked, model, scores.basis, component, drawn)
         with st.container(key=f"picture-{component}"):
             charts.show(chart, f"{component}-scores", on_select=click, tools=False)
             if selected[0] == component:
                 ring(component, charts.presented(chart).spec["layout"], drawn, selected[1:])
     with narrow:
+        if opened and channel.beside_picture(model, scores, plan, component):
+            return
         curve = kept_curve(scores, component, plan, theme, block=alone, height=HEIGHTS[component])
         held = f"Share of the score that the best {member_word(scores, component)}s hold."
         st.html(f'<h3 class="part">{curve.title}</h3><p class="quiet">{held}</p>')
@@ -87,8 +89,8 @@ def picture(
 with frame.page(
     "Importance",
     "How much the model's answers change when one channel is missing: bright is important, dark can go.",
-    "The score of a channel is Σᵢ KL(qᵢ ‖ pᵢ) in nats, summed over the proxy images, or the tokens of a text: qᵢ is "
-    "the model's answer to number i, pᵢ its answer without that channel.",
+    "The score of a channel is KL(q ‖ p) in nats an image, or a token of a text, a mean over proxy images: q is the "
+    "model's answer, p its answer without that channel.",
 ):
     model = frame.current()
     with presenter.folded("Scores"):
@@ -103,7 +105,7 @@ with frame.page(
     elif (scores := direction.switch(model, scores)) is not None:
         keys = slider_state.keys_of(model.shape)
         cells = dict(zip(keys, st.columns(len(keys), gap="medium" if len(keys) < 5 else "small"), strict=True))
-        what_if = sliders.controls(model.shape, cells)
+        what_if = sliders.controls(model, cells)
         plan = what_if.plan(scores, block_removals.records())
         confidence.certainty(scores, plan)
         one, two, _ = st.columns([0.3, 0.2, 0.5], vertical_alignment="bottom")
@@ -122,5 +124,5 @@ with frame.page(
         if scores.basis == "channels":
             confidence.agreement(model, scores, what_if)
             criteria.panel(model, scores, what_if)
-        channel.inspector(model, scores, plan)
+        channel.inspector(model, scores, plan, beside=bool(session().part(channel.Glass).clicked))
         removal.prepare(model)

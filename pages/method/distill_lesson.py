@@ -4,8 +4,9 @@ import json
 
 import streamlit as st
 
+from pages.method.closing import whole_and_thin
 from pages.method.lesson import say
-from pages.services import block_removals, folders, launch, open_model, recipes, scoring, slider_state
+from pages.services import block_removals, folders, jobs, launch, limits, open_model, recipes, scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import charts, progress
@@ -23,7 +24,7 @@ from upvit_core.training.settings import PRESETS
 
 def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -> None:
     text, picture = st.columns([0.36, 0.64], gap="large")
-    now = slider_state.current(model.shape)
+    now = slider_state.current(model)
     planned, finding = scoring.for_planning(model, scores, now)
     ready = model.can_measure and planned is not None
     store = RunStore(folders.runs())
@@ -44,17 +45,36 @@ def teacher(model: OpenModel, scores: ImportanceScores | None, *, height: int) -
         ):
             session().lessons[model.source] = start_lesson(store, model, planned, now, int(epochs))
             st.rerun()
+        if words := limits.room_words(store):
+            st.caption(words)
         progress.show(finding)
         if finding is None and not ready:
             st.caption(f"Needs weights, scores and {model.task.data}. The demo has them all.")
     with picture:
         if run_id is None:
-            st.info(
-                f"The curve of this lesson will be here: {model.task.name.lower()} right after the cut, "
-                "then moving towards the teacher."
-            )
+            before_the_press(model, planned, now, height)
             return
         watch(store, run_id, height)
+
+
+def before_the_press(model: OpenModel, planned: ImportanceScores | None, now: WhatIf, height: int) -> None:
+    """Draw where the curve will begin and where it is to go, as far as both are measured."""
+    jobs_of = whole_and_thin(model, planned, now)
+    whole, thin = (jobs.result_of(job) for job in jobs_of) if jobs_of else (None, None)
+    task = model.task
+    chart = plot_learning_curve(
+        [] if thin is None else [0],
+        [] if thin is None else [task.value(thin)],
+        None if whole is None else task.value(whole),
+        charts.theme(),
+        task=task,
+        height=height - 70,
+    )
+    charts.show(charts.enlarged(chart), "lesson-before")
+    for job in jobs_of:
+        if job.state != "done":
+            progress.show(job, cancellable=False)
+            return
 
 
 def start_lesson(

@@ -1,4 +1,4 @@
-"""Method: seven steps of the method on the open model; every picture shows its real numbers."""
+"""Method: eight steps of the method on the open model; every picture shows its real numbers."""
 
 from dataclasses import replace
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from pages.method import distill_lesson, rotation_lesson
+from pages.method import closing, distill_lesson, rotation_lesson
 from pages.method.lesson import say, show
 from pages.services import open_model, removal, scoring
 from pages.services.open_model import OpenModel
-from pages.widgets import charts, frame, progress, tables
+from pages.widgets import charts, frame, presenter, progress, tables
 from upvit_core import units
 from upvit_core.figures.channel import kl_by_image, rank_chart
 from upvit_core.figures.curves import plan_share
@@ -35,9 +35,11 @@ STEPS = (
     "5 · A thinner model",
     "6 · The right basis",
     "7 · Learning again",
+    "8 · What we did",
 )
 LESSON_IMAGES = 200
 TALL = 470
+ATTENTION_CHANNEL = "A channel here is one row of q, k and v, and one column on the way out."
 
 
 def component_choice(model: OpenModel, key: str) -> Component:
@@ -75,15 +77,15 @@ def one_block(model: OpenModel) -> None:
         half = alone(model.shape, component, 50).plan(open_model.no_scores(model.shape)).shape_after
         saved = 1 - count_parameters(half) / count_parameters(model.shape)
         block, task, dims = model.shape.blocks[-1], model.task, model.shape.embed_dims
-        last = " in the last stage" if len(dims) > 1 else ""
+        last, heads = " in the last stage" if len(dims) > 1 else "", model.shape.heads_in(block)
         about = {
             "residual": f"The <b class='residual'>residual</b> is the stream through the model: "
             f"{', '.join(map(str, dims))} channels{', stage by stage,' if last else ''} that each of the "
             f"{model.shape.depth} blocks reads and adds to. A channel less here is a channel less "
             f"<i>{'in all of its stage' if last else 'everywhere'}</i>.",
             "attention": f"<b class='attention'>Attention</b> lets {task.units} look at each other: "
-            f"{block.num_heads} heads of {block.head_dim} channels{last}. A channel here is one row of q, k and v, and "
-            "one column on the way out.",
+            f"{heads} heads of {model.shape.channels_in(block) // heads} channels{last}. "
+            + ("They are cut whole." if model.shape.structure.head_dim else ATTENTION_CHANNEL),
             "ffn": f"The <b class='ffn'>FFN</b> processes each {task.unit} alone: it widens to {block.ffn:,} "
             f"hidden channels{last} and narrows again. A channel here is one hidden unit.",
             "reduction": f"The <b class='reduction'>reduction</b> makes a smaller map of the {task.units}, from "
@@ -100,17 +102,16 @@ def one_channel(model: OpenModel, scores: ImportanceScores) -> None:
         component = component_choice(model, "remove")
         shown, where = place_shown(model.shape, component)
         block, where, task = shown or 0, f" of {where}" if where else "", model.task
-        values = scores.values[model.shape.key_of(component, block)]
+        values = scores.per_sample.values[model.shape.key_of(component, block)]
         label = f"Which one? Rank 1 is the most important of {len(values)}"
         rank = st.slider(label, 1, len(values), 1, key=f"lesson-place-{component}")
         number = int(np.argsort(-values, kind="stable")[rank - 1])
         say(
-            f"<p>Remove <b>{TITLES[component]} channel {number}</b>{where} and nothing else. Show the model every "
-            f"{task.sample} again. How far are its answers from those before?</p>"
-            "<div class='equation'>KL( q ‖ p ) = Σ q · ln( q / p )<br>s = Σ KL( q ‖ p )</div>"
-            f"<p>The first sum is over {task.outputs}, the second over {task.samples}.</p>"
-            f"<p>q: the answer before, p: without the channel. The score: <b>{values[number]:.3g} nats</b> over "
-            f"{scores.images:,} {task.batch_items}.</p>"
+            f"<p>Remove <b>{TITLES[component]} channel {number}</b>{where} alone. How far are the model's answers "
+            "from those before?</p>"
+            "<div class='equation'>KL( q ‖ p ) = Σ q · ln( q / p )</div>"
+            f"<p>q: the answer before, p: after; the sum is over {task.outputs}. The score is the mean over "
+            f"{scores.images:,} {task.batch_items}: <b>{values[number]:.3g}</b> nats.</p>"
         )
     with picture:
         if not model.can_measure:
@@ -133,7 +134,10 @@ def one_channel(model: OpenModel, scores: ImportanceScores) -> None:
             before, after = effect.before[chosen], effect.after[chosen]
             chart = kl_sum(effect.names, before, after, component, charts.theme(), height=430, what=task.output)
             show(chart, "kl-sum")
-        show(kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=task.sample, height=200), "kl")
+        if not presenter.on():  # one picture a screen
+            show(
+                kl_by_image(effect.kl, effect.changed, component, charts.theme(), sample=task.sample, height=200), "kl"
+            )
 
 
 def the_cut(model: OpenModel, scores: ImportanceScores) -> None:
@@ -196,19 +200,19 @@ def thinner(model: OpenModel) -> None:
 
 
 PAGES = {
-    "Model": "pages/model/page.py",
+    "Start": "pages/start/page.py",
     "Importance": "pages/importance/page.py",
     "Trade-off": "pages/tradeoff/page.py",
     "Runs": frame.RUNS_PAGE,
 }
-SEE_ON = ("Model", "Importance", "Importance", "Trade-off", "Trade-off", "Trade-off", "Runs")  # by step
+SEE_ON = ("Start", "Importance", "Importance", "Trade-off", "Trade-off", "Trade-off", "Runs", "Runs")  # by step
 
 
 def move(by: int) -> None:
     st.session_state[STEP] = STEPS[min(max(STEPS.index(st.session_state[STEP]) + by, 0), len(STEPS) - 1)]
 
 
-with frame.page("Method", "Making a transformer thinner in seven steps, on the open model."):
+with frame.page("Method", "Making a transformer thinner in eight steps, on the open model."):
     model = frame.current()
     scores = scoring.current(model)
     step = st.segmented_control(
@@ -221,6 +225,8 @@ with frame.page("Method", "Making a transformer thinner in seven steps, on the o
         bind="query-params",
         label_visibility="collapsed",
     )
+    if presenter.on():  # the dots between the buttons tell where one is
+        st.html("<style>.st-key-step { display: none; }</style>")
     number = STEPS.index(step) if step in STEPS else 0  # a link may name anything
     if number in (1, 2, 3):
         if scores is None:
@@ -234,10 +240,14 @@ with frame.page("Method", "Making a transformer thinner in seven steps, on the o
         thinner(model)
     elif number == 5:
         rotation_lesson.lesson(model, scores, height=TALL)
-    else:
+    elif number == 6:
         distill_lesson.teacher(model, scores, height=TALL)
+    else:
+        closing.slide(model, scores)
     with st.container(horizontal=True, vertical_alignment="center"):
         first, last, icon = number == 0, number == len(STEPS) - 1, ":material/arrow_"
         st.button("Back", icon=f"{icon}back:", on_click=move, args=(-1,), disabled=first, key="back")
+        dots = "".join("●" if i == number else "○" for i in range(len(STEPS)))
+        st.html(f'<span class="dots" role="img" aria-label="step {number + 1} of {len(STEPS)}">{dots}</span>')
         st.button("Next", icon=f"{icon}forward:", on_click=move, args=(1,), disabled=last, key="next")
         frame.page_link(PAGES[SEE_ON[number]], f"See it on {SEE_ON[number]}")

@@ -40,7 +40,7 @@ def rotation_job(model: OpenModel) -> jobs.Job[Rotation]:
     """The job that computes the spectrum, rotates the model at full width and evaluates both on the same images."""
 
     def work(report: jobs.Report) -> Rotation:
-        from upvit_core.evaluation import predict
+        from upvit_core.models.predict import predict
         from upvit_core.pruning.basis import prune_directions
         from upvit_core.pruning.basis.scores import whole_plan
         from upvit_core.pruning.basis.spectrum import spectrum
@@ -53,7 +53,7 @@ def rotation_job(model: OpenModel) -> jobs.Job[Rotation]:
         indices = evaluation.evaluation_indices(data, IMAGES)
         batches = list(data.batches(model.shape.batch_size(50), indices=indices))
         before, after = predict(loaded.model, batches)[0], predict(rotated, batches)[0]
-        channels, directions = (share.numpy() for share in spectrum(stats))
+        channels, directions = (share.cpu().numpy() for share in spectrum(stats))
         effect = removal.effect_of(model, before, after, indices)
         return Rotation(channels, directions, effect, float((before - after).abs().max()), float(before.std()))
 
@@ -87,11 +87,10 @@ def lesson(model: OpenModel, scores: ImportanceScores | None, *, height: int) ->
         if moment == MOMENTS[1]:
             _identical(model, rotation.effect, height)
         else:
-            directions = rotation.directions if moment == MOMENTS[2] else None
-            tall = height if directions is None else height - 110
-            chart = spectrum_curves(rotation.channels, directions, kept, charts.theme(), height=tall)
+            tall = height if moment == MOMENTS[0] else height - 110
+            chart = spectrum_curves(rotation.channels, rotation.directions, kept, charts.theme(), height=tall)
             show(chart, f"spectrum-{moment}")
-            if directions is not None and scores is not None:
+            if moment == MOMENTS[2] and scores is not None:
                 _cuts(model, scores, ratio)
     with words:
         if moment == MOMENTS[0]:

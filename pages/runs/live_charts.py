@@ -1,11 +1,13 @@
 """Live charts of runs, drawn by the browser: it receives all points once, then only new ones.
 
 The first message stays the same until the choice of runs changes, so no browser receives it twice; new points travel
-in a second, small element. A browser that lost something asks for everything.
+in a second, small element. It repeats the latest updates, since Streamlit drops a message that still waits when a
+script runs again. A browser that lost more asks for everything.
 """
 
 import json
 import secrets
+from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -23,23 +25,23 @@ from upvit_core.figures.live import COLUMNS, counts, marks, published, since, ti
 from upvit_core.figures.runs import RunCurve, judged_by
 from upvit_core.runs.store import RunStore
 
+REPEATED = 6
+"""Number of latest updates in every message."""
+
+Update = list[dict[str, object]]
 FOLDER = Path(__file__).parent / "browser"
 PLOTLY = Path(plotly.__file__).parent / "package_data"  # with plotly.min.js
-HTML = f"""<div class="runs" data-plotly="component/{__name__}.plotly/plotly.min.js?v={version("plotly")}">
-<figure data-chart="speed" data-height="440"></figure>
-<div class="small">
-<figure data-chart="loss" data-height="240"></figure>
-<figure data-chart="task" data-height="240"></figure>
-<figure data-chart="features" data-height="240" hidden></figure>
-</div></div>"""
+PLACE = f"""<div class="runs" data-plotly="component/{__name__}.plotly/plotly.min.js?v={version("plotly")}">
+<figure></figure></div>"""
 
 
 def _text(*names: str) -> str:
     return "\n".join((FOLDER / name).read_text(encoding="utf-8") for name in names)
 
 
-_charts = st.components.v2.component(
-    "runs_charts", html=HTML, css=_text("runs.css"), js=_text("plot.js", "runs.js"), isolate_styles=False
+_charts = st.components.v2.component("runs_charts", js=_text("plot.js", "runs.js"))
+_panel = st.components.v2.component(
+    "runs_panel", html=PLACE, css=_text("runs.css"), js=_text("panel.js"), isolate_styles=False
 )
 _feed = st.components.v2.component("runs_feed", js=_text("feed.js"))
 
@@ -53,6 +55,7 @@ class Sent:
     epoch: str
     first: dict[str, dict[str, int]]  # rows in the picture
     now: dict[str, dict[str, int]] = field(default_factory=dict)
+    updates: deque[Update] = field(default_factory=lambda: deque(maxlen=REPEATED))
 
 
 @dataclass
@@ -64,13 +67,13 @@ class Browser:
 class View:
     """Choices of how the points are drawn."""
 
-    relative: bool = False
     published: bool = False
+    expected: dict[str, tuple[float, float]] = field(default_factory=dict)  # top-1 at the end, by run
     of: str = ""  # the data whose runs are drawn; empty where all runs share it
 
 
-def charts(store: RunStore, curves: Sequence[RunCurve]) -> None:
-    """Draw the charts, with everything that was measured when these runs were chosen."""
+def send(store: RunStore, curves: Sequence[RunCurve]) -> None:
+    """Send everything that was measured when these runs were chosen, for the charts to draw."""
     choice, browser = [_described(curve) for curve in curves], session().part(Browser)
     if browser.sent is None or browser.sent.choice != choice:
         browser.sent = picture(choice, {c.id: run_data.rows().points(store, c.id) for c in curves})
@@ -78,8 +81,13 @@ def charts(store: RunStore, curves: Sequence[RunCurve]) -> None:
     _charts(key="runs-charts", data=browser.sent.picture)
 
 
+def chart(name: str, height: int) -> None:
+    """The place of one chart: `task` (accuracy or perplexity over epochs), `speed`, `loss` or `features`."""
+    _panel(key=f"runs-chart-{name}", data={"chart": name, "height": height}, height=height)
+
+
 def _described(curve: RunCurve) -> dict[str, str]:
-    fields = {name: str(getattr(curve, name)) for name in ("id", "label", "colour", "plan", "group", "data")}
+    fields = {name: str(getattr(curve, name)) for name in ("id", "label", "colour", "plan", "group", "data", "epochs")}
     return fields | {"taught": curve.teacher}
 
 
@@ -94,13 +102,13 @@ def picture(choice: Sequence[dict[str, str]], points: dict[str, Points]) -> Sent
     return Sent(list(choice), content, epoch, first, {run: dict(counts) for run, counts in first.items()})
 
 
-def news(sent: Sent, points: dict[str, Points]) -> list[dict[str, object]]:
+def news(sent: Sent, points: dict[str, Points]) -> Update:
     """The points since the last message, by run; `sent` is brought up to date.
 
     A run with more points than the picture is listed even without new ones, so that a browser that has only the picture
     notices.
     """
-    updates = []
+    updates: Update = []
     for run, received in sent.now.items():
         known, part, now = points[run], dict[str, object](), counts(points[run])
         for kind in COLUMNS:
@@ -125,7 +133,9 @@ def feed(store: RunStore, view: View, going: Collection[str]) -> None:
         forget()  # a file was replaced
         st.rerun()
     drawn = [points[run["id"]] for run in sent.choice if not view.of or run["data"] == view.of]
-    data = {"epoch": sent.epoch, "view": shown(drawn, view), "add": news(sent, points)}
+    if (update := news(sent, points)) and update not in sent.updates:
+        sent.updates.append(update)
+    data = {"epoch": sent.epoch, "view": shown(drawn, view), "add": [part for each in sent.updates for part in each]}
     if _feed(key="runs-feed", data=data, on_lost_change=lambda: None).lost == sent.epoch:
         forget()
         st.rerun()
@@ -141,9 +151,9 @@ def shown(runs: Sequence[Points], view: View) -> dict[str, object]:
     quantity = judged_by(runs).key
     return {
         "quantity": quantity,
-        "relative": view.relative,
         "of": view.of,
-        "published": published() if view.published and not view.relative else [],
+        "published": published() if view.published else [],
+        "expected": view.expected,
         "larger": presenter.LARGER if presenter.on() else 1,
-        "titles": titles(runs, quantity, relative=view.relative),
+        "titles": titles(runs, quantity),
     }

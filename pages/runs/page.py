@@ -1,89 +1,27 @@
 """Runs: thinner models that learn from the original, live; compare, steer and download them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
-from pages.runs import both_bases, live_charts, table
-from pages.services import folders, launch, recipes, run_data, scoring, slider_state
+from pages.runs import cards, live_charts, new_run, same_images, table
+from pages.services import folders, run_data
+from pages.services.open_model import OpenModel
 from pages.services.session import session
-from pages.widgets import charts, frame, progress, run_actions
+from pages.widgets import by_class, charts, frame, run_actions
 from pages.widgets.plain import plain
 from upvit_core.figures.runs import Quantity, RunCurve, judged_by, speed_table, step_table
-from upvit_core.records.task import task_of_rows
+from upvit_core.records.task import IMAGES, task_of_rows
 from upvit_core.runs.commands import commands
-from upvit_core.runs.folder import RunSummary
+from upvit_core.runs.folder import Run, RunSummary
 from upvit_core.runs.spec import RESUMABLE
 from upvit_core.runs.store import RunStore
 
-REFRESH = "2s"
 TESTED_ON, ONE_RUN = "tested-on", "one-run"  # keys of widgets
-SHOWN = 10
-LISTED = 12
 LOG_LINES = 14
-STYLE = """<style>
-[class*="st-key-run-"] { gap: 0.1rem; }
-.run { margin-bottom: 0.35rem; }
-.run .words { font-size: 0.92rem; opacity: 0.9; font-variant-numeric: tabular-nums; }
-.run .track { height: 7px; border-radius: 4px; background: rgba(128, 136, 148, 0.28); overflow: hidden; }
-.run .done { height: 100%; border-radius: 4px; }
-</style>"""
-
-
-def shown_key(run_id: str) -> str:
-    return f"show-{run_id}"
-
-
-@dataclass
-class Slots:
-    """Empty places on the page that are filled again and again while runs are active."""
-
-    bars: dict[str, DeltaGenerator] = field(default_factory=dict)
-    devices: DeltaGenerator | None = None
-    log: DeltaGenerator | None = None
-    log_of: str = ""
-
-
-def run_list(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> list[RunSummary]:
-    """Draw the runs, newest first, with state and progress bar; returns the ticked ones."""
-    label, colour = run_data.names(summaries), run_data.colours(summaries)
-    chosen = []
-    every = st.toggle(f"Show all {len(summaries)}", key="every-run") if len(summaries) > LISTED else False
-    for place, summary in enumerate(summaries if every else summaries[:LISTED]):
-        st.session_state.setdefault(shown_key(summary.id), place < SHOWN)
-        with st.container(key=f"run-{summary.id}"):
-            with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-                if st.checkbox(plain(label[summary.id]), key=shown_key(summary.id)):
-                    chosen.append(summary)
-                run_actions.button_of(store, summary)
-            if summary.state.is_active:
-                slots.bars[summary.id] = st.empty()
-            else:
-                st.html(bar(summary, colour[summary.id]))
-            if summary.state.state in RESUMABLE:
-                st.caption(plain(summary.reason))
-            elif summary.state.is_active:
-                if summary.state.note:
-                    st.caption(plain(summary.state.note))
-                if failure := run_actions.failed_stop(summary.id):
-                    st.warning(plain(failure))
-    slots.devices = st.empty()
-    return chosen
-
-
-def bar(summary: RunSummary, colour: str) -> str:
-    """HTML of the state over a progress bar in the run's colour."""
-    text = run_data.state_words(summary.state, stopping=run_actions.stopping(summary.id))
-    percent = round(100 * summary.state.progress)
-    return (
-        f'<div class="run"><div class="words">{escape(text)}</div><div class="track" role="progressbar" '
-        f'aria-label="{escape(text)}" aria-valuenow="{percent}" aria-valuemin="0" aria-valuemax="100">'
-        f'<div class="done" style="width: {percent}%; background: {colour}"></div></div></div>'
-    )
+STYLE = Path(__file__).with_name("style.css")
 
 
 def _tested_on(sources: Sequence[str]) -> str:
@@ -103,38 +41,112 @@ def _tested_on(sources: Sequence[str]) -> str:
     return chosen or ""
 
 
-def pictures(store: RunStore, curves: Sequence[RunCurve], imagenet: bool) -> live_charts.View:
-    """Draw the charts with their controls; returns the choices."""
-    of = ""
+def choices(curves: Sequence[RunCurve], expected: dict[str, tuple[float, float]], imagenet: bool) -> live_charts.View:
+    """Draw the controls of the charts, where there is a choice; returns it."""
+    of, published = "", False
     with st.container(horizontal=True):
         if len(sources := list(dict.fromkeys(curve.data for curve in curves))) > 1:  # the newest run's first
             of = _tested_on(sources)
-        tip = "Teacher and student are measured in turns, so their ratio does not depend on the machine's other work."
-        relative = st.toggle("Relative to the teacher", key="relative-speed", help=tip)
-        tip = "Titan Xp, batch 32: another device, so compare shapes of curves, not speeds."
-        published = imagenet and st.toggle("Published points", key="published-points", help=tip)
-    live_charts.charts(store, curves)
-    drawn = [curve for curve in curves if not of or curve.data == of]
-    task = judged_by(curve.points for curve in drawn)
-    tables: dict[str, tuple[str, Quantity]] = {"loss": ("Loss", "loss"), "top1": (task.name, task.key)}
-    if any(row.get("features") is not None for curve in drawn for row in curve.points.train):
-        tables["loss-feature"] = ("Last feature", "features")
+        if imagenet:
+            tip = "Speed-ups as published, on a Titan Xp at batch 32: another device."
+            published = st.toggle("Published points", key="published-points", help=tip)
+    return live_charts.View(published, expected, of)
+
+
+def tables(drawn: Sequence[RunCurve], *names: Quantity | str) -> None:
+    """Buttons that download what a chart shows."""
     with st.container(horizontal=True):
-        charts.table_button(speed_table(drawn, relative=relative), "speed", "Speed (CSV)")
-        for key, (name, quantity) in tables.items():
-            charts.table_button(step_table(drawn, quantity), key, f"{name} (CSV)")
-    return live_charts.View(relative, published, of)
+        for name in names:
+            if name == "speed":
+                charts.table_button(speed_table(drawn), "speed", "Speed (CSV)")
+            else:
+                quantity: Quantity = name  # type: ignore[assignment]
+                titles = {"loss": "Loss", "features": "Last feature", "top1": "Top-1", "perplexity": "Perplexity"}
+                charts.table_button(step_table(drawn, quantity), name, f"{titles[name]} (CSV)")
 
 
-def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> None:
+def pictures(store: RunStore, summaries: Sequence[RunSummary], chosen: Sequence[RunSummary]) -> live_charts.View:
+    """Draw accuracy over epochs, accuracy against speed, and the same images before and after; returns the choices."""
+    curves = run_data.curves(store, chosen, summaries)
+    shapes = [run_data.shape_of(store, s.id, s.spec) for s in chosen if s.spec is not None]
+    forecasts = {s.id: run_data.expected(store, s, summaries) for s in chosen}
+    expected = {run_id: (f.low, f.high) for run_id, f in forecasts.items() if f is not None}
+    imagenet = any(shape is not None and shape.num_classes == 1000 for shape in shapes)
+    task = judged_by(curve.points for curve in curves)
+    sizes = sorted({row["images"] for curve in curves for row in curve.points.evals[:1] if row.get("images")})
+    name = "Right answers" if task is IMAGES else task.name
+    tested = f"{' or '.join(f'{size:,}' for size in sizes)} test {task.samples}" if sizes else "nothing is measured yet"
+    st.html(f'<h3 class="part">{name} while learning</h3><p class="quiet">{tested}; dashed: the original</p>')
+    view = choices(curves, expected, imagenet)
+    live_charts.send(store, curves)
+    live_charts.chart("task", 400)
+    drawn = [curve for curve in curves if not view.of or curve.data == view.of]
+    tables(drawn, task.key)
+    left, right = st.columns([0.46, 0.54], gap="medium")
+    with left:
+        name = "Accuracy" if task is IMAGES else task.name
+        st.html(f'<h3 class="part">{name} against speed</h3>')
+        live_charts.chart("speed", 320)
+        tables(drawn, "speed")
+    with right:
+        examples(store, chosen, run_data.names(summaries))
+    return view
+
+
+def examples(store: RunStore, chosen: Sequence[RunSummary], label: dict[str, str]) -> None:
+    """Draw the images of the run in focus, again while it goes on."""
+    run = in_focus(store, chosen)
+    if run is None:
+        return
+    active = store.state(run.id).is_active
+    st.html(f'<h3 class="part">The same images, before and after</h3><p class="quiet">{escape(label[run.id])}</p>')
+    st.fragment(lambda: same_images.draw(run), run_every=cards.REFRESH if active else None)()
+
+
+def classes(store: RunStore, chosen: Sequence[RunSummary], label: dict[str, str]) -> None:
+    """Draw what the run in focus gets wrong, class by class; nothing if it has no answers by class."""
+    run = in_focus(store, chosen)
+    if run is not None and (answered := run.answered) is not None:
+        st.html(f'<h3 class="part">Class by class</h3><p class="quiet">{escape(label[run.id])}, latest evaluation</p>')
+        by_class.draw(answered.by_class, answered.names, same_images.flipped(run.answers))
+
+
+def in_focus(store: RunStore, chosen: Sequence[RunSummary]) -> Run | None:
+    run_id = focus([s.id for s in chosen if s.spec is not None], chosen)
+    return run_actions.find_run(store, run_id) if run_id else None
+
+
+def focus(readable: Sequence[str], summaries: Sequence[RunSummary]) -> str | None:
+    """The run that is shown in detail: the one that was chosen, else one that runs, else the newest."""
+    kept = st.session_state.get(ONE_RUN)
+    if kept in readable or not readable:
+        return kept if kept in readable else None
+    return next((s.id for s in summaries if s.id in readable and s.state.state == "running"), readable[0])
+
+
+def losses(curves: Sequence[RunCurve]) -> None:
+    """Draw the losses of training, and of the last feature where there is one."""
+    features = any(row.get("features") is not None for curve in curves for row in curve.points.train)
+    names: list[Quantity] = ["loss", "features"] if features else ["loss"]
+    for place, name in zip(st.columns(len(names)), names, strict=True):
+        with place:
+            live_charts.chart(name, 240)
+            tables(curves, name)
+
+
+def log(store: RunStore, run_id: str) -> None:
+    """Draw the end of a run's log."""
+    text = "\n".join(store.tail_log(run_id, LOG_LINES))
+    st.code(text or "Nothing is logged yet.", language=None, height=300)
+
+
+def one_run(store: RunStore, summaries: Sequence[RunSummary]) -> None:
     """Draw the log of one run, its downloads and its actions."""
     label = run_data.names(summaries)
     readable = [summary.id for summary in summaries if summary.spec is not None]
     if not readable:
         return
-    active = next((s.id for s in summaries if s.state.state == "running"), readable[0])
-    if st.session_state.get(ONE_RUN) not in readable:
-        st.session_state[ONE_RUN] = active
+    st.session_state[ONE_RUN] = focus(readable, summaries)
     run_id = st.selectbox("One run", readable, format_func=label.__getitem__, key=ONE_RUN)
     run = run_actions.find_run(store, run_id)
     if run is None:
@@ -149,9 +161,9 @@ def one_run(store: RunStore, summaries: Sequence[RunSummary], slots: Slots) -> N
             st.info(plain(state.note), icon=":material/info:")
         if state.place:
             st.caption(plain(state.place))
-        slots.log, slots.log_of = st.empty(), run_id
+        st.fragment(lambda: log(store, run_id), run_every=cards.REFRESH if state.is_active else None)()
     with right:
-        if state.state == "queued":
+        if state.state == "queued" and run_actions.may_steer(summary):
             run_actions.priority_box(store, next(s for s in summaries if s.id == run_id))
         if run.model.is_dir():
             run_actions.download_buttons(run, task_of_rows(run_data.rows()(store, run_id)))
@@ -176,80 +188,63 @@ def structure(store: RunStore, summaries: Sequence[RunSummary], drawn: Sequence[
     )
 
 
-def body(store: RunStore) -> None:
-    """Draw the page; `tick` updates what changes while runs are active, the rest is drawn again on user actions."""
-    summaries, slots = store.list(), Slots()
+def body(store: RunStore, model: OpenModel) -> None:
+    """Draw the page. Each part that follows a run is drawn in a place of its own; the page anew on user actions, and
+    when runs begin, end, or are measured."""
+    summaries = store.list()
     if session().active_runs != any(s.state.is_active for s in summaries):
         st.rerun()
     run_actions.show_message()
-    left, right = st.columns([0.29, 0.71], gap="medium")
+    left, right = st.columns([0.27, 0.73], gap="medium")
+    chosen = cards.chosen(summaries)
+    shown = chosen[: cards.SHOWN]
+    drawn = [s.id for s in shown if s.spec is not None]
     with left:
-        chosen = run_list(store, summaries, slots)
-    drawn = [s.id for s in chosen[:SHOWN] if s.spec is not None]
+        new_run.button()
+        cards.draw(store, summaries)
     with right:
-        curves = run_data.curves(store, chosen[:SHOWN], summaries)
-        shapes = [run_data.shape_of(store, s.id, s.spec) for s in chosen if s.spec is not None]
-        view = pictures(store, curves, any(shape is not None and shape.num_classes == 1000 for shape in shapes))
-        both_bases.panel(store, chosen[:SHOWN], curves)
-    if len(chosen) > SHOWN:
-        st.caption(f"{len(chosen)} runs are ticked; the newest {SHOWN} of them are drawn.")
+        view = pictures(store, summaries, shown)
+    if len(chosen) > cards.SHOWN:
+        st.caption(f"{len(chosen)} runs are ticked; the newest {cards.SHOWN} of them are drawn.")
     table.table(store, chosen, summaries)
-    one_run(store, summaries, slots)
+    classes(store, shown, run_data.names(summaries))
+    losses(run_data.curves(store, shown, summaries))
+    one_run(store, summaries)
     built = structure(store, summaries, drawn)
 
     def tick() -> None:
         now = store.list()
-        going = {s.id for s in now if s.state.is_active}
-        live_charts.feed(store, view, going)
+        live_charts.feed(store, view, {s.id for s in now if s.state.is_active})
         if structure(store, now, drawn) != built:
             st.rerun()
-        colour = run_data.colours(now)
-        for summary in now:
-            if summary.id in slots.bars:
-                slots.bars[summary.id].html(bar(summary, colour[summary.id]))
-        if slots.devices is not None:
-            with slots.devices.container():
-                run_actions.device_lines(now)
-        if slots.log is not None:
-            text = "\n".join(store.tail_log(slots.log_of, LOG_LINES))
-            slots.log.code(text or "Nothing is logged yet.", language=None, height=300)
+        run_actions.device_lines(now)
 
     active = any(s.state.is_active for s in summaries)
-    st.fragment(tick, run_every=REFRESH if active else None)()
+    with left:
+        st.fragment(tick, run_every=cards.REFRESH if active else None)()
 
 
-def nothing_yet() -> None:
+def nothing_yet(store: RunStore, model: OpenModel) -> None:
     """Draw the empty page: its purpose, and a button that starts the first run."""
-    text = "Each thinner model that learns from its original will be a point here: its speed and its accuracy."
+    text = "Each thinner model that learns from its original will be a curve here, and a point: how fast, how accurate."
     frame.awaited(text, icon=":material/model_training:")
-    model = frame.current()
-    scores = scoring.current(model)
-    now = slider_state.current(model.shape)
-    if model.can_measure and scores is not None:
-        planned, finding = scoring.for_planning(model, scores, now)
-        progress.show(finding)
-        label, icon, off = f"Distil {plain(model.name)} at {now.words}", ":material/play_arrow:", planned is None
-        if st.button(label, type="primary", icon=icon, key="first-run", disabled=off):
-            launch.start_runs(model, scores, [now], recipes.requested_training(model))
-            frame.go_to_runs()
-    else:
-        st.markdown("Open a model with weights and scores first, then choose a plan.")
-    frame.page_link("pages/tradeoff/page.py", "Choose a plan on Trade-off")
+    new_run.button()
 
 
 with frame.page(
     "Runs",
-    "Thinner models learning from the original: how fast, how accurate, live.",
+    "Thinner models learning from the original: how accurate, how fast, live.",
     "Loss: cross-entropy on the labels plus α times the KL divergence from the original's answer (Eq. 2 of the "
     "letter). A run is a separate process: it goes on when this page is closed.",
 ):
     store = RunStore(folders.runs())
     summaries = store.list()
+    model = frame.current()
+    st.html(STYLE)
     if summaries:
-        st.html(STYLE)
         session().active_runs = any(summary.state.is_active for summary in summaries)
-        st.fragment(body)(store)
-        run_actions.confirm_cancelling(store)
-        frame.current()
+        st.fragment(body)(store, model)
+        run_actions.confirm(store)
     else:
-        nothing_yet()
+        nothing_yet(store, model)
+    new_run.dialog(store, model)

@@ -15,14 +15,24 @@ from upvit_core.runs.store import RunStore
 
 MOST = 10
 FORMATS = {
-    "After surgery, %": "%.2f", "Top-1 now, %": "%.2f", "to the teacher": "%+.2f", "to scratch": "%+.2f",
+    "After surgery, %": "%.2f", "Top-1 now, %": "%.2f", "against the original, points": "%+.2f",
+    "against scratch, points": "%+.2f",
     "Perplexity after surgery": "%.2f", "Perplexity now": "%.2f",
-    "KL, nats": "%.4f", "Images/s": "%.0f", "Blocks/s": "%.0f", "× teacher": "%.2f", "Test images": "%d",
+    "KL, nats": "%.4f", "Images/s": "%.0f", "Blocks/s": "%.0f", "Speed, × original": "%.2f", "Test images": "%d",
     "Test tokens": "%d", "Top-1 on all, %": "%.2f", "Perplexity on all": "%.2f", "All": "%d",
 }  # fmt: skip
 PERPLEXITY = {"Perplexity after surgery", "Perplexity now", "Test tokens", "Perplexity on all"}
-OF_IMAGES = {"After surgery, %", "Top-1 now, %", "to the teacher", "to scratch", "Test images", "Top-1 on all, %"}
+OF_IMAGES = {"After surgery, %", "Top-1 now, %", "against the original, points", "against scratch, points"}
+OF_IMAGES |= {"Test images", "Top-1 on all, %"}
 ON_ALL = {"Top-1 on all, %", "Perplexity on all", "All"}
+
+
+def _first_of_group(store: RunStore, run: RunSummary, every: Sequence[RunSummary]) -> float | None:
+    """Top-1 of the original on the other images to which a group of runs was taken: the group's oldest run."""
+    if run.spec is None or not run.spec.group or run.spec.kind != "finetune":
+        return None
+    first = next(s for s in reversed(every) if s.spec is not None and s.spec.group == run.spec.group)
+    return next((row["top1"] for row in run_data.rows().points(store, first.id).evals[::-1]), None)
 
 
 def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSummary]) -> None:
@@ -42,7 +52,7 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         top1, now = None if of_text else last.get("top1"), summary.state
         fresh = [] if scratch is None else run_data.rows().points(store, scratch.id).evals[-1:]
         baseline = fresh[0]["top1"] if fresh and fresh[0].get("images") == last.get("images") else None
-        against = teacher.get("top1")
+        against = teacher.get("top1", _first_of_group(store, summary, every))
         lines.append(
             {
                 "Run": label[summary.id],
@@ -51,13 +61,13 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
                 "MACs": units.short(count_macs(shape)) if shape else "",
                 "After surgery, %": None if of_text else surgery.get("top1"),
                 "Top-1 now, %": top1,
-                "to the teacher": None if top1 is None or against is None else top1 - against,
-                "to scratch": None if top1 is None or baseline is None else top1 - baseline,
+                "against the original, points": None if top1 is None or against is None else top1 - against,
+                "against scratch, points": None if top1 is None or baseline is None else top1 - baseline,
                 "Perplexity after surgery": surgery.get("perplexity"),
                 "Perplexity now": last.get("perplexity"),
                 "KL, nats": last.get("kl_teacher"),
                 "Images/s": surgery.get("images_per_s"),
-                "× teacher": surgery.get("speedup"),
+                "Speed, × original": surgery.get("speedup"),
                 "Test images": None if of_text else last.get("images"),
                 "Test tokens": last.get("images") if of_text else None,
                 "Top-1 on all, %": None if of_text or whole is None else whole["top1"],
@@ -80,5 +90,4 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
     st.dataframe(pd.DataFrame(lines), hide_index=True, column_config=numbers, width="stretch", placeholder="—")
     measured = [row for s in chosen[:MOST] for row in run_data.rows()(store, s.id)[:2]]
     if devices := sorted({str(row["device"]) for row in measured if row.get("device")}):
-        note = "" if of_text else " Differences in percentage points."
-        st.caption(f"{speed} measured on {plain(', '.join(devices))}, teacher and student in turns.{note}")
+        st.caption(f"{speed} measured on {plain(', '.join(devices))}, original and student in turns.")

@@ -1,19 +1,20 @@
 """This device: its calibration behind a button, and what that lets the page estimate, with its measured error."""
 
+from __future__ import annotations
+
 import time
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from pages.services import imports, jobs
+from pages.services import compute, imports, jobs
 from pages.services.open_model import OpenModel
-from pages.services.session import resolve
+from pages.services.session import resolve, session
 from upvit_core import units
 from upvit_core.errors import CalibrationError
-from upvit_core.profiling.calibration import Calibration, default_path, newest
+from upvit_core.profiling.calibration import Calibration, default_path, newest, processor_name, scope
 from upvit_core.profiling.latency import estimate_latency, latency_of
 from upvit_core.records.shape import ModelShape
 
@@ -21,37 +22,60 @@ KEY = "calibrate this device"
 BATCH = "batch"  # key of the widget, and of the link
 BATCHES = (1, 4, 8, 16, 32, 64, 128)
 SECONDS = 45.0
+GPUS = Path("/proc/driver/nvidia/gpus")
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Seconds done of a calibration, in the form that jobs read."""
+class Countdown:
+    """Turns shares done into the form that jobs read; nothing is told of the time until three points are timed, and
+    the time left never grows."""
 
-    done: float
-    total: float
-    unit: str = "s"
+    unit, total = "%", 100.0
+
+    def __init__(self) -> None:
+        self.share, self._points, self._began = 0.0, 0, 0.0
+        self.seconds_left: float | None = None
 
     @property
-    def share(self) -> float:
-        return self.done / self.total
+    def done(self) -> float:
+        return 100 * self.share
 
-    @property
-    def seconds_left(self) -> float:
-        return self.total - self.done
+    def at(self, share: float, now: float) -> Countdown:
+        """What is known at this share, at this time in seconds."""
+        if share > self.share:
+            self._points += 1
+            self._began = self._began or now
+            self.share = share
+        if self._points > 3:
+            left = max(now - self._began, 0.0) * (1 - share) / share
+            self.seconds_left = left if self.seconds_left is None else min(left, self.seconds_left)
+        return self
+
+
+def is_estimated(shape: ModelShape) -> bool:
+    """True if the time of such models can be estimated from a calibration."""
+    try:
+        return scope(shape) is not None
+    except CalibrationError:
+        return False
 
 
 def calibration(shape: ModelShape) -> Calibration | None:
-    """This device's for models like `shape`; the newest one until torch is loaded and can name the device.
+    """This device's for models like `shape`; for any number of threads until torch is loaded and knows it.
 
-    None: not calibrated.
+    None: not calibrated with this torch, or the time of such models cannot be estimated.
     """
     found = _file(shape)
     return _read(*found) if found is not None else None
 
 
 def _file(shape: ModelShape) -> tuple[str, int] | None:
-    """Path and time of the calibration, where there is one."""
-    path = _own_path(shape) if imports.loaded() else newest("float32", shape)
+    """Path and modification time of the calibration; None if there is none, or time cannot be estimated."""
+    if not is_estimated(shape):
+        return None
+    if imports.loaded():
+        path: Path | None = _own_path(shape)
+    else:  # only torch can name a GPU
+        path = None if GPUS.is_dir() else newest(processor_name(), "float32", shape)
     return (str(path), path.stat().st_mtime_ns) if path is not None and path.is_file() else None
 
 
@@ -77,28 +101,28 @@ def _device() -> str:
 @st.cache_resource(max_entries=4, show_spinner=False)
 def _read(path: str, stamp: int) -> Calibration | None:
     try:
-        return Calibration.load(path)
+        known = Calibration.load(path)
     except CalibrationError:
         return None
+    return known if known.is_current else None
 
 
 def start_calibration(shape: ModelShape) -> jobs.Job[Calibration]:
     """The job that calibrates this device and checks the estimates on plans that it has not seen."""
+    chosen = session().device
 
     def work(report: jobs.Report) -> Calibration:
         import torch
 
         from upvit_core.profiling.held_out import calibrate_and_check
 
-        began = time.monotonic()
+        countdown = Countdown()
 
         def progress(done: float, total: float) -> None:
-            spent = time.monotonic() - began
-            done = max(done, 1e-3)
-            report(Progress(spent, spent + (total - done) * max(1.0, spent / done)))
+            report(countdown.at(done / total, time.monotonic()))
 
         with torch.inference_mode():
-            known = calibrate_and_check(device=_device(), seconds=SECONDS, shape=shape, progress=progress)
+            known = calibrate_and_check(device=compute.device(chosen), seconds=SECONDS, shape=shape, progress=progress)
         known.save(_own_path(shape))
         return known
 

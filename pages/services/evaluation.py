@@ -17,27 +17,31 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from pages.services import folders, jobs
+from pages.services import compute, folders, jobs
 from pages.services.open_model import OpenModel
+from pages.services.session import session
 from upvit_core.cache import Cache
 from upvit_core.files import digest
 from upvit_core.profiling.macs import count_macs
+from upvit_core.records.by_class import ByClass, by_class, class_name
 from upvit_core.records.plan import PruningPlan
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import nn
 
     from upvit_core.data import ImageSet, ProxySet
-    from upvit_core.evaluation import Evaluation, TeacherPass
+    from upvit_core.evaluation import Evaluation, Outcomes, Readout, TeacherPass
     from upvit_core.profiling.throughput import SpeedUp
     from upvit_core.pruning.basis import ProxyStatistics
 
 AUTOMATIC_MACS = 2e8  # models up to this size are measured without being asked
-MOST_IMAGES = 2000
-PREVIEW_IMAGES = 1000
+EVALUATION_IMAGES = 1000
+SPEED_SECONDS = 2.0  # of timing a small model and a plan of it
 MOST_BLOCKS = 400
 CALIBRATION_IMAGES = 500
 SHOWN = 8
+CHANGED = 12
 Listener = Callable[[jobs.Progress | float], None]
 
 
@@ -52,6 +56,26 @@ class ClassGuess:
     likeliest: str
     probability: float
     right: bool
+
+
+@dataclass(frozen=True)
+class ChangedAnswer:
+    """An image that the plan answers otherwise than the original: both answers, and which of the two is right."""
+
+    shown: str
+    label: str
+    before: str
+    after: str
+    now_right: bool
+
+
+@dataclass(frozen=True)
+class Changes:
+    """The answers that a plan changes, class by class, with class names and a few of the images."""
+
+    by_class: ByClass
+    names: tuple[str, ...]
+    examples: tuple[ChangedAnswer, ...]
 
 
 @dataclass(frozen=True)
@@ -80,32 +104,53 @@ def _teacher_passes() -> Cache[TeacherPass]:
 
 
 @st.cache_resource(show_spinner=False)
+def _changes() -> Cache[Changes]:
+    return Cache(100)
+
+
+@st.cache_resource(show_spinner=False)
+def _thin_models() -> Cache[nn.Module]:
+    return Cache(2)  # a plan, and the same plan with or without repair
+
+
+@st.cache_resource(show_spinner=False)
 def _statistics() -> Cache[ProxyStatistics]:
     return Cache(1)
 
 
-def evaluation_indices(data: ImageSet, count: int) -> np.ndarray:
-    """The images, or blocks of a text, on which everything is evaluated: the same ones each time."""
+def evaluation_indices(data: ImageSet, count: int = 0) -> np.ndarray:
+    """The images, or blocks of a text, on which everything is evaluated, the same ones each time; or fewer of them."""
     from upvit_core.data import proxy_indices
     from upvit_core.data.text import TokenSet
 
+    count = count or EVALUATION_IMAGES
     if isinstance(data, TokenSet):  # every token of a block has logits of its own
         count = min(count, MOST_BLOCKS)
     return proxy_indices(data, min(count, len(data)), seed=0)
 
 
-def teacher_pass(model: OpenModel, report: Listener, count: int) -> TeacherPass:
+def readout(model: OpenModel) -> Readout:
+    """The way in which the open model's outputs are judged."""
+    from upvit_core.evaluation import readout_of
+
+    train = model.images("train", labelled=True, apart=True) if model.shape.features else None
+    return readout_of(model.shape, train, model.images("val"))
+
+
+def teacher_pass(model: OpenModel, report: Listener) -> TeacherPass:
     """The open model's outcomes on the evaluation images, computed once; its logits with them where they are few."""
     data = model.images("val")
-    indices = evaluation_indices(data, count)
+    indices = evaluation_indices(data)
 
-    def compute() -> TeacherPass:
+    def run() -> TeacherPass:
         from upvit_core.evaluation import run_teacher
 
         batches = data.batches(_batch_size(model), indices=indices)
-        return run_teacher(model.weights().model, batches, progress=lambda done: report(done / len(indices)))
+        return run_teacher(
+            model.weights().model, batches, progress=lambda done: report(done / len(indices)), readout=readout(model)
+        )
 
-    return _teacher_passes().get((model.data_key, len(indices)), compute)
+    return _teacher_passes().get((model.data_key, len(indices)), run)
 
 
 def stored_baseline(model: OpenModel) -> Baseline | None:
@@ -131,10 +176,11 @@ def measure_baseline(model: OpenModel) -> jobs.Job[Baseline]:
 
         report.step("reading the weights")
         data, task = model.images("val"), model.task
-        report.step(f"{len(evaluation_indices(data, MOST_IMAGES)):,} {task.batch_items} of {data.name}")
-        result = teacher_pass(model, report, MOST_IMAGES).outcomes.summary()
+        report.step(f"{len(evaluation_indices(data)):,} {task.batch_items} of {data.name}")
+        result = teacher_pass(model, report).outcomes.summary()
         guesses = tuple(_guesses(model, data))
-        found = task.value(result), *task.interval(result), result.images, data.name, guesses, data.notes
+        notes = " ".join(filter(None, (data.notes, readout(model).told)))
+        found = task.value(result), *task.interval(result), result.images, data.name, guesses, notes
         baseline = Baseline(*found, doubt(model.weights(), result))
         temporary = _baseline_file(model).with_suffix(f".{threading.get_ident()}.part")
         temporary.write_text(json.dumps(asdict(baseline)), encoding="utf-8")
@@ -150,19 +196,23 @@ def measure_baseline(model: OpenModel) -> jobs.Job[Baseline]:
 def _guesses(model: OpenModel, data: ImageSet) -> Iterator[ClassGuess]:
     """The model's guesses on the first images of different classes, or at the ends of the first blocks of a text."""
     from upvit_core.data.text import TokenSet
-    from upvit_core.evaluation import predict
+    from upvit_core.models.predict import predict
 
     live, last = model.weights(), model.shape.answers - 1
     names = live.class_names or data.answer_names
+    judged = readout(model)
+    if len(names) < 2:
+        return
+    probabilities = judged.voter(live.model)
     seen: set[int] = set()
     shown = 0
-    for index in data.readable(evaluation_indices(data, MOST_IMAGES)).tolist():
+    for index in data.readable(evaluation_indices(data)).tolist():
         label = int(data.answers([index])[last])
         if label in seen and len(seen) < min(SHOWN, len(names)):
             continue
         seen.add(label)
-        logits, _ = predict(live.model, data.batches(1, indices=[index]))
-        probability, likeliest = logits[last].softmax(-1).max(-1)
+        outputs, _ = predict(live.model, data.batches(1, indices=[index]))
+        probability, likeliest = probabilities(outputs[last:])[0].max(-1)
         picture = data.passage(index, last) if isinstance(data, TokenSet) else data_uri(data.image(index))
         truth, right = data.answer_names[label], int(likeliest) == label
         yield ClassGuess(index, picture, truth, names[int(likeliest)], float(probability), right)
@@ -178,14 +228,15 @@ def baseline_key(model: OpenModel) -> str:
 def statistics(model: OpenModel, report: Listener) -> ProxyStatistics:
     """Second moments of the open model on its calibration images, computed once."""
 
-    def compute() -> ProxyStatistics:
+    def collect() -> ProxyStatistics:
         from upvit_core.models.build import adapt
         from upvit_core.pruning.basis import collect_statistics
 
         live = model.weights()
         return collect_statistics(adapt(live.model, live.shape), calibration_set(model), report=report)
 
-    return _statistics().get((model.data_key, CALIBRATION_IMAGES), compute)
+    device = compute.device(model.device)
+    return _statistics().get((model.data_key, CALIBRATION_IMAGES, device), collect)
 
 
 def calibration_set(model: OpenModel) -> ProxySet:
@@ -206,49 +257,93 @@ def preview(model: OpenModel, plan: PruningPlan, *, repair: bool = False) -> job
     return jobs.ensure(preview_key(model, plan, repair=repair), work, "Measuring this plan")
 
 
+def thin_model(model: OpenModel, plan: PruningPlan, report: Listener, *, repair: bool) -> nn.Module:
+    """The model cut by a plan; the latest ones stay in memory."""
+
+    def make() -> nn.Module:
+        from upvit_core.pruning.prune import cut
+
+        proxy = model.images("train", apart=True) if repair or plan.basis == "directions" else None
+        stats = statistics(model, report) if plan.basis == "directions" else None
+        return cut(
+            model.weights(), plan, repair=repair, data=proxy, images=CALIBRATION_IMAGES, stats=stats, report=report
+        )
+
+    return _thin_models().get((model.data_key, plan.digest, repair, compute.device(model.device)), make)
+
+
 def evaluate_plan(model: OpenModel, plan: PruningPlan, report: Listener, *, repair: bool) -> Evaluation:
     """Prune, repair if asked, and evaluate, in this thread; `report` receives shares and the library's progress."""
-    from upvit_core.evaluation import evaluate
-    from upvit_core.pruning.prune import cut
+    from upvit_core.evaluation import sample_outcomes
 
     live, data = model.weights(), model.images("val")
-    count = min(PREVIEW_IMAGES, len(data))
-    logits = teacher_pass(model, report, PREVIEW_IMAGES).logits
-    proxy = model.images("train", apart=True) if repair or plan.basis == "directions" else None
-    stats = statistics(model, report) if plan.basis == "directions" else None
-    thin = cut(live, plan, repair=repair, data=proxy, images=CALIBRATION_IMAGES, stats=stats, report=report)
-    batches = data.batches(_batch_size(model), indices=evaluation_indices(data, count))
-    return evaluate(
-        thin, batches, teacher=live.model, teacher_logits=logits, progress=lambda done: report(done / count)
+    teacher = teacher_pass(model, report)
+    thin = thin_model(model, plan, report, repair=repair)
+    indices = evaluation_indices(data)
+    batches = data.batches(_batch_size(model), indices=indices)
+    outcomes = sample_outcomes(
+        thin,
+        batches,
+        teacher=live.model,
+        teacher_logits=teacher.logits,
+        progress=lambda done: report(done / len(indices)),
+        readout=readout(model),
     )
+    if model.task.has_pictures and not outcomes.top1.isnan().any():
+        _changes().put((model.data_key, plan.digest, repair), _changed(model, data, teacher.outcomes, outcomes))
+    return outcomes.summary()
+
+
+def changes(model: OpenModel, plan: PruningPlan, *, repair: bool) -> Changes | None:
+    """What a measured plan answers otherwise; None where it is not measured."""
+    return _changes().find((model.data_key, plan.digest, repair))
+
+
+def _changed(model: OpenModel, data: ImageSet, was: Outcomes, now: Outcomes) -> Changes:
+    """The change of every class, and up to CHANGED images: those that it loses first, by how far the answer moved."""
+    labels, before, after = (column.numpy() for column in (now.labels, was.answers, now.answers))
+    found, kl = by_class(labels, before, after), now.kl
+    order = np.zeros(len(labels)) if kl is None else kl.numpy()
+    lost = sorted(found.lost, key=lambda i: -order[i])
+    chosen = [*lost[:3], *found.won[:1], *lost[3:], *found.won[1:]][:CHANGED]
+    names, indices = model.weights().class_names or data.answer_names, data.readable(evaluation_indices(data))
+
+    def answer(i: int) -> ChangedAnswer:
+        label, first, second = (class_name(names, int(column[i])) for column in (labels, before, after))
+        return ChangedAnswer(data_uri(data.image(int(indices[i]))), label, first, second, bool(after[i] == labels[i]))
+
+    return Changes(found, tuple(names), tuple(map(answer, chosen)))
 
 
 def preview_key(model: OpenModel, plan: PruningPlan, *, repair: bool = False) -> str:
     return f"preview {model.data_key} {plan.digest}{' repaired' if repair else ''}"
 
 
-def throughput(plan: PruningPlan) -> jobs.Job[SpeedUp]:
+def throughput(plan: PruningPlan, *, again: bool = False) -> jobs.Job[SpeedUp]:
     """The job that measures the throughput of the plan's shape against the original's, in turns.
 
     Weights do not matter for speed, so shapes alone are enough.
     """
+    chosen = session().device
 
     def work(report: jobs.Report) -> SpeedUp:
-        import torch
-
         from upvit_core.models.checkpoint import build_model
         from upvit_core.models.gpt2 import random_inputs
-        from upvit_core.profiling.throughput import compare
+        from upvit_core.profiling.throughput import compare, usual_dtype
 
         report.step("building both models")
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = compute.device(chosen)
         first, second = (build_model(shape).to(device) for shape in (plan.shape_before, plan.shape_after))
-        batch = plan.shape_before.batch_size(32, large=8)
+        on_gpu = device != "cpu"
+        batch = plan.shape_before.batch_size(128 if on_gpu else 32, large=128 if on_gpu else 8)
         pixels = random_inputs(plan.shape_before, batch).to(device)
         report.step(f"batches of {batch}, the models take turns")
-        return compare(first, second, pixels, seconds=20, progress=lambda done, total: report(done / total))
+        seconds = SPEED_SECONDS if plan.shape_before.is_small else 20
+        told = lambda done, total: report(done / total)  # noqa: E731
+        return compare(first, second, pixels, dtype=usual_dtype(device), repeats=60, seconds=seconds, progress=told)
 
-    return jobs.start(throughput_key(plan), work, "Measuring throughput", again=True)
+    key, title = throughput_key(plan), "Timing both models"
+    return jobs.start(key, work, title, again=True) if again else jobs.ensure(key, work, title)
 
 
 def throughput_key(plan: PruningPlan) -> str:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from pages.services import imports
+from pages.services import compute, imports
 from upvit_core.errors import Cancelled, UPViTError
 
 MOST_REMEMBERED = 200
@@ -116,7 +116,8 @@ class Job(Generic[T]):
             report = Report(self)
             if not self.apart:
                 imports.import_heavy(report.step)
-            self.result = self.work(report)
+            with compute.job(report.debounce, report.step):
+                self.result = self.work(report)
             self.share, self.state = 1.0, "done"
             self.work = None
         except Cancelled:

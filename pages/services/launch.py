@@ -15,7 +15,7 @@ from pages.services.session import session
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf
 from upvit_core.records.basis import Basis
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.runs.devices import Device, device_named
+from upvit_core.runs.devices import Device, devices_for
 from upvit_core.runs.executors import executor_for
 from upvit_core.runs.folder import Run
 from upvit_core.runs.spec import RunSpec, SlurmSettings
@@ -24,15 +24,16 @@ from upvit_core.runs.store import RunStore
 
 @dataclass(frozen=True)
 class LaunchTarget:
-    """The place where a run executes."""
+    """The place where a run executes: a device of this machine, from which its processes count theirs, or Slurm."""
 
     slurm: SlurmSettings | None = None
     processes: int = 1
+    device: str = "auto"
 
     @property
     def changes(self) -> dict[str, Any]:
         if self.slurm is None:
-            return {}
+            return {"device": self.device, "processes": self.processes}
         return {"executor": "slurm", "slurm": self.slurm, "processes": self.processes}
 
 
@@ -69,6 +70,26 @@ def distill_spec(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, tr
         epochs=training.epochs,
         settings=training.settings(model, what_if),
     )
+
+
+def elastic_spec(model: OpenModel, what_if: WhatIf, training: Training) -> RunSpec:
+    """The run that teaches one student all sizes, from a start by directions that needs small steps."""
+    settings = training.settings(model, replace(what_if, basis=Basis.DIRECTIONS, repair=True))
+    return RunSpec(
+        kind="elastic",
+        name=f"{model.name} every size"[:200],
+        teacher=model.model,
+        data=training.images,
+        epochs=training.epochs,
+        settings=settings.model_copy(update={"feature_weight": 0.0}),
+    )
+
+
+def start_elastic(model: OpenModel, what_if: WhatIf, training: Training, where: LaunchTarget = HERE) -> None:
+    """Queue the run that teaches all sizes."""
+    limits.confine(training.images)
+    spec = elastic_spec(model, what_if, training)
+    start(RunStore(folders.runs()), [spec.model_copy(update=where.changes)])
 
 
 def start(store: RunStore, specs: Sequence[RunSpec]) -> list[Run]:
@@ -108,5 +129,6 @@ def start_runs(
 
 
 @st.cache_data(ttl=10, show_spinner=False)
-def next_device() -> Device | None:
-    return device_named("auto")
+def next_devices(device: str = "auto", processes: int = 1) -> list[Device]:
+    """The devices that a run on this machine would get now."""
+    return devices_for(device, processes)

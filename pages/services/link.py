@@ -51,7 +51,7 @@ def missing(model: OpenModel) -> list[str]:
     asked = st.query_params.get(IMAGES)
     if asked and (why := _lacking(asked)):
         sentences.append(why)
-    now = slider_state.current(model.shape)
+    now = slider_state.current(model)
     scores = scoring.current(model)
     if (
         now.depth is not None
@@ -75,7 +75,7 @@ def _lacking(spec: str) -> str:
     except LimitError as error:
         return str(error)
     if spec.startswith(("/", "~", ".")) and not os.path.exists(place_of(spec)):
-        return f"The link was made with the images {spec[:80]}, which this machine does not have; give others on Model."
+        return f"The link was made with the images {spec[:80]}, which this machine does not have; give others on Start."
     return ""
 
 

@@ -1,7 +1,8 @@
 """The map of the open model: cuts that are measured in the background, and what they tell of every other plan.
 
 A map grows in a thread of its own. Between two cuts it waits while sliders move and while a run trains on this machine;
-after every few cuts its estimates are made anew. It lies as a file in the app's folder, and is gone on with.
+after every few cuts its estimates are made anew. It lies as a file in the app's folder, and is gone on with. The demo
+comes with one.
 """
 
 from __future__ import annotations
@@ -9,14 +10,16 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pages.services import evaluation, folders, imports, jobs, limits
+from pages.services import compute, evaluation, folders, imports, jobs, limits
 from pages.services.open_model import OpenModel
 from upvit_core.cache import Cache
 from upvit_core.errors import MapError, UPViTError
 from upvit_core.files import digest
+from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.basis import Basis
 from upvit_core.records.map import CutPoint, Map, MeasuredCut
@@ -82,7 +85,36 @@ def key_of(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> str:
 
 def find(model: OpenModel, scores: ImportanceScores | None, now: WhatIf) -> Known | None:
     """The map's estimates as far as they are made."""
-    return None if scores is None else _known.find(key_of(model, scores, now))
+    if scores is None:
+        return None
+    key = key_of(model, scores, now)
+    if (known := _known.find(key)) is None and (record := _shipped(model, scores, now)) is not None:
+        name = f"read {key}"
+        work = partial(_publish, key, record, scores)
+        known = (jobs.find(name) or jobs.start(name, work, "Reading the map", apart=True)).result
+    return known
+
+
+def reading(model: OpenModel, scores: ImportanceScores | None, now: WhatIf) -> jobs.AnyJob | None:
+    """The job that makes the estimates of a map that came with the model, while it runs."""
+    job = None if scores is None else jobs.find(f"read {key_of(model, scores, now)}")
+    return job if job is not None and job.active else None
+
+
+def _shipped(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> Map | None:
+    """The map that came with the demo, where it is of these scores and settings."""
+    if not model.is_demo or model.dataset != "demo" or now.basis == Basis.CHANNELS:
+        return None
+    path = DEMO_FOLDER / "map.json"
+    record = _load(str(path)) if path.is_file() else None
+    settings = scores.model_digest, scores.digest, now.basis, now.repair
+    fits = record is not None and (record.model_digest, record.scores_digest, record.basis, record.repair) == settings
+    return record if fits else None
+
+
+@lru_cache(1)
+def _load(path: str) -> Map:
+    return Map.load(path)
 
 
 def grows_by_itself(model: OpenModel) -> bool:
@@ -99,6 +131,8 @@ def job_of(model: OpenModel, scores: ImportanceScores, now: WhatIf, *, start: bo
         return job
     if job is not None and not (start and not job.active):
         return job
+    if job is None and not start and _shipped(model, scores, now) is not None:
+        return None
     return jobs.start(
         key, lambda report: _grow(key, model, scores, now, report), "Measuring around", apart=True, again=start
     )
@@ -126,12 +160,13 @@ def _grow(key: str, model: OpenModel, scores: ImportanceScores, now: WhatIf, rep
     from upvit_core.mapping.measure import CutMeter
 
     report.step("reading the weights")
-    train = model.images("train", apart=True) if now.repair or now.basis == Basis.DIRECTIONS else None
+    needs_train = now.repair or now.basis == Basis.DIRECTIONS or model.shape.features
+    train = model.images("train", labelled=model.shape.features, apart=True) if needs_train else None
     meter = CutMeter(
         model.weights(), scores, model.images("val"), train, now.basis, now.repair, report=report.cancel_only
     )
     path = _file(key)
-    record = _read(path, meter.empty())
+    record = _read(path, meter.empty(), _shipped(model, scores, now))
     _publish(key, record, scores, report)
 
     def rest(record: Map) -> None:
@@ -168,9 +203,10 @@ def _wait(key: str, report: jobs.Report) -> None:
     """Wait while sliders move, another map was looked at later, or a run trains on this machine. Raises Cancelled."""
     while time.monotonic() - _touched[key][0] < REST_SECONDS or _comes_later(key):
         report.debounce(0.1)
-    while _run_trains():
-        report.step("waiting for a run on this machine")
-        report.debounce(RUN_SECONDS)
+    while _run_wants_to_train():
+        with compute.paused():
+            report.step("waiting for a run on this machine")
+            report.debounce(RUN_SECONDS)
 
 
 def _comes_later(key: str) -> bool:
@@ -180,22 +216,25 @@ def _comes_later(key: str) -> bool:
     return any(job.active for job in map(jobs.find, later) if job is not None)
 
 
-def _run_trains() -> bool:
+def _run_wants_to_train() -> bool:
     try:
-        return any(run.state.state == "running" for run in RunStore(folders.runs()).list())
+        states = [run.state for run in RunStore(folders.runs()).list()]
+        return any(state.state == "running" or (state.state == "queued" and not state.job) for state in states)
     except (UPViTError, OSError):
         return False
 
 
-def _publish(key: str, record: Map, scores: ImportanceScores, report: jobs.Report) -> None:
+def _publish(key: str, record: Map, scores: ImportanceScores, report: jobs.Report) -> Known | None:
     from upvit_core.mapping.points import Worth
     from upvit_core.mapping.surrogate import Surrogate
 
     try:
-        _known.put(key, Known(record, Surrogate(record), Worth(scores, record.basis)))
+        known = Known(record, Surrogate(record), Worth(scores, record.basis))
     except MapError:  # too few cuts yet
-        return
+        return None
+    _known.put(key, known)
     report.changed()
+    return known
 
 
 def _file(key: str) -> Path:
@@ -204,10 +243,10 @@ def _file(key: str) -> Path:
     return folder / f"{digest(key, 24)}.json"
 
 
-def _read(path: Path, empty: Map) -> Map:
-    """The map on disk where it is of the same thing; else the empty one."""
+def _read(path: Path, empty: Map, shipped: Map | None) -> Map:
+    """The map on disk, or the one that came with the model, where it is of the same thing; else the empty one."""
     try:
         record = Map.load(path)
     except MapError:
-        return empty
+        record = shipped or empty
     return record if record.belongs_to == empty.belongs_to else empty

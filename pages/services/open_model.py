@@ -12,12 +12,13 @@ import numpy as np
 import streamlit as st
 from safetensors import SafetensorError, safe_open
 
-from pages.services import jobs, limits
+from pages.services import compute, jobs, limits
 from pages.services.session import session
 from upvit_core.cache import Cache
 from upvit_core.errors import CheckpointError, DataError
 from upvit_core.importance.published import import_scores
 from upvit_core.paths import DEMO_FOLDER, place_of
+from upvit_core.records.elastic import is_elastic
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import ModelShape
@@ -41,7 +42,8 @@ class OpenModel:
 
     source: its name in links. model: the path for `load_model`, "" without weights. digest: of the weights, as records
     name them. recognised: what was found in its file and what was assumed, in a line. dataset: the image set chosen
-    for it in this session, "" for none.
+    for it in this session, "" for none. bundled, directions: scores of channels and of directions that came with it.
+    device: where this session's jobs compute.
     """
 
     source: str
@@ -51,7 +53,9 @@ class OpenModel:
     digest: str
     recognised: str
     bundled: ImportanceScores | None = None
+    directions: ImportanceScores | None = None
     dataset: str = ""
+    device: str = compute.AUTO
 
     @property
     def has_weights(self) -> bool:
@@ -65,6 +69,11 @@ class OpenModel:
     @property
     def is_demo(self) -> bool:
         return self.source == "demo"
+
+    @property
+    def is_elastic(self) -> bool:
+        """True of an elastic model: its plans are slices, the first channels with all heads and blocks."""
+        return self.has_weights and is_elastic(place_of(Source.parse(self.model).path))
 
     @property
     def task(self) -> Task:
@@ -84,14 +93,15 @@ class OpenModel:
         return f"{self.identity}{_stamp(place / 'config.json')} {self.dataset}{''.join(map(_stamp, folders))}"
 
     def weights(self) -> LoadedModel:
-        """The model with its weights, read once; to be called in a background job."""
+        """The model with its weights on the job's device, read once; to be called in a background job."""
+        device = compute.device(self.device)
 
         def load() -> LoadedModel:
             from upvit_core.models.checkpoint import load_model
 
-            return load_model(self.model)
+            return load_model(self.model, device=device)
 
-        return _models().get(self.identity, load)
+        return _models().get((self.identity, device), load)
 
     def images(self, split: Literal["train", "val"], *, labelled: bool = False, apart: bool = False) -> ImageSet:
         """One split of the chosen image set, opened once; see `open_images`. Raises DataError.
@@ -125,12 +135,14 @@ def own_dataset(model: OpenModel) -> str:
     if not model.task.has_pictures:
         beside = place_of(model.model) / "text.txt"
         return str(beside) if model.has_weights and os.path.isfile(beside) else ""
-    fits = (model.shape.img_size, model.shape.in_chans, model.shape.num_classes) == ((28, 28), 1, 10)
+    fits = (model.shape.img_size, model.shape.in_chans) == ((28, 28), 1) and model.shape.classes in (10, None)
     return "demo" if model.is_demo or fits else ""
 
 
 def choose_dataset(model: OpenModel, dataset: str) -> OpenModel:
-    """Choose the image set of a model for this session."""
+    """Choose the image set of a model for this session. Raises LimitError where it may not be read."""
+    if dataset:
+        limits.confine(dataset)
     session().datasets[model.source] = dataset
     return replace(model, dataset=dataset)
 
@@ -138,7 +150,7 @@ def choose_dataset(model: OpenModel, dataset: str) -> OpenModel:
 def with_dataset(model: OpenModel) -> OpenModel:
     """The model with its image set: the one that was chosen, else its own, else none."""
     chosen = session().datasets.get(model.source)
-    return replace(model, dataset=own_dataset(model) if chosen is None else chosen)
+    return replace(model, dataset=own_dataset(model) if chosen is None else chosen, device=session().device)
 
 
 def remember(opened: OpenModel) -> None:
@@ -153,7 +165,7 @@ def remember(opened: OpenModel) -> None:
 
 def inspect(source: str) -> OpenModel | None:
     """Open a model without torch; None where it must be loaded. Raises UPViTError."""
-    limits.confine(path_of(source))
+    limits.confine(path_of(source), weights=not source.startswith(WITHOUT_WEIGHTS))
     if source == "demo":
         return _folder("demo", DEMO_FOLDER, _stamp(DEMO_FOLDER / "config.json"))
     if source.startswith(PUBLISHED):
@@ -179,12 +191,13 @@ def load(source: str) -> OpenModel:
     """Open any model that `load_model` opens; takes seconds, since it needs torch."""
     from upvit_core.models.checkpoint import load_model
 
-    limits.confine(path_of(source))
+    limits.confine(path_of(source), weights=not source.startswith(WITHOUT_WEIGHTS))
     weights = not source.startswith(WITHOUT_WEIGHTS)
     parsed = Source.parse(source.removeprefix(WITHOUT_WEIGHTS))
     loaded = load_model(parsed, pretrained=weights)
     place = place_of(parsed.path)
     scores = _scores_beside(place) if os.path.isdir(place) else None
+    directions = _directions_beside(place, loaded.shape, loaded.digest) if os.path.isdir(place) else None
     opened = OpenModel(
         source,
         loaded.name,
@@ -193,10 +206,11 @@ def load(source: str) -> OpenModel:
         loaded.digest,
         loaded.recognised.line,
         scores,
+        directions,
     )
     _loaded().put(source + (_stamp(place) if weights else ""), opened)
     if loaded.has_weights:
-        _models().put(opened.identity, loaded)
+        _models().put((opened.identity, "cpu"), loaded)
     return opened
 
 
@@ -244,6 +258,15 @@ def _scores_beside(folder: Path) -> ImportanceScores | None:
     return None
 
 
+def _directions_beside(folder: Path, shape: ModelShape, digest: str) -> ImportanceScores | None:
+    """The record of directions in a model's folder, where it is of these very weights."""
+    if not (path := folder / "directions.safetensors").is_file():
+        return None
+    record = ImportanceScores.load(path)
+    fits = record.basis == "directions" and record.shape.blocks == shape.blocks and record.model_digest == digest
+    return record if fits else None
+
+
 @st.cache_resource(max_entries=16, show_spinner=False)
 def _folder(source: str, folder: Path, stamp: str) -> OpenModel:
     try:
@@ -258,7 +281,9 @@ def _folder(source: str, folder: Path, stamp: str) -> OpenModel:
         raise CheckpointError(f"{folder}/config.json does not describe a model ({error}); restore it.") from error
     scores = _scores_beside(folder)
     name = "Demo ViT" if source == "demo" else str(config.get("upvit_name") or model_name(shape))
-    return OpenModel(source, name, shape, source, scores.model_digest if scores else "", RECOGNISED_HERE, scores)
+    digest = scores.model_digest if scores else ""
+    directions = _directions_beside(folder, shape, digest)
+    return OpenModel(source, name, shape, source, digest, RECOGNISED_HERE, scores, directions)
 
 
 @st.cache_resource(max_entries=8, show_spinner=False)

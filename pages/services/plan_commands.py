@@ -19,6 +19,8 @@ def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf,
     """Command lines that do the same on a machine without a browser."""
     source = Source.parse(model.model or "MODEL")
     name = source.path
+    if model.is_elastic:
+        return command("slice", name, **(_widths(scores, what_if, plan) | {"heads": None}), out="student")
     data = model.dataset if model.has_weights else ""
     shared: dict[str, object] = {**source.flags, "data": data or "IMAGES"}
     is_rotated = plan.basis == "directions"
@@ -54,6 +56,7 @@ def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf,
             epochs=training.epochs,
             preset=training.preset(model, what_if),
             feature_weight=training.feature_weight or None,
+            workers=training.workers,
             out="runs",
         ),
     ]

@@ -6,6 +6,8 @@ import streamlit as st
 
 from pages.services.open_model import OpenModel
 from upvit_core.planning.what_if import WhatIf
+from upvit_core.ranks import own_cores
+from upvit_core.runs import slurm
 from upvit_core.training.settings import PRESETS, DistillSettings, usual_preset
 
 USUAL = "usual"
@@ -33,12 +35,13 @@ class Training:
     recipe: str = USUAL
     feature_weight: float = 0.0
     answers_kept: bool = False
+    workers: int | None = None
 
     def preset(self, model: OpenModel, what_if: WhatIf) -> str:
         return usual(model, what_if) if self.recipe == USUAL else self.recipe
 
     def settings(self, model: OpenModel, what_if: WhatIf) -> DistillSettings:
-        changes: dict[str, object] = {"feature_weight": self.feature_weight}
+        changes: dict[str, object] = {"feature_weight": self.feature_weight, "workers": self.workers}
         if self.answers_kept:
             changes["teacher_top_k"] = min(model.shape.num_classes, MOST_ANSWERS)
         return PRESETS[self.preset(model, what_if)].model_copy(update=changes)
@@ -51,7 +54,7 @@ def is_small(model: OpenModel) -> bool:
 
 def usual(model: OpenModel, what_if: WhatIf) -> str:
     """Name of the preset that suits this plan."""
-    return usual_preset(model.shape.family, repaired=what_if.repair, small=is_small(model))
+    return usual_preset(model.shape.family, repaired=what_if.repair or model.is_elastic, small=is_small(model))
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class TrainingKeys:
     source: str
     recipe = "distil-recipe"
     features = "distil-features"
+    workers = "distil-workers"
 
     @property
     def images(self) -> str:
@@ -80,4 +84,12 @@ def requested_training(model: OpenModel) -> Training:
         str(state.get(keys.images, start.images)).strip(),
         str(state.get(keys.recipe, start.recipe)),
         float(state.get(keys.features, start.feature_weight)),
+        workers=state.get(keys.workers),
     )
+
+
+def workers_field(key: str) -> int | None:
+    """The field for the number of processes that load images; None: the default."""
+    most = 256 if slurm.available() else own_cores()
+    tip = DistillSettings.model_fields["workers"].description
+    return st.number_input("Workers", 0, most, None, key=key, persist_state="session", placeholder="auto", help=tip)

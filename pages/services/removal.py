@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import streamlit as st
 
-from pages.services import evaluation, jobs
+from pages.services import compute, evaluation, jobs
 from pages.services.open_model import OpenModel
 from upvit_core.cache import Cache
 from upvit_core.records.shape import OUTPUT_BYTES, Component
@@ -85,12 +85,12 @@ def _batches(
     indices = evaluation.evaluation_indices(data, max(count, 1))
     size = shape.batch_size(50, large=8)
 
-    def compute() -> Streams | None:
+    def run() -> Streams | None:
         return streams(adapter, data.batches(size, indices=indices), lambda done: report(done / len(indices)))
 
     kept = None
     if evaluation.measures_at_once(model):
-        kept = _streams().get((model.data_key, len(indices)), compute)
+        kept = _streams().get((model.data_key, len(indices), compute.device(model.device)), run)
     return kept or data.batches(size, indices=indices), indices
 
 
@@ -146,9 +146,9 @@ def direction_removal_job(model: OpenModel, component: Component, block: int, nu
 
     def work(report: jobs.Report) -> Effect:
         report.step("rotating the model")
-        from upvit_core.evaluation import predict
         from upvit_core.importance.removal import remove_one
         from upvit_core.models.build import adapt
+        from upvit_core.models.predict import predict
         from upvit_core.pruning.basis import prune_directions
         from upvit_core.pruning.basis.scores import whole_plan
 
@@ -162,7 +162,8 @@ def direction_removal_job(model: OpenModel, component: Component, block: int, nu
             images = list(batches)
             before, after = predict(live.model, images)[0], predict(without, images)[0]
         else:
-            rotated = adapt(prune_directions(live.model, shape, whole_plan(shape), stats), shape)
+            whole = prune_directions(live.model, shape, whole_plan(shape), stats)
+            rotated = adapt(whole, shape.with_linear_features())
             result = remove_one(rotated, batches, key, number, lambda done: report(done / len(indices)))
             before, after = result.before, result.after
         return effect_of(model, before, after, data.readable(indices))
@@ -171,15 +172,15 @@ def direction_removal_job(model: OpenModel, component: Component, block: int, nu
 
 
 def effect_of(model: OpenModel, before: Tensor, after: Tensor, indices: np.ndarray) -> Effect:
-    """The effect of a change, from the logits (N, …, classes) before and after it on these images or blocks of text."""
-    from upvit_core.evaluation import kl_by_image
-
+    """The effect of a change, from outputs (N, …, outputs) before and after it on these images or blocks of text."""
+    judged = evaluation.readout(model)
+    probabilities = judged.voter(model.weights().model)
     data, answers = model.images("val"), model.shape.answers
     before, after = (logits.flatten(0, -2) for logits in (before, after))
     return Effect(
-        kl=kl_by_image(before, after).clamp_min(0).numpy(),
-        before=before.float().softmax(-1).numpy(),
-        after=after.float().softmax(-1).numpy(),
+        kl=judged.kl(before, after).clamp_min(0).numpy(),
+        before=probabilities(before).numpy(),
+        after=probabilities(after).numpy(),
         labels=data.answers(indices),
         names=tuple(model.weights().class_names or data.answer_names),
         answers=data.answer_names,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pages.services import plan_commands
+from pages.services.maps import Known
 from pages.services.open_model import OpenModel
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.plan import PruningPlan
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
     from upvit_core.profiling.throughput import SpeedUp
 
 HELP = (
-    "One HTML file: figures, numbers, where they come from, the commands that make them again. Opens without a "
-    "network, prints on A4."
+    "One HTML file: sliders, figures, numbers, where they come from, the commands that make them again. Opens "
+    "without a network, on a phone too; prints on A4."
 )
 
 
@@ -28,6 +29,7 @@ def report_of_plan(
     plan: PruningPlan,
     accuracy: Evaluation | None,
     speed: SpeedUp | None,
+    known: Known | None,
 ) -> str:
     from upvit_core.report import Measurement, plan_report
 
@@ -45,4 +47,5 @@ def report_of_plan(
         value = f"{speed.ratio:.2f} times the original ({speed.low:.2f} to {speed.high:.2f})"
         measured.append(Measurement("Throughput", value, how))
     commands = plan_commands.commands(model, scores, what_if, plan)
-    return plan_report(plan, scores, name=f"{model.name}, {what_if.words}", measured=measured, commands=commands)
+    name, surrogate = f"{model.name}, {what_if.words}", None if known is None else known.surrogate
+    return plan_report(plan, scores, name=name, measured=measured, commands=commands, surrogate=surrogate)

@@ -19,6 +19,7 @@ from upvit_core.records.plan import PruningPlan
 from upvit_core.records.shape import ModelShape
 from upvit_core.records.source import Source
 from upvit_core.runs.folder import RunSummary
+from upvit_core.runs.forecast import Forecast, forecast, outcome_of, recipe_of
 from upvit_core.runs.spec import RunSpec, RunState
 from upvit_core.runs.store import RunStore
 
@@ -99,9 +100,26 @@ def curves(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSum
         RunCurve(
             id=s.id, label=label[s.id], colour=colour[s.id], points=rows().points(store, s.id), plan=plan_words(s.spec),
             group=s.spec.group, teacher=teacher_name(s.spec), data=s.spec.data,
+            epochs=s.spec.epochs,
         )
         for s in chosen if s.spec is not None
     ]  # fmt: skip
+
+
+def expected(store: RunStore, run: RunSummary, every: Sequence[RunSummary]) -> Forecast | None:
+    """Top-1 at the end of a run that goes on, forecast from finished ones of its kind; None where they do not reach."""
+    spec = run.spec
+    surgery = next((row for row in rows()(store, run.id) if row.get("phase") == "surgery"), {})
+    if spec is None or not run.state.is_active or not surgery.get("kl_teacher") or spec.settings.from_scratch:
+        return None
+    kind = (spec.teacher, spec.data, spec.epochs, recipe_of(spec.settings))
+    known = (
+        outcome_of(s.id, rows()(store, s.id))
+        for s in every
+        if s.spec is not None and s.state.state == "done" and s.spec.kind == "distill"
+        if (s.spec.teacher, s.spec.data, s.spec.epochs, recipe_of(s.spec.settings)) == kind
+    )
+    return forecast([outcome for outcome in known if outcome is not None], surgery["kl_teacher"], spec.epochs)
 
 
 def teacher_name(spec: RunSpec) -> str:
@@ -154,7 +172,8 @@ def _shape(root: str, run_id: str, _unhashed: _Unhashed) -> ModelShape | None:
             assert _unhashed.store is not None
             plan = _unhashed.store.get(run_id).spec.plan  # a summary's spec has no channels
             return PruningPlan.from_json(json.dumps(plan), f"the plan of {run_id}").shape_after
-        folder = DEMO_FOLDER if spec.student == "demo" else Path(str(spec.student))
+        source = spec.student or Source.parse(spec.teacher).path  # an elastic student is as wide as its teacher
+        folder = DEMO_FOLDER if source == "demo" else Path(source)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         return ModelShape.from_dict(config["upvit_shape"])
     except (UPViTError, OSError, ValueError, KeyError, TypeError):
@@ -167,6 +186,8 @@ def _plan_words(run_id: str, _unhashed: _Unhashed) -> str:
     if spec.kind == "finetune":
         part = ", head only" if spec.settings.head_only else ""
         return f"{model_name(spec.student or '')} to {Path(spec.data).name}{part}"
+    if spec.kind == "elastic":
+        return "every size"
     if spec.plan is None:
         return f"folder {Path(str(spec.student)).name}"
     asked = spec.plan.get("requested", {})

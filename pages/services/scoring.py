@@ -44,6 +44,8 @@ def _read(path: str, stamp: int) -> ImportanceScores:
 
 def current(model: OpenModel) -> ImportanceScores | None:
     """The scores that were chosen, else the first, of channels where there are such; None where there are none."""
+    if model.is_elastic:  # only its own scores have the order of its weights
+        return model.bundled
     available = records(model)
     usual = sorted(available.values(), key=lambda record: record.basis == "directions")
     return available.get(session().scores.get(model.source, "")) or next(iter(usual), None)
@@ -149,6 +151,8 @@ def directions(model: OpenModel) -> jobs.Job[ImportanceScores]:
         return record
 
     key, title = job_key(model, name), "Finding directions"
+    if model.directions is not None:
+        return jobs.submit_done(key, title, model.directions)
     if jobs.find(key) is None and path.exists():
         return jobs.submit_done(key, title, _read(str(path), path.stat().st_mtime_ns))
     return jobs.ensure(key, work, title)

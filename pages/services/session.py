@@ -32,15 +32,18 @@ class Session:
     scores: dict[str, str] = field(default_factory=dict)
     scoring: dict[str, str] = field(default_factory=dict)  # names of records in the making, by job key
     previewed: set[str] = field(default_factory=set)  # jobs whose first record has been shown
+    device: str = "auto"  # on which jobs compute
     what_if: WhatIf | None = None
     widths: tuple[str, SliderValues] | None = None  # block by block, and the sliders at which they were set
     move_to: WhatIf | None = None  # where the sliders go on the next run
     lessons: dict[str, str] = field(default_factory=dict)  # runs started on Method
-    cancelling: str | None = None  # the run whose cancellation is to be confirmed
+    asking: tuple[str, str] | None = None  # what a dialog is to ask ("cancel", "delete", "new"), and of which run
     message: str = ""  # an error of the last action, shown once
     active_runs: bool = False  # when Runs was last drawn
-    active_transfers: bool = False  # when Transfer was last drawn
+    unlocked: bool = False  # by the host's code
+    uploads: list[str] = field(default_factory=list)  # paths of what was uploaded here
     presenting: bool | None = None
+    page: str = ""  # the title of the page that is open
     greeted: bool = False
     owner: str = field(default_factory=lambda: secrets.token_hex(4))  # of the runs started here
     parts: dict[type, object] = field(default_factory=dict)

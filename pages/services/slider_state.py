@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import streamlit as st
 
+from pages.services.open_model import OpenModel
 from pages.services.session import resolve, session
 from upvit_core.errors import PlanError
 from upvit_core.planning.depth import ORDERS, Order
@@ -22,7 +23,8 @@ from upvit_core.planning.widths import parse_widths
 from upvit_core.records.basis import Basis
 from upvit_core.records.shape import ModelShape
 
-CHANNELS, DIRECTIONS = "Channels", "Directions"
+CHANNELS, DIRECTIONS = "Cut as in the paper", "Rotate, cut, repair"
+DIRECTIONS_WORDS = ("directions", "Directions", DIRECTIONS)
 # Keys of widgets, and of the link. The sliders have those of the fields of WhatIf.
 BASIS, REPAIR, DEPTH, ORDER = "basis", "repair", "depth", "order-of-cuts"
 ALLOCATION, ROUND_TO, WIDTHS = "allocation", "round-to", "widths"
@@ -34,9 +36,14 @@ def keys_of(shape: ModelShape) -> tuple[str, ...]:
     return tuple(key for key in SLIDERS if key == "heads" or key in shape.components)
 
 
-def current(shape: ModelShape) -> WhatIf:
+def start_of(model: OpenModel) -> WhatIf:
+    """The what-if at which a visitor finds the model."""
+    return default_what_if(model.shape, weights=model.has_weights, images=model.can_measure and not model.is_elastic)
+
+
+def current(model: OpenModel) -> WhatIf:
     """The what-if of this session; illegal values count as the default."""
-    start, saved = default_what_if(shape), session().what_if
+    shape, start, saved = model.shape, start_of(model), session().what_if
 
     def setting(key: str, attribute: str = "") -> object:
         return resolve(key, getattr(saved, attribute or key) if saved else None)
@@ -44,7 +51,8 @@ def current(shape: ModelShape) -> WhatIf:
     percents = {key: _percent(setting(key), default) for key, default in start.percents.items()}
     heads = _whole(setting("heads"))
     heads = heads if heads in head_options(shape) else start.heads
-    basis = Basis.DIRECTIONS if setting(BASIS) in ("directions", DIRECTIONS) else Basis.CHANNELS
+    asked, repair = setting(BASIS), setting(REPAIR)
+    basis = start.basis if asked is None else Basis.DIRECTIONS if asked in DIRECTIONS_WORDS else Basis.CHANNELS
     depth = _whole(resolve(DEPTH, saved.depth or ALL_BLOCKS if saved else None))
     order: Order = next((order for order in ORDERS if setting(ORDER, "order") == order), "together")
     round_to = _whole(setting(ROUND_TO, "round_to"))
@@ -52,11 +60,13 @@ def current(shape: ModelShape) -> WhatIf:
         percents,
         heads=heads,
         basis=basis,
-        repair=setting(REPAIR) in (True, "true"),
+        repair=basis == Basis.DIRECTIONS if repair is None else repair in (True, "true"),
         round_to=round_to if round_to in ROUNDINGS else 1,
         depth=depth if depth is not None and len(shape.depths) <= depth < shape.depth else None,
         order=order,
     )
+    if model.is_elastic:
+        what_if = replace(what_if, heads=start.heads, basis=Basis.CHANNELS, repair=False, depth=None)
     allocation, widths = _spread(setting(ALLOCATION), setting(WIDTHS), shape, what_if.slider_values)
     return replace(what_if, allocation=allocation, widths=widths)
 

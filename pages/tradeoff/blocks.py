@@ -7,6 +7,7 @@ import pandas as pd
 import streamlit as st
 
 from pages.services import block_removals, slider_state
+from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.services.slider_state import ALLOCATION, ROUND_TO
 from upvit_core.planning.curves import Widths
@@ -29,9 +30,9 @@ ROUND_TO_HELP = (
 )
 
 
-def allocation_controls(shape: ModelShape, scores: ImportanceScores | None) -> None:
+def allocation_controls(model: OpenModel, scores: ImportanceScores | None) -> None:
     """Draw the choice of the allocation over blocks, and of the multiples that widths are rounded to."""
-    now = slider_state.current(shape)
+    shape, now = model.shape, slider_state.current(model)
     st.session_state.setdefault(ALLOCATION, ALLOCATIONS[now.allocation])
     st.session_state.setdefault(ROUND_TO, now.round_to)
 

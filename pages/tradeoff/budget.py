@@ -109,9 +109,7 @@ def family_name(model: OpenModel, family: Family) -> str:
 def budget_panel(model: OpenModel, scores: ImportanceScores | None, now: WhatIf, plan: PruningPlan) -> None:
     """Draw the form in its popover; its button sets the plan."""
     help_text = "The plan that removes least of the score within a budget, found exactly."
-    with st.popover(
-        "Best under…", icon=":material/target:", width="stretch", help=help_text, key="best-under", on_change="rerun"
-    ) as box:
+    with st.popover("Budget…", width="content", help=help_text, key="best-under", on_change="rerun") as box:
         if not box.open:
             return
         if scores is None:

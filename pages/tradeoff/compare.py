@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,6 @@ import streamlit as st
 from pages.services import block_removals, evaluation, jobs, limits, scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.tradeoff import saved_plans, tried_plans
-from pages.tradeoff.estimates import stock_words
 from pages.tradeoff.saved_plans import SavedPlan
 from pages.tradeoff.state import state
 from pages.widgets import charts, progress
@@ -31,35 +31,32 @@ from upvit_core.records.task import Task
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
 
-SLIDERS = "Under the sliders"
+SLIDERS = "This plan"
 MOST_TRIED = 8
 PLAN_A, PLAN_B = "plan-a", "plan-b"  # keys of the two choices
 Pair = tuple[SavedPlan, SavedPlan]
 
 
 def compare_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan) -> None:
-    with st.expander("Compare two plans", icon=":material/compare_arrows:", key="versus", on_change="rerun") as box:
-        if not box.open:
-            return
-        plans = comparable_plans(model, scores, now, plan)
-        names = list(plans)
-        for key, default in ((PLAN_A, names[0]), (PLAN_B, names[min(1, len(names) - 1)])):
-            chosen = state().compared.pop(key, None) or st.session_state.get(key)
-            st.session_state[key] = chosen if chosen in plans else default
+    plans = comparable_plans(model, scores, now, plan)
+    names = list(plans)
+    for key, default in ((PLAN_A, names[0]), (PLAN_B, names[min(1, len(names) - 1)])):
+        chosen = state().compared.pop(key, None) or st.session_state.get(key)
+        st.session_state[key] = chosen if chosen in plans else default
 
-        def swap() -> None:
-            now = st.session_state
-            now[PLAN_A], now[PLAN_B] = now[PLAN_B], now[PLAN_A]
+    def swap() -> None:
+        now = st.session_state
+        now[PLAN_A], now[PLAN_B] = now[PLAN_B], now[PLAN_A]
 
-        left, middle, right = st.columns([0.44, 0.12, 0.44], vertical_alignment="bottom")
-        a = plans[left.selectbox("A", names, key=PLAN_A)]
-        middle.button("Swap", icon=":material/swap_horiz:", on_click=swap, key="swap", width="stretch")
-        b = plans[right.selectbox("B", names, key=PLAN_B)]
-        for side, shown, key in ((left, a, PLAN_A), (right, b, PLAN_B)):
-            with side.container(horizontal=True, wrap=True):
-                _plan_buttons(model, shown, key)
-        _draw_numbers(model, scores, (a, b))
-        _draw_pictures(model, scores, (a, b))
+    left, middle, right = st.columns([0.44, 0.12, 0.44], vertical_alignment="bottom")
+    a = plans[left.selectbox("A", names, key=PLAN_A)]
+    middle.button("Swap", icon=":material/swap_horiz:", on_click=swap, key="swap", width="stretch")
+    b = plans[right.selectbox("B", names, key=PLAN_B)]
+    for side, shown, key in ((left, a, PLAN_A), (right, b, PLAN_B)):
+        with side.container(horizontal=True, wrap=True):
+            _plan_buttons(model, shown, key)
+    _draw_numbers(model, scores, (a, b))
+    _draw_pictures(model, scores, (a, b))
 
 
 def comparable_plans(
@@ -72,10 +69,10 @@ def comparable_plans(
 
     plans = {SLIDERS: SavedPlan(now.words, plan, now)}
     plans |= {f"Saved: {saved.name}": saved for saved in saved_plans.all_saved(model)}
-    if scores.basis == "channels":
-        plans |= {f"Preset {name}": planned(preset) for name, preset in preset_what_ifs(model.shape).items()}
-        lately = [entry.what_if for entry in tried_plans.all_tried(model, scores).values()][-MOST_TRIED:]
-        plans |= {f"Tried: {what_if.words}": planned(what_if) for what_if in reversed(lately)}
+    for name, preset in preset_what_ifs(model.shape, slider_state.start_of(model)).items():
+        plans[f"Preset {name}"] = planned(replace(preset, basis=now.basis, repair=now.repair))
+    lately = [entry.what_if for entry in tried_plans.all_tried(model, scores).values()][-MOST_TRIED:]
+    plans |= {f"Tried: {what_if.words}": planned(what_if) for what_if in reversed(lately)}
     return plans
 
 
@@ -107,7 +104,7 @@ def _plan_buttons(model: OpenModel, shown: SavedPlan, key: str) -> None:
         remove = saved_plans.remove
         st.button("Forget", icon=":material/delete:", on_click=remove, args=(model, shown.name), key=f"{key}-forget")
     if limits.limits().uploads:
-        with st.popover("Bring…", icon=":material/upload:"):
+        with st.popover("Load file…", icon=":material/upload:"):
             _bring_file(model, key)
 
 
@@ -154,18 +151,16 @@ def _draw_numbers(model: OpenModel, scores: ImportanceScores, pair: Pair) -> Non
 def _counted_rows(model: OpenModel, scores: ImportanceScores, pair: Pair) -> list[tuple[str, ...]]:
     task, shapes = model.task, [shown.plan.shape_after for shown in pair]
     params, macs = [count_parameters(s) for s in shapes], [count_macs(s) for s in shapes]
-    speed_ups = [units.times(count_macs(model.shape) / m) for m in macs]
     rows: list[tuple[str, ...]] = [
         ("Removed", *(shown.what_if.words if shown.what_if else shown.name for shown in pair), ""),
         ("Parameters, counted", *map(units.short, params), units.times(params[1] / params[0])),
         (f"MACs of one {task.batch_item}, counted", *map(units.short, macs), units.times(macs[1] / macs[0])),
-        ("Speed-up from MACs, estimated ○", *speed_ups, ""),
     ]
+    opens = ["✓" if shape.is_uniform else "no" for shape in shapes]
+    rows.append((f"Loads in plain {model.shape.library}", *opens, ""))
     if all(shown.plan.basis == scores.basis for shown in pair):
         removed = [share_removed(scores, shown.plan) for shown in pair]
         rows.append(("Share of the score removed, which is no accuracy", *map(units.share, removed), ""))
-        stock = [stock_words(scores, shown.plan, shown.what_if) for shown in pair]
-        rows.append((f"Stock {model.shape.library}, at these MACs", *stock, ""))
     return rows
 
 

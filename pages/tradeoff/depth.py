@@ -29,33 +29,29 @@ ABOUT = (
 )
 
 
-def depth_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None:
-    """Draw chart, slider and curve, or the form that makes the scores, in an expander."""
+def depth_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf, *, shut: bool) -> None:
+    """Draw chart, slider and curve, or the form that makes the scores; where it is shut, the slider alone."""
     digest = scores.model_digest or model.digest
     record = block_removals.records().of_model(digest)
-    with st.expander(
-        "Fewer blocks", icon=":material/layers:", expanded=now.depth is not None, key="fewer-blocks", on_change="rerun"
-    ) as box:
-        shut = not box.open and now.depth is None
+    if not shut:
+        st.markdown(ABOUT)
+    if record is None:
         if not shut:
-            st.markdown(ABOUT)
-        if record is None:
-            if not shut:
-                _draw_making(model, digest)
-            return
-        whole = record.shape.depth
-        if now.depth is None:
-            st.session_state[DEPTH] = whole  # or the slider would go back to what the link or the browser has
-        # Drawn when shut too: a slider that is new on the page does not write its value into the link.
-        label, help_text = "Blocks that stay", "Replays the removals in their order; sizes, costs and accuracy follow."
-        depth = st.slider(label, record.least_depth, whole, value=whole, key=DEPTH, bind="query-params", help=help_text)
-        if shut:
-            return
-        charts.show(draw_half_blocks(record, depth, charts.theme()), "half-blocks")
-        charts.show(depth_curve(record, depth, charts.theme()), "depth-curve")
-        _draw_order(model, scores, record, replace(now, depth=depth if depth < whole else None))
-        st.html('<p class="quiet">KL of the whole-width model without these blocks, before any training.</p>')
-        _draw_again(model, digest, record)
+            _draw_making(model, digest)
+        return
+    whole = record.shape.depth
+    if now.depth is None:
+        st.session_state[DEPTH] = whole  # or the slider would go back to what the link or the browser has
+    # Drawn when shut too: a slider that is new on the page does not write its value into the link.
+    label, help_text = "Blocks that stay", "Replays the removals in their order; sizes, costs and accuracy follow."
+    depth = st.slider(label, record.least_depth, whole, value=whole, key=DEPTH, bind="query-params", help=help_text)
+    if shut:
+        return
+    charts.show(draw_half_blocks(record, depth, charts.theme()), "half-blocks")
+    charts.show(depth_curve(record, depth, charts.theme()), "depth-curve")
+    _draw_order(model, scores, record, replace(now, depth=depth if depth < whole else None))
+    st.html('<p class="quiet">KL of the whole-width model without these blocks, before any training.</p>')
+    _draw_again(model, digest, record)
 
 
 def _draw_order(model: OpenModel, scores: ImportanceScores, record: BlockRemovals, now: WhatIf) -> None:

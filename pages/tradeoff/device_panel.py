@@ -9,6 +9,10 @@ from pages.widgets.plain import plain
 from upvit_core import units
 from upvit_core.profiling.calibration import Calibration
 
+NOT_ESTIMATED = (
+    "**The time of this model cannot be estimated**, only measured; calibration is for plain ViTs, PVTv2, GPT-2."
+)
+
 
 def device_panel(model: OpenModel) -> None:
     """Draw the panel; while the device is calibrated, the progress takes its place."""
@@ -18,23 +22,21 @@ def device_panel(model: OpenModel) -> None:
             progress.show(job)
             return
         known = device.calibration(model.shape)
-        label = "This device" if known else "Calibrate this device"
-        with st.popover(label, icon=":material/timer:", width="stretch", help="Time and memory on this machine."):
-            progress.show(job)
-            st.markdown(calibration_text(known))
-            st.session_state.setdefault(device.BATCH, device.batch_of(model))
-            items = model.task.batch_items.capitalize()
-            st.selectbox(f"{items} in a batch", device.BATCHES, key=device.BATCH, bind="query-params")
-            if st.button(
-                "Calibrate again" if known else "Calibrate this device",
-                key="calibrate",
-                type="secondary" if known else "primary",
-                icon=":material/timer:",
-                help="Times linear layers, attention, norms and the rest over a grid of sizes for about a minute, then "
-                "checks the estimates on random plans.",
-            ):
-                device.start_calibration(model.shape)
-                st.rerun()
+        progress.show(job)
+        estimated = device.is_estimated(model.shape)
+        st.markdown(calibration_text(known) if estimated else NOT_ESTIMATED)
+        st.session_state.setdefault(device.BATCH, device.batch_of(model))
+        items = model.task.batch_items.capitalize()
+        st.selectbox(f"{items} in a batch", device.BATCHES, key=device.BATCH, bind="query-params")
+        if estimated and st.button(
+            "Calibrate again" if known else "Calibrate this device",
+            key="calibrate",
+            icon=":material/timer:",
+            help="Times linear layers, attention, norms and the rest over a grid of sizes for about a minute, then "
+            "checks the estimates on random plans.",
+        ):
+            device.start_calibration(model.shape)
+            st.rerun()
 
 
 def calibration_text(known: Calibration | None) -> str:

@@ -1,17 +1,14 @@
-"""All numbers about the plan under the sliders: eight cards in two rows, and a line about rounded widths.
-
-The first row counts the plan and shows what has been measured of it, the second the KL where it is known, estimates of
-time and memory, and what shapes that the stock library can express would give up.
-"""
+"""The numbers about the plan under the sliders: four in sight, four in detail, and a line about rounded widths."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.services import block_removals, device, jobs
+from pages.services import block_removals, demo_tour, device, jobs, maps
 from pages.services.maps import Estimate
 from pages.services.open_model import OpenModel
 from pages.tradeoff.measurements import Measurements
@@ -19,105 +16,129 @@ from pages.tradeoff.state import state
 from pages.widgets import progress
 from pages.widgets.cards import ESTIMATED, MEASURED, Card, cards
 from upvit_core import units
-from upvit_core.errors import PlanError
-from upvit_core.planning.budget import Budget, Family, best_plan
-from upvit_core.planning.curves import share_removed, total_score
+from upvit_core.planning.curves import share_removed
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.profiling.memory import estimate_memory
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
+from upvit_core.records.task import IMAGES
 
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
     from upvit_core.profiling.throughput import SpeedUp
 
-MOST_AT_ONCE = 2000  # residual channels times depth of a model up to which the solver answers while the page waits
-REST_SECONDS = 0.3  # how long sliders have to rest before a larger model is solved
-NOT_STOCK = "it needs equal blocks, attention as wide as the residual; this studio opens it"
-
 
 def number_cards(
-    model: OpenModel,
-    scores: ImportanceScores | None,
-    plan: PruningPlan,
-    now: WhatIf,
-    measured: Measurements,
+    model: OpenModel, scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf, measured: Measurements,
     mapped: Estimate | None,
-) -> None:
-    """Both rows of cards; while jobs run they are updated by themselves, in place."""
-    stock = stock_job(scores, plan, now)
+) -> None:  # fmt: skip
+    """The four numbers; while jobs run they are updated by themselves, in place."""
 
-    def measured_row() -> None:
-        speed = speed_card(model, plan, jobs.result_of(measured.speed))
-        cards([parameters_card(plan), macs_card(model, plan), speed, quality_card(model, measured, mapped)])
+    def row() -> None:
+        speed = speed_card(model, plan, measured.speed)
+        cards([parameters_card(plan), macs_card(model, plan), speed, quality_card(model, now, measured, mapped)])
 
-    def estimated_row() -> None:
-        kl = kl_card(model, scores, plan, jobs.result_of(measured.accuracy), mapped)
-        cards([kl, latency_card(model, plan), memory_card(model, plan), stock_card(plan, stock)])
-
-    progress.redraw_when_done(measured.all, measured_row)
-    with st.container(key="facts"):
-        progress.redraw_when_done([*measured.all, stock], estimated_row)
+    with st.container(key="numbers"):
+        progress.redraw_when_done([*measured.all, maps.reading(model, scores, now)], row)
     if now.round_to > 1 and scores is not None:
         st.html(f'<p class="quiet">{rounding_line(model, scores, plan, now)}</p>')
 
 
+def detail_cards(
+    model: OpenModel,
+    scores: ImportanceScores | None,
+    plan: PruningPlan,
+    measured: Measurements,
+    mapped: Estimate | None,
+) -> None:
+    """KL, time, memory, and whether the stock library opens the plan."""
+
+    def row() -> None:
+        kl = kl_card(model, scores, plan, jobs.result_of(measured.accuracy), mapped)
+        cards([kl, latency_card(model, plan), memory_card(model, plan), stock_card(plan)])
+
+    with st.container(key="facts"):
+        progress.redraw_when_done(measured.all, row)
+
+
 def parameters_card(plan: PruningPlan) -> Card:
-    before, after = plan.shape_before, plan.shape_after
-    count = count_parameters(after)
-    stock = f"; stock {after.library} opens it" if after.is_uniform else ""
-    return Card("Parameters", units.short(count), f"{units.times(count_parameters(before) / count)} smaller{stock}")
+    before, after = count_parameters(plan.shape_before), count_parameters(plan.shape_after)
+    note = f"{units.times(before / after)} smaller than {units.short(before)}"
+    return Card("Parameters", units.short(after), note, follow="params")
 
 
 def macs_card(model: OpenModel, plan: PruningPlan) -> Card:
-    count = count_macs(plan.shape_after)
-    note = f"{units.times(count_macs(plan.shape_before) / count)} fewer"
-    return Card(f"MACs, one {model.task.batch_item}", units.short(count), note)
+    before, after = count_macs(plan.shape_before), count_macs(plan.shape_after)
+    note = f"{units.times(before / after)} fewer than {units.short(before)}"
+    return Card(f"MACs, one {model.task.batch_item}", units.short(after), note, follow="macs")
 
 
-def speed_card(model: OpenModel, plan: PruningPlan, measured: SpeedUp | None) -> Card:
-    if measured is not None:
+def speed_card(model: OpenModel, plan: PruningPlan, job: jobs.Job[SpeedUp] | None) -> Card:
+    """Throughput of the thin model: measured in turns with the original, else estimated by a calibration."""
+    name = f"{model.task.batch_items.capitalize()}/s"
+    if (measured := jobs.result_of(job)) is not None:
         first, second = measured.first, measured.second
         note = (
-            f"{second.images_per_s:,.0f} against {first.images_per_s:,.0f} {model.task.batch_items}/s, ± "
-            f"{(measured.high - measured.low) / 2:.2f}×; "
-            f"{second.device}, batch {second.batch_size}, {second.dtype}"
+            f"{units.times(measured.ratio)} as fast ({measured.low:.2f}–{measured.high:.2f}), original "
+            f"{first.images_per_s:,.0f}; {second.device}, batch {second.batch_size}"
         )
-        return Card("Speed-up", units.times(measured.ratio), note, MEASURED)
+        return Card(name, f"{second.images_per_s:,.0f}", note, MEASURED, follow="speed")
     known, times = device.calibration(model.shape), latencies(model, plan)
-    if known is None or times is None:
-        return Card("Speed-up", "—", "not calibrated; MACs do not tell it. Calibrate or measure")
-    note = f"{device.error_words(known)}, {known.device}, batch {device.batch_of(model)}, {known.dtype}"
-    return Card("Speed-up", units.times(times[0] / times[1]), note, ESTIMATED)
+    if known is not None and times is not None:
+        batch = device.batch_of(model)
+        note = f"{units.times(times[0] / times[1])} as fast, {device.error_words(known)}; {known.device}, batch {batch}"
+        return Card(name, f"{1e3 * batch / times[1]:,.0f}", note, ESTIMATED, follow="speed")
+    if job is not None and job.active:
+        return Card(name, "—", "being timed, in turns with the original", stale=True, follow="speed")
+    return Card(name, "—", "not timed yet", follow="speed")
 
 
-def quality_card(model: OpenModel, measured: Measurements, mapped: Estimate | None) -> Card:
+def quality_card(model: OpenModel, now: WhatIf, measured: Measurements, mapped: Estimate | None) -> Card:
     """Top-1 or perplexity of the plan, measured or by the map; where it is repaired, also before repair."""
     task, job = model.task, measured.accuracy
-    name = f"{task.name} now"
+    shipped = demo_tour.values_of(model, now)
+    name = "Right answers" if task is IMAGES else task.name
+    beside = beside_words(model, measured, shipped)
+    on = sample_words(model, measured)
     if (result := jobs.result_of(job)) is not None:
-        before = ""
-        if (cut := jobs.result_of(measured.unrepaired)) is not None:
-            before = f"before repair {task.format(task.value(cut))}, KL {cut.kl:.2g}; "
-        note = (
-            f"{before}{result.images:,} {task.samples}, {task.format_interval(result)}; "
-            f"KL {result.kl:.2g} {task.nats}; no training"
-        )
         value = task.format(task.value(result))
         state().last_quality = (model.source, value)
-        return Card(name, value, note, MEASURED)
+        cosine = "" if result.cosine is None else f", mean cosine to the original {result.cosine:.3f}"
+        note = f"{beside(task.value(result))}{on}, 95 % interval {task.format_interval(result)}{cosine}"
+        return Card(name, value, note, MEASURED, follow="quality")
+    if shipped is not None:
+        state().last_quality = (model.source, task.format(shipped["this"]))
+        return Card(name, task.format(shipped["this"]), f"{beside(shipped['this'])}{on}", MEASURED, follow="quality")
     if not model.can_measure:
-        return Card(name, "—", f"needs {task.wanted}" if model.has_weights else "needs weights")
+        return Card(name, "—", f"needs {task.wanted}" if model.has_weights else "needs weights", follow="quality")
     if mapped is not None:
         low, high = task.format(mapped.value_low), task.format(mapped.value_high)
-        note = f"from {mapped.cuts} measured cuts: 80 % band {low} – {high}; no training"
-        return Card(name, task.format(mapped.value), note, ESTIMATED)
+        note = f"{beside(mapped.value)}from {mapped.cuts} measured cuts: 80 % band {low} – {high}"
+        return Card(name, task.format(mapped.value), note, ESTIMATED, follow="quality")
     if job is not None and job.active:
         source, value = state().last_quality
-        step = job.detail or "waiting for its turn"
-        return Card(name, value if source == model.source else "—", f"being measured: {step}", stale=True)
-    return Card(name, "—", "press Measure")
+        note = f"being measured: {job.detail or 'waiting for its turn'}"
+        return Card(name, value if source == model.source else "—", note, stale=True, follow="quality")
+    return Card(name, "—", "not measured yet", follow="quality")
+
+
+def sample_words(model: OpenModel, measured: Measurements) -> str:
+    """`1,000 images`, on which plan and original are evaluated."""
+    original, tour = jobs.result_of(measured.original), demo_tour.of_model(model)
+    count = original.images if original is not None else tour.images if tour is not None else 0
+    return f"{count:,} {model.task.samples}" if count else ""
+
+
+def beside_words(model: OpenModel, measured: Measurements, shipped: dict[str, float] | None) -> Callable[[float], str]:
+    """Of a plan's value: `original 93.3 %: −0.3; cut as in the paper 16.5 %; `, as far as they are measured."""
+    task, cut, baseline = model.task, jobs.result_of(measured.other), jobs.result_of(measured.original)
+    other = task.value(cut) if cut is not None else shipped["other"] if shipped else None
+    original = baseline.value if baseline is not None else shipped["original"] if shipped else None
+    words = f"{measured.other_words} {task.format(other)}; " if other is not None else ""
+    if original is None:
+        return lambda value: words
+    return lambda value: f"original {task.format(original)}: {task.gap(value - original).replace('-', '−')}; {words}"
 
 
 def kl_card(
@@ -173,20 +194,12 @@ def memory_card(model: OpenModel, plan: PruningPlan) -> Card:
     return Card("Memory", format_bytes(after.total), note, ESTIMATED)
 
 
-def stock_card(plan: PruningPlan, job: jobs.Job[StockCost] | None) -> Card:
-    """A card that says if the stock library opens the plan, and what the best shape that it opens gives up."""
-    opens, name = plan.shape_after.is_uniform, f"Stock {plan.shape_after.library}"
-    value = "opens it" if opens else "cannot"
-    if job is None:
-        return Card(name, value, "equal blocks, attention as wide as the residual" if opens else NOT_STOCK)
-    if job.result is None:
-        note = job.error or "the cost of such a shape is being computed"
-        return Card(name, value, note, stale=job.active)
-    if job.result.stock is None:
-        return Card(name, value, "no stock shape has so few MACs")
-    stock, best = (units.share(part) for part in (job.result.stock, job.result.best))
-    note = f"at these MACs its best shape removes {stock} of the score, the best of all {best}"
-    return Card(name, value, note)
+def stock_card(plan: PruningPlan) -> Card:
+    """A card that says if the stock library opens the plan."""
+    library = plan.shape_after.library
+    if plan.shape_after.is_uniform:
+        return Card(f"Loads in plain {library}", "✓", "equal blocks, attention as wide as the residual")
+    return Card(f"Loads in plain {library}", "no", "it needs equal blocks; this studio opens it")
 
 
 def latencies(model: OpenModel, plan: PruningPlan) -> tuple[float, float] | None:
@@ -203,73 +216,6 @@ def format_bytes(count: int) -> str:
             number = count / scale
             return f"{number:,.0f} {unit}" if number >= 100 else f"{number:.3g} {unit}"
     return f"{count} B"
-
-
-@dataclass(frozen=True)
-class StockCost:
-    """Share of the score removed within a plan's MACs by the best stock shape (None: none fits) and the best of all."""
-
-    stock: float | None = None
-    best: float = 0.0
-
-
-def stock_job(scores: ImportanceScores | None, plan: PruningPlan, now: WhatIf) -> jobs.Job[StockCost] | None:
-    """The job that compares the best stock shape with the best of all; None where there is nothing to compare."""
-    shallow = plan.shape_after.depth < plan.shape_before.depth
-    if scores is None or scores.criterion == "none" or plan.shape_before.one_share or shallow:
-        return None
-    key = _stock_key(scores, plan, now)
-    if state().stock_key != key and (job := jobs.find(state().stock_key)) is not None and job.active:
-        jobs.discard(job.key)  # the sliders have moved on; nobody waits for that answer
-    state().stock_key = key
-    if _solves_at_once(plan):
-        return _stock_cost_now(scores, plan, now)
-
-    def work(report: jobs.Report) -> StockCost:
-        report.debounce(REST_SECONDS)
-        return stock_cost(scores, plan, now)
-
-    return jobs.ensure(key, work, "Comparing with stock shapes")
-
-
-def stock_words(scores: ImportanceScores, plan: PruningPlan, now: WhatIf | None) -> str:
-    """`opens it; its best shape removes 31 % of the score, not 24 %`: where it is known, or computed at once."""
-    opens = "opens it" if plan.shape_after.is_uniform else "cannot open it"
-    if now is None or plan.shape_before.one_share or now.depth is not None:
-        return opens
-    job: jobs.Job[StockCost] | None = jobs.find(_stock_key(scores, plan, now))
-    cost = jobs.result_of(_stock_cost_now(scores, plan, now) if _solves_at_once(plan) else job)
-    if cost is None or cost.stock is None:
-        return opens
-    return f"{opens}; its best shape removes {units.share(cost.stock)} of the score, not {units.share(cost.best)}"
-
-
-def stock_cost(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> StockCost:
-    budget = Budget(macs=count_macs(plan.shape_after))
-
-    whole = total_score(scores) or 1.0
-
-    def removed(family: Family) -> float:
-        best = best_plan(scores, budget, family=family, heads=now.heads, round_to=now.round_to, basis=plan.basis)
-        return best.predicted / whole
-
-    try:
-        return StockCost(removed("stock"), removed("best"))
-    except PlanError:
-        return StockCost()
-
-
-def _stock_cost_now(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> jobs.Job[StockCost]:
-    key = _stock_key(scores, plan, now)
-    return jobs.find(key) or jobs.submit_done(key, "Comparing with stock shapes", stock_cost(scores, plan, now))
-
-
-def _solves_at_once(plan: PruningPlan) -> bool:
-    return plan.shape_before.embed_dim * plan.shape_before.depth <= MOST_AT_ONCE
-
-
-def _stock_key(scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> str:
-    return f"stock {scores.digest} {count_macs(plan.shape_after)} {now.heads} {now.round_to} {plan.basis}"
 
 
 def rounding_line(model: OpenModel, scores: ImportanceScores, plan: PruningPlan, now: WhatIf) -> str:

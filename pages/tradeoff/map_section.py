@@ -32,12 +32,14 @@ NEAR = 12
 
 def map_section(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None:
     """Draw the map of these settings; it grows by itself for a small model, at a press for a large one."""
-    st.subheader("The map", anchor=False)
     job, known = maps.job_of(model, scores, now), maps.find(model, scores, now)
+    full = known is not None and len(known.record.cuts) >= maps.STEPS[-1]
     with st.container(key="slot-map"):
-        if (job is not None and job.active) or (job is not None and job.error):
+        if (reading := maps.reading(model, scores, now)) is not None:
+            progress.show(reading)
+        elif (job is not None and job.active) or (job is not None and job.error):
             progress.show(job)
-        elif model.can_measure and (job is None or job.state == "cancelled"):
+        elif model.can_measure and not full and (job is None or job.state == "cancelled"):
             _offer(model, scores, now, known)
     if known is None:
         if not model.can_measure:
@@ -105,6 +107,7 @@ def _picture(model: OpenModel, scores: ImportanceScores, now: WhatIf, known: map
         now=(now.percents[x], now.percents[y]),
         measured=_near(known, now, x, y, by_kl),
         data=grid.data,
+        height=400,
     )
     data = charts.clicked_data(charts.show(chart, "map", on_select="rerun"))
     if data:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.services import device, evaluation, jobs, maps
+from pages.services import demo_tour, device, evaluation, jobs, maps
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.tradeoff import tried_plans
 from pages.tradeoff.estimates import latencies
 from pages.tradeoff.state import state
 from pages.tradeoff.tried_plans import TriedPlan
-from pages.widgets import charts, progress, terms
+from pages.widgets import charts, progress
 from upvit_core.figures.pareto import Line, Point, plot_pareto
 from upvit_core.planning.budget_stages import percents_of
 from upvit_core.planning.curves import share_removed
@@ -62,39 +62,30 @@ class Axes:
 
 
 def pareto_section(model: OpenModel, scores: ImportanceScores, now: WhatIf, ahead: Forecast | None) -> None:
-    """Choices of axes, the chart, and the button that measures every candidate where the model is small."""
-    text = "Plans by what they cost and what they lose; the best of them make the front."
-    help_text = terms.tip(text, "front", "kl", "plan")
-    st.subheader("The front: what you pay, what you lose", anchor=False, help=help_text)
-    axes = _axes(model)
-    candidates = candidates_job(model, scores, now)
-    measuring: jobs.Job[dict[str, Evaluation]] | None = jobs.find(_key("measure front", model, scores, now))
-    entries = candidate_entries(
-        model,
-        candidates.result or [],
-        jobs.result_of(measuring) or {},
-        maps.find(model, scores, replace(now, repair=False)),
-    )
+    """The chart, with the choice of its axes and what measures more plans behind one button."""
+    with st.container(horizontal=True, vertical_alignment="center", key="front-head"):
+        st.html('<h3 class="part">What others would give</h3>')
+        with st.popover("Axes", type="tertiary", key="axes"):
+            axes = _axes(model)
+            candidates = candidates_job(model, scores, now)
+            measuring: jobs.Job[dict[str, Evaluation]] | None = jobs.find(_key("measure front", model, scores, now))
+            _measure_button(model, scores, now, candidates, measuring)
+            if axes.cost == "Speed-up" and device.calibration(model.shape) is None:
+                st.caption("Not calibrated: speed-ups are drawn where they were measured.")
+            if axes.by_score:
+                st.caption("The score adds up what each channel costs alone. Channels that go together cost more.")
+    known = maps.find(model, scores, now)
+    entries = candidate_entries(model, candidates.result or [], jobs.result_of(measuring) or {}, known)
     points = _points(model, scores, now, axes, entries, ahead)
-    if axes.cost == "Speed-up" and device.calibration(model.shape) is None:
-        st.caption("Not calibrated: speed-ups are drawn where they were measured. Calibrate this device to see all.")
     if points:
         _chart(model, scores, now, points, axes)
     elif model.has_weights:
         st.info("Measured plans will be here, beside the model itself.")
     else:
-        st.info(f"{model.task.name} of a plan needs weights.")
-    _measure_button(model, scores, now, candidates, measuring)
-    st.html(
-        '<p class="quiet">Click a plan to set the sliders to it. The share of the score adds up what each removed '
-        "channel costs alone. Channels that go together cost more, so it ranks plans; only measuring tells their KL."
-        "</p>"
-    )
+        st.info(f"{model.task.name} of a plan needs weights; Axes offers the score.")
 
 
 def _axes(model: OpenModel) -> Axes:
-    one, two = st.columns([0.36, 0.64])
-
     def choose(label: str, options: tuple[str, ...]) -> str:
         key = label.lower()
         chosen = st.segmented_control(
@@ -102,12 +93,12 @@ def _axes(model: OpenModel) -> Axes:
         )
         return chosen if chosen in options else options[0]  # a link may name anything
 
-    with one:
-        loss = choose("Loss", (tried_plans.SCORE, tried_plans.KL, model.task.name))
-    with two:
-        cost = choose("Cost", tried_plans.COSTS)
+    losses = (model.task.name, tried_plans.KL, tried_plans.SCORE)
+    loss = choose("Loss", losses if model.has_weights else losses[::-1])
+    cost = choose("Cost", tried_plans.COSTS)
     help_text = "Leaves out plans that another of the same kind beats, or equals, in cost and in loss."
-    return Axes(loss, cost, st.toggle("Hide dominated", key="hide-dominated", bind="query-params", help=help_text))
+    hide = st.toggle("Only the best", key="hide-dominated", bind="query-params", help=help_text)
+    return Axes(loss, cost, hide)
 
 
 def _points(
@@ -119,9 +110,7 @@ def _points(
     ahead: Forecast | None,
 ) -> list[Point]:
     """The points to draw; the plan under the sliders has its forecast beside it."""
-    job: jobs.Job[evaluation.Baseline] | None = jobs.find(evaluation.baseline_key(model))
-    baseline = jobs.result_of(job) or evaluation.stored_baseline(model)
-    teacher = baseline.value if baseline is not None else None
+    teacher = _original(model)
     points = tried_plans.pareto_points(model, scores, now, axes.cost, axes.loss, teacher, entries)
     here = next((point for point in points if point.now), None)
     if ahead is not None and axes.of_model and here is not None:
@@ -134,13 +123,37 @@ def _points(
     return points
 
 
-def _chart(model: OpenModel, scores: ImportanceScores, now: WhatIf, points: list[Point], axes: Axes) -> None:
-    task, lines = model.task, list[Line]()
+def _original(model: OpenModel) -> float | None:
+    """The value of the original on the evaluation images, where it is known."""
+    if (tour := demo_tour.of_model(model)) is not None:
+        return tour.original
+    job: jobs.Job[evaluation.Baseline] | None = jobs.find(evaluation.baseline_key(model))
+    baseline = jobs.result_of(job) or evaluation.stored_baseline(model)
+    return baseline.value if baseline is not None else None
+
+
+def _lines(model: OpenModel, scores: ImportanceScores, now: WhatIf, axes: Axes) -> list[Line]:
+    """Curves of equal shares on these axes, and the original's value."""
     even = len({(b.attention, b.ffn) for b in model.shape.blocks}) == 1
-    if axes.by_score and now.heads is not None and even and axes.cost != "Speed-up":
-        lines = tried_plans.ratio_curves(scores, scores.digest, now.heads, axes.cost)
-    elif (known := maps.find(model, scores, now)) is not None and not axes.by_score and axes.cost != "Speed-up":
+    if axes.cost == "Speed-up":
+        return []
+    if axes.by_score:
+        heads = now.heads if even else None
+        return [] if heads is None else tried_plans.ratio_curves(scores, scores.digest, heads, axes.cost)
+    lines, original = list[Line](), _original(model)
+    tour = demo_tour.of_model(model)
+    if tour is not None and axes.of_model:
+        lines = tried_plans.tour_curves(tour, model.shape, axes.cost)
+    elif (known := maps.find(model, scores, now)) is not None:
         lines = [tried_plans.mapped_curve(known, scores, now, known.record.digest, axes.cost, axes.loss)]
+    if axes.of_model and original is not None:
+        most = (count_parameters if axes.cost == "Parameters" else count_macs)(model.shape)
+        lines.append(tried_plans.original_line(original, most, model.task.format(original)))
+    return lines
+
+
+def _chart(model: OpenModel, scores: ImportanceScores, now: WhatIf, points: list[Point], axes: Axes) -> None:
+    task, lines = model.task, _lines(model, scores, now, axes)
     chart = plot_pareto(
         points,
         lines,
@@ -150,7 +163,8 @@ def _chart(model: OpenModel, scores: ImportanceScores, now: WhatIf, points: list
             axes.loss, task.axis
         ),
         log_y=not axes.of_model or not task.more_is_better,
-        height=430,
+        height=262,
+        low_legend=axes.of_model and task.more_is_better and axes.cost != "Speed-up",
     )
     data = charts.clicked_data(charts.show(chart, "front", on_select="rerun"))
     if data in {point.data for point in points if point.data}:
@@ -189,7 +203,7 @@ def candidates_job(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> j
             plans = candidate_plans(scores)
         else:
             plans = candidate_plans(scores, heads=now.heads, round_to=now.round_to, basis=basis)
-        plain = replace(now, widths="", repair=False, depth=None)
+        plain = replace(now, widths="", depth=None)
         candidates = []
         for name, plan in plans:
             shape = plan.shape_after
@@ -214,7 +228,7 @@ def measure_candidates(
         for number, candidate in enumerate(candidates):
             report.step(f"plan {number + 1} of {len(candidates)}", number / len(candidates))
             plan = candidate.plan
-            results[plan.digest] = evaluation.evaluate_plan(model, plan, report.cancel_only, repair=False)
+            results[plan.digest] = evaluation.evaluate_plan(model, plan, report.cancel_only, repair=now.repair)
         return results
 
     return jobs.start(_key("measure front", model, scores, now), work, "Measuring the front", long=True)
@@ -238,4 +252,4 @@ def candidate_entries(
 
 
 def _key(step: str, model: OpenModel, scores: ImportanceScores, now: WhatIf) -> str:
-    return f"{step} {model.data_key} {scores.digest} {now.heads} {now.round_to} {now.basis}"
+    return f"{step} {model.data_key} {scores.digest} {now.heads} {now.round_to} {now.basis} {now.repair}"

@@ -24,10 +24,10 @@ class TradeoffState:
     clicked: WhatIf | None = None  # the last plan clicked in the Pareto chart
     clicked_map: WhatIf | None = None  # and on the map
     previews: tuple[str, ...] = ()  # keys of the jobs that measure the plan under the sliders
-    stock_key: str = ""  # of the job that compares that plan with stock shapes
     last_quality: tuple[str, str] = ("", "—")  # model source and the last measured value, shown while a new one comes
     compared: dict[str, str] = field(default_factory=dict)  # plans to choose on the next run, by widget key
     bundle_error: str = ""
+    distilling: bool = False  # the form is open
 
 
 def state() -> TradeoffState:

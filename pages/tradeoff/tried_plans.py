@@ -19,13 +19,16 @@ from upvit_core.figures.pareto import Line, Point
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.planning.curves import total_score
 from upvit_core.planning.pareto import dominated
+from upvit_core.planning.ratios import uniform_widths
 from upvit_core.planning.uniform import uniform_table
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.ratios import Ratios
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import ModelShape
 from upvit_core.records.task import Task
+from upvit_core.records.tour import Tour
 
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
@@ -106,10 +109,27 @@ def ratio_curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) 
             name,
             np.array([getattr(choice, column) for choice in choices]),
             100 * np.array([choice.removed for choice in choices]) / whole,
-            *dash,
+            dash,
         )
-        for name, choices, *dash in (("equal ratios", equal, "dot"), ("best ratios", best))
+        for name, choices, dash in (("equal ratios", equal, "dot"), ("best ratios", best, "solid"))
     ]
+
+
+def tour_curves(tour: Tour, shape: ModelShape, cost: str) -> list[Line]:
+    """What was measured of the demo at equal shares, both ways, against parameters or MACs."""
+    count = count_parameters if cost == "Parameters" else count_macs
+    ways, x = tour.ways, []
+    for percent in range(len(ways["paper"].top1)):
+        widths, heads = uniform_widths(shape, Ratios.equal(percent / 100), heads=shape.num_heads, snap=True)
+        x.append(count(shape.with_widths(widths, heads)))
+    return [
+        Line("rotated, cut, repaired", np.array(x), np.array(ways["repaired"].top1), strong=True),
+        Line("cut as in the paper", np.array(x), np.array(ways["paper"].top1), "dash"),
+    ]
+
+
+def original_line(value: float, most: float, text: str) -> Line:
+    return Line(f"original {text}", np.array([0.0, most]), np.array([value, value]), "dot")
 
 
 @st.cache_resource(max_entries=16, show_spinner=False)
@@ -163,7 +183,7 @@ def _points_of(label: str, entry: TriedPlan, here: bool, cost: str, loss: str, t
         return ()
     about = f"{label + ': ' if label else ''}{entry.what_if.words} removed: "
     about += f"{units.short(entry.params)} parameters, {units.short(entry.macs)} MACs"
-    name = entry.what_if.words if here else ""
+    name = "this plan" if here else ""
     data = json.dumps(astuple(entry.what_if))
     where = f"measured on {entry.images:,} {task.samples}, before any training"
     if loss == SCORE:

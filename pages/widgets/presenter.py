@@ -1,4 +1,4 @@
-"""The presenter's view: larger type, lines and marks, controls folded; for the back of the room."""
+"""The presenter's view: larger type, lines and marks, nothing around the lesson; for the back of the room."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,22 @@ from pages.services.session import session
 SWITCH = "presenter-switch"
 LARGER = 1.3
 STYLE = """<style>
-:root { font-size: 20px !important; }
-.stMainBlockContainer { max-width: 1900px; }
-[class*="-csv"], .terms, [data-testid="stWidgetLabel"] [data-testid="stTooltipIcon"] { display: none !important; }
+:root { font-size: 21px !important; }
+.stMainBlockContainer { max-width: 1900px; padding-top: 1.2rem !important; }
+[data-testid="stHeader"], .strip, .st-key-strip .stAlert, .stMainBlockContainer h1, p.lead, [class*="-csv"],
+[data-testid="stWidgetLabel"] [data-testid="stTooltipIcon"] { display: none !important; }
+.st-key-strip { height: 1.6rem; margin: 0 !important; opacity: 0.8; }
+.lesson, .lesson p { font-size: 1.36rem !important; line-height: 1.4; }
 [data-testid="stSlider"] [role="slider"] { transform: scale(1.5); }
 </style>"""
+KEYS = """<script>
+window.upvitKeys ??= document.addEventListener("keydown", ({ key, target }) => {
+  if (target.closest("input, textarea, [role=slider], [role=radio], [role=combobox], .plot")) return;
+  const place = { ArrowRight: ".st-key-next button", ArrowLeft: ".st-key-back button",
+    Escape: ".st-key-presenter-switch input:checked" }[key];
+  if (place) document.querySelector(place)?.click();
+}) ?? true;
+</script>"""
 
 
 def on() -> bool:
@@ -32,11 +43,12 @@ def toggle() -> None:
     def switched() -> None:
         session().presenting = bool(st.session_state[SWITCH])
 
-    text = "Larger type, lines and marks, and controls folded away: readable from the back of a room."
+    text = "One idea a screen, in type for the back of a room; arrow keys turn pages, Escape ends it."
     st.toggle("Presenter", key=SWITCH, on_change=switched, help=text)
     if on():
         st.query_params["presenter"] = "on"
         st.html(STYLE)
+        st.html(KEYS, unsafe_allow_javascript=True)
     elif "presenter" in st.query_params:
         del st.query_params["presenter"]
 

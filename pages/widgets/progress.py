@@ -5,12 +5,14 @@ from typing import TypeVar
 
 import streamlit as st
 
-from pages.services import jobs
+from pages.services import jobs, news
 from pages.services.jobs import AnyJob, Job
+from pages.services.session import session
 from pages.widgets.plain import plain
 from upvit_core import units
 
 POLL_SECONDS = 0.8
+LONG_SECONDS = 15.0  # of what is told on other pages too
 T = TypeVar("T")
 
 
@@ -43,6 +45,8 @@ def _watch(job: AnyJob, cancellable: bool) -> None:
     def watch() -> None:
         if not job.active or job.version != shown:
             st.rerun()
+        if job.long or (job.seconds_left or 0) > LONG_SECONDS:
+            news.watch(job, session().page)
         left = units.duration(job.seconds_left)
         parts = [job.title, job.detail, f"{left} left" if left else ""]
         text = " · ".join(part for part in parts if part)

@@ -1,15 +1,14 @@
-"""Actions on runs: pause, cancel, resume, a baseline from scratch, priority, downloads, ONNX, the report."""
+"""Actions on runs: pause, cancel, resume, a baseline from scratch, priority, downloads, the report."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
-from pages.services import jobs, launch, run_data
+from pages.services import host, jobs, launch, limits, run_data
 from pages.services.reports import HELP
 from pages.services.session import session
-from pages.widgets import progress
+from pages.widgets import onnx_files
 from pages.widgets.plain import plain
 from upvit_core.errors import RunError, UPViTError
 from upvit_core.files import zipped
@@ -25,8 +24,15 @@ USER = "a user of the studio"
 STOPPING: dict[Request, str] = {"cancel": "stopping", "pause": "pausing"}
 
 
+def may_steer(summary: RunSummary) -> bool:
+    """True if this session may stop, resume, rename or delete a run."""
+    return host.may_steer(summary.spec.owner if summary.spec is not None else "", limits.limits())
+
+
 def button_of(store: RunStore, summary: RunSummary) -> None:
-    """Pause and Cancel for an active run, Resume for one that stopped."""
+    """Pause and Cancel for an active run, Resume for one that stopped; nothing for whoever may not."""
+    if not may_steer(summary):
+        return
     if summary.state.is_active:
         text = "Saves after the current step and gives the device to the next run; Resume goes on from there."
         now = stopping(summary.id)
@@ -34,7 +40,7 @@ def button_of(store: RunStore, summary: RunSummary) -> None:
             _stop(store, summary.id, "pause")
             st.rerun()
         if st.button("Cancel", key=f"cancel-{summary.id}", disabled=now == STOPPING["cancel"]):
-            session().cancelling = summary.id
+            session().asking = "cancel", summary.id
             st.rerun()
     elif (
         summary.state.state in RESUMABLE
@@ -48,31 +54,69 @@ def button_of(store: RunStore, summary: RunSummary) -> None:
         st.rerun()
 
 
-def confirm_cancelling(store: RunStore) -> None:
-    """The dialog that asks before a run is stopped, where that was asked for."""
-    run_id = session().cancelling
-    if run_id is None:
+def more_of(store: RunStore, summary: RunSummary) -> None:
+    """What is seldom wanted: another name, and to delete a run that is not active."""
+    if not may_steer(summary):
         return
+    key = f"rename-{summary.id}"
+
+    def renamed() -> None:
+        try:
+            store.rename(summary.id, st.session_state[key])
+        except UPViTError as error:
+            session().message = str(error)
+
+    with st.popover("", icon=":material/more_horiz:", help="Rename, delete"):
+        st.text_input("Name", summary.name, max_chars=200, key=key, on_change=renamed)
+        off, tip = summary.state.is_active, "Cancel it first." if summary.state.is_active else None
+        if st.button("Delete…", icon=":material/delete:", key=f"delete-{summary.id}", disabled=off, help=tip):
+            session().asking = "delete", summary.id
+            st.rerun()
+
+
+ASKED = {
+    "cancel": ("Cancel this run?", "stops after its current step. Its last checkpoint stays, and Resume goes on from "
+               "there.", "Cancel the run", "Let it go on"),
+    "delete": ("Delete this run?", "is deleted with its weights, curves and log, for good.", "Delete the run",
+               "Keep it"),
+}  # fmt: skip
+
+
+def confirm(store: RunStore) -> None:
+    """The dialog that asks before a run is stopped or deleted, where that was asked for."""
+    action, run_id = session().asking or ("", "")
+    summary = next((s for s in store.list() if s.id == run_id), None)
+    if action not in ASKED or summary is None or not may_steer(summary):
+        return
+    title, effect, yes, no = ASKED[action]
     name = run_data.names(store.list()).get(run_id, run_id)
 
     def forget() -> None:
-        session().cancelling = None
+        session().asking = None
 
-    @st.dialog("Cancel this run?", on_dismiss=forget)
+    @st.dialog(title, on_dismiss=forget)
     def ask() -> None:
-        st.markdown(
-            f"**{plain(name)}** stops after its current step. Its last checkpoint stays, and Resume goes on from there."
-        )
+        st.markdown(f"**{plain(name)}** {effect}")
         with st.container(horizontal=True):
-            if st.button("Cancel the run", type="primary", key="cancel-yes"):
-                _stop(store, run_id, "cancel")
+            if st.button(yes, type="primary", key=f"{action}-yes"):
+                _done(store, action, run_id)
                 forget()
                 st.rerun()
-            if st.button("Let it go on", key="cancel-no"):
+            if st.button(no, key=f"{action}-no"):
                 forget()
                 st.rerun()
 
     ask()
+
+
+def _done(store: RunStore, action: str, run_id: str) -> None:
+    if action == "cancel":
+        _stop(store, run_id, "cancel")
+        return
+    try:
+        store.remove(run_id)
+    except UPViTError as error:
+        session().message = str(error)
 
 
 def _stop(store: RunStore, run_id: str, request: Request) -> None:
@@ -143,7 +187,7 @@ def device_list() -> list[Device]:
 def device_lines(summaries: Sequence[RunSummary]) -> None:
     """Devices with the memory in use, and the run that has each."""
     going = [s for s in summaries if s.spec is not None and s.state.state == "running"]
-    has = {device: s.name for s in going if s.spec is not None for device in devices_of(s.spec)}
+    has = {device: s.name for s in going for device in devices_of(s)}
     for device in device_list():
         busy = f" · {plain(has[device.name])}" if device.name in has else " · free"
         st.caption(f"{plain(device.label)}: {gigabytes(device.used)} of {gigabytes(device.total)} memory in use{busy}")
@@ -157,38 +201,14 @@ def download(label: str, data: Callable[[], bytes | str], file_name: str, key: s
 
 
 def download_buttons(run: Run, task: Task) -> None:
-    """Draw the download of the distilled folder, and of ONNX, which is made on request and checked."""
+    """Draw the download of the distilled folder, and of ONNX files, which are made on request."""
     library, icon = "timm opens it as local-dir:FOLDER", ":material/download:"
     if not task.has_classes:
         library = "transformers opens it"
     text = f"config.json, model.safetensors and plan.json. {library} where all blocks are alike, this studio always."
     folder, name = lambda: zipped(run.model, run.id), f"{run.id}.zip"
     download("Download the folder", folder, name, f"folder-{run.id}", text, icon=icon, type="primary")
-    target = run.folder / "model.onnx"
-    job: jobs.Job[dict[str, Any]] | None = jobs.find(key := f"onnx {run.folder}")
-    export = progress.show(job)
-    if export is not None and target.exists():
-        text = (
-            f"Checked with onnxruntime {export['onnxruntime']}: logits differ by at most "
-            f"{export['max_abs_difference']:.1e} on {export['checked_images']} images."
-        )
-        download("Download ONNX", target.read_bytes, f"{run.id}.onnx", f"onnx-file-{run.id}", text, icon=icon)
-    elif job is None or export is not None:
-        refused = None if task.has_classes else "ONNX is made of models of images; download this one as its folder."
-        label, icon, off = "Make ONNX", ":material/ios_share:", not task.has_classes
-        if st.button(label, icon=icon, key=f"onnx-make-{run.id}", width="stretch", disabled=off, help=refused):
-            jobs.start(key, lambda report: _export(run, target, report), "ONNX", again=True)
-            st.rerun()
-
-
-def _export(run: Run, target: Path, report: jobs.Report) -> dict[str, Any]:
-    report.step("reading the weights", 0.1)
-    from upvit_core.export import export_onnx
-    from upvit_core.models.checkpoint import load_model
-
-    loaded = load_model(str(run.model))
-    report.step("exporting and checking", 0.3)
-    return export_onnx(loaded.model, loaded.shape, target)
+    onnx_files.buttons(run, task)
 
 
 def show_message() -> None:

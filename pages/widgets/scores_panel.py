@@ -79,5 +79,5 @@ def _form(model: OpenModel) -> None:
             count = None if stable and criterion is CriterionName.FISHER else int(images)
             request = scoring.Request(criterion, count, int(seed))
             chosen = open_model.choose_dataset(model, dataset)
-            scoring.start_scoring(chosen, request, slider_state.current(model.shape))
+            scoring.start_scoring(chosen, request, slider_state.current(model))
             st.rerun()

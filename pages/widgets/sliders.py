@@ -5,15 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import streamlit as st
 
-from pages.services.slider_state import BASIS, CHANNELS, DIRECTIONS, REPAIR, WIDTHS, current, keys_of, remember, set_to
+from pages.services.open_model import OpenModel
+from pages.services.slider_state import (
+    BASIS,
+    CHANNELS,
+    DIRECTIONS,
+    REPAIR,
+    WIDTHS,
+    current,
+    keys_of,
+    remember,
+    set_to,
+    start_of,
+)
 from pages.widgets import terms
-from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf, default_what_if, head_options, preset_what_ifs
-from upvit_core.records.shape import ModelShape
-from upvit_core.records.task import task_of
+from upvit_core.planning.live_counts import reachable
+from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf, head_options, preset_what_ifs
 
 if TYPE_CHECKING:
     from streamlit.delta_generator import DeltaGenerator
@@ -61,28 +72,44 @@ SLIDERS = {
 }
 
 
-def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
+def controls(model: OpenModel, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
     """Draw the model's sliders, bound to the link; returns where they stand.
 
     `cells` holds the container of each slider (default: one under another).
     """
-    now, start = current(shape), default_what_if(shape)
+    shape, now, start = model.shape, current(model), start_of(model)
     for key in keys_of(shape):
         value = getattr(now, key)
         if key not in st.session_state and value is not None and value != getattr(start, key):
             st.session_state[key] = value
+
+    def snap(key: str) -> None:
+        """Go on to the nearest share with a width of its own, and at least to the next one."""
+        asked, before = int(st.session_state[key]), getattr(now, key)
+        options = reachable(shape, now.heads, key)
+        nearest = min(options, key=lambda percent: abs(percent - asked))
+        if nearest == before != asked:
+            ahead = [percent for percent in options if (percent - before) * (asked - before) > 0]
+            nearest = min(ahead, key=lambda percent: abs(percent - before), default=nearest)
+        if nearest != asked:  # setting it interrupts someone who still holds a key
+            st.session_state[key] = nearest
+
     for key in keys_of(shape):
         with cells[key] if cells else nullcontext(), st.container(key=f"knob-{key}"):
             slider, default = SLIDERS[key], getattr(start, key)
             tip = terms.tip(slider.help, *slider.terms)
             if key != "heads":
                 most = MAX_REMOVED_PERCENT
-                st.slider(slider.label, 0, most, default, step=1, format="%d%%", key=key, bind="query-params", help=tip)
-            elif len(options := head_options(shape)) > 1:
+                st.slider(
+                    slider.label, 0, most, default, step=1, format="%d%%", key=key, bind="query-params", help=tip,
+                    on_change=snap, args=(key,),
+                )  # fmt: skip
+            elif len(options := head_options(shape)) > 1 and not model.is_elastic:
                 st.select_slider(slider.label, options, default, key=key, bind="query-params", help=tip)
             else:
-                st.caption(f"Heads: {shape.num_heads or 'as they are'}, which cannot be merged.")
-    result = current(shape)
+                cut = f"{shape.num_heads or 'as they are'}, which cannot be merged"
+                st.caption(f"Heads: {'cut whole' if shape.structure.head_dim else cut}.")
+    result = current(model)
     remember(result)
     if result.widths:
         st.query_params[WIDTHS] = result.widths
@@ -91,74 +118,66 @@ def controls(shape: ModelShape, cells: Mapping[str, DeltaGenerator] | None = Non
     return result
 
 
-def basis_control(shape: ModelShape, possible: bool) -> None:
-    """Draw the switch of the basis; directions need weights and images."""
-    now = current(shape)
-    st.session_state.setdefault(REPAIR, now.repair)
-    if BASIS not in st.session_state and now.basis == "directions":
-        st.session_state[BASIS] = DIRECTIONS
+def basis_control(model: OpenModel) -> None:
+    """Draw the switch between the paper's cut and the rotated, repaired one, which needs weights and images."""
+    start, now = start_of(model), current(model)
+    if BASIS not in st.session_state and now.basis != start.basis:
+        st.session_state[BASIS] = DIRECTIONS if now.basis == "directions" else CHANNELS
 
     def switched() -> None:
-        """Directions start with repair and with all heads: narrower heads lose less than merged ones."""
-        directions = st.session_state[BASIS] == DIRECTIONS
-        st.session_state[REPAIR] = directions
-        heads = shape.num_heads if directions else default_what_if(shape).heads
-        if heads is not None:
-            st.session_state["heads"] = heads
+        st.session_state[REPAIR] = st.session_state[BASIS] == DIRECTIONS
 
     st.segmented_control(
-        "Basis",
+        "How to cut",
         [CHANNELS, DIRECTIONS],
-        default=CHANNELS,
+        default=DIRECTIONS if start.basis == "directions" else CHANNELS,
         required=True,
         wrap=True,
         key=BASIS,
         bind="query-params",
-        disabled=not possible,
+        disabled=not model.can_measure,
         on_change=switched,
+        label_visibility="collapsed",
         help=terms.tip(
-            "Channels: as in the letter (UP-ViT). Directions: a direction is a fixed mixture of "
-            "channels. The model is rotated, which changes none of its answers, so that what matters lies in few "
-            "directions; then the others go. The same widths and structure, and far less is lost.",
+            "As in the paper (UP-ViT): channels are cut, and training has to make up for them. Rotate, cut, repair: "
+            "the model is rotated first, which changes none of its answers, so that little hangs on what goes; then "
+            "each layer is fitted to the original by least squares. The same widths and heads, no training.",
             "channel",
             "direction",
+            "repair",
         ),
     )
 
 
-def method_controls(shape: ModelShape, possible: bool) -> None:
-    """Draw the choice of the basis and of repair; both need weights and images."""
-    if shape.has_directions:
-        basis_control(shape, possible)
-    st.session_state.setdefault(REPAIR, current(shape).repair)
-    only_vits = "" if shape.has_directions else " Directions, the other way to cut, are defined for plain ViTs only."
+def repair_control(model: OpenModel) -> None:
+    """Draw the switch of repair alone."""
+    st.session_state.setdefault(REPAIR, current(model).repair)
     text = (
         "After the cut, each layer's output is fitted to the original's by least squares on "
-        f"{task_of(shape).batch_items}. No training.{only_vits}"
+        f"{model.task.batch_items}. No training."
     )
     tip = terms.tip(text, "repair", "surgery")
-    st.toggle("Repair", key=REPAIR, bind="query-params", disabled=not possible, help=tip)
+    st.toggle("Repair", key=REPAIR, bind="query-params", disabled=not model.can_measure, help=tip)
 
 
-def preset_picker(shape: ModelShape) -> None:
+def preset_picker(model: OpenModel) -> None:
     """Draw named settings as a row of buttons; the current one is marked.
 
     Buttons, since they hold no value: a selection that a browser still shows would be sent along with a slider's move,
     and look like a press.
     """
-    now = current(shape)
+    shape, now = model.shape, current(model)
 
     def apply(chosen: WhatIf) -> None:
-        now = current(shape)
+        now = current(model)
         spread = "uniform" if now.widths else now.allocation
         ratios = {key: getattr(chosen, key) for key in keys_of(shape)}
         set_to(replace(now, **ratios, allocation=spread, widths=""))
 
-    text = "A preset with a model's name has the widths of that model, so stock timm loads the result under its name."
-    st.markdown('<span class="label">Preset</span>', unsafe_allow_html=True, help=text)
-    with st.container(horizontal=True, gap="xsmall", key="presets"):
-        for name, value in preset_what_ifs(shape).items():
+    text = "It has the widths of that model, so stock timm loads the result under its name."
+    with st.container(horizontal=True, gap="xsmall", key="presets", width="content"):
+        for name, value in preset_what_ifs(shape, start_of(model)).items():
             marked = value.slider_values == now.slider_values and not now.widths
-            st.button(
-                name, key=f"preset-{name}", type="primary" if marked else "secondary", on_click=apply, args=(value,)
-            )
+            kind: Literal["primary", "secondary"] = "primary" if marked else "secondary"
+            help_text = text if not name.endswith("%") else None
+            st.button(name, key=f"preset-{name}", type=kind, on_click=apply, args=(value,), help=help_text)

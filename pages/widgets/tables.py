@@ -64,6 +64,8 @@ def examples(model: OpenModel, effect: Effect, *, columns: int, only: list[int] 
 
 def _likeliest(effect: Effect, number: int) -> list[str]:
     """The likeliest class with its probability, before and after."""
+    if len(effect.names) < 2:
+        return ["", ""]
     rows = (effect.before[number], effect.after[number])
     return [f"{effect.names[int(row.argmax())]} {row.max():.0%}" for row in rows]
 
@@ -84,5 +86,6 @@ def _tiles(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[
     for i in chosen:
         before, after = _likeliest(effect, i)
         picture = evaluation.data_uri(data.image(int(effect.indices[i])))
-        alt = f"{effect.answers[effect.labels[i]]}: {before} → {after}"
-        yield Tile(picture, alt, (before, f"→ {after}", f"KL {effect.kl[i]:.2g}"))
+        told = (before, f"→ {after}") if before else ()
+        alt = f"{effect.answers[effect.labels[i]]}: {before} → {after}" if before else "an image"
+        yield Tile(picture, alt, (*told, f"KL {effect.kl[i]:.2g}"))

@@ -1,11 +1,10 @@
-"""The exact terms that the pages use, each with a plain line, its definition, and where it is seen."""
+"""The exact terms that the pages use, each with a plain line, its definition, and where it is seen; shown in place."""
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
-from upvit_core.records.task import IMAGES, Task
+from upvit_core.files import digest
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,9 @@ class Term:
 
 
 MODEL, IMPORTANCE, TRADEOFF, RUNS, METHOD = (
-    f"pages/{name}/page.py" for name in ("model", "importance", "tradeoff", "runs", "method")
+    f"pages/{name}/page.py" for name in ("start", "importance", "tradeoff", "runs", "method")
 )
+PAGES = {MODEL: "Start", IMPORTANCE: "Importance", TRADEOFF: "Trade-off", METHOD: "Method", RUNS: "Runs"}
 TERMS = (
     Term("patch", "Patch", "A small square of the image; the model reads the image as a row of patches.",
          "P × P pixels, mapped linearly to one token of D channels.", MODEL),
@@ -80,6 +80,10 @@ TERMS = (
          "exp of the mean cross-entropy of the next token, over the tokens of a text it was not trained on.", MODEL),
     Term("top1", "Top-1", "The share of images whose likeliest class is the right one.",
          "Percent of evaluation images with argmax p = y.", MODEL),
+    Term("knn", "k-NN top-1", "Without a classifier: the share of images whose nearest neighbours vote right.",
+         "Votes of the 20 training images of the highest cosine, weighed by exp(cos / 0.07).", MODEL, ("k-NN",)),
+    Term("cosine", "Cosine", "How alike two features point: 1 is the same direction, 0 is none in common.",
+         "Mean of f·g / (‖f‖ ‖g‖) over images, f of the original and g of the thinner model.", TRADEOFF),
     Term("front", "Front", "The plans that no other plan beats in both cost and loss.",
          "The Pareto-optimal plans of cost against loss.", TRADEOFF),
     Term("map", "Map", "What is left of the model over all sliders, estimated from cuts that were measured around it.",
@@ -94,39 +98,27 @@ BY_NAME = {name.casefold(): term.key for term in TERMS for name in (term.name, *
 LEADING = re.compile(
     "(?:" + "|".join(sorted(map(re.escape, BY_NAME), key=len, reverse=True)) + r")(?!\w)", re.IGNORECASE
 )
-KEYS_OF_PAGE = {
-    "Model": "patch block head residual attention ffn parameters macs top1 interval",
-    "Importance": "channel score kl nat stderr proxy criterion residual attention ffn head merging ratio cut",
-    "Trade-off": "ratio plan parameters macs throughput top1 kl interval front map direction repair merging "
-    "distillation residual attention ffn nat proxy criterion stderr",
-    "Runs": "distillation teacher surgery epoch top1 throughput kl parameters macs",
-    "Transfer": "teacher epoch top1 parameters",
-    "Method": "residual attention ffn channel kl nat score cut head merging parameters macs surgery teacher "
-    "distillation top1",
-    "Workshop": "channel score kl ratio head merging direction repair macs top1",
-}
-OF_PAGE = {page: tuple(keys.split()) for page, keys in KEYS_OF_PAGE.items()}
 
 
-def link(key: str, text: str = "") -> str:
-    """A term as an HTML link to its place in the glossary."""
-    return f'<a class="term" href="glossary#term-{key}" target="_blank">{escape(text or BY_KEY[key].name)}</a>'
+def link(key: str, text: str = "", name: str = "") -> str:
+    """A term as an HTML button that opens its definition in place; `name` sets it apart from others on the page."""
+    term, place = BY_KEY[key], f"term-{key}-{digest(name or text or key, 6)}"
+    return (
+        f'<button type="button" class="term" popovertarget="{place}">{escape(text or term.name)}</button>'
+        f'<span popover="auto" id="{place}" class="definition"><b>{escape(term.name)}</b>'
+        f"<span>{escape(term.plain)}</span><i>{escape(term.exact)}</i></span>"
+    )
 
 
 def linked(text: str) -> str:
-    """Escaped text as HTML; where it begins with a term, that is a link: `MACs, one image`, `KL after the cut`."""
+    """Escaped text as HTML; a term that it begins with opens its definition: `MACs, one image`, `KL after the cut`."""
     match = LEADING.match(text)
     if match is None:
         return escape(text)
-    return link(BY_NAME[match.group().casefold()], match.group()) + escape(text[match.end() :])
+    return link(BY_NAME[match.group().casefold()], match.group(), text) + escape(text[match.end() :])
 
 
 def tip(text: str, *keys: str) -> str:
-    """A help text in Markdown, with links to the terms that it stands on."""
-    return f"{text}  \n" + " · ".join(f"[{BY_KEY[key].name}](glossary#term-{key})" for key in keys)
-
-
-def glossary_line(keys: Iterable[str], task: Task = IMAGES) -> str:
-    """One line of links to the terms of a page, with the unit and the measure of the open model."""
-    own = {"top1": task.key, "patch": task.unit}
-    return '<p class="terms">In the glossary: ' + " · ".join(link(own.get(key, key)) for key in keys) + "</p>"
+    """A help text in Markdown, with a line for each term that it stands on."""
+    lines = (f"**{BY_KEY[key].name}**: {BY_KEY[key].plain}" for key in keys)
+    return "  \n".join([text, *lines])

@@ -42,12 +42,18 @@ Measurement = jobs.Job[Any]  # of an `Evaluation`, an `Effect`, or the scores th
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on an answer: right or not, the reason in one sentence, and rows of (what was measured, value)."""
+    """The verdict on an answer: right or not, the reason in one sentence, and rows of (what was measured, value).
+
+    bars: (name, height, component or "") of everything that was compared; they are shown once the answer is right, or
+    the host reveals it. own: how many of the rows, from the first, are of the answer and are shown at once.
+    """
 
     right: bool
     why: str
     rows: Sequence[tuple[str, str]]
     best: Best | None = None
+    bars: Sequence[tuple[str, float, str]] = ()
+    own: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,16 @@ class Exercise:
     hint: str = ""
     options: Sequence[str | int] = field(default=())
 
+    @property
+    def short(self) -> str:
+        return SHORT[self.key]
+
+
+SHORT = {
+    "parts": "Parts", "missed": "Most", "unmissed": "Least", "limit": "FFN", "heads": "Heads", "sum": "Sums",
+    "way": "Cuts", "beat": "Beat it",
+}  # fmt: skip
+
 
 def kl_of(result: Evaluation) -> float:
     assert result.kl is not None
@@ -111,11 +127,18 @@ def half(component: str) -> WhatIf:
 PARTS = {"Residual": "residual", "Attention": "attention", "FFN": "ffn"}
 
 
+ONE_BLOCK = "Each of its channels works in one block alone, while the residual is read and written by every block."
+
+
 def _judge_parts(demo: Demo, answer: Answer, results: list[Evaluation]) -> Verdict:
     kl = {name: kl_of(result) for name, result in zip(PARTS, results, strict=True)}
     least = min(kl, key=kl.__getitem__)
     rows = [(f"half of {name} removed", accuracy(result)) for name, result in zip(PARTS, results, strict=True)]
-    return Verdict(answer[0] == least, f"Removing half of {least} costs least.", rows)
+    rows.sort(key=lambda row: f"half of {answer[0]} " not in row[0])
+    right = answer[0] == least
+    why = f"Half of {answer[0]} moves the answers {'least' if right else 'more than half of another part'}."
+    why += f" {ONE_BLOCK}" if right and least != "Residual" else ""
+    return Verdict(right, why, rows, bars=[(name, value, PARTS[name]) for name, value in kl.items()], own=1)
 
 
 def _strongest(demo: Demo, answer: Answer) -> list[int]:
@@ -128,17 +151,20 @@ def _judge_missed(demo: Demo, answer: Answer, results: list[Effect]) -> Verdict:
     effects = dict(zip(_strongest(demo, answer), results, strict=True))
     most = max(effects, key=lambda c: float(effects[c].kl.sum()))
     rows = [
-        (f"channel {c}", f"{r.kl.sum():.3g} nats over {len(r.kl)} images, {int(r.changed.sum())} predictions change")
+        (f"channel {c}", f"{r.kl.mean():.3g} nats an image, {int(r.changed.sum())} predictions change")
         for c, r in effects.items()
     ]
-    return Verdict(int(answer[0]) == most, f"Of these, removing channel {most} changes the answers most.", rows)
+    right = int(answer[0]) == most
+    why = "No other channel moves the answers as much." if right else "Another channel moves the answers more."
+    bars = [(f"channel {c}", float(r.kl.mean()), "residual") for c, r in effects.items()]
+    return Verdict(right, why, rows, bars=bars, own=1)
 
 
 def _judge_unmissed(demo: Demo, answer: Answer, results: list[Effect]) -> Verdict:
     result = results[0]
-    changed, total = int(result.changed.sum()), float(result.kl.sum())
+    changed, mean = int(result.changed.sum()), float(result.kl.mean())
     why = f"Without it, {changed} of {len(result.kl)} predictions change."
-    return Verdict(changed == 0, why, [(f"channel {answer[0]}", f"{total:.3g} nats over {len(result.kl)} images")])
+    return Verdict(changed == 0, why, [(f"channel {answer[0]}", f"{mean:.3g} nats an image")])
 
 
 def _measure_limit(demo: Demo, answer: Answer) -> list[Measurement]:
@@ -194,7 +220,11 @@ def _judge_way(demo: Demo, answer: Answer, results: list[Evaluation]) -> Verdict
     measured = dict(zip(FOUR_CUTS, results, strict=True))
     best = max(measured, key=lambda name: (measured[name].top1, -kl_of(measured[name])))
     rows = [(name, accuracy(result)) for name, result in measured.items()]
-    return Verdict(answer[0] == best, f"Best of the four: {best.lower()}.", rows)
+    rows.sort(key=lambda row: row[0] != answer[0])
+    right = answer[0] == best
+    why = f"{best} keeps most." if right else "Another of the four keeps more."
+    bars = [(name, result.top1, "") for name, result in measured.items()]
+    return Verdict(right, why, rows, bars=bars, own=1)
 
 
 def what_if_of(answer: Answer) -> WhatIf:
@@ -273,7 +303,8 @@ EXERCISES = (
     ),
     Exercise(
         "beat", "Beat this plan",
-        f"{REFERENCE.words} removed, channels, no training. Find a plan with at most as many MACs and a higher top-1.",
+        "Half of residual, attention and FFN is removed, 3 heads stay, no training. Find a plan with at most as many "
+        "MACs and a higher top-1.",
         lambda demo, answer: [demo.preview(what_if_of(answer)), demo.preview(REFERENCE)], _judge_beat,
         "Equal ratios are convenient, not best. The list of the room shows how far one can get.",
         hint="The first exercise shows which component costs most to cut.",

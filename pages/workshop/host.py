@@ -6,24 +6,15 @@ from urllib.parse import urlsplit
 import segno
 import streamlit as st
 
-from pages.services import folders, jobs
+from pages.services import folders, host, jobs, limits
 from pages.widgets.plain import plain
 from pages.workshop.room import Room
 from upvit_core.runs.store import RunStore
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-FORWARDED = ("X-Forwarded-For", "Forwarded", "X-Real-Ip")
-
-
-def is_host() -> bool:
-    """True if this browser runs on the serving machine, and not behind a proxy there."""
-    headers = st.context.headers
-    return st.context.ip_address in (None, *LOOPBACK) and not any(name in headers for name in FORWARDED)
-
 
 def is_open() -> bool:
-    """True if other machines can reach this server."""
-    return (st.get_option("server.address") or "0.0.0.0") not in LOOPBACK
+    """True if others can reach this server."""
+    return host.is_shared(limits.limits())
 
 
 def own_address() -> str:
@@ -50,8 +41,16 @@ def qr_picture(address: str) -> str:
 
 
 def panel(room: Room) -> None:
-    """Draw the panel; only the host sees it."""
-    with st.expander("Host", icon=":material/co_present:", expanded=is_open()):
+    """Draw the panel for the host, and for everyone else the field that takes the host's code."""
+    with st.expander("Host", icon=":material/co_present:", expanded=is_open() and limits.is_host()):
+        if not limits.is_host():
+            with st.form("host-code", border=False):
+                code = st.text_input("Code", type="password", help="The server prints it when it starts.", width=260)
+                if st.form_submit_button("Unlock"):
+                    if host.unlock(code):
+                        st.rerun()
+                    st.error("That is not this server's code.")
+            return
         left, right = st.columns([0.42, 0.58], gap="large")
         with left:
             _address()
@@ -64,10 +63,8 @@ def _address() -> None:
     if not is_open():
         st.markdown("Only this machine can reach the studio now. To open it to the room, stop it and start it with")
         st.code(".venv/bin/streamlit run app.py --server.address 0.0.0.0", language=None, wrap_lines=True)
-        st.caption(
-            "Everyone in that network can then use this studio, and read any model file that this account can read. "
-            "Use a network that you trust, and only while the workshop lasts."
-        )
+        text = "Visitors then open the demo and the folders in UPVIT_ROOTS; the code that it prints makes you the host."
+        st.caption(text)
         return
     tip = "Change it if the room reaches this machine under another name."
     address = st.text_input("Address for the room", value=own_address(), key="room-address", help=tip).strip()

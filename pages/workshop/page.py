@@ -1,13 +1,14 @@
 """Workshop: eight exercises on the demo, checked by measuring; a list for the room, and the host's view."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 from html import escape
 
 import pandas as pd
 import streamlit as st
 
-from pages.services import folders, open_model
+from pages.services import folders, limits, open_model
 from pages.services.session import session
 from pages.widgets import frame, progress
 from pages.widgets.plain import plain
@@ -110,12 +111,27 @@ def check(exercise: Exercise, demo: Demo, answer: Answer) -> Verdict | None:
     return exercise.judge(demo, answer, [job.result for job in needed])
 
 
-def draw_verdict(exercise: Exercise, verdict: Verdict) -> None:
+def bars(measured: Sequence[tuple[str, float, str]]) -> str:
+    """HTML of one bar a measurement, in the component's colour, on one scale from 0."""
+    most = max((value for _, value, _ in measured), default=0.0) or 1.0
+    cells = (
+        f'<span>{escape(name)}</span><div class="bar {part}" style="width: {100 * value / most:.1f}%"></div>'
+        f"<b>{value:.3g}</b>"
+        for name, value, part in measured
+    )
+    return f'<div class="bars">{"".join(cells)}</div>'
+
+
+def draw_verdict(exercise: Exercise, verdict: Verdict, *, revealed: bool = False) -> None:
     if verdict.right:
         st.success(f"Right. {plain(verdict.why)}", icon=":material/check_circle:")
     else:
         st.warning(f"Not yet. {plain(verdict.why)}", icon=":material/replay:")
-    table((), verdict.rows, caption="Measured on this machine, on test images", row_heads=True)
+    shown = verdict.right or revealed
+    rows = verdict.rows if shown else verdict.rows[: verdict.own]
+    table((), rows, caption="Measured on this machine, on test images", row_heads=True)
+    if shown and verdict.bars:
+        st.html(bars(verdict.bars))
     if verdict.right:
         st.html(f'<div class="lesson"><p>{escape(exercise.lesson)}</p></div>')
     elif exercise.hint:
@@ -137,7 +153,8 @@ def one(exercise: Exercise, number: int, demo: Demo, room: Room, person: Person)
         verdict = check(exercise, demo, answer)
         if verdict is None:
             return
-        draw_verdict(exercise, verdict)
+        reveal = limits.is_host() and st.toggle("Reveal to the room", key=f"reveal-{exercise.key}")
+        draw_verdict(exercise, verdict, revealed=reveal)
         if verdict.right and (exercise.key not in person.solved or better(person, verdict)):
             room.solved(token(), exercise.key, verdict.best)
             st.rerun()
@@ -185,11 +202,10 @@ with frame.page(
     frame.current()
     demo, room = the_demo(), Room(folders.workshop())
     person = room.person(token())
-    if host.is_host():
-        host.panel(room)
+    host.panel(room)
     left, right = st.columns([0.64, 0.36], gap="large")
     with left:
-        titles = [f"{'✓ ' if e.key in person.solved else ''}{i}" for i, e in enumerate(EXERCISES, 1)]
+        titles = [f"{'✓ ' if e.key in person.solved else ''}{i} {e.short}" for i, e in enumerate(EXERCISES, 1)]
         number = choose_exercise(titles)
         one(EXERCISES[number], number + 1, demo, room, person)
         st.caption(f"{len(person.solved)} of {len(EXERCISES)} solved in this browser.")

@@ -78,6 +78,7 @@ class Plot {
     this.plot.on("plotly_unhover", () => this.point(null));
     this.plot.on("plotly_afterplot", () => this.label());
     this.plot.on("plotly_relayout", () => this.zoomed());
+    this.plot.on("plotly_doubleclick", () => this.range(null));
     this.label();
   }
 
@@ -94,6 +95,7 @@ class Plot {
     const groups = [points.filter(({ size }) => !size), points.filter(({ size }) => size)]; // tips without marks, and marks
     const lines = chart.lines.map((line) => ({
       mode: "lines", hoverinfo: "skip", x: line.at.map(([x]) => x), y: line.at.map(([, y]) => y), opacity: line.opacity ?? 1,
+      fill: line.fill ? "toself" : "none", fillcolor: line.fill ? `${line.colour}33` : undefined,
       line: { color: theme[line.colour] || line.colour, width: (line.width ?? 2) * large, dash: line.dash ? line.dash.map((px) => `${px}px`).join() : "solid" },
     }));
     const marks = groups.map((group, i) => ({
@@ -105,48 +107,51 @@ class Plot {
       },
     }));
     this.picked = [...lines.map(() => []), ...groups];
-    const axis = ({ title, zero, log }, zoom, room, apart) => ({
+    const axis = ({ title, zero, log, range, ticks, suffix }, zoom, room, apart) => ({
       title: { text: broken(title, room).map((part) => escaped(fitted(part, room))).join("<br>"), font: { size: this.font.size, color: theme.quiet }, standoff: 8 },
       tickfont: { size: 12 * large, color: theme.quiet }, tickangle: 0, nticks: Math.ceil(room / apart / large), automargin: "left",
       ticks: "outside", ticklen: 6, tickcolor: theme.surface,
       type: log ? "log" : "linear", rangemode: zero ? "tozero" : "normal", gridcolor: theme.grid, zeroline: false,
-      exponentformat: "none", separatethousands: true, ...(zoom ? { range: [...zoom], autorange: false } : { autorange: true }),
+      exponentformat: "none", separatethousands: true, ticksuffix: suffix || "", ...(ticks && !zoom ? { tickvals: ticks } : {}),
+      ...(zoom || range ? { range: [...(zoom || range)], autorange: false } : { autorange: true }),
     });
     Plotly.react(this.plot, [...lines, ...marks], {
       height, margin, font: this.font, paper_bgcolor: theme.surface, plot_bgcolor: theme.surface, showlegend: false,
       hovermode: "closest", hoverdistance: 14, dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
       xaxis: axis(chart.x, this.zoom?.x, host.clientWidth - margin.l - margin.r, 80),
       yaxis: axis(chart.y, this.zoom?.y, height - margin.b, 40), annotations: this.labels,
-      shapes: (chart.rules || []).map(({ x, y }) => ({
-        type: "line", line: { color: theme.quiet, width: 1, dash: "2px,4px" }, opacity: 0.8, layer: "below",
+      shapes: (chart.rules || []).map(({ x, y, strong }) => ({
+        type: "line", line: strong ? { color: theme.text, width: 1.6 * large, dash: "7px,5px" } : { color: theme.quiet, width: 1, dash: "2px,4px" }, opacity: 0.8, layer: "below",
         ...(x === undefined ? { xref: "paper", x0: 0, x1: 1, y0: y, y1: y } : { yref: "paper", y0: 0, y1: 1, x0: x, x1: x }),
       })),
-    }, { displayModeBar: false, showTips: false, doubleClick: "autosize" });
+    }, { displayModeBar: false, showTips: false, doubleClick: false });
     this.whole.hidden = !this.zoom;
   }
 
   // Each label takes the first place near its point that is free of other labels and of marks that carry one.
   label() {
-    const { chart, large, plot, font: { size } } = this, { xaxis, yaxis } = plot._fullLayout, gap = 9 * large, taken = [], found = [];
+    const { chart, large, plot, font: { size } } = this, { xaxis, yaxis } = plot._fullLayout, gap = 9 * large, line = 1.4 * size, taken = [], found = [];
     pen.font = `${size}px ${this.font.family}`;
     for (const point of (chart.points || []).filter(({ solid }) => solid)) {
       const radius = point.size * large;
       taken.push([xaxis.d2p(point.x) - radius, yaxis.d2p(point.y) - radius, 2 * radius, 2 * radius]);
     }
-    for (const { x, y, text, colour, above } of chart.labels || []) {
+    for (const { x, y, text, colour, above, after, bold } of chart.labels || []) {
+      pen.font = `${bold ? "bold " : ""}${size}px ${this.font.family}`;
       const px = xaxis.d2p(x), py = yaxis.d2p(y), words = fitted(text, xaxis._length * 0.45), width = pen.measureText(words).width;
       if (px < -1 || px > xaxis._length + 1 || py < -1 || py > yaxis._length + 1) continue;
       const left = Math.min(Math.max(px - width / 2, 0), xaxis._length - width), sides = above ? [-1, 1] : [1, -1];
-      const over = (step, side) => [left, py + side * (gap + step * (size + 2)) - (side < 0 ? size : 0)];
-      const places = [...sides.map((side) => over(0, side)), [px + gap, py - size / 2], [px - gap - width, py - size / 2]];
+      const over = (step, side) => [left, py + side * (gap + step * line) - (side < 0 ? size : 0)];
+      const right = [px + gap, py - size / 2];
+      const places = [...(after ? [right] : []), ...sides.map((side) => over(0, side)), right, [px - gap - width, py - size / 2]];
       for (let step = 1; step < 6; step++) places.push(over(step, 1), over(step, -1));
       const place = places.find(([at, from]) => at >= 0 && at + width <= xaxis._length && from >= -8 && from + size <= yaxis._length + 4 &&
         taken.every(([l, t, w, h]) => at > l + w || at + width < l || from > t + h || from + size < t));
       if (!place) continue;
-      taken.push([place[0] - 3, place[1] - 1, width + 6, size + 2]);
+      taken.push([place[0] - 3, place[1] - line + size, width + 6, 2 * line - size]);
       const dx = place[0] + width / 2 - px, dy = place[1] + size / 2 - py, far = Math.abs(dy) > gap + size;
       found.push({
-        text: escaped(words), xref: "paper", yref: "paper", x: px / xaxis._length, y: 1 - py / yaxis._length, ax: dx, ay: dy, borderpad: 0,
+        text: bold ? `<b>${escaped(words)}</b>` : escaped(words), xref: "paper", yref: "paper", x: px / xaxis._length, y: 1 - py / yaxis._length, ax: dx, ay: dy, borderpad: 0,
         font: { color: this.theme[colour || "text"] || colour }, arrowhead: 0, arrowwidth: 1, arrowcolor: far ? this.theme.quiet : "rgba(0,0,0,0)",
       });
     }
@@ -157,12 +162,15 @@ class Plot {
 
   zoomed() {
     const { xaxis, yaxis } = this.plot._fullLayout;
-    this.zoom = xaxis.autorange && yaxis.autorange ? null : { x: [...xaxis.range], y: [...yaxis.range] };
+    const whole = ({ autorange, range }, home) => (home ? range.every((end, i) => Math.abs(end - home[i]) < 1e-6 * (home[1] - home[0])) : autorange);
+    this.zoom = whole(xaxis, this.chart.x.range) && whole(yaxis, this.chart.y.range) ? null : { x: [...xaxis.range], y: [...yaxis.range] };
     this.whole.hidden = !this.zoom;
   }
 
   range(zoom) {
-    Plotly.relayout(this.plot, zoom ? { "xaxis.range": zoom.x, "yaxis.range": zoom.y } : { "xaxis.autorange": true, "yaxis.autorange": true });
+    if (zoom) return Plotly.relayout(this.plot, { "xaxis.range": zoom.x, "yaxis.range": zoom.y });
+    this.zoom = null;
+    this.paint();
   }
 
   point(point) {

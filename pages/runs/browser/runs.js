@@ -35,10 +35,19 @@ class Columns {
 }
 
 class Live {
-  constructor(root) {
+  constructor() {
     this.plots = {};
-    for (const host of root.querySelectorAll("[data-chart]")) this.plots[host.dataset.chart] = new Plot(host, Number(host.dataset.height));
-    this.grid = root.querySelector(".small");
+  }
+
+  // A place on the page for one of the charts, or that it is gone.
+  place(name, host) {
+    this.plots[name] = new Plot(host, Number(host.dataset.height));
+    if (this.view && this.runs) this.draw();
+  }
+
+  leave(name) {
+    this.plots[name]?.leave();
+    delete this.plots[name];
   }
 
   // Everything, once; the same again changes nothing.
@@ -68,38 +77,40 @@ class Live {
 
   draw() {
     const { quantity, of } = this.view;
-    const runs = this.runs.filter((run) => !of || run.data === of);
-    const features = runs.some((run) => run.train.rows("features").length);
-    this.grid.classList.toggle("three", features);
-    this.plots.features.host.hidden = !features;
-    this.plots.speed.draw(this.speed(runs, quantity));
-    this.plots.loss.draw(this.steps(runs, "loss", "train"));
-    this.plots.task.draw(this.steps(runs, quantity, "evals"));
-    if (features) this.plots.features.draw(this.steps(runs, "features", "train"));
+    const runs = this.runs.filter((run) => !of || run.data === of), { task, speed, loss, features } = this.plots;
+    task?.draw(this.climb(runs, quantity));
+    speed?.draw(this.speed(runs, quantity));
+    loss?.draw(this.losses(runs, "loss"));
+    features?.draw(this.losses(runs, "features"));
   }
 
   tips(run, i, quantity) {
-    const { evals } = run, { titles, relative } = this.view, at = (name) => evals.at(i, name);
+    const { evals } = run, { titles } = this.view, at = (name) => evals.at(i, name);
     return [
       ["run", run.label], ["plan", run.plan], ["point", PHASES[at("phase")]], [titles.task, number(at(quantity))],
       [quantity === "top1" ? "test images" : "test tokens", number(at("images"), 9)],
-      [relative ? "speed, × the teacher's" : "speed", number(at("images_per_s") / this.unit(run))], ["KL to the teacher, nats", number(at("kl_teacher"))],
+      ["speed, × the original", number(this.times(run), 3)], [titles.speed, number(at("images_per_s"))], ["KL to the original, nats", number(at("kl_teacher"))],
       ["epoch", number(at("epoch"))], ["step", number(at("step"), 9)], ["seconds of training", number(at("seconds"))],
     ].filter(([, value]) => value);
   }
 
-  unit(run) {
-    return (this.view.relative && run.teacher && run.teacher.images_per_s) || 1;
+  // How many times as fast as its original a run is: measured once, both in turns.
+  times({ evals }) {
+    const [first] = evals.rows("speedup");
+    return first === undefined ? null : evals.at(first, "speedup");
   }
 
-  teachers(runs, quantity) {
-    const named = Map.groupBy(runs.filter((run) => run.teacher && run.teacher.images_per_s !== null && run.teacher[quantity] !== null), (run) => run.taught);
+  originals(runs, quantity) {
+    const named = Map.groupBy(runs.filter((run) => run.teacher && run.teacher[quantity] !== null), (run) => run.taught);
     return [...named].map(([label, group]) => {
-      const speeds = group.map((run) => run.teacher.images_per_s).sort((a, b) => a - b), last = group.at(-1).teacher, half = speeds.length >> 1;
-      const x = this.view.relative ? 1 : speeds.length % 2 ? speeds[half] : (speeds[half - 1] + speeds[half]) / 2;
-      const told = [["teacher", label], [this.view.titles.task, number(last[quantity])], ["test images", number(last.images, 9)], ["speed, median over runs", number(x)], ["runs", group.length], ["device", last.device]];
-      return { run: label, label, x, y: last[quantity], tip: () => told.filter(([, value]) => value) };
+      const last = group.at(-1).teacher, goal = last[quantity];
+      const told = [["original", label], [this.view.titles.task, number(goal)], ["test images", number(last.images, 9)], ["device", last.device]];
+      return { run: label, label, goal, tip: () => told.filter(([, value]) => value) };
     });
+  }
+
+  value(y, quantity) {
+    return quantity === "top1" ? `${y.toFixed(1)} %` : number(y);
   }
 
   // The end on all test images, where those along the way are on a part of them: hollow squares.
@@ -111,85 +122,140 @@ class Live {
     const { whole } = run;
     return [
       ["run, on all test images", run.label], ["plan", run.plan], [this.view.titles.task, number(whole[quantity])],
-      [quantity === "top1" ? "test images" : "test tokens", number(whole.images, 9)], ["KL to the teacher, nats", number(whole.kl_teacher)], ["step", number(whole.step, 9)],
+      [quantity === "top1" ? "test images" : "test tokens", number(whole.images, 9)], ["KL to the original, nats", number(whole.kl_teacher)], ["step", number(whole.step, 9)],
     ].filter(([, value]) => value);
   }
 
-  speed(runs, quantity) {
-    const { titles, relative, published, larger } = this.view, better = quantity === "top1" ? 1 : -1;
-    const paths = runs.map((run) => ({
-      run, at: run.evals.rows("images_per_s", quantity).map((i) => ({ i, x: run.evals.at(i, "images_per_s") / this.unit(run), y: run.evals.at(i, quantity) })),
-    })).filter(({ at }) => at.length);
-    const latest = paths.map(({ run, at }) => ({ ...at.at(-1), run })), teachers = this.teachers(runs, quantity);
-    const front = [];
-    for (const point of [...latest, ...teachers].sort((a, b) => b.x - a.x || better * (b.y - a.y)))
-      if (!front.length || better * (point.y - front.at(-1)[1]) > 0) front.push([point.x, point.y]);
-    const sweeps = [...Map.groupBy(latest.filter(({ run }) => run.group), ({ run }) => run.group).values()].filter((group) => group.length > 1);
-    const whole = runs.filter((run) => run.whole && run.whole[quantity] !== null && run.whole.images_per_s !== null)
-      .map((run) => ({ run, x: run.whole.images_per_s / this.unit(run), y: run.whole[quantity] }));
-    const tested = new Map(runs.filter((run) => run.whole && run.whole[`teacher_${quantity}`] !== null).map((run) => [run.taught, run.whole]));
-    const point = (run, { i, x, y }, more) => ({ run: run.id, x, y, colour: run.colour, tip: () => this.tips(run, i, quantity), ...more });
-    const told = latest.map(({ run, x, y }) => `${run.label} ${y.toFixed(1)}${better > 0 ? " %" : ""} at ${number(x)}`).concat(this.wholes(whole.map(({ run }) => run), quantity)).join("; ");
+  // Points of one run in a chart, in its colour; the last is the largest.
+  marks(run, at, quantity, tip) {
+    return at.map((place, order) => ({
+      run: run.id, x: place.x, y: place.y, colour: run.colour, tip: tip ? () => tip(run, place.i) : () => this.tips(run, place.i, quantity),
+      size: order === at.length - 1 ? 6.9 : 2.6, solid: order === at.length - 1, hollow: !order && at.length > 1 && !tip,
+    }));
+  }
+
+  squares(runs, quantity, x) {
+    return runs.filter((run) => run.whole && run.whole[quantity] !== null && x(run) !== null)
+      .map((run) => ({ run: run.id, x: x(run), y: run.whole[quantity], colour: run.colour, size: 5, shape: "square", hollow: true, solid: true, tip: () => this.wholeTip(run, quantity) }));
+  }
+
+  axis(quantity) {
+    const { titles } = this.view;
+    return quantity === "top1" ? { title: titles.y, range: [0, 102], ticks: [0, 25, 50, 75, 100] } : { title: titles.y, log: true };
+  }
+
+  // The picture of the page: right answers over epochs, towards the original's, on axes that do not move.
+  climb(runs, quantity) {
+    const { titles, larger, expected } = this.view, end = Math.max(1, ...runs.map(({ epochs }) => Number(epochs))), stars = this.originals(runs, quantity);
+    const paths = runs.map((run) => ({ run, at: run.evals.rows("epoch", quantity).map((i) => ({ i, x: run.evals.at(i, "epoch"), y: run.evals.at(i, quantity) })) })).filter(({ at }) => at.length);
+    const told = paths.map(({ run, at }) => `${run.label} ${this.value(at.at(-1).y, quantity)} after ${number(at.at(-1).x, 3)} epochs`).concat(this.wholes(runs.filter(({ whole }) => whole), quantity)).join("; ");
+    const bands = quantity === "top1" ? paths.filter(({ run }) => expected[run.id]).map(({ run, at }) => ({ run, from: at.at(-1), to: Number(run.epochs), band: expected[run.id] })) : [];
     return {
-      key: `${quantity} ${relative}`, larger, x: { title: titles.x }, y: { title: titles.y, log: better < 0 },
-      alt: `${better > 0 ? "Top-1 in percent" : "Perplexity"} against ${titles.x}: ${told || "no run has been evaluated yet"}.`,
-      rules: teachers.flatMap(({ x, y }) => [{ x }, { y }]),
+      key: `${quantity} ${end}`, larger, x: { title: "epochs over the training images", range: [-0.012 * end, 1.2 * end], ticks: even(end) }, y: this.axis(quantity),
+      alt: `${titles.y} against epochs: ${told || "no run has been evaluated yet"}.`,
+      rules: stars.map(({ goal }) => ({ y: goal, strong: true })),
       lines: [
-        ...(front.length > 1 ? [{ at: front, colour: "text", width: 7, opacity: 0.22 }] : []),
-        ...sweeps.map((group) => ({ at: group.map(({ x, y }) => [x, y]).sort((a, b) => a[0] - b[0]), colour: "quiet", width: 1.6, dash: [5, 4] })),
-        ...paths.map(({ run, at }) => ({ at: at.map(({ x, y }) => [x, y]), colour: run.colour })),
+        ...bands.map(({ run, from, to, band: [low, high] }) => ({ at: [[from.x, from.y], [to, high], [to, low], [from.x, from.y]], colour: run.colour, width: 0, fill: true })),
+        ...paths.map(({ run, at }) => ({ at: at.map(({ x, y }) => [x, y]), colour: run.colour, width: 2.6 })),
       ],
       points: [
-        ...paths.flatMap(({ run, at }) => at.slice(0, -1).map((place) => point(run, place, { size: 3.3, opacity: 0.75 }))),
-        ...paths.map(({ run, at }) => point(run, at.at(-1), { size: 6.9, solid: true })),
-        ...whole.map(({ run, x, y }) => ({ run: run.id, x, y, colour: run.colour, size: 5.5, shape: "square", hollow: true, solid: true, tip: () => this.wholeTip(run, quantity) })),
-        ...teachers.map((teacher) => ({ ...teacher, colour: "text", size: 11, shape: "star", solid: true })),
-        ...teachers.filter(({ label }) => tested.has(label)).map(({ label, x }) => ({
-          run: label, x, y: tested.get(label)[`teacher_${quantity}`], colour: "text", size: 11, shape: "star", hollow: true,
-          tip: () => [["teacher, all test images", label], [titles.task, number(tested.get(label)[`teacher_${quantity}`])], ["images or tokens", number(tested.get(label).images, 9)]],
-        })),
+        ...paths.flatMap(({ run, at }) => this.marks(run, at, quantity)),
+        ...this.squares(runs, quantity, (run) => run.whole.epoch),
+        ...stars.map((star) => ({ ...star, x: 0.9 * end, y: star.goal, colour: "text", size: 8, shape: "star", solid: true })),
+      ],
+      labels: [
+        ...paths.map(({ run, at }) => ({ ...at.at(-1), text: `${this.value(at.at(-1).y, quantity)} ${run.label}`, bold: true, colour: run.colour, after: true })),
+        ...stars.map(({ label, goal }) => ({ x: 0.9 * end, y: goal, text: `original ${this.value(goal, quantity)}${stars.length > 1 ? ` ${label}` : ""}`, above: true })),
+        ...bands.map(({ to, band: [low, high] }) => ({ x: to, y: high, text: `expected ${low.toFixed(0)}–${high.toFixed(0)} %`, colour: "quiet", after: true })),
+      ],
+    };
+  }
+
+  // The evaluations of elastic runs; each has a point for every size, from the whole model to the narrowest.
+  ladders(runs) {
+    const tip = (run, i, [removed, times, top1, speed, params, kl]) => [
+      ["run", run.label], ["removed", `${number(removed)} %`], ["point", PHASES[run.evals.at(i, "phase")]], [this.view.titles.task, number(top1)],
+      ["speed, × the whole", number(times, 3)], [this.view.titles.speed, number(speed)], ["parameters", number(params, 9)], ["KL to the original, nats", number(kl)], ["step", number(run.evals.at(i, "step"), 9)],
+    ].filter(([, value]) => value);
+    return runs.map((run) => ({ run, each: run.evals.rows("ladder").map((i) => run.evals.at(i, "ladder").map((size) => ({ x: size[1], y: size[2], tip: () => tip(run, i, size) }))) })).filter(({ each }) => each.length);
+  }
+
+  speed(runs, quantity) {
+    const { titles, published, larger } = this.view, elastic = this.ladders(runs);
+    const paths = runs.filter((run) => this.times(run) !== null && !elastic.some((own) => own.run === run))
+      .map((run) => ({ run, at: run.evals.rows(quantity).map((i) => ({ i, x: this.times(run), y: run.evals.at(i, quantity) })) })).filter(({ at }) => at.length);
+    const latest = paths.map(({ run, at }) => ({ ...at.at(-1), run })), stars = this.originals(runs, quantity);
+    const sweeps = [...Map.groupBy(latest.filter(({ run }) => run.group), ({ run }) => run.group).values()].filter((group) => group.length > 1);
+    const told = [...latest, ...elastic.flatMap(({ run, each }) => each.at(-1).map((at) => ({ ...at, run })))].map(({ run, x, y }) => `${run.label} ${this.value(y, quantity)} at ${number(x, 3)}×`).concat(this.wholes(runs.filter(({ whole }) => whole), quantity)).join("; ");
+    const far = [...[...latest, ...elastic.flatMap(({ each }) => each.at(-1))].map(({ x }) => x), ...published.map(([, x]) => x)], low = Math.min(1, ...far), high = Math.max(2, ...far);
+    return {
+      key: `speed ${quantity}`, larger, x: { title: titles.x, range: [low - 0.08 * (high - low), high + 0.16 * (high - low)], suffix: "×" }, y: this.axis(quantity),
+      alt: `${titles.y} against speed, times the original: ${told || "no run has been evaluated yet"}.`,
+      rules: stars.map(({ goal }) => ({ y: goal })),
+      lines: [
+        ...sweeps.map((group) => ({ at: group.map(({ x, y }) => [x, y]).sort((a, b) => a[0] - b[0]), colour: "quiet", width: 1.6, dash: [5, 4] })),
+        ...paths.map(({ run, at }) => ({ at: at.map(({ x, y }) => [x, y]), colour: run.colour })),
+        ...elastic.flatMap(({ run, each }) => each.map((at, order) => ({
+          at: at.map(({ x, y }) => [x, y]), colour: run.colour, ...(order === each.length - 1 && order ? { width: 2.6 } : order ? { width: 1, opacity: 0.3 } : { width: 1.6, dash: [5, 4] }),
+        }))),
+      ],
+      points: [
+        ...paths.flatMap(({ run, at }) => this.marks(run, at, quantity)),
+        ...elastic.flatMap(({ run, each }) => [...new Set([each[0], each.at(-1)])].flatMap((sizes, now) => sizes.map((at) => ({ ...at, run: run.id, colour: run.colour, size: now ? 4.4 : 2.6, solid: !!now, hollow: !now })))),
+        ...this.squares(runs, quantity, (run) => this.times(run)),
+        ...stars.map((star) => ({ ...star, x: 1, y: star.goal, colour: "text", size: 10, shape: "star", solid: true })),
         ...published.map(([label, x, y, note]) => ({
           run: "published", x, y, colour: "quiet", size: 7, shape: "diamond", hollow: true, solid: true,
-          tip: () => [["published", label], ["top-1, %", number(y)], ["images/s, Titan Xp, batch 32", number(x)], ["note", note]],
+          tip: () => [["published", label], ["top-1, %", number(y)], ["times DeiT-B's speed, Titan Xp", number(x)], ["note", note]],
         })),
       ],
       labels: [
-        ...teachers.map(({ label, x, y }) => ({ x, y, text: label, above: true })),
-        ...paths.map(({ run, at }) => ({ ...at[0], text: run.label })),
+        ...paths.map(({ run, at }) => ({ ...at.at(-1), text: run.label, colour: run.colour, after: true })),
+        ...elastic.map(({ run, each }) => ({ ...each.at(-1).at(-1), text: run.label, colour: run.colour })),
+        ...stars.map(({ goal }) => ({ x: 1, y: goal, text: "original", above: true })),
         ...published.map(([label, x, y]) => ({ x, y, text: label, colour: "quiet", above: true })),
       ],
     };
   }
 
-  steps(runs, quantity, kind) {
-    const { titles, larger } = this.view, evaluated = kind === "evals", title = evaluated ? titles.task : titles[quantity];
-    const whole = evaluated ? runs.filter((run) => run.whole && run.whole[quantity] !== null && run.whole.step !== null) : [];
-    const lines = runs.map((run) => ({ run, rows: run[kind].rows("step", quantity).filter((i) => !evaluated || run.evals.at(i, "phase") > 0) })).filter(({ rows }) => rows.length);
-    const at = (run, i) => ({ x: run[kind].at(i, "step"), y: run[kind].at(i, quantity) });
-    const tip = (run, i) => () => [
-      ["run", run.label], ["step", number(run[kind].at(i, "step"), 9)], [title, number(run[kind].at(i, quantity))],
-      ["epoch", number(run[kind].at(i, "epoch"))], ["seconds of training", number(run[kind].at(i, "seconds"))], ...(evaluated ? [[quantity === "top1" ? "test images" : "test tokens", number(run.evals.at(i, "images"), 9)]] : []),
+  losses(runs, quantity) {
+    const title = this.view.titles[quantity], lines = runs.map((run) => ({ run, at: run.train.rows("step", quantity).map((i) => ({ i, x: run.train.at(i, "step"), y: run.train.at(i, quantity) })) })).filter(({ at }) => at.length);
+    const tip = ({ label, train }, i) => [
+      ["run", label], ["step", number(train.at(i, "step"), 9)], [title, number(train.at(i, quantity))], ["epoch", number(train.at(i, "epoch"))], ["seconds of training", number(train.at(i, "seconds"))],
     ].filter(([, value]) => value);
-    const told = lines.map(({ run, rows }) => `${run.label} ${number(at(run, rows.at(-1)).y)} at step ${number(at(run, rows.at(-1)).x, 9)}`).concat(this.wholes(whole, quantity)).join("; ");
+    const told = lines.map(({ run, at }) => `${run.label} ${number(at.at(-1).y)} at step ${number(at.at(-1).x, 9)}`).join("; ");
     return {
-      key: quantity, larger, x: { title: "step", zero: true }, y: { title: evaluated ? titles.y : title, log: quantity === "perplexity" },
-      alt: `${title} against step: ${told || "nothing yet"}.`,
-      lines: lines.map(({ run, rows }) => ({ at: rows.map((i) => Object.values(at(run, i))), colour: run.colour, width: 1.8 })),
-      points: [
-        ...lines.flatMap(({ run, rows }) => rows.map((i, place) => ({
-          run: run.id, ...at(run, i), colour: run.colour, tip: tip(run, i), size: place === rows.length - 1 ? 4.4 : evaluated ? 2.8 : 0,
-        }))),
-        ...whole.map((run) => ({ run: run.id, x: run.whole.step, y: run.whole[quantity], colour: run.colour, size: 4.5, shape: "square", hollow: true, tip: () => this.wholeTip(run, quantity) })),
-      ],
+      key: quantity, larger: this.view.larger, x: { title: "step", zero: true }, y: { title }, alt: `${title} against step: ${told || "nothing yet"}.`,
+      lines: lines.flatMap(({ run, at }) => [
+        { at: at.map(({ x, y }) => [x, y]), colour: run.colour, width: 1, opacity: 0.3 },
+        { at: smoothed(at), colour: run.colour, width: 2.2 },
+      ]),
+      points: lines.flatMap(({ run, at }) => this.marks(run, at, quantity, tip).map((mark, order) => ({ ...mark, size: order === at.length - 1 ? 4.4 : 0, solid: false }))),
     };
   }
 }
 
-export default function ({ data, parentElement }) {
-  const root = parentElement.querySelector(".runs"), hub = (window.upvitRuns ??= {});
-  root.live ??= new Live(root);
-  root.live.picture(JSON.parse(new TextDecoder().decode(data)));
-  hub.live = root.live;
+// Means over a stretch that grows to a thirtieth of the line.
+function smoothed(at) {
+  const reach = Math.max(1, Math.round(at.length / 60));
+  return at.map(({ x }, i) => {
+    const near = at.slice(Math.max(0, i - reach), i + reach + 1);
+    return [x, near.reduce((sum, { y }) => sum + y, 0) / near.length];
+  });
+}
+
+// Ticks from 0 to the end at even numbers of epochs.
+function even(end) {
+  const step = [0.25, 0.5, 1, 2, 5, 10, 20, 25, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000].find((size) => end / size <= 6) || end;
+  return Array.from({ length: Math.floor(end / step) + 1 }, (_, i) => i * step);
+}
+
+export default function ({ data }) {
+  const hub = (window.upvitRuns ??= {});
+  hub.hosts ??= {};
+  const live = (hub.live ??= new Live());
+  live.picture(JSON.parse(new TextDecoder().decode(data)));
+  for (const [name, host] of Object.entries(hub.hosts)) if (live.plots[name]?.host !== host) live.place(name, host);
   hub.bring?.();
-  return () => { for (const plot of Object.values(root.live.plots)) plot.leave(); if (hub.live === root.live) delete hub.live; };
+  return () => { for (const name of Object.keys(live.plots)) live.leave(name); if (hub.live === live) delete hub.live; };
 }

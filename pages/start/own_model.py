@@ -1,12 +1,12 @@
-"""Model: diagram, size and accuracy of the open model, its answers to eight samples, and a panel to open another."""
+"""The open model: its drawing, its size, its accuracy, and its answers to eight test images."""
 
+import math
 from collections.abc import Sequence
 
 import streamlit as st
 
-from pages.model import open_panel
 from pages.services import evaluation, jobs, open_model
-from pages.widgets import charts, frame, presenter, progress
+from pages.widgets import charts, progress
 from pages.widgets.cards import MEASURED, Card, cards
 from pages.widgets.plain import plain
 from pages.widgets.tables import Tile, gallery, table
@@ -16,9 +16,13 @@ from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.task import data_name
 
 
-def baseline_job(model: open_model.OpenModel) -> jobs.Job[evaluation.Baseline] | None:
-    """The job that evaluates the open model; None without weights or images."""
-    return evaluation.measure_baseline(model) if model.can_measure else None
+def draw(model: open_model.OpenModel) -> None:
+    job = evaluation.measure_baseline(model) if model.can_measure else None
+    charts.show(draw_model(model.shape, charts.theme()), "drawing")
+    if not model.is_demo:
+        st.caption(f"Recognised: {plain(model.recognised)}.")
+    numbers(model, job)
+    predictions(model, job)
 
 
 def numbers(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] | None) -> None:
@@ -27,11 +31,13 @@ def numbers(model: open_model.OpenModel, job: jobs.Job[evaluation.Baseline] | No
         where = f"{result.images:,} {task.samples} of {data_name(result.data)}"
         note = f"on {where}; 95 % interval {result.low:.{task.digits}f} – {result.high:.{task.digits}f}"
         top = Card(task.name, task.format(result.value), note, MEASURED)
+        if math.isnan(result.value):
+            top = Card(task.name, "—", "needs images with labels")
     else:
         needs = f"needs {task.data if model.has_weights else 'weights'}"
         top = Card(task.name, "—", "being measured" if job is not None and job.active else needs)
     parameters, macs = units.short(count_parameters(model.shape)), units.short(count_macs(model.shape))
-    size = Card("Parameters", parameters, "numbers that the model has learnt")
+    size = Card("Parameters", parameters, "learned weights")
     cards([size, Card(f"MACs, one {task.batch_item}", macs, f"multiplications to {task.verb}"), top])
 
 
@@ -74,17 +80,3 @@ def draw_guesses(guesses: Sequence[evaluation.ClassGuess], *, pictures: bool) ->
             for guess, answer in zip(guesses, answers, strict=True)
         ]
         table(("after", "comes", "answer"), rows)
-
-
-with frame.page("Model", "The open model: its parts, its size, and how well it does."):
-    left, right = st.columns([0.68, 0.32], gap="medium")
-    with right, presenter.folded("Open another"):
-        open_panel.panel()
-    with left:
-        model = frame.current()
-        job = baseline_job(model)
-        charts.show(draw_model(model.shape, charts.theme()), "drawing")
-        if not model.is_demo:
-            st.caption(f"Recognised: {plain(model.recognised)}.")
-        numbers(model, job)
-    predictions(model, job)
