@@ -121,7 +121,14 @@ class TestOnTheDevice:
 
 
 def test_float32_scores_forbid_tf32_on_a_gpu() -> None:
-    before = torch.backends.cudnn.allow_tf32
-    with autocast(torch.device("cuda"), "float32"):
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
+    """Of convolutions and of matrix products, where NVIDIA's containers allow it."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high")
+    try:
+        with autocast(torch.device("cuda"), "float32"):
+            assert not torch.backends.cudnn.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32 == before[1]
+    finally:
+        torch.set_float32_matmul_precision(before[0])

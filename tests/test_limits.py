@@ -24,7 +24,10 @@ def place(tmp_path: Path) -> Path:
 
 def test_nothing_set_is_nothing_limited(place: Path) -> None:
     limits = Limits.of({})
-    assert limits == Limits(None, None, None, True)
+    assert limits == Limits(
+        roots=None, longest_run_hours=None, runs_per_session=None, runs_in_all=None, uploads=None, host=None,
+        host_names=(), maps=True,
+    )  # fmt: skip
     limits.confine(str(place / "secret"))
 
 

@@ -9,12 +9,20 @@ import torch
 from tests.support import ROOT
 from tests.support.small_job import make_job, nothing
 from tests.support.small_run import CFG, fork_worker, run_to_end, spec_for, wait_for, write_images
+from tests.support.tiny import TensorProxy, tiny
+from tests.support.tiny import images as noise
 from upvit_core.data import open_images
-from upvit_core.errors import RunError
-from upvit_core.evaluation import predict
+from upvit_core.errors import MemoryLimitError, RunError
+from upvit_core.models.build import adapt
+from upvit_core.models.predict import predict
+from upvit_core.models.vit import ViTAdapter
 from upvit_core.out_of_memory import bounds, is_out_of_memory
+from upvit_core.planning.ratios import Ratios, plan_uniform
+from upvit_core.pruning.basis import collect_statistics, directions_scores, prune_directions
+from upvit_core.pruning.repair.repair import repair
+from upvit_core.records.basis import Basis
 from upvit_core.runs import RunStore
-from upvit_core.runs.devices import Device, devices, parse_gpus, show_only
+from upvit_core.runs.devices import Device, devices, lease_names, parse_gpus, show_only
 from upvit_core.runs.memory_check import check_memory
 from upvit_core.training.distillation import Distillation, distill, isolated_rng
 
@@ -41,7 +49,7 @@ def steps(job: Distillation, count: int = 3) -> list[torch.Tensor]:
     """Losses, then gradients of the last step."""
     gradients = []
     with isolated_rng():
-        for images, labels in list(job.batches.epoch(0))[:count]:
+        for images, labels in job.batches.steps(0, count):
             job.train_step(images.clone(), labels)
             gradients.append(job.sums.clone())
     return gradients + [p.grad.clone() for p in job.student.parameters() if p.grad is not None]
@@ -139,7 +147,7 @@ def test_evaluation_halves_too(train_images: Any) -> None:
     assert torch.equal(labels, same)
 
 
-def test_a_run_says_so_in_log_and_state(small_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_so_in_log_and_state(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = RunStore(tmp_path / "runs")
     init = Distillation.__init__
 
@@ -149,57 +157,85 @@ def test_a_run_says_so_in_log_and_state(small_home: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(Distillation, "__init__", limited)
     monkeypatch.setattr("upvit_core.runs.train.EVAL_BATCH", {"cpu": 4})
-    run = store.create(spec_for(small_home, epochs=1))
+    run = store.create(spec_for(home, epochs=1))
     run_to_end(store, run)
     sentence = "Out of memory: the batch of 8 is trained 4 images at a time, gradients added up."
     assert sentence in store.state(run.id).note
     assert sentence in run.log.read_text()
 
 
-@pytest.fixture(scope="module")
-def small_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.support.small_run import small_home
+def without_room(monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    """From now on no attention of a ViT takes more images than that at once."""
+    attention = ViTAdapter.attention
 
-    return small_home(tmp_path_factory.mktemp("home"))
+    def limited(self: ViTAdapter, block: int, x: torch.Tensor) -> Any:
+        if len(x) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return attention(self, block, x)
+
+    monkeypatch.setattr(ViTAdapter, "attention", limited)
+
+
+def test_statistics_and_repair_halve_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, shape = tiny("class token")
+    adapter, proxy = adapt(model, shape), TensorProxy(noise(40))
+    scores = directions_scores(adapter, proxy, collect_statistics(adapter, proxy))
+    plan = plan_uniform(scores, Ratios.equal(0.5), basis=Basis.DIRECTIONS)
+
+    def repaired() -> tuple[dict[str, torch.Tensor], torch.nn.Module]:
+        stats = collect_statistics(adapter, proxy, batch_size=16)
+        student = prune_directions(model, shape, plan, stats)
+        return stats.grams, repair(student, model, plan, proxy, stats=stats)[0]
+
+    grams, student = repaired()
+    without_room(monkeypatch, 3)
+    others, other = repaired()
+    for name, gram in grams.items():
+        torch.testing.assert_close(others[name], gram, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(other(proxy.tensor), student(proxy.tensor), rtol=1e-6, atol=1e-8)
+    without_room(monkeypatch, 0)
+    with pytest.raises(MemoryLimitError, match="Not even one at a time"):
+        collect_statistics(adapter, proxy)
 
 
 def a_device(free: int, name: str = "cpu") -> Device:
     return Device(name, "this one", 64 << 30, free)
 
 
-def test_what_would_not_fit_is_said_before(small_home: Path) -> None:
-    spec = spec_for(small_home)
-    roomy = check_memory(spec, a_device(1 << 40))
+def test_what_would_not_fit_is_said_before(home: Path) -> None:
+    spec = spec_for(home)
+    roomy = check_memory(spec, [a_device(1 << 40)])
     assert roomy is not None
     assert roomy.parts == 1
     assert roomy.sentence == ""
-    tight = check_memory(spec, a_device(roomy.memory.total(3)))
+    tight = check_memory(spec, [a_device(roomy.memory.total(3))])
     assert tight is not None
     assert tight.parts == 4
     assert "trained 2 images at a time" in tight.sentence
-    full = check_memory(spec, a_device(roomy.memory.total(1) - 1))
+    full = check_memory(spec, [a_device(roomy.memory.total(1) - 1)])
     assert full is not None
     assert full.parts is None
     assert "Even one image at a time needs" in full.sentence
-    gpu = check_memory(spec, a_device(1 << 40, "cuda:0"))
+    gpu = check_memory(spec, [a_device(1 << 40, "cuda:0")])
     assert gpu is not None
     assert gpu.needed > roomy.needed
-    folder = spec.model_copy(update={"plan": None, "student": str(small_home / "teacher")})
-    other = check_memory(folder, a_device(1 << 40))
+    folder = spec.model_copy(update={"plan": None, "student": str(home / "teacher")})
+    other = check_memory(folder, [a_device(1 << 40)])
     assert other is not None
     assert other.memory.fixed > roomy.memory.fixed
     assert check_memory(folder.model_copy(update={"student": "/nowhere"})) is None
 
 
 def test_a_tight_run_begins_in_parts_and_an_impossible_one_fails(
-    small_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = RunStore(tmp_path / "runs")
-    memory = check_memory(spec_for(small_home)).memory  # type: ignore[union-attr]
+    memory = check_memory(spec_for(home)).memory  # type: ignore[union-attr]
     for images, state in ((3, "done"), (0, "failed")):
         device = a_device(memory.total(images))
-        monkeypatch.setattr("upvit_core.runs.memory_check.device_named", lambda name, device=device: device)
-        run = store.create(spec_for(small_home, epochs=1))
+        monkeypatch.setattr("upvit_core.runs.worker.devices_named", lambda names, device=device: [device])
+        run = store.create(spec_for(home, epochs=1))
         wait_for(fork_worker(run))
         now = store.state(run.id)
         assert now.state == state, now
@@ -239,7 +275,7 @@ def test_gpus_are_numbered_as_torch_numbers_them(visible: str | None, names: lis
 @pytest.mark.parametrize(
     ("before", "device", "count", "after"),
     [
-        ("", "cuda:1", 1, "1"), ("4,6", "cuda:1", 1, "6"), ("4", "cuda:1", 1, ""), ("4,6", "cuda", 1, "4,6"),
+        ("", "cuda:1", 1, "1"), ("4,6", "cuda:1", 1, "6"), ("4", "cuda:1", 1, ""), ("4,6", "cuda", 1, "4"),
         ("", "cpu", 1, ""), ("", "cuda:1", 2, "1,2"), ("4,6,7", "cuda:1", 2, "6,7"), ("4,6", "auto", 2, "4,6"),
     ],
 )  # fmt: skip
@@ -249,7 +285,7 @@ def test_a_run_sees_only_its_gpus(
     import os
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", before)
-    show_only(device, count)
+    show_only(lease_names(device, count))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == after
 
 
@@ -261,14 +297,14 @@ def test_the_command_line_says_what_does_not_fit(
 
     demo = {"teacher": "demo", "student": str(ROOT / "assets/demo"), "data": "demo", "epochs": 1}
     asked = RunSpec(name="r", **demo)
-    needed = check_memory(asked, a_device(1 << 40))
+    needed = check_memory(asked, [a_device(1 << 40)])
     assert needed is not None
     for free, sentence in (
         (2 * needed.needed, ""),
         (needed.needed - 1, "gradients added up"),
         (1, "choose another device"),
     ):
-        monkeypatch.setattr("upvit_core.runs.memory_check.device_named", lambda name, free=free: a_device(free))
+        monkeypatch.setattr("upvit_core.runs.memory_check.devices_for", lambda *_, free=free: [a_device(free)])
         runs._warn_of_memory(asked)
         err = capsys.readouterr().err
         assert (sentence in err) if sentence else not err

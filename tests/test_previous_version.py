@@ -18,8 +18,9 @@ from pages.services import folders, jobs, open_model
 from pages.tradeoff import saved_plans
 from pages.workshop.room import Room
 from tests.support import ROOT
-from tests.support.reading import check
+from tests.support.reading import PAPER, check
 from tests.support.small_run import run_to_end, write_images
+from tests.support.verbs import call
 from upvit_core.cli import app
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.block_removals import BlockRemovals
@@ -63,13 +64,6 @@ def studio(previous: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jobs, "workers", lambda: workers)
 
 
-def command(*words: object) -> dict[str, Any]:
-    """The JSON object that a verb prints."""
-    done = CliRunner().invoke(app, [*map(str, words), "--json"])
-    assert done.exit_code == 0, (words, done.output, done.exception)
-    return json.loads(done.stdout)
-
-
 def assert_same(values: dict[str, Any], expected: dict[str, Any]) -> None:
     """Every value of the previous version, numbers to the accuracy of its sums."""
     for key, value in expected.items():
@@ -90,12 +84,10 @@ def test_plans_open_and_cut_as_before(name: str, previous: Path, tmp_path: Path)
     assert costs(plan) == NUMBERS["plans"][name]
     plan.save(tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads(record.read_text())
-    assert_same(
-        command("profile", previous / "teacher", "--plan", record), NUMBERS["commands"][f"profile {name}"]
-    )  # fmt: skip
+    assert_same(call("profile", previous / "teacher", "--plan", record), NUMBERS["commands"][f"profile {name}"])
     repair = ["--repair", "--data", previous / "images", "--images", "20"] if name == "directions" else []
-    command("prune", previous / "teacher", record, "--out", tmp_path / "thin", *repair)
-    measured = command("evaluate", tmp_path / "thin", "--data", previous / "images", "--teacher", previous / "teacher")
+    call("prune", previous / "teacher", record, "--out", tmp_path / "thin", *repair)
+    measured = call("evaluate", tmp_path / "thin", "--data", previous / "images", "--teacher", previous / "teacher")
     assert_same(measured, NUMBERS["commands"][f"evaluate {name}"])
 
 
@@ -103,29 +95,29 @@ def test_scores_and_block_removals_give_the_same_plans(previous: Path, tmp_path:
     records, commands = previous / "records", NUMBERS["commands"]
     scores, blocks, out = records / "scores.safetensors", records / "blocks.json", tmp_path / "plan.json"
     equal = ["--residual", 0.5, "--attention", 0.5, "--ffn", 0.5]
-    assert_same(command("plan", scores, *equal, "--heads", 2, "--out", out), commands["plan"])
+    assert_same(call("plan", scores, *equal, "--heads", 2, "--out", out), commands["plan"])
     shares = ["--residual", 0.25, "--attention", 0.5, "--ffn", 0.25, "--heads", 2]
-    shallow = command("plan", scores, *shares, "--depth", 2, "--depth-scores", blocks, "--out", out)
+    shallow = call("plan", scores, *shares, "--depth", 2, "--depth-scores", blocks, "--out", out)
     assert_same(shallow, commands["plan --depth"])
     turned = ["--residual", 0.25, "--attention", 0.5, "--ffn", 0.5, "--basis", "directions"]
-    assert_same(command("plan", scores, *turned, "--out", out), commands["plan --basis directions"])
+    assert_same(call("plan", scores, *turned, "--out", out), commands["plan --basis directions"])
     assert BlockRemovals.load(blocks).digest == commands["score-blocks"]["digest"]
 
 
 def test_the_same_model_and_images_give_the_same_scores(previous: Path, tmp_path: Path) -> None:
     drawn = ["--data", previous / "images", "--images", 20]
-    scores = command("score", previous / "teacher", *drawn, "--out", tmp_path / "scores.safetensors")
+    scores = call("score", previous / "teacher", *drawn, "--out", tmp_path / "scores.safetensors")
     expected = NUMBERS["commands"]["score"]
     assert {key: scores[key] for key in expected if key != "digest"} == {
         k: v for k, v in expected.items() if k != "digest"
     }
-    blocks = command("score-blocks", previous / "teacher", *drawn, "--depth", 1, "--out", tmp_path / "blocks.json")
+    blocks = call("score-blocks", previous / "teacher", *drawn, "--depth", 1, "--out", tmp_path / "blocks.json")
     assert blocks["removed"] == NUMBERS["commands"]["score-blocks"]["removed"]
     assert blocks["kl"] == pytest.approx(NUMBERS["commands"]["score-blocks"]["kl"], rel=SAME)
 
 
 def test_a_calibration_estimates_the_same_time(previous: Path, tmp_path: Path) -> None:
-    planned = command(
+    planned = call(
         "plan", "assets/demo/scores.safetensors", "--budget", "macs=10M", "--out", tmp_path / "plan.json",
         "--calibration", previous / "records" / "calibration.json",
     )  # fmt: skip
@@ -171,7 +163,7 @@ def test_runs_are_listed_as_they_ended(previous: Path) -> None:
 
 def test_a_finished_run_has_a_model_as_good_as_it_was(previous: Path) -> None:
     (model,) = previous.glob("runs/*-finished-*/model")
-    measured = command("evaluate", model, "--data", previous / "images", "--teacher", previous / "teacher")
+    measured = call("evaluate", model, "--data", previous / "images", "--teacher", previous / "teacher")
     assert_same(measured, NUMBERS["evaluate finished"])
 
 
@@ -205,18 +197,28 @@ def test_a_link_shows_the_same(number: int, previous: Path) -> None:
         return text.replace("RECORDS", str(previous / "records"))
 
     test = AppTest.from_file(str(ROOT / "pages" / link["page"] / "page.py"), default_timeout=300)
-    for key in ("fewer-blocks", "block-by-block", "distil-box", "best-under", "command-box"):
+    for key in ("best-under", "save-box"):
         test.session_state[key] = True
-    for key, value in link["query"].items():
+    query, expected = dict(link["query"]), dict(link["link"])
+    if "open" not in query:  # of the demo, which is now found rotated and repaired, with all its heads
+        query = {"heads": "3", "basis": "Channels"} | query
+        heads, basis = query["heads"], {"Channels": PAPER["basis"], "Directions": ""}[query["basis"]]
+        expected |= {"heads": heads if heads != "6" else "", "basis": basis}
+        expected["loss"] = "" if expected.get("loss") == "Top-1" else expected.get("loss", "")
+        query["basis"] = basis or query["basis"]
+    for key, value in query.items():
         test.query_params[key] = here(value)
     test.run()
     check(test)
     after = {key: v if isinstance(v := test.query_params[key], str) else v[0] for key in test.query_params}
-    assert after == {key: here(value) for key, value in link["link"].items()}
-    values = link["values"]
-    if "loss" in values and "loss" not in link["query"]:  # the estimate is called what it is now, which is no KL
-        values = values | {"loss": "Score removed"}
-    assert {key: test.session_state[key] for key in values} == values
+    assert after == {key: here(value) for key, value in expected.items() if value}
+    values = dict(link["values"])
+    if "loss" in values and "loss" not in link["query"]:  # the front is one of accuracy now
+        values["loss"] = "Score removed" if "open" in query else "Top-1"
+    if "basis" in values:
+        values["basis"] = {"Channels": PAPER["basis"], "Directions": "Rotate, cut, repair"}[values["basis"]]
+    drawn = [key for key in values if key not in ("order-of-cuts", "repair") or key in test.session_state]
+    assert {key: test.session_state[key] for key in drawn} == {key: values[key] for key in drawn}
     if link["command"]:
         plans = [line for code in test.code for line in code.value.splitlines() if "upvit_core plan" in line]
         assert sorted(shlex.split(plans[0])) == sorted(shlex.split(here(link["command"])))

@@ -54,28 +54,31 @@ def test_what_if_follows_to_other_pages(visit: Visit, published: Path) -> None:
     expect(page.locator(".cards").first).to_contain_text("5.72 M", timeout=120_000)
 
 
-@pytest.mark.slow
-def test_published_scores_open_from_the_panel(visit: Visit, published: Path) -> None:
-    page = visit("model")
-    page.get_by_role("radio", name="Published").or_(page.get_by_role("button", name="Published")).first.click()
-    page.get_by_role("textbox", name="Folder with the published score files").fill(str(published))
+def open_from_field(page: Page, text: str) -> None:
+    page.get_by_role("textbox", name="or a timm name, a path, a hub id").fill(text)
     page.get_by_role("button", name="Open", exact=True).click()
+
+
+@pytest.mark.slow
+def test_published_scores_open_from_the_field(visit: Visit, published: Path) -> None:
+    page = visit("")
+    open_from_field(page, str(published))
     expect(page.locator(".strip")).to_contain_text("DeiT-B", timeout=120_000)
     assert "86.57 M" in numbers(page)
     settle(page)
-    page.get_by_role("link", name="Trade-off").first.click()
+    page.get_by_role("button", name="Choose how much to remove").click()
     expect(page.locator(".cards").first).to_contain_text("22.05 M", timeout=120_000)
 
 
 @pytest.mark.slow
-def test_a_wrong_path_is_told_and_the_app_lives_on(visit: Visit) -> None:
-    page = visit("model")
+def test_a_wrong_path_is_told_in_the_panel_and_the_model_stays(visit: Visit) -> None:
+    page = visit("")
     before = strip(page)
-    page.get_by_role("radio", name="Published").or_(page.get_by_role("button", name="Published")).first.click()
-    page.get_by_role("textbox", name="Folder with the published score files").fill("/no/such/folder")
-    page.get_by_role("button", name="Open", exact=True).click()
-    expect(page.get_by_text("There is no folder /no/such/folder")).to_be_visible(timeout=60_000)
+    open_from_field(page, "/no/such/folder")
+    panel = page.locator(".st-key-open-another")
+    expect(panel.get_by_text("There is no file or folder /no/such/folder")).to_be_visible(timeout=60_000)
     assert strip(page) == before
+    assert page.locator(".tour").is_visible()
     assert "Traceback" not in page.inner_text("body")
 
 

@@ -6,17 +6,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page
 
-from tests.support.browser import ARTEFACTS, PAGES, settle
+from tests.support.browser import ARTEFACTS, PAGES, faults, settle
 from tests.support.made_runs import made_store
 from tests.support.server import server
 
 NOT_A_SENTENCE = re.compile(r"Traceback|Error:|Exception|StreamlitAPI|NaN|undefined|Something unexpected")
 CHARTS = '[data-testid="stPlotlyChart"], .runs figure:not([hidden])'
-WITHOUT_CHARTS = {"transfer", "workshop", "glossary", "step 7 of method"}
+WITHOUT_CHARTS = {"model", "workshop", "glossary", "step 8 of method"}
 WIDTHS = (390, 1024, 2560)
 HEAD = 108  # pixels from the top to the title
 OUTSIDE = """width => [...document.querySelectorAll(
@@ -63,12 +62,7 @@ def check(page: Page, name: str) -> None:
         page.locator('[data-testid="stException"], [data-testid="stAlertContentError"], [role="dialog"]').count() == 0
     )
     check_charts(page, name)
-    faults = [
-        f"{fault['impact']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
-        for fault in Axe().run(page).response["violations"]
-        if fault["impact"] in ("serious", "critical")
-    ]
-    assert not faults
+    assert not faults(page)
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -92,7 +86,7 @@ def test_page(tab: Page, site: str, name: str) -> None:
     assert not errors
 
 
-@pytest.mark.parametrize("number", range(2, 8))
+@pytest.mark.parametrize("number", range(2, 9))
 def test_step_of_method(tab: Page, site: str, number: int) -> None:
     """The steps after the first, each with its own picture of the open model."""
     tab.set_viewport_size({"width": 1440, "height": 900})

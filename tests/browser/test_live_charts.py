@@ -1,19 +1,20 @@
 """Runs' live charts in a real browser: kept, added to, zoomed, read by keys; their numbers against the tables."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.support.browser import settle
-from tests.support.made_runs import made_run
+from tests.support.browser import ARTEFACTS, settle
+from tests.support.made_runs import evaluate_sizes, made_elastic, made_run
 from tests.support.server import server
 from upvit_core.figures.evaluations import Points
 from upvit_core.figures.runs import RunCurve, speed_table
 from upvit_core.runs import RunStore
 
-DRAWN = "(name) => window.upvitRuns.live.plots[name].chart"
+DRAWN = "(name) => window.upvitRuns?.live?.plots?.[name]?.chart ?? {points: []}"
 
 
 @pytest.fixture(scope="module")
@@ -65,28 +66,30 @@ def write(store: RunStore, count: int) -> None:
 
 def test_points_are_those_of_the_table(page: Page, store: RunStore) -> None:
     curves = [RunCurve(s.id, s.name, "", Points(store.read_metrics(s.id)[0]), teacher="demo") for s in store.list()]
-    for relative in (False, True):
-        if relative:
-            page.get_by_text("Relative to the teacher").click()
-            page.wait_for_function("window.upvitRuns.live.view.relative")
-        table = speed_table(curves, relative=relative).table()
-        chart = drawn(page, "speed")
-        measured = [point for point in chart["points"] if point.get("shape") != "star"]
-        assert sorted((p["run"], p["x"], p["y"]) for p in measured) == [
-            (run, pytest.approx(x, rel=1e-5), pytest.approx(y, rel=1e-5))
-            for run, x, y in sorted(zip(table["id"], table["x"], table["y"], strict=True))
-        ]
-        (star,) = [point for point in chart["points"] if point.get("shape") == "star"]
-        assert (star["x"], star["y"]) == (1.0 if relative else 900.0, 91.7)
-        latest = [p for p in measured if p["size"] > 5] + [star]
-        best = {(p["x"], p["y"]) for p in latest if not any(o["x"] > p["x"] and o["y"] >= p["y"] for o in latest)}
-        front = next(line["at"] for line in chart["lines"] if line.get("opacity"))
-        assert {tuple(point) for point in front} == best
-        assert len([line for line in chart["lines"] if line.get("dash")]) == 1
+    table = speed_table(curves).table()
+    chart = drawn(page, "speed")
+    measured = [point for point in chart["points"] if point.get("shape") != "star"]
+    assert sorted((p["run"], p["x"], p["y"]) for p in measured) == [
+        (run, pytest.approx(x, rel=1e-5), pytest.approx(y, rel=1e-5))
+        for run, x, y in sorted(zip(table["id"], table["x"], table["y"], strict=True))
+    ]
+    (star,) = [point for point in chart["points"] if point.get("shape") == "star"]
+    assert (star["x"], star["y"]) == (1.0, 91.7)
+    assert len([line for line in chart["lines"] if line.get("dash")]) == 1
+    climb = drawn(page, "task")
+    curve = [(p["run"], p["x"], p["y"]) for p in climb["points"] if p.get("shape") != "star"]
+    assert sorted(curve) == [
+        (run, pytest.approx(epoch, rel=1e-5), pytest.approx(y, rel=1e-5))
+        for run, epoch, y in sorted(zip(table["id"], table["epoch"], table["y"], strict=True))
+    ]
+    assert (climb["y"]["range"], climb["x"]["ticks"]) == ([0, 102], [0, 1, 2, 3, 4])
+    assert climb["rules"] == [{"y": 91.7, "strong": True}]
+    values = {label["text"].split(" %")[0] for label in climb["labels"]}
+    assert {f"{c.points.evals[-1]['top1']:.1f}" for c in curves} <= values
 
 
 def test_the_picture_is_sent_once(browser: Browser, runs_address: str) -> None:
-    """A browser names the large messages that it has; switches and updates bring small ones alone."""
+    """A browser names the large messages that it has; updates bring small ones alone."""
     context = browser.new_context(reduced_motion="reduce")
     page = context.new_page()
     page.set_default_timeout(60_000)
@@ -97,8 +100,6 @@ def test_the_picture_is_sent_once(browser: Browser, runs_address: str) -> None:
     page.wait_for_function("window.upvitRuns?.live?.view")
     picture = max(frames)
     frames.clear()
-    page.get_by_text("Relative to the teacher").click()
-    page.wait_for_function("window.upvitRuns.live.view.relative")
     page.wait_for_timeout(2500)  # an update, too
     assert picture > 50_000
     assert max(frames) < 10_000
@@ -149,10 +150,9 @@ def test_new_points_come_to_the_same_chart_and_the_zoom_stays(page: Page, store:
     assert chart.evaluate("node => node.kept")
     going(store).append_metrics({**evaluation, "phase": "final", "top1": 62.5, "images": 9000, "teacher_top1": 90.5})
     page.wait_for_function(f"({DRAWN})('speed').points.some(({{y, shape}}) => y === 62.5 && shape === 'square')")
-    assert [p["y"] for p in drawn(page, "speed")["points"] if p.get("shape") == "star"] == [91.7, 90.5]
     assert drawn(page, "task")["y"]["title"] == "top-1, % of 2,000 test images; □ all 9,000"
     assert "62.5 of all 9,000" in str(page.locator('[data-chart="speed"] .plot').get_attribute("aria-label"))
-    assert "60.0 % at" in str(page.locator('[data-chart="speed"] .plot').get_attribute("aria-label"))
+    assert "60.0 % at 1.9" in str(page.locator('[data-chart="speed"] .plot').get_attribute("aria-label"))
 
 
 def test_a_browser_that_lost_points_is_told_everything_again(page: Page, store: RunStore) -> None:
@@ -170,12 +170,12 @@ def test_coming_back_to_the_page_shows_what_is_true_by_then(page: Page, store: R
     run = going(store).id
     write(store, 1)
     page.wait_for_timeout(2500)
-    page.get_by_role("link", name="Glossary").click()
+    page.get_by_text("Learn", exact=True).first.click()
+    page.get_by_test_id("stTopNavDropdownLink").filter(has_text="Glossary").click()
     settle(page)
     write(store, 4)
     page.get_by_role("link", name="Runs").first.click()
-    page.wait_for_function(f"([id, n]) => window.upvitRuns?.live?.view && "
-                           f"({DRAWN})('loss').points.filter(({{run}}) => run === id).length === n",
+    page.wait_for_function(f"([id, n]) => ({DRAWN})('loss').points.filter(({{run}}) => run === id).length === n",
                            arg=[run, sum("loss" in row for row in store.read_metrics(run)[0])])  # fmt: skip
 
 
@@ -219,3 +219,36 @@ def test_labels_do_not_overlap(page: Page) -> None:
                 a["x"] + a["width"] <= b["x"] or b["x"] + b["width"] <= a["x"]
                 or a["y"] + 0.75 * a["height"] <= b["y"] or b["y"] + 0.75 * b["height"] <= a["y"]
             )  # fmt: skip
+
+
+def test_an_elastic_run_is_a_curve_that_rises(browser: Browser, tmp_path: Path) -> None:
+    store = RunStore(tmp_path / "runs")
+    run = made_elastic(store)
+    sizes = "() => window.upvitRuns?.live?.plots.speed?.chart?.lines.length"
+    with server(tmp_path, OMP_NUM_THREADS="1") as (url, _):
+        page = browser.new_page(viewport={"width": 1440, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.goto(f"{url}/runs")
+        page.wait_for_function(f"({sizes})() === 1")
+        (surgery,) = drawn(page, "speed")["lines"]
+        assert surgery["dash"]
+        assert surgery["at"] == [[1, 91.7], [pytest.approx(4 / 3, rel=1e-5), 90], [2, 80], [4, 40]]
+        before = None
+        for step, top1 in ((100, [91.8, 91.0, 88.0, 75.0]), (200, [91.9, 91.5, 90.0, 85.0])):
+            evaluate_sizes(run, step, top1)
+            page.wait_for_function(f"({sizes})() === {1 + step // 100}")
+            chart = drawn(page, "speed")
+            now = chart["lines"][-1]
+            assert "dash" not in now
+            assert [y for _, y in now["at"]] == top1
+            assert chart["lines"][0] == surgery, "the line after surgery stays, dashed"
+            assert all(y > low for (_, y), (_, low) in zip(now["at"], (before or surgery)["at"], strict=True))
+            before = now
+        assert [p["y"] for p in chart["points"] if p.get("shape") == "star"] == [91.7]
+        assert {(p["x"], p["y"]) for p in chart["points"] if p["run"] == run.id and p["solid"]} == {
+            (x, y) for x, y in now["at"]
+        }
+        assert "every size 85.0 % at 4×" in chart["alt"]
+        page.locator('[data-chart="speed"] .scatterlayer path').first.wait_for(state="attached")
+        page.screenshot(path=ARTEFACTS / "elastic-curve.png")
+        page.close()

@@ -25,7 +25,7 @@ def test_every_verb_that_takes_a_model_opens_it_by_the_same_options() -> None:
     verbs = {verb for verb in COMMANDS if {"model", "teacher"} & parameters(verb)}
     assert verbs == {
         *("score", "score-blocks", "compare", "prune", "evaluate", "profile", "export", "calibrate"),
-        *("distill", "finetune", "report", "map"),
+        *("distill", "elastic", "finetune", "report", "map"),
     }
     for verb in verbs:
         assert parameters(verb) >= OPENING, verb
@@ -35,7 +35,7 @@ def test_every_verb_that_takes_a_model_opens_it_by_the_same_options() -> None:
 
 def test_every_verb_that_takes_data_knows_its_root() -> None:
     verbs = {verb for verb in COMMANDS if "data" in parameters(verb)}
-    assert len(verbs) == 9
+    assert len(verbs) == 11
     assert all("root" in parameters(verb) for verb in verbs)
 
 
@@ -67,10 +67,15 @@ def test_prune_and_export_without_trained_weights(tmp_path: Path) -> None:
 
 
 def test_a_teacher_without_weights_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
-    words = ["distill", "--teacher", "deit_tiny_patch16_224", "--no-pretrained", "--out", str(tmp_path / "runs")]
-    result = CliRunner().invoke(app, words)
-    assert isinstance(result.exception, RunError)
-    assert "leave out --no-pretrained" in str(result.exception)
+    with pytest.raises(RunError, match="leave out --no-pretrained"):
+        call("distill", "--teacher", "deit_tiny_patch16_224", "--no-pretrained", "--out", tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_student_that_is_not_there_is_refused_before_a_run_is_made(tmp_path: Path) -> None:
+    data = ["--data", "demo", "--epochs", 1, "--preset", "demo"]
+    with pytest.raises(RunError, match="There is no student"):
+        call("distill", "--teacher", "demo", "--student", tmp_path / "nothere", *data, "--out", tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 

@@ -64,7 +64,7 @@ def test_a_repaired_start_gets_small_steps(way: str, home: Path, ask: Ask) -> No
 def test_another_start_gets_the_letter_s(home: Path, ask: Ask) -> None:
     order, said = ask("--student", home / "plain")
     assert order["settings"] == PRESETS["letter"].model_dump()
-    assert said.startswith("Recipe letter: nothing says that the start was repaired;")
+    assert said.startswith("Recipe letter: no repair of the student is recorded;")
 
 
 @pytest.mark.parametrize("option", ["--recipe", "--preset"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.errors import refused
 from tests.support.small_run import any_spec, small_home, spec_for
 from tests.support.verbs import call
 from upvit_core.cli import app
@@ -13,11 +14,6 @@ from upvit_core.errors import RunError
 from upvit_core.runs import Run, RunState, RunStore
 
 SPEC = any_spec()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def named(run: Run, by: str) -> list[object]:
@@ -44,8 +40,8 @@ def test_a_relative_folder_is_enough(store: RunStore, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["no-such-run", "/nowhere/at-all"])
 def test_a_run_that_is_not_there_is_one_sentence(store: RunStore, name: str) -> None:
-    result = CliRunner().invoke(app, ["cancel", name, "--out", str(store.root)])
-    assert isinstance(result.exception, RunError)
+    with refused(RunError, name):
+        call("cancel", name, "--out", store.root)
 
 
 @pytest.mark.parametrize("by", ["id", "folder"])

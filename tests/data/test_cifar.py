@@ -1,27 +1,19 @@
 """The whole path on real colour photographs: CIFAR-10 as an ImageFolder, with a small ViT trained here."""
 
-import json
 import tarfile
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from typer.testing import CliRunner
 
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.data import open_images
 from upvit_core.models.checkpoint import build_model, save_model
 from upvit_core.records.shape import BlockShape, ModelShape
 from upvit_core.runs.store import RunStore
 
 PER_CLASS = {"train": 150, "test": 40}
-
-
-def call(*arguments: object) -> dict:
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.pictures import COLOUR, assert_one_sentence
+from tests.support.errors import refused
+from tests.support.pictures import COLOUR
 from upvit_core.data import ImageSet, proxy_indices
 from upvit_core.data.images import Pixels
 from upvit_core.errors import DataError
@@ -57,6 +58,5 @@ def test_balanced_proxy_takes_as_equally_as_it_can() -> None:
 
 @pytest.mark.parametrize("n", [0, -1, 11])
 def test_a_proxy_larger_than_the_set_is_refused(n: int) -> None:
-    with pytest.raises(DataError) as error:
+    with refused(DataError, str(n), "10"):
         proxy_indices(labelled([5, 5]), n, 0)
-    assert_one_sentence(error, str(n), "10")

@@ -1,6 +1,5 @@
 """A line holds evaluations on the same test images; the end on all of them stands beside it."""
 
-import json
 from typing import Any
 
 import pytest
@@ -8,8 +7,6 @@ import pytest
 from upvit_core.figures.evaluations import Points
 from upvit_core.figures.live import marks, since, titles
 from upvit_core.figures.runs import COLOURS, RunCurve, speed_table
-from upvit_core.figures.theme import LIGHT
-from upvit_core.figures.training_curves import plot_training_curves
 
 
 def row(phase: str, step: int, top1: float, images: int, **more: Any) -> dict[str, Any]:
@@ -37,20 +34,10 @@ def test_a_run_from_before_ends_its_line_where_the_images_change() -> None:
     assert Points(old).whole == PART[-1]
 
 
-@pytest.mark.parametrize("rows", [PART, WHOLE])
-def test_charts_mark_the_end_on_all_apart(rows: list[dict[str, Any]]) -> None:
-    curve = RunCurve("a", "a", COLOURS[0], Points(rows), teacher="demo")
-    chart = plot_training_curves([curve], "top1", LIGHT)
-    by_symbol = {trace["marker"]["symbol"]: trace for trace in chart.spec["data"] if trace["mode"] == "markers"}
-    line = next(trace for trace in chart.spec["data"] if trace["mode"] == "lines+markers")
-    part = rows is PART
-    assert line["y"] == [20, 60, 80 if part else 79]
-    assert set(chart.table()["images"]) == {400 if part else 3000}
-    assert ("square-open" in by_symbol) == part
-    assert not part or by_symbol["square-open"]["y"] == [79.0]
-    assert ("of all 3,000" in chart.alt) == part
-    assert ("of 400 test images; □ all 3,000" in json.dumps(chart.spec, ensure_ascii=False)) == part
-    assert speed_table([curve]).table()["y"].tolist() == line["y"]
+def test_the_speed_up_is_the_one_that_was_measured_in_turns_whatever_is_measured_later() -> None:
+    timed = [{**entry, "speedup": 2.5} if entry["phase"] == "surgery" else entry for entry in PART]
+    table = speed_table([RunCurve("a", "a", COLOURS[0], Points(timed)), RunCurve("b", "b", COLOURS[1], Points(PART))])
+    assert (table.table()["x"].tolist(), table.table()["y"].tolist()) == ([2.5] * 3, [20, 60, 80])
 
 
 @pytest.mark.parametrize("rows", [PART, WHOLE])
@@ -61,5 +48,5 @@ def test_a_browser_is_told_the_line_and_the_end_on_all_apart(rows: list[dict[str
     assert since(points, "evals", 0)[2]["top1"] == [20, 60, 80 if rows is PART else 79]
     whole: Any = marks(points)["whole"]
     assert (whole and whole["top1"]) == (79.0 if rows is PART else None)
-    title = titles([points], "top1", relative=False)["y"]
+    title = titles([points], "top1")["y"]
     assert title == "top-1, %" + (" of 400 test images; □ all 3,000" if rows is PART else " of 3,000 test images")

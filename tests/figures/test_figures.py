@@ -69,7 +69,6 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "residual": lambda: heatmap(scores, "residual", plan, LIGHT)[0],
         "attention": lambda: heatmap(scores, "attention", plan, DARK, "position")[0],
         "one block": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1)[0],
-        "window": lambda: heatmap(scores, "ffn", plan, LIGHT, block=1, window=(5, 15))[0],
         "kept": lambda: kept_curve(scores, "attention", plan, LIGHT),
         "kept, one block": lambda: kept_curve(scores, "ffn", plan, LIGHT, block=2),
         "drawing": lambda: draw_model(SMALL, LIGHT),
@@ -142,7 +141,7 @@ def test_attention_is_sorted_inside_merged_heads(scores: ImportanceScores, plan:
             assert (np.diff(scores.attention(block)[inside]) <= 0).all()
     assert p.cuts is not None
     assert p.cuts.tolist() == [[6, 6]] * 3
-    assert heading(p) == "Attention: 4 heads merged to 2, 6 of 12 channels kept in each"
+    assert heading(p) == "Attention: 4 heads merged to 2, 6 of 12 channels in each"
 
 
 def test_wide_rows_are_averaged_in_log10() -> None:
@@ -194,11 +193,11 @@ def test_plan_share_counts_what_the_plan_keeps(scores: ImportanceScores, plan: P
 
 
 def test_merging_table_adds_up(scores: ImportanceScores, plan: PruningPlan) -> None:
-    table = draw_head_merging(scores, plan, 0, LIGHT).table()
+    table, by_image = draw_head_merging(scores, plan, 0, LIGHT).table(), scores.attention(0) / scores.images
     assert table["merged_into"].tolist() == [0, 0, 1, 1]
-    assert table["score"].sum() == pytest.approx(scores.attention(0).sum())
+    assert table["score"].sum() == pytest.approx(by_image.sum())
     keep = list(plan.blocks[0].attention.keep)
-    assert table["score_kept_of_merged"][[0, 2]].sum() == pytest.approx(scores.attention(0)[keep].sum())
+    assert table["score_kept_of_merged"][[0, 2]].sum() == pytest.approx(by_image[keep].sum())
 
 
 def test_score_table_holds_every_channel(scores: ImportanceScores, plan: PruningPlan) -> None:
@@ -309,12 +308,12 @@ def test_the_sum_of_a_kl_shows_every_term() -> None:
 
 @pytest.mark.parametrize("log_y", [True, False])
 def test_names_stay_inside_the_front(log_y: bool) -> None:
-    """A name goes below its mark where the mark is so near the top that it would be cut."""
+    """A name goes below its mark at the top edge, and to the left of it at the right edge, where it would be cut."""
     points = [
         Point(name, x, y, "measured", now=name == "now")
         for name, x, y in (("top", 1, 1.0), ("low", 2, 0.1), ("now", 3, 0.95))
     ]
     chart = plot_pareto(points, (), LIGHT, x_title="", y_title="", log_y=log_y)
     (named,) = (trace for trace in chart.spec["data"] if trace["mode"] == "markers+text")
-    assert named["textposition"] == ["bottom center", "top center", "bottom center"]
+    assert named["textposition"] == ["bottom center", "top center", "bottom left"]
     assert named["text"] == ["top", "low", "\u00a0<br>now"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.made_runs import ladder
 from upvit_core.figures.evaluations import Points
 from upvit_core.figures.live import COLUMNS, MOST, PHASES, counts, published, since, titles
 
@@ -66,19 +67,28 @@ def test_nonsense_is_left_out_and_everything_is_json() -> None:
     assert "features" not in part[2]
 
 
+def test_every_size_of_an_elastic_evaluation_is_sent_and_nonsense_is_not() -> None:
+    points = Points(
+        [evaluation(0, "surgery", ladder=ladder([91.0, 40.0])), evaluation(1), evaluation(2, ladder=[3, {}])]
+    )
+    sent = json.loads(json.dumps(since(points, "evals", 0)[2]["ladder"]))
+    assert sent == [[[0, 1, 91, 900, 1e6, 0.09], [75, 4, 40, 3600, 62500, 0.6]], None, None]
+    assert "ladder" not in since(points, "evals", 1)[2]
+
+
 def test_titles_say_how_it_was_measured_where_runs_agree() -> None:
     how = {"device": "CPU", "batch_size": 32, "dtype": "float32", "threads": 1}
     first, second = Points(), Points()
     first.add([evaluation(0, "teacher", **how), evaluation(0, "surgery")])
     second.add([evaluation(0, "teacher", **{**how, "threads": 2}), evaluation(0, "surgery", images=500)])
-    alone = titles([first], "top1", relative=False)
-    assert alone["x"] == "images/s, measured · CPU, batch 32, float32, 1 thread"
+    turns = "speed, times the original, in turns"
+    alone = titles([first], "top1")
+    assert alone["x"] == f"{turns} · CPU, batch 32, float32, 1 thread"
     assert alone["y"] == "top-1, % of 2,000 test images"
-    both = titles([first, second], "top1", relative=False)
-    assert both["x"] == "images/s, measured on several devices or settings"
+    both = titles([first, second], "top1")
+    assert both["x"] == f"{turns} on several devices or settings"
     assert both["y"] == "top-1, % of 500 or 2,000 test images"
-    assert titles([first], "top1", relative=True)["x"] == "× the teacher's images/s, measured in the same run"
-    assert titles([], "top1", relative=False)["x"] == "images/s, measured"
+    assert titles([], "top1")["x"] == turns
 
 
 def test_published_points_have_speeds() -> None:

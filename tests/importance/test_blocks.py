@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.oracle import reference
-from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
+from tests.support.tiny import VARIANTS, TensorProxy, images, kl_sum, tiny
 from upvit_core.errors import Cancelled, ScoresError
 from upvit_core.importance.blocks import remove_blocks
 from upvit_core.models.build import adapt
@@ -38,9 +38,7 @@ def naive_kl(model, x, left) -> float:
             block.attn = Silent()
         if 2 * b + 1 not in left:
             block.mlp = Silent()
-    with torch.no_grad():
-        q, p = model(x).log_softmax(-1), thin(x).log_softmax(-1)
-    return float((q.exp() * (q - p)).sum())
+    return kl_sum(model, thin, x)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -95,9 +93,7 @@ def test_against_another_teacher() -> None:
         gone = copy.deepcopy(model)
         for half in candidate.halves:
             setattr(gone.blocks[half // 2], "mlp" if half % 2 else "attn", Silent())
-        with torch.no_grad():
-            q, p = original(x).log_softmax(-1), gone(x).log_softmax(-1)
-        assert candidate.kl == pytest.approx(float((q.exp() * (q - p)).sum()), rel=1e-9)
+        assert candidate.kl == pytest.approx(kl_sum(original, gone, x), rel=1e-9)
 
 
 def counting(adapter, monkeypatch) -> list[tuple[int, bool]]:
@@ -320,6 +316,4 @@ def test_a_stock_timm_name_of_another_depth_agrees() -> None:
                 if name.startswith(tuple(prefix + part for part in parts)):
                     state[f"blocks.{number}.{name.removeprefix(prefix)}"] = tensor
     stock.load_state_dict(state)
-    with torch.no_grad():
-        q, p = model(images(4)).log_softmax(-1), stock(images(4)).log_softmax(-1)
-    assert made.step_to(3).kl == pytest.approx(float((q.exp() * (q - p)).sum()), rel=1e-9)
+    assert made.step_to(3).kl == pytest.approx(kl_sum(model, stock, images(4)), rel=1e-9)

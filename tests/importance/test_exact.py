@@ -9,9 +9,10 @@ import torch
 from tests.oracle import reference
 from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import Cancelled, ScoresError
-from upvit_core.importance.criterion import Clock, kl_divergence, log_softmax
+from upvit_core.importance.criterion import Clock
 from upvit_core.importance.kl import KL, PIECE_MACS, _image_batch
 from upvit_core.models.build import adapt
+from upvit_core.models.output import kl_divergence, log_softmax
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import expected_widths
 

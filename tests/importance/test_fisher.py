@@ -8,10 +8,10 @@ from scipy.stats import spearmanr
 from tests.oracle import reference
 from tests.support.tiny import VARIANTS, TensorProxy, images, tiny
 from upvit_core.errors import MemoryLimitError
-from upvit_core.importance.criterion import kl_divergence, log_softmax
 from upvit_core.importance.fisher import Fisher
 from upvit_core.importance.kl import KL
 from upvit_core.models.build import adapt
+from upvit_core.models.output import kl_divergence, log_softmax
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from typer.testing import CliRunner
 
 from tests.oracle import pvt
 from tests.support.tiny import TensorProxy
 from tests.support.tiny_pvt import HEADS, images, tiny_pvt
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.errors import ScoresError
 from upvit_core.importance.blocks import remove_blocks
 from upvit_core.importance.magnitude import Random
@@ -121,17 +120,9 @@ def test_the_verbs_take_a_depth_for_each_stage(tmp_path: Path) -> None:
     source, record, plan = (str(tmp_path / part) for part in ("small", "blocks.json", "plan.json"))
     save_model(build_model(small, seed=3), source, shape=small, pretrained_cfg=cfg, name="small")
 
-    def run(*arguments: str) -> dict[str, Any]:
-        result = CliRunner().invoke(app, [*arguments, "--json"])
-        assert result.exit_code == 0, result.output
-        found: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
-        return found
-
-    run("score-blocks", source, "--data", "demo", "--depth", "1,2,1,1", "--images", "8", "--out", record)
-    run("score", source, "--criterion", "l1", "--out", str(tmp_path / "s.safetensors"))
-    made = run(
-        "plan", str(tmp_path / "s.safetensors"), "--ffn", "0.5", "--depth", "5", "--depth-scores", record, "--out", plan
-    )
+    call("score-blocks", source, "--data", "demo", "--depth", "1,2,1,1", "--images", "8", "--out", record)
+    call("score", source, "--criterion", "l1", "--out", str(tmp_path / "s.safetensors"))
+    made = call("plan", tmp_path / "s.safetensors", "--ffn", 0.5, "--depth", 5, "--depth-scores", record, "--out", plan)
     assert made["depth"] == 5
-    run("prune", source, plan, "--out", str(tmp_path / "thin"))
+    call("prune", source, plan, "--out", str(tmp_path / "thin"))
     assert load_model(str(tmp_path / "thin")).shape.depths == (1, 2, 1, 1)

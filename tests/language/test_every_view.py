@@ -13,9 +13,10 @@ pytest.importorskip("transformers")
 
 from pages.runs.live_charts import View, shown
 from tests.support.tiny_text import CONTEXT, folder_of_weights, tiny_gpt2, tokens, write_letters_model
+from tests.support.verbs import call
 from upvit_core.cli import app
 from upvit_core.data import open_images
-from upvit_core.errors import DataError
+from upvit_core.errors import DataError, UnsupportedModelError
 from upvit_core.evaluation import evaluate, outcomes_of
 from upvit_core.figures.evaluations import Points
 from upvit_core.figures.runs import RunCurve, speed_table, step_table
@@ -76,10 +77,8 @@ def test_means_are_over_tokens_and_budgets_are_met() -> None:
 def test_what_only_images_have_is_refused_in_a_sentence(
     command: list[str], sentence: str, folder: Path, tmp_path: Path
 ) -> None:
-    result = CliRunner().invoke(app, [part.format(lm=folder, out=tmp_path) for part in command])
-    assert result.exit_code != 0
-    assert str(result.exception).startswith(sentence)
-    assert "letters reads text" in str(result.exception)
+    with pytest.raises(UnsupportedModelError, match=rf"^{sentence}.*letters reads text"):
+        call(*(part.format(lm=folder, out=tmp_path) for part in command))
     assert not list(tmp_path.iterdir())
 
 
@@ -88,14 +87,13 @@ def test_criteria_are_compared_by_perplexity(folder: Path) -> None:
     result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert "Perplexity" in result.stdout
     assert "top-1" not in result.stdout.lower()
-    rows = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)["criteria"]
+    rows = call(*command)["criteria"]
     assert {row["judged_by"] for row in rows} == {"perplexity"}
     assert all(row["interval"][0] < row["value"] < row["interval"][1] for row in rows)
 
 
 def test_evaluate_gives_perplexity_alone(folder: Path) -> None:
-    command = ["evaluate", str(folder), "--data", str(folder / "text.txt"), "--json"]
-    measured = json.loads(CliRunner().invoke(app, command).stdout)
+    measured = call("evaluate", folder, "--data", folder / "text.txt")
     loaded = load_model(folder)
     text = open_images(str(folder / "text.txt"), "val", pretrained_cfg=loaded.pretrained_cfg)
     result = evaluate(loaded.model, text.batches(8))
@@ -126,7 +124,15 @@ def test_the_last_feature_is_what_the_output_layer_reads() -> None:
 
 def test_charts_of_runs_name_perplexity_and_the_features_curve() -> None:
     rows = [
-        {"phase": "surgery", "step": 0, "top1": 10.0, "perplexity": 30.0, "images_per_s": 9.0, "images": 70},
+        {
+            "phase": "surgery",
+            "step": 0,
+            "top1": 10.0,
+            "perplexity": 30.0,
+            "images_per_s": 9.0,
+            "images": 70,
+            "speedup": 1.5,
+        },
         {"phase": "train", "step": 5, "loss": 3.0, "features": 0.5},
         {"phase": "final", "step": 9, "top1": 20.0, "perplexity": 20.0, "images_per_s": 9.0, "images": 70},
     ]

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 pytest.importorskip("transformers")
 
 from tests.support.tiny_text import CONTEXT, VOCABULARY, letters_tokenizer, write_letters_model, write_text
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.data import open_images
 from upvit_core.demo import gpt2
 from upvit_core.errors import DataError
@@ -19,12 +18,6 @@ from upvit_core.models.checkpoint import load_model
 from upvit_core.training.batches import TrainingBatches, batch_source
 
 CFG = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
-
-
-def call(*arguments: object) -> dict:
-    result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"], catch_exceptions=False)
-    assert result.exit_code == 0, result.output
-    return json.loads(result.stdout.strip().splitlines()[-1])
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +47,10 @@ def test_blocks_follow_one_another_and_labels_are_one_further(text: Path) -> Non
 def test_training_blocks_begin_elsewhere_each_epoch_and_again_alike(text: Path) -> None:
     train = open_images(str(text), "train", pretrained_cfg=CFG)
     batches = TrainingBatches(batch_source(train, {}, seed=0), batch_size=8, seed=0)
-    one, again = (list(batches.epoch(1)) for _ in range(2))
+    first = batches.steps_per_epoch
+    one, again = (list(batches.steps(first, 2 * first)) for _ in range(2))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(one, again, strict=True))
-    rest = list(batches.epoch(1, first_step=2))
+    rest = list(batches.steps(first + 2, 2 * first))
     assert all(torch.equal(a[0], b[0]) for a, b in zip(one[2:], rest, strict=True))
     letters = "".join(train.class_names[i] for i in train.tokens)
     starts = {letters.find("".join(train.class_names[i] for i in x)) % CONTEXT for x in one[0][0]}

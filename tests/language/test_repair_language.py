@@ -7,7 +7,8 @@ import torch
 
 pytest.importorskip("transformers")
 
-from tests.support.tiny_text import Blocks, tiny_gpt2, tokens
+from tests.support.tiny import kl_sum
+from tests.support.tiny_text import CONTEXT, Blocks, tiny_gpt2, tokens
 from upvit_core.errors import PlanError
 from upvit_core.importance.magnitude import Magnitude
 from upvit_core.models.build import adapt
@@ -21,11 +22,6 @@ def plan_of(heads: int | None = None, **ratios: float):
     return plan_uniform(Magnitude(2).attribute(adapt(model, shape)), Ratios(**ratios), heads=heads)
 
 
-def kl(model: torch.nn.Module, ids: torch.Tensor) -> float:
-    q, p = tiny_gpt2()[0](ids).log_softmax(-1), model(ids).log_softmax(-1)
-    return float((q.exp() * (q - p)).sum(-1).mean())
-
-
 @torch.no_grad()
 def test_the_answer_comes_nearer_on_blocks_never_seen() -> None:
     model, shape = tiny_gpt2()
@@ -34,7 +30,7 @@ def test_the_answer_comes_nearer_on_blocks_never_seen() -> None:
     before = {name: tensor.clone() for name, tensor in thin.state_dict().items()}
     repaired, report = repair(thin, model, plan, Blocks(tokens(200)))
     fresh = tokens(60, seed=9)
-    assert kl(repaired, fresh) < 0.6 * kl(thin, fresh)
+    assert kl_sum(model, repaired, fresh) < 0.6 * kl_sum(model, thin, fresh)
     assert all(torch.equal(before[name], tensor) for name, tensor in thin.state_dict().items())
     assert len(report.layers) == 4 * shape.depth
     assert all(layer.after < layer.before for layer in report.layers if layer.kept)
@@ -51,7 +47,7 @@ def test_a_spoilt_layer_is_found_again() -> None:
     torch.testing.assert_close(
         repaired.transformer.h[1].mlp.c_proj.weight, model.transformer.h[1].mlp.c_proj.weight, rtol=1e-3, atol=1e-3
     )
-    assert kl(repaired, tokens(20, seed=4)) < 1e-5
+    assert kl_sum(model, repaired, tokens(20, seed=4)) < 1e-5 * 20 * CONTEXT
     assert next(layer for layer in report.layers if layer.layer == "1.mlp.c_proj").kept
 
 

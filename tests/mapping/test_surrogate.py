@@ -52,7 +52,7 @@ def test_the_whole_model_and_cuts_beyond_the_map() -> None:
     estimates = surrogate.estimate([whole, shallow])
     assert (estimates.kl[0], estimates.value[0], estimates.value_high[0]) == (0, 90, 90)
     assert estimates.known.tolist() == [True, False]
-    with pytest.raises(MapError, match=f"begin with {FEWEST}"):
+    with pytest.raises(MapError, match=f"need {FEWEST}"):
         Surrogate(map_of(FEWEST - 1))
     assert with_errors(map_of(3)).errors == ()
 

@@ -11,7 +11,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tests.support.checkpoints import assert_one_sentence, perturbed, saved, wide
+from tests.support.checkpoints import perturbed, saved, wide
+from tests.support.errors import refused
 from tests.support.tiny import images
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.checkpoint import load_model
@@ -110,9 +111,8 @@ def test_vit_pytorch(old: bool, tmp_path: Path) -> None:
 def test_vit_pytorch_with_normalised_patches_is_refused(tmp_path: Path) -> None:
     state = vit_pytorch_names(wide(qkv_bias=False).state_dict(), old=False)
     state["to_patch_embedding.2.weight"] = state.pop("to_patch_embedding.1.weight")
-    with pytest.raises(UnsupportedModelError) as error:
+    with refused(UnsupportedModelError, "vit-pytorch"):
         load_model(saved(tmp_path / "w.pth", state))
-    assert_one_sentence(error, "vit-pytorch")
 
 
 def google_arrays(state: Mapping[str, Tensor], heads: int) -> dict[str, np.ndarray]:
@@ -190,7 +190,7 @@ def test_dinov2_with_registers_in_chunks(tmp_path: Path) -> None:
         ("hiera_tiny_224", "Hiera"),
         ("swin_tiny_patch4_window7_224", "Swin"), ("beit_base_patch16_224", "BEiT"), ("convit_tiny", "ConViT"),
         ("maxvit_tiny_rw_224", "windowed"), ("resnet18", "convolutions"), ("mixer_s16_224", "MLP-Mixer"),
-        ("samvit_base_patch16", "SAM"), ("vit_base_patch16_siglip_224", "attention pooling"),
+        ("samvit_base_patch16", "SAM"),
         ("eva02_tiny_patch14_224", "EVA"),
     ],
 )  # fmt: skip
@@ -198,17 +198,16 @@ def test_dinov2_with_registers_in_chunks(tmp_path: Path) -> None:
 def test_what_is_not_supported_is_named(name: str, kind: str, prefix: str, tmp_path: Path) -> None:
     state = timm.create_model(name, device="meta").state_dict()
     small = {prefix + key: torch.zeros([min(size, 2) for size in tensor.shape]) for key, tensor in state.items()}
-    with pytest.raises(UnsupportedModelError) as error:
+    with refused(UnsupportedModelError, kind):
         load_model(saved(tmp_path / "w.pth", small))
-    assert_one_sentence(error, kind)
 
 
 @pytest.mark.parametrize(
     ("kind", "word"),
     [
         ("DetrForObjectDetection", "object detector"), ("LlamaForCausalLM", "language model"),
-        ("CLIPVisionModel", "CLIP"), ("SiglipVisionModel", "SigLIP"), ("ViTMAEForPreTraining", "masked autoencoder"),
-        ("Dinov2ForImageClassification", "DINOv2"), ("SegformerForSemanticSegmentation", "segmentation"),
+        ("ViTMAEForPreTraining", "masked autoencoder"),
+        ("SegformerForSemanticSegmentation", "segmentation"),
     ],
 )  # fmt: skip
 def test_models_of_transformers_that_are_not_supported_are_named(kind: str, word: str, tmp_path: Path) -> None:
@@ -217,6 +216,5 @@ def test_models_of_transformers_that_are_not_supported_are_named(kind: str, word
     with torch.device("meta"):
         state = made(made.config_class()).state_dict()
     small = {key: torch.zeros([min(size, 2) for size in tensor.shape]) for key, tensor in state.items()}
-    with pytest.raises(UnsupportedModelError) as error:
+    with refused(UnsupportedModelError, word):
         load_model(saved(tmp_path / "w.pth", small))
-    assert_one_sentence(error, word)

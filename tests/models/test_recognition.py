@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from tests.support.checkpoints import CFG, assert_one_sentence, logits, perturbed, saved, transformers_names, wide
+from tests.support.checkpoints import CFG, logits, perturbed, saved, transformers_names, wide
+from tests.support.errors import refused
 from tests.support.tiny import tiny
 from upvit_core.cli import app
 from upvit_core.errors import CheckpointError
@@ -86,9 +87,8 @@ def test_the_average_is_taken_told_and_the_other_offered(form: str, tmp_path: Pa
     other = loaded.recognised.others[0]
     assert torch.equal(logits(load_model(path, weights=other).model), logits(own))
     assert torch.equal(logits(load_model(f"{path}#weights={other}").model), logits(own))
-    with pytest.raises(CheckpointError) as error:
+    with refused(CheckpointError, "nothing", other):
         load_model(path, weights="nothing")
-    assert_one_sentence(error, "nothing", other)
 
 
 def test_of_a_distillation_the_student_is_taken(tmp_path: Path) -> None:
@@ -134,9 +134,8 @@ def test_heads_of_published_widths(width: int, heads: int) -> None:
 
 def test_a_pruned_width_is_not_taken_for_a_published_one() -> None:
     assert assumed_heads(plain(1280, (640, 1280)), "m")[0] == (10, 20)
-    with pytest.raises(CheckpointError) as error:
+    with refused(CheckpointError, "block 1", "144", "num_heads"):
         assumed_heads(plain(384, (384, 144)), "m")
-    assert_one_sentence(error, "block 1", "144", "num_heads")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +148,7 @@ def test_heads_are_said_block_by_block(said: dict[str, object], tmp_path: Path) 
     path = saved(tmp_path / "w.pth", model.state_dict())
     loaded = load_model(path, **said)  # type: ignore[arg-type]
     assert torch.equal(logits(loaded.model), logits(model))
-    assert loaded.recognised.heads == "as given"
+    assert loaded.recognised.heads == "6, 4, 5, as given"
     assert load_model(f"{path}#heads=6,4,5").digest == loaded.digest
 
 
@@ -163,9 +162,8 @@ def test_heads_are_said_block_by_block(said: dict[str, object], tmp_path: Path) 
 )  # fmt: skip
 def test_heads_that_cannot_be_are_refused(said: dict[str, object], words: tuple[str, ...], tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", tiny(dtype=torch.float32)[0].state_dict())
-    with pytest.raises(CheckpointError) as error:
+    with refused(CheckpointError, *words):
         load_model(path, **said)  # type: ignore[arg-type]
-    assert_one_sentence(error, *words)
 
 
 def test_heads_come_from_a_config_or_from_the_model_that_the_run_names(tmp_path: Path) -> None:
@@ -231,9 +229,8 @@ def test_a_processors_scaling_is_honoured(
 def test_normalisation_can_be_said(given: str, words: tuple[str, ...] | None, tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", wide().state_dict())
     if words:
-        with pytest.raises(CheckpointError) as error:
+        with refused(CheckpointError, *words):
             load_model(path, std=given)
-        assert_one_sentence(error, *words)
     else:
         loaded = load_model(path, mean="0.1,0.2,0.3", std=given)
         assert loaded.pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
@@ -260,9 +257,8 @@ def test_a_zipped_folder(tmp_path: Path) -> None:
     loaded = load_model(tmp_path / "mine.zip")
     assert torch.equal(logits(loaded.model), logits(model))
     (tmp_path / "cut.zip").write_bytes((tmp_path / "mine.zip").read_bytes()[:-30])
-    with pytest.raises(CheckpointError) as error:
+    with refused(CheckpointError, "cut.zip"):
         load_model(tmp_path / "cut.zip")
-    assert_one_sentence(error, "cut.zip")
 
 
 @pytest.mark.parametrize("verb", ["profile", "evaluate"])

@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-from typer.testing import CliRunner
 
 from tests.support.tiny import VARIANTS, tiny
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.errors import CheckpointError
 from upvit_core.importance.magnitude import Magnitude
 from upvit_core.models.build import adapt
@@ -48,11 +47,8 @@ def test_a_plan_made_at_one_size_cuts_the_model_at_another(tmp_path: Path) -> No
     loaded = load_model(folder)
     plan = plan_uniform(Magnitude(1).attribute(adapt(loaded.model, loaded.shape)), Ratios(residual=0.5, ffn=0.5))
     plan.save(tmp_path / "plan.json")
-    thin = str(tmp_path / "thin")
-    arguments = ["prune", str(folder), str(tmp_path / "plan.json"), "--img-size", "24", "--out", thin]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    opened = load_model(thin)
+    call("prune", folder, tmp_path / "plan.json", "--img-size", 24, "--out", tmp_path / "thin")
+    opened = load_model(tmp_path / "thin")
     assert (opened.shape.img_size, opened.shape.embed_dim) == ((24, 24), 8)
     kept = torch.tensor(plan.residual.keep)
     whole = load_model(folder, img_size=24).model.pos_embed

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from typer.testing import CliRunner
 
-from tests.support.small_run import CFG, half_plan, write_images, write_teacher
+from tests.support.small_run import CFG, half_plan
 from tests.support.tiny import VARIANTS, images, tiny
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.data import open_images
 from upvit_core.errors import CheckpointError, ExportError, UnsupportedModelError
 from upvit_core.export import export_backbone_onnx, save_backbone
@@ -170,14 +169,6 @@ def test_uneven_blocks_have_no_timm_backbone(tmp_path: Path) -> None:
         save_backbone(uneven, tmp_path)
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("home")
-    write_teacher(root / "teacher")
-    write_images(root / "images")
-    return root
-
-
 def test_layer_decay_is_timms_rule(home: Path) -> None:
     from upvit_core.training.batches import TrainingBatches, batch_source
     from upvit_core.training.distillation import Distillation, make_accelerator
@@ -199,11 +190,6 @@ def test_layer_decay_is_timms_rule(home: Path) -> None:
 
 
 def test_the_verb(home: Path, tmp_path: Path) -> None:
-    def call(*arguments: object) -> dict:
-        result = CliRunner().invoke(app, [str(a) for a in arguments] + ["--json"], catch_exceptions=False)
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout.strip().splitlines()[-1])
-
     done = call(
         "finetune", "demo", "--data", home / "images", "--epochs", 1, "--preset", "demo", "--batch-size", 8,
         "--device", "cpu", "--out", tmp_path / "runs",

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import jobs, maps
+from pages.services import evaluation, jobs, maps
 from tests.support import ROOT
 from tests.support.made_up import made_up_scores
 
-OPENED = ("fewer-blocks", "block-by-block", "distil-box", "best-under", "command-box")  # drawn only while open
+OPENED = ("best-under", "save-box")  # drawn only while open
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +24,7 @@ def _own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages whose jobs run at once do not measure a map each."""
     monkeypatch.setattr(maps, "STEPS", (0,))
+    monkeypatch.setattr(evaluation, "SPEED_SECONDS", 0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -48,12 +49,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def page() -> Callable[..., AppTest]:
-    """A page, run once with query parameters."""
+    """A page, run once with query parameters; of Trade-off, the tab that is open."""
 
-    def run(path: str, **query: str) -> AppTest:
+    def run(path: str, picture: str = "", **query: str) -> AppTest:
         test = AppTest.from_file(str(ROOT / path), default_timeout=300)
         for key in OPENED:
             test.session_state[key] = True
+        if picture:
+            test.session_state["pictures"] = picture
         for key, value in query.items():
             test.query_params[key] = value
         return test.run()

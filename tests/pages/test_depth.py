@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.support import ROOT
-from tests.support.reading import check, html_of
+from tests.support.reading import PAPER, check, html_of
 from upvit_core.planning.depth_records import DepthRecords
 from upvit_core.records.block_removals import BlockRemovals
 
@@ -33,7 +33,7 @@ def test_the_record_is_the_demos() -> None:
 
 
 def test_the_slider_replays_the_removals(page: Run) -> None:
-    test = page(TRADEOFF, residual="0", attention="0", heads="6", ffn="0")
+    test = page(TRADEOFF, "Details", residual="0", attention="0", heads="6", ffn="0")
     assert not test.error
     slider = test.slider(key="depth")
     assert (slider.min, slider.max, slider.value) == (1, 6, 6)
@@ -47,7 +47,7 @@ def test_the_slider_replays_the_removals(page: Run) -> None:
 
 
 def test_a_link_carries_the_depth_and_the_command_says_it(page: Run) -> None:
-    test = page(TRADEOFF, depth="3")
+    test = page(TRADEOFF, depth="3", **PAPER)
     told = command_of(test)
     assert "score-blocks demo --data demo --depth 3 --images 2000 --out blocks.json" in told
     assert "--residual 0.5 --attention 0.5 --ffn 0.5 --heads 3 --depth 3 --depth-scores blocks.json" in told
@@ -67,7 +67,7 @@ def test_the_order_of_the_cuts_is_a_setting(
     """Scored on request, then used by the plan, its command and its file alike."""
     few = BlockRemovals.load(BUNDLED).model_copy(update={"images": 8})
     monkeypatch.setattr(DepthRecords, "of_model", lambda self, digest: few)
-    test = page(TRADEOFF, depth="4", **{"order-of-cuts": order})
+    test = page(TRADEOFF, "Fewer blocks", depth="4", **PAPER, **{"order-of-cuts": order})
     assert not test.error
     assert any("not scored yet" in caption.value for caption in test.caption)
     assert "--after" not in command_of(test)
@@ -81,5 +81,5 @@ def test_the_order_of_the_cuts_is_a_setting(
 
 
 def test_without_a_record_it_can_be_made(page: Run, published: Path) -> None:
-    test = page(TRADEOFF, open=f"published:{published}")
+    test = page(TRADEOFF, "Fewer blocks", open=f"published:{published}")
     assert any("Scoring half-blocks needs a model with weights" in c.value for c in test.caption)

@@ -7,7 +7,7 @@ from streamlit.testing.v1 import AppTest
 
 from tests.support.reading import check, html_of
 
-PAGES = ("pages/model/page.py", "pages/importance/page.py", "pages/tradeoff/page.py", "pages/method/page.py")
+PAGES = ("pages/start/page.py", "pages/importance/page.py", "pages/tradeoff/page.py", "pages/method/page.py")
 Run = Callable[..., AppTest]
 
 

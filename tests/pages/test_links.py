@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 from streamlit.testing.v1 import AppTest
 
-PAGES = ("model", "importance", "tradeoff", "runs", "method", "workshop")
+PAGES = ("start", "importance", "tradeoff", "runs", "method", "workshop")
 HOSTILE = {
     "depth": ("inf", "1e400", "9" * 400, "²", ""), "residual": ("nan", "-3", "x" * 5000), "heads": ("²", "0"),
     "cost": ("", "Nothing"), "loss": ("x", ""), "step": ("99", ""), "round-to": ("inf", "-8"), "batch": ("inf", "²"),

@@ -16,7 +16,7 @@ def test_the_model_page_says_what_to_install(
 ) -> None:
     for name in ("transformers", "tokenizers"):
         monkeypatch.setitem(sys.modules, name, None)
-    test = page("pages/model/page.py", open=str(folder_of_weights(tmp_path / "lm", ours=ours)))
+    test = page("pages/start/page.py", open=str(folder_of_weights(tmp_path / "lm", ours=ours)))
     assert not test.exception
     assert [error.value for error in test.error] == [
         plain("Language models need Hugging Face's transformers; install it with pip install 'transformers>=4.50,<6'.")

@@ -1,14 +1,12 @@
 """Budgets that may take blocks too: the best of every depth, against trying each by hand."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.errors import PlanError
 from upvit_core.planning.budget import Budget
 from upvit_core.planning.budget_depth import best_over_depth, scores_at
@@ -76,10 +74,7 @@ def test_the_command(tmp_path: Path) -> None:
     scores().save(tmp_path / "s.safetensors")
     removals((0.001, 1e9)).save(tmp_path / "blocks.json")
     limit = 0.32 * count_macs(SHAPE)
-    arguments = ["plan", str(tmp_path / "s.safetensors"), "--budget", f"macs={limit}", "--depth-scores",
-                 str(tmp_path / "blocks.json"), "--out", str(tmp_path / "p.json"), "--json"]  # fmt: skip
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)
+    given = ("--budget", f"macs={limit}", "--depth-scores", tmp_path / "blocks.json", "--out", tmp_path / "p.json")
+    said = call("plan", tmp_path / "s.safetensors", *given)
     assert said["depth"] == 2 == PruningPlan.load(tmp_path / "p.json").shape_after.depth
     assert said["score_removed_percent"] == min(said[f"score_removed_percent_at_{depth}_blocks"] for depth in (1, 2, 3))

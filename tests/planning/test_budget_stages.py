@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.errors import PlanError
 from upvit_core.planning import budget_stages
 from upvit_core.planning.curves import predicted_loss
@@ -124,19 +123,12 @@ def test_no_shares_tried_by_hand_are_better_in_time(
         budget_stages.best_shares(scores, {"latency_ms": 0.5}, latency=latency)
 
 
-def test_the_verb_takes_a_budget(scores: ImportanceScores, tmp_path) -> None:
+def test_the_verb_takes_a_budget(scores: ImportanceScores, tmp_path: Path) -> None:
     scores.save(tmp_path / "s.safetensors")
-
-    def call(*more: str):
-        command = ["plan", str(tmp_path / "s.safetensors"), "--out", str(tmp_path / "p.json"), *more]
-        return CliRunner().invoke(app, command)
-
-    result = call("--budget", "params=2M")
-    assert result.exit_code == 0, result.output
-    assert "residual_removed" in result.output
-    refused = call("--budget", "params=2M", "--allocation", "global")
-    assert refused.exit_code != 0
-    assert "without stages" in str(refused.exception)
+    command = ("plan", tmp_path / "s.safetensors", "--out", tmp_path / "p.json", "--budget", "params=2M")
+    assert "residual_removed" in call(*command)
+    with pytest.raises(PlanError, match="without stages"):
+        call(*command, "--allocation", "global")
 
 
 def test_the_front_of_a_model_of_stages(scores: ImportanceScores, tmp_path: Path) -> None:
@@ -163,6 +155,5 @@ def test_the_front_of_a_model_of_stages(scores: ImportanceScores, tmp_path: Path
     with pytest.raises(PlanError, match="without stages"):
         candidate_plans(scores, heads=2)
     scores.save(tmp_path / "s.safetensors")
-    told = CliRunner().invoke(app, ["front", str(tmp_path / "s.safetensors"), "--hide-dominated"])
-    assert told.exit_code == 0, told.output
-    assert "uniform, 40% of MACs" in told.output
+    told = call("front", tmp_path / "s.safetensors", "--hide-dominated")
+    assert "uniform, 40% of MACs" in str(told)

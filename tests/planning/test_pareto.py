@@ -1,7 +1,5 @@
 """The front: dominated plans against the definition, written as loops."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -10,10 +8,6 @@ from upvit_core.errors import PlanError
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.pareto import candidate_plans, dominated, pareto_rows
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.records.known_shapes import deit_shape
-from upvit_core.records.shape import BlockShape
-
-SHAPE = replace(deit_shape("tiny"), name="small", embed_dim=24, blocks=(BlockShape(6, 24, 96),) * 3)
 
 
 def test_dominated_is_as_defined() -> None:
@@ -29,7 +23,7 @@ def test_dominated_is_as_defined() -> None:
 
 
 def test_rows_say_what_plans_cost() -> None:
-    record = scores(SHAPE)
+    record = scores()
     plans = candidate_plans(record, shares=(0.8, 0.5, 0.01))
     rows = pareto_rows(record, plans, latency=Steps(), axes=("macs", "predicted"))
     assert len(rows) == len(plans) == 9, "1 % of the MACs cannot be reached"
@@ -46,7 +40,7 @@ def test_rows_say_what_plans_cost() -> None:
 
 
 def test_latency_needs_an_estimate() -> None:
-    record = scores(SHAPE)
+    record = scores()
     plain = pareto_rows(record, candidate_plans(record, shares=(0.5,)))
     assert all(row.latency_ms is None for row in plain)
     with pytest.raises(PlanError, match="calibrat"):

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,21 +9,11 @@ from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.planning.uniform import UniformTable, uniform_table
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.scores import ImportanceScores, expected_widths
-from upvit_core.records.shape import BlockShape, ModelShape
+from upvit_core.records.shape import BlockShape
 
-SHAPE = ModelShape(
-    "small",
-    24,
-    (BlockShape(4, 48, 40),) * 3,
-    (16, 16),
-    (8, 8),
-    3,
-    5,
-    num_prefix_tokens=2,
-    head_tokens=2,
-    distilled=True,
-)
+SHAPE = replace(deit_shape("tiny", distilled=True), embed_dim=24, blocks=(BlockShape(4, 48, 40),) * 3)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from upvit_core.profiling.held_out import held_out, random_shape
 from upvit_core.profiling.latency import Latency, estimate_latency, estimate_speed_up
 from upvit_core.profiling.throughput import CLOCKS
 from upvit_core.records.known_shapes import deit_shape
+from upvit_core.records.structure import Structure
 
 
 def by_hand(batch: int) -> float:
@@ -112,6 +113,8 @@ def test_unknown_types_and_clocks() -> None:
         calibrate(dtype="int8")
     with pytest.raises(CalibrationError, match="not 'sundial'"):
         calibrate(clock="sundial")
+    with pytest.raises(CalibrationError, match="profile MODEL --measure"):
+        calibrate(shape=replace(SHAPE, structure=Structure(gate="packed")), progress=lambda *_: pytest.fail("it timed"))
     with pytest.raises(CalibrationError, match="at least one image"):
         Latency(SHAPE, 0, device())
 

@@ -68,12 +68,17 @@ def test_a_calibration_is_for_its_own_models(tmp_path, monkeypatch: pytest.Monke
     assert scope(replace(TEXT, num_classes=41)) != scope(TEXT)
     monkeypatch.setenv("UPVIT_HOME", str(tmp_path))
     for shape in (bench.DEMO, TEXT, pyramid):
-        assert newest("float32", shape) is None
+        assert newest("made up", "float32", shape) is None
         path = default_path("made up", "float32", 2, shape)
         (pyramid_device(shape) if shape.stages else language_device(scope=scope(shape))).save(path)
-        assert newest("float32", shape) == path
-        assert newest("bfloat16", shape) is None
-        assert estimate_latency(shape, 3, Calibration.load(path)) > 0
+        assert newest("made up", "float32", shape) == path
+        for device, dtype in (("made up", "bfloat16"), ("made", "float32"), ("made up too", "float32")):
+            assert newest(device, dtype, shape) is None
+        known = Calibration.load(path)
+        assert estimate_latency(shape, 3, known) > 0
+        assert known.is_current
+        assert not replace(known, versions={"torch": "1.0+cpu"}).is_current
+        assert replace(known, versions={"torch": torch.__version__}).is_current
 
 
 def test_a_torn_record_of_a_pyramid_is_refused(tmp_path) -> None:

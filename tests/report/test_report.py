@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import plotly.graph_objects as go
 import pytest
-from typer.testing import CliRunner
 
 from tests.support.made_runs import made_run
-from upvit_core.cli import app
+from tests.support.verbs import call
 from upvit_core.figures.theme import LIGHT, Chart, drawn
+from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.basis import Basis
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import BlockShape, ModelShape
@@ -93,11 +94,15 @@ def test_a_run_is_told_with_its_curve_and_commands(tmp_path: Path) -> None:
 def test_the_verb_writes_a_file(scores: ImportanceScores, plan: PruningPlan, tmp_path: Path) -> None:
     plan.save(tmp_path / "plan.json")
     scores.save(tmp_path / "scores.safetensors")
-    told = ["report", str(tmp_path / "plan.json"), "--scores", str(tmp_path / "scores.safetensors")]
-    result = CliRunner().invoke(app, [*told, "--out", str(tmp_path / "out" / "r.html"), "--json"])
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["bytes"] == (tmp_path / "out" / "r.html").stat().st_size
+    out = tmp_path / "out" / "r.html"
+    told = call("report", tmp_path / "plan.json", "--scores", tmp_path / "scores.safetensors", "--out", out)
+    assert told["bytes"] == out.stat().st_size
+    assert '"tables":{}' in out.read_text()
+    own = ImportanceScores.load(DEMO_FOLDER / "directions.safetensors")
+    plan_uniform(own, Ratios(0.5, 0.5, 0.5), basis=Basis.DIRECTIONS).save(tmp_path / "own.json")
+    known = ("--scores", DEMO_FOLDER / "directions.safetensors", "--map", DEMO_FOLDER / "map.json")
+    call("report", tmp_path / "own.json", *known, "--out", out)
+    assert "estimated from 48 measured cuts" in out.read_text()
     run = made_run(RunStore(tmp_path / "runs"), 0.5)
-    result = CliRunner().invoke(app, ["report", str(run.folder), "--out", str(tmp_path / "run.html")])
-    assert result.exit_code == 0, result.output
+    call("report", run.folder, "--out", tmp_path / "run.html")
     assert run.spec.name in (tmp_path / "run.html").read_text()

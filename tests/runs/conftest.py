@@ -1,22 +1,8 @@
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.own_slurm import missing, slurm
-from tests.support.small_run import small_home
-from upvit_core.runs import RunStore
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny teacher and images."""
-    return small_home(tmp_path_factory.mktemp("home"))
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ def test_a_broken_order_is_refused_with_a_sentence(tmp_path: Path, content: str)
     (tmp_path / "spec.json").write_text(content)
     with pytest.raises(RunError, match="is not a valid run"):
         read_order(tmp_path)
-    with pytest.raises(RunError, match="cannot be read"):
+    with pytest.raises(RunError, match="holds no order"):
         read_order(tmp_path / "nowhere")
 
 

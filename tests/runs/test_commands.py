@@ -37,7 +37,7 @@ OTHER = {"alpha": 0.3, "temperature": 2.5, "lr": 1.23456789e-4, "min_lr": 2e-6, 
          "label_smoothing": 0.2, "ema_decay": 0.9, "drop_path": 0.3, "clip_grad": 2.0, "augmentation": "none",
          "amp": "no", "seed": 5, "threads": 2, "workers": 1, "eval_every": 0.5, "eval_images": 300,
          "teacher_top_k": 7, "tensorboard": True, "checkpoint_minutes": 2.5, "from_scratch": True, "layer_decay": 0.6,
-         "head_only": True, "feature_weight": 0.25}  # fmt: skip
+         "head_only": True, "feature_weight": 0.25, "sizes": 5, "compile": True, "plain": True}  # fmt: skip
 SLURM = SlurmSettings(nodes=2, gpus_per_node=3, cpus_per_process=5, mem_gb=7.5, minutes=90, warning_seconds=60,
                       partition="gpu", account="me", qos="high")  # fmt: skip
 FIELDS = {"data": "my $(data)", "data_root": "/where it is", "epochs": 7, "img_size": 40, "device": "cuda:1",

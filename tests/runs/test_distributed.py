@@ -75,10 +75,15 @@ def follower_of(pid: int) -> psutil.Process | None:
     return found[0] if found else None
 
 
-def start(run: Run, past: int) -> tuple[int, psutil.Process]:
-    """Start a worker of two processes; returns once it has saved a step after `past`."""
+def start(run: Run, past: int = 0) -> tuple[int, psutil.Process]:
+    """Start a worker of two processes; returns once it has saved a step after `past` and after those saved before."""
+
+    def saved() -> int:
+        return max((int(path.stem[5:]) for path in list_checkpoints(run.checkpoints)), default=0)
+
+    past = max(past, saved())
     pid = fork_worker(run)
-    wait_until(lambda: any(int(p.stem[5:]) > past for p in list_checkpoints(run.checkpoints)), 180)
+    wait_until(lambda: saved() > past, 180)
     follower = follower_of(pid)
     assert follower is not None
     return pid, follower
@@ -104,7 +109,7 @@ def test_a_process_that_dies_before_they_have_met_ends_the_run(
     assert asked or "Another process of the run ended" in state.error
     assert not follower.is_running()
     assert run.request is None
-    for held in (run.lock(), lease(store.root, "cpu")):
+    for held in (run.lock(), lease("cpu")):
         with held as free:
             assert free
 
@@ -130,13 +135,13 @@ def test_a_run_of_two_processes_survives_the_death_of_either_and_follows_one(hom
     assert "Another process of the run ended" in store.state(run.id).error
 
     store.resume(run.id)
-    pid, follower = start(run, store.state(run.id).step)
+    pid, follower = start(run)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     wait_until(lambda: not follower.is_running())
 
     store.resume(run.id)
-    pid, follower = start(run, store.state(run.id).step)
+    pid, follower = start(run)
     os.kill(pid, signal.SIGTERM)  # to the first alone: both stop after the same step
     assert wait_for(pid) == 0
     assert store.state(run.id).state == "interrupted"

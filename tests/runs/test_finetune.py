@@ -2,13 +2,12 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.support.small_run import SETTINGS, fork_worker, run_to_end, wait_for, weights_of
+from tests.support.small_run import SETTINGS, fork_worker, run_to_end, wait_for, wait_until, weights_of
 from upvit_core.data import open_images
 from upvit_core.evaluation import evaluate
 from upvit_core.models.checkpoint import load_model
@@ -51,10 +50,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(home: Path, tmp_path: Path) ->
     whole, run = (store.create(spec(home, **wish)) for _ in range(2))
     run_to_end(store, whole)
     pid = fork_worker(run)
-    deadline = time.monotonic() + 60
-    while not any(int(path.stem.partition("-")[2]) >= 6 for path in list_checkpoints(run.checkpoints)):
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_until(lambda: any(int(path.stem.partition("-")[2]) >= 6 for path in list_checkpoints(run.checkpoints)))
     os.kill(pid, signal.SIGKILL)
     wait_for(pid)
     store.resume(run.id)

@@ -1,12 +1,12 @@
 """Whose turn it is: owners, priorities, turns; pause and what it gives back."""
 
 import itertools
-import os
 import random
 from pathlib import Path
 
 import pytest
 
+from tests.support.made_runs import this_process
 from tests.support.small_run import (
     any_spec,
     device_taken,
@@ -22,7 +22,6 @@ from upvit_core.runs import LocalExecutor, RunState, RunStore
 from upvit_core.runs.checkpoints import load_newest
 from upvit_core.runs.devices import lease, lease_names, leases
 from upvit_core.runs.folder import RunSummary
-from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.queue import QueuedRun, fair_order, queues
 
 
@@ -66,12 +65,9 @@ def test_no_owner_waits_for_two_turns_of_another() -> None:
 
 def test_the_first_of_the_order_is_served_and_goes_behind(store: RunStore) -> None:
     """Serving one after another gives the order that was promised, since each turn is counted."""
-    me = ProcessIdentity.of(os.getpid())
-    assert me is not None
-    worker = {"pid": me.pid, "started": me.started, "boot": me.boot}
     for owner in "aaabbc":
         run = store.create(any_spec(owner=owner, device="cpu"))
-        run.write_state(RunState(state="queued", **worker))
+        run.write_state(RunState(state="queued", **this_process()))
     promised = [s.id for s in sorted(store.list(), key=lambda s: s.state.position or 0)]
     assert [s.spec.owner for i in promised for s in store.list() if s.id == i and s.spec] == list("abcaba")
     served = []
@@ -109,7 +105,7 @@ def test_a_paused_run_keeps_its_checkpoint_and_gives_the_device_back(
     saved = load_newest(run.checkpoints)
     assert saved is not None
     assert saved["step"] == store.state(run.id).step > 0
-    with lease(store.root, "cpu") as free:
+    with lease("cpu") as free:
         assert free
     with pytest.raises(RunError, match="is paused"):
         store.pause(run.id)
@@ -182,11 +178,11 @@ def test_runs_of_several_gpus_never_wait_in_a_circle() -> None:
 
 def test_all_gpus_or_none(store: RunStore) -> None:
     names = ("cuda:0", "cuda:1", "cuda:2")
-    with device_taken(store, "cuda:1"), leases(store.root, names) as held:
+    with device_taken(store, "cuda:1"), leases(names) as held:
         assert not held
-        with leases(store.root, ("cuda:2", "cuda:0")) as others:
+        with leases(("cuda:2", "cuda:0")) as others:
             assert others, "a run that waits keeps nothing"
-    with leases(store.root, names) as held:
+    with leases(names) as held:
         assert held
-        with lease(store.root, "cuda:2") as taken:
+        with lease("cuda:2") as taken:
             assert not taken

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.made_runs import this_process
 from tests.support.small_run import any_spec
 from upvit_core.runs import RunState, RunStore
-from upvit_core.runs.pid import ProcessIdentity
 from upvit_core.runs.reason import GO_ON, error_message, reason_of
 from upvit_core.runs.spec import ACTIVE
 
@@ -52,9 +52,7 @@ def test_who_stopped_a_run_is_kept_until_it_goes_on(store: RunStore, verb: str, 
 
 def test_a_killed_run_has_its_reason_on_reading(store: RunStore) -> None:
     run = store.create(SPEC)
-    me = ProcessIdentity.of(os.getpid())
-    assert me is not None
-    run.write_state(RunState(state="running", pid=me.pid, started=me.started + 1, boot=me.boot))
+    run.write_state(RunState(state="running", **(this_process() | {"started": 1})))
     assert "was killed" in store.list()[0].reason
     os.utime(run.folder / "state.json", (1e9, 1e9))
     run.write_state(RunState(state="queued"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.at_once import at_once
+from tests.support.made_runs import this_process
 from tests.support.small_run import any_spec
 from upvit_core.errors import RunError
 from upvit_core.runs import RunSpec, RunState, RunStore
@@ -19,12 +20,6 @@ from upvit_core.runs.store import Run
 
 def set_state(run: Run, **values: object) -> None:
     run.write_state(RunState(**values))
-
-
-def as_worker(pid: int | None = None) -> dict[str, object]:
-    me = ProcessIdentity.of(pid or os.getpid())
-    assert me is not None
-    return {"pid": me.pid, "started": me.started, "boot": me.boot}
 
 
 def test_a_run_is_written_and_found_again(store: RunStore) -> None:
@@ -149,14 +144,14 @@ def test_illegal_orders_are_refused_by_name(values: dict[str, object], message: 
 
 def test_an_active_run_without_its_process_is_interrupted(store: RunStore) -> None:
     run = store.create(any_spec())
-    set_state(run, state="running", **as_worker())
+    set_state(run, state="running", **this_process())
     assert store.state(run.id).state == "running"
-    set_state(run, state="running", **(as_worker() | {"started": 1}))
+    set_state(run, state="running", **(this_process() | {"started": 1}))
     assert store.state(run.id).state == "interrupted"
     assert "Resume" in store.state(run.id).error
-    set_state(run, state="running", **(as_worker() | {"boot": "before the restart"}))
+    set_state(run, state="running", **(this_process() | {"boot": "before the restart"}))
     assert store.state(run.id).state == "interrupted"
-    set_state(run, state="done", **(as_worker() | {"started": 1}))
+    set_state(run, state="done", **(this_process() | {"started": 1}))
     assert store.state(run.id).state == "done"
 
 
@@ -166,7 +161,7 @@ def test_a_run_of_another_machine_lives_by_its_heartbeat(store: RunStore, monkey
     monkeypatch.setattr(ProcessIdentity, "signal", lambda *values: sent.append(values))
     run = store.create(any_spec())
     # The second has the pid, start and boot of a process here, as a copied run of a container's pid 1 may.
-    for worker in (as_worker() | {"boot": "another", "host": "node7"}, as_worker() | {"host": "node7"}):
+    for worker in (this_process() | {"boot": "another", "host": "node7"}, this_process() | {"host": "node7"}):
         set_state(run, state="running", **worker)
         with run.lock():
             os.utime(run.folder / "lock")
@@ -239,10 +234,10 @@ def test_queues_are_by_device_and_first_come_first(store: RunStore) -> None:
     assert [positions[run.id] for run in runs] == [1, 1, 2, 1, 2, 3]
     assert store.next_in_queue("cpu") is None  # none has a worker yet
     for run in runs[2:]:
-        set_state(run, state="queued", **as_worker())
+        set_state(run, state="queued", **this_process())
     assert store.next_in_queue("cpu") == runs[2].id
     assert store.next_in_queue("cuda:0") == runs[4].id
-    set_state(runs[2], state="running", **as_worker())
+    set_state(runs[2], state="running", **this_process())
     assert store.next_in_queue("cpu") == runs[5].id
     assert store.state(runs[5].id).position == 2
 
@@ -260,7 +255,7 @@ def test_cancelling_a_run_without_a_worker(store: RunStore) -> None:
 def test_only_stopped_runs_can_be_resumed(store: RunStore) -> None:
     run = store.create(any_spec())
     for state in ("queued", "running", "done"):
-        set_state(run, state=state, **as_worker())
+        set_state(run, state=state, **this_process())
         with pytest.raises(RunError, match=f"is {state}"):
             store.resume(run.id)
     for state in ("failed", "cancelled", "interrupted"):
@@ -276,7 +271,7 @@ def test_removal_is_refused_while_a_worker_lives(store: RunStore) -> None:
             store.remove(run.id)
     store.remove(run.id)
     assert store.list() == []
-    assert not any(path.is_dir() for path in store.root.iterdir() if path.name != ".leases")
+    assert not any(path.is_dir() for path in store.root.iterdir())
 
 
 def test_metrics_and_log(store: RunStore) -> None:

@@ -13,7 +13,9 @@ import timm
 import torch
 
 from tests.support import ROOT
+from tests.support.made_runs import this_process
 from tests.support.small_run import (
+    MEASURED,
     device_taken,
     fork_worker,
     kill_after,
@@ -29,6 +31,7 @@ from upvit_core.errors import RunError
 from upvit_core.evaluation import evaluate
 from upvit_core.figures.evaluations import Points
 from upvit_core.models.checkpoint import load_model
+from upvit_core.models.predict import predict
 from upvit_core.runs import LocalExecutor, Run, RunStore
 from upvit_core.runs.checkpoints import list_checkpoints, load_newest
 from upvit_core.runs.devices import lease
@@ -48,8 +51,7 @@ def reference(home: Path, tmp_path: Path, **settings: object) -> tuple[bytes, li
 
 
 def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    measured = ("seconds", "images_per_s", "images_per_s_low", "images_per_s_high", "speedup", "repeats")
-    return [{key: value for key, value in row.items() if key not in measured} for row in rows]
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
 
 
 def test_a_run_from_order_to_folder(home: Path, store: RunStore) -> None:
@@ -68,7 +70,7 @@ def test_a_run_from_order_to_folder(home: Path, store: RunStore) -> None:
     state = store.state(run.id)
     assert (state.step, state.total_steps, state.epoch, state.progress) == (15, 15, 3.0, 1.0)
     assert not run.checkpoints.exists()
-    with lease(store.root, "cpu") as free:
+    with lease("cpu") as free:
         assert free
 
     final = rows[-1]
@@ -76,6 +78,11 @@ def test_a_run_from_order_to_folder(home: Path, store: RunStore) -> None:
     test = open_images(str(home / "images"), "val", pretrained_cfg=loaded.pretrained_cfg)
     measured = evaluate(loaded.model, test.batches(20))
     assert measured.top1 == pytest.approx(final["top1"]) == pytest.approx(state.top1)
+    kept = run.answered
+    assert kept is not None
+    for answers, model in ((kept.before, load_model(str(home / "teacher")).model), (kept.after, loaded.model)):
+        logits, labels = predict(model, test.batches(20))
+        assert (answers, kept.labels) == (logits.argmax(1).tolist(), labels.tolist())
     stock = timm.create_model(f"local-dir:{run.model}", pretrained=True).eval()
     x = torch.randn(2, 3, 16, 16)
     with torch.no_grad():
@@ -155,17 +162,10 @@ def test_cancel_kills_a_worker_that_does_not_listen(home: Path, store: RunStore)
     if not pid:
         os.setsid()
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        from upvit_core.runs.pid import ProcessIdentity
         from upvit_core.runs.store import read_state
 
         with run.lock():
-            me = ProcessIdentity.of(os.getpid())
-            assert me is not None
-            run.write_state(
-                read_state(run.folder).model_copy(
-                    update={"state": "running", "pid": me.pid, "started": me.started, "boot": me.boot}
-                )
-            )
+            run.write_state(read_state(run.folder).model_copy(update={"state": "running", **this_process()}))
             time.sleep(600)
         os._exit(0)
     wait_until(lambda: store.state(run.id).state == "running")
@@ -362,3 +362,15 @@ def test_a_run_is_stopped_after_the_hours_that_the_host_allows(
         assert saved is not None
         assert 0 < saved["step"] == state.step < 1000
         store.resume(run.id)
+
+
+def test_a_student_equal_to_its_teacher_shows_no_kl_in_any_row(home: Path, store: RunStore) -> None:
+    """In bf16, teacher, student and averaged weights are all run in it; a step this small changes no weight."""
+    settings = {"amp": "bf16", "lr": 1e-20, "min_lr": 1e-20, "drop_path": 0.0, "ema_decay": 0.9}
+    spec = spec_for(home, epochs=2, **settings)
+    run = store.create(spec.model_copy(update={"plan": None, "student": spec.teacher}))
+    run_to_end(store, run)
+    rows = [row for row in store.read_metrics(run.id)[0] if "kl_teacher" in row]
+    assert {"surgery", "eval", "final"} <= {row["phase"] for row in rows}
+    assert [row["kl_teacher"] for row in rows] == pytest.approx([0.0] * len(rows), abs=1e-12)
+    assert len({row["top1"] for row in store.read_metrics(run.id)[0] if row["phase"] in ("surgery", "teacher")}) == 1

@@ -3,21 +3,22 @@
     python -m tests.support.browser OUT [--open SOURCE] [--page tradeoff] [--width 1440] [--theme light]
                                   [--query "residual=75"] [--full]
 
-Writes OUT/<page>-<theme>-<width>.png; whole pages with --full. The README's pictures are made by
+Writes OUT/<page>-<theme>-<width>.png; whole pages with --full. The README's picture of a page is made by
 
-    python -m tests.support.browser assets/readme --readme [--runs FOLDER]
+    python -m tests.support.browser assets/readme --readme [--page tradeoff] [--runs RUNS]
 
-one a page, light, in few colours to stay small; --runs shows the runs of a folder (default: none).
+light, in few colours to stay small; with RUNS, it is their accuracy against speed.
 """
 
 import argparse
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support import ROOT
@@ -25,7 +26,7 @@ from tests.support.server import server
 
 ARTEFACTS = ROOT / "tests" / "artifacts"
 Visit = Callable[..., Page]
-PAGES = ("model", "importance", "tradeoff", "runs", "transfer", "method", "workshop", "glossary")
+PAGES = ("model", "importance", "tradeoff", "runs", "method", "workshop", "glossary")
 
 
 @contextmanager
@@ -38,14 +39,14 @@ def chromium() -> Iterator[Browser]:
             browser.close()
 
 
-BUSY = '[data-testid="stProgress"], [data-testid="stSkeleton"]'
+BUSY = '[data-testid="stProgress"], [data-testid="stSkeleton"], [data-stale="true"]'
 """Elements that a page draws while it waits."""
 
 
 def settle(page: Page, timeout: float = 60.0) -> None:
     """Wait until the script has run, every chart is drawn, and nothing has changed for a moment."""
     page.wait_for_selector('[data-testid="stApp"]', timeout=timeout * 1000)
-    page.wait_for_selector("h1", timeout=timeout * 1000)
+    page.wait_for_selector("h1", state="attached", timeout=timeout * 1000)  # hidden while presenting
     end, last, since = time.monotonic() + timeout, "", time.monotonic()
     while time.monotonic() < end:
         busy = page.locator('[data-testid="stApp"][data-test-script-state="running"]').count()
@@ -58,25 +59,46 @@ def settle(page: Page, timeout: float = 60.0) -> None:
         page.wait_for_timeout(100)
 
 
-def readme(out: Path, runs: Path | None) -> None:
-    """One picture a page from a fresh server, OUT/<page>.png."""
+def faults(page: Page, tries: int = 3) -> list[str]:
+    """Faults that axe-core calls serious or critical and that stay: a page that is being drawn again is pale."""
+    found: list[str] = []
+    for _ in range(tries):
+        settle(page)
+        found = [
+            f"{fault['impact']}: {fault['help']}: {fault['nodes'][0]['html'][:200]}"
+            for fault in Axe().run(page).response["violations"]
+            if fault["impact"] in ("serious", "critical")
+        ]
+        if not found:
+            break
+    return found
+
+
+def readme(out: Path, pages: Sequence[str], runs: Path | None) -> None:
+    """A picture of each page from a fresh server, OUT/<page>.png; of runs, accuracy against speed alone."""
     from PIL import Image
 
-    with tempfile.TemporaryDirectory() as home:
-        environment = {"UPVIT_RUNS": str(runs.resolve())} if runs else {}
-        with server(Path(home), **environment) as (address, _), chromium() as browser:
-            context = browser.new_context(
-                reduced_motion="reduce", viewport={"width": 1360, "height": 850}, color_scheme="light"
-            )
-            page = context.new_page()
-            for name in PAGES:
-                page.goto(f"{address}/{name if name != PAGES[0] else ''}", timeout=180_000)
-                settle(page, 180)
-                path = out / f"{name}.png"
+    more = {"UPVIT_RUNS": str(runs.resolve())} if runs else {}
+    with tempfile.TemporaryDirectory() as home, server(Path(home), **more) as (address, _), chromium() as browser:
+        page = browser.new_context(
+            reduced_motion="reduce",
+            viewport={"width": 1800 if runs else 1360, "height": 850},
+            color_scheme="light",
+            device_scale_factor=2 if runs else 1,
+        ).new_page()
+        for name in pages:
+            page.goto(f"{address}/{name}", timeout=180_000)
+            settle(page, 180)
+            path = out / f"{name}.png"
+            if runs:
+                page.locator('[data-chart="speed"]').first.screenshot(path=path)
+            else:
                 page.screenshot(path=path)
-                with Image.open(path) as picture:
-                    small = picture.convert("RGB").resize((1020, 638), Image.Resampling.LANCZOS)
-                    small.quantize(256, kmeans=3).save(path, optimize=True)
+            with Image.open(path) as picture:
+                small = picture.convert("RGB")
+                if not runs:
+                    small = small.resize((1020, 638), Image.Resampling.LANCZOS)
+                small.quantize(256, kmeans=3).save(path, optimize=True)
 
 
 def main() -> None:
@@ -93,7 +115,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.readme:
-        readme(arguments.out, arguments.runs)
+        readme(arguments.out, arguments.page or (("runs",) if arguments.runs else ("tradeoff",)), arguments.runs)
         return
     query = dict(urllib.parse.parse_qsl(arguments.query))
     if arguments.open:

@@ -1,15 +1,12 @@
 """Models whose every parameter counts, files of them, and what an error must look like."""
 
-import re
 from pathlib import Path
 
-import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
 from tests.support.tiny import images
-from upvit_core.errors import UPViTError
 from upvit_core.records.shape import BlockShape, ModelShape
 
 CFG = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "crop_pct": 1.0, "interpolation": "bilinear"}
@@ -45,15 +42,6 @@ def wide(distilled: bool = False, **overrides: object) -> nn.Module:
 @torch.no_grad()
 def logits(model: nn.Module) -> Tensor:
     return model(images(4, torch.float32))
-
-
-def assert_one_sentence(error: pytest.ExceptionInfo[UPViTError], *words: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text
-    assert text.endswith((".", "?"))
-    assert not re.search(r"[.!?] [A-Z]", text.removesuffix(".")), text
-    for word in words:
-        assert word in text
 
 
 def saved(path: Path, content: object) -> Path:

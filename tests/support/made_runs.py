@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from upvit_core.runs import DistillSettings, Run, RunSpec, RunState, RunStore
 from upvit_core.runs.pid import ProcessIdentity
 
 SHAPE = ModelShape("made up", 96, (BlockShape(6, 96, 384),) * 6, (28, 28), (4, 4), 1, 10)
+
+
+def this_process() -> dict[str, Any]:
+    """The fields of a run's state by which this process is its worker."""
+    me = ProcessIdentity.of(os.getpid())
+    assert me is not None
+    return {"pid": me.pid, "started": me.started, "boot": me.boot}
 
 
 def plan_json(ratio: float, heads: int) -> dict[str, Any]:
@@ -54,18 +62,10 @@ def made_run(
     speed = 900 / (1 - ratio) ** 1.3
     best, first = 91.5 - 6 * ratio**2, 91.5 - 90 * ratio**1.2
     common = {"images_per_s": speed, "images": 2000, "device": "made up"}
+    start = {"step": 0, "epoch": 0.0, "seconds": 0, **common}
     lines: list[dict[str, Any]] = [
-        {"step": 0, "epoch": 0.0, "phase": "teacher", "top1": 91.7, "seconds": 0, **common, "images_per_s": 900.0},
-        {
-            "step": 0,
-            "epoch": 0.0,
-            "phase": "surgery",
-            "top1": max(first, 10),
-            "seconds": 0,
-            **common,
-            "kl_teacher": 2.0,
-            "speedup": speed / 900,
-        },
+        {**start, "phase": "teacher", "top1": 91.7, "images_per_s": 900.0},
+        {**start, "phase": "surgery", "top1": max(first, 10), "kl_teacher": 2.0, "speedup": speed / 900},
     ]
     done = round(steps * share)
     every = max(1, steps // evaluations)
@@ -79,28 +79,39 @@ def made_run(
             lines.append({**where, "phase": phase, "top1": top1, **common, "kl_teacher": 0.1, "teacher_top1": 91.7})
     run.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     run.log.write_text("12:00:00 loading the teacher\n12:00:01 training\n")
-    me = ProcessIdentity.of(os.getpid())
-    assert me is not None
     top1 = [line["top1"] for line in lines if "top1" in line][-1]
-    run.write_state(
-        RunState(
-            state=state,
-            pid=me.pid,
-            started=me.started,
-            boot=me.boot,
-            step=done,
-            total_steps=steps,
-            epoch=4 * share,
-            epochs=4,
-            seconds=done * 0.2,
-            seconds_left=(steps - done) * 0.2,
-            top1=top1,
-            top1_images=2000,
-            teacher_top1=91.7,
-            images_per_s=speed,
-            stage="training" if state == "running" else "",
-        )  # type: ignore[arg-type]
-    )
+    measured = {"top1": top1, "top1_images": 2000, "teacher_top1": 91.7, "images_per_s": speed}
+    progress = {"step": done, "total_steps": steps, "epoch": 4 * share, "epochs": 4}
+    progress |= {"seconds": done * 0.2, "seconds_left": (steps - done) * 0.2}
+    stage = "training" if state == "running" else ""
+    run.write_state(RunState(state=state, stage=stage, **this_process(), **progress, **measured))  # type: ignore[arg-type]
+    return run
+
+
+def ladder(top1: Sequence[float]) -> list[dict[str, float]]:
+    """The ladder of an elastic run's evaluation with these accuracies, whole first; speeds of 900 to 3,600 images/s."""
+    shares = np.linspace(0, 0.75, len(top1))
+    return [
+        {"removed": share, "params": 1e6 * (1 - share) ** 2, "images_per_s": 900 / (1 - share), "top1": value,
+         "kl_teacher": 1 - value / 100}
+        for share, value in zip(shares.tolist(), top1, strict=True)
+    ]  # fmt: skip
+
+
+def evaluate_sizes(run: Run, step: int, top1: Sequence[float]) -> None:
+    """Write an elastic run's evaluation: after surgery at step 0, else while training."""
+    where = {"step": step, "epoch": step / 100, "seconds": 0.2 * step, "images": 2000, "images_per_s": 900.0}
+    if not step:
+        run.append_metrics({**where, "phase": "teacher", "top1": 91.7, "device": "made up"})
+    row = {**where, "phase": "eval" if step else "surgery", "top1": top1[0], "speedup": 1.0, "ladder": ladder(top1)}
+    run.append_metrics(row)
+
+
+def made_elastic(store: RunStore) -> Run:
+    """An elastic run that goes on, measured after surgery."""
+    run = store.create(RunSpec(kind="elastic", name="every size", teacher="demo", data="demo", epochs=4, device="cpu"))
+    evaluate_sizes(run, 0, [91.7, 90.0, 80.0, 40.0])
+    run.write_state(RunState(state="running", stage="training", **this_process(), step=0, total_steps=400, epochs=4))
     return run
 
 

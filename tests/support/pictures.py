@@ -1,15 +1,12 @@
 """Folders of made-up pictures, opened as image sets."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from upvit_core.data import ImageSet, open_images
-from upvit_core.errors import DataError
 from upvit_core.paths import DEMO_FOLDER
 
 COLOUR = {
@@ -39,15 +36,6 @@ def opened(spec: object, split: str = "train", **arguments: object) -> ImageSet:
 
 def files(images: ImageSet) -> list[str]:
     return [images.source.file_name(index) for index in range(len(images))]
-
-
-def assert_one_sentence(error: pytest.ExceptionInfo[DataError], *words: str) -> None:
-    text = str(error.value)
-    assert "\n" not in text
-    assert text.endswith(".")
-    assert not re.search(r"[.!?] [A-Z]", text.removesuffix(".")), text
-    for word in words:
-        assert word in text
 
 
 def fashion(root: Path, name_of: Callable[[int, str], str], count: int = 10) -> Path:

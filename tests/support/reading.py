@@ -7,12 +7,15 @@ from streamlit.testing.v1 import AppTest
 from pages.services.session import KEY, Session
 from upvit_core.planning.what_if import WhatIf
 
+PAPER = {"basis": "Cut as in the paper", "heads": "3"}
+"""The link of a plan cut as in the paper, with half of the demo's heads."""
+
 
 def html_of(test: AppTest) -> str:
-    """The page's HTML without its links into the glossary, around single words and in a line at its foot."""
-    parts = [str(element.proto.body) for element in test.get("html")]
-    text = "\n".join(part for part in parts if 'class="terms"' not in part)
-    return re.sub(r'<a class="term"[^>]*>(.*?)</a>', r"\1", text)
+    """The page's HTML without the definitions of terms, which open in place."""
+    text = "\n".join(str(element.proto.body) for element in test.get("html"))
+    text = re.sub(r'<span popover="auto".*?</i></span>', "", text)
+    return re.sub(r'<button type="button" class="term"[^>]*>(.*?)</button>', r"\1", text)
 
 
 def check(test: AppTest) -> None:

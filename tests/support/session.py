@@ -4,7 +4,9 @@ Each session holds its widgets as a browser would (ids and defaults come from th
 every rerun. A rerun lasts from its request until the server says that the script has finished, everything drawn.
 """
 
+import socket
 import time
+from urllib.parse import urlsplit
 
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.Element_pb2 import Element
@@ -19,21 +21,25 @@ KEPT_RUNS = 2  # Streamlit's global.maxCachedMessageAge
 class Session:
     """One visitor. `widgets` by label; `errors` gathers what the page showed as an error or exception."""
 
-    def __init__(self, address: str, page: str = "", query: str = ""):
+    def __init__(self, address: str, page: str = "", query: str = "", host: str = ""):
         self.page, self.query, self.hash = page, query, ""
         self.widgets: dict[str, tuple[str, str]] = {}  # key or label: kind and id
         self.values: dict[str, tuple[str, list[str] | list[float]]] = {}  # id: field of the state and value
         self.buttons: dict[str, str] = {}
         self.errors: list[str] = []
+        self.pages: list[str] = []  # hash of the page of every run
         self.texts: list[str] = []
         self.fragments: dict[str, float] = {}
         self.received = 0
         self.kept: dict[str, tuple[int, ForwardMsg]] = {}  # large messages, as a browser keeps them, by hash
         self.runs = 0
+        there = urlsplit(address)
+        named = f"{host or there.hostname}:{there.port}"  # as the browser calls the server
         self.socket: ClientConnection = connect(
-            f"{address.replace('http', 'ws', 1)}/_stcore/stream",
+            f"ws://{named}/_stcore/stream",
+            sock=socket.create_connection((there.hostname or "", there.port or 80)),
             subprotocols=[Subprotocol("streamlit")],
-            origin=Origin(address),
+            origin=Origin(f"http://{named}"),
             max_size=None,
             compression=None,
             open_timeout=120,
@@ -44,13 +50,23 @@ class Session:
 
     def rerun(self, fragment: str = "", timeout: float = 300.0, pressed: str = "") -> float:
         """Run the page (or one fragment of it) and take everything it draws; returns seconds."""
+        if not fragment:
+            self.fragments.clear()
+        began = time.perf_counter()
+        self.send(fragment, pressed)
+        self.take(timeout)
+        if not fragment:
+            self.runs += 1
+            self.kept = {h: (seen, m) for h, (seen, m) in self.kept.items() if self.runs - seen <= KEPT_RUNS}
+        return time.perf_counter() - began
+
+    def send(self, fragment: str = "", pressed: str = "") -> None:
+        """Ask for a run of the page, or of one fragment by its timer, as the page that was drawn last."""
         message = BackMsg()
         state = message.rerun_script
         state.query_string, state.page_name, state.page_script_hash = self.query, self.page, self.hash
         state.cached_message_hashes.extend(self.kept)
-        if not fragment:
-            self.fragments.clear()
-        else:
+        if fragment:
             state.fragment_id, state.is_auto_rerun = fragment, True
         for widget_id, (field, value) in self.values.items():
             widget = state.widget_states.widgets.add()
@@ -62,14 +78,12 @@ class Session:
         if pressed:
             button = state.widget_states.widgets.add()
             button.id, button.trigger_value = pressed, True
-        began = time.perf_counter()
         self.socket.send(message.SerializeToString())
+
+    def take(self, timeout: float = 300.0) -> None:
+        """Take what is sent until a run has finished."""
         while not self._take(self.socket.recv(timeout)):
             pass
-        if not fragment:
-            self.runs += 1
-            self.kept = {h: (seen, m) for h, (seen, m) in self.kept.items() if self.runs - seen <= KEPT_RUNS}
-        return time.perf_counter() - began
 
     def slide(self, label: str, value: float) -> float:
         """Move a slider and wait for the page."""
@@ -97,6 +111,7 @@ class Session:
         elif message.metadata.cacheable:
             self.kept[message.hash] = self.runs, message
         if kind == "new_session":
+            self.pages.append(message.new_session.page_script_hash)
             self.texts.clear()
             self.buttons.clear()
         elif kind == "navigation":
@@ -114,8 +129,8 @@ class Session:
         proto = getattr(element, kind)
         if kind == "exception":
             self.errors.append(f"{proto.type}: {proto.message}")
-        elif kind == "alert" and proto.format == proto.ERROR:
-            self.errors.append(proto.body)
+        elif kind == "alert":
+            (self.errors if proto.format == proto.ERROR else self.texts).append(proto.body)
         elif kind in ("html", "markdown", "text", "metric"):
             self.texts.append(str(getattr(proto, "body", "")))
         elif kind == "button":

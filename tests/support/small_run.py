@@ -24,6 +24,8 @@ from upvit_core.runs import worker as worker_module
 from upvit_core.runs.devices import lease
 
 CFG = {"input_size": (3, 16, 16), "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "crop_pct": 1.0}
+MEASURED = ("seconds", "images_per_s", "images_per_s_low", "images_per_s_high", "speedup", "repeats", "waiting")
+"""Fields of rows that time decides."""
 SETTINGS: dict[str, object] = {"batch_size": 8, "threads": 1, "workers": 0, "warmup_epochs": 0.5, "lr": 1e-3}
 
 
@@ -110,7 +112,7 @@ def device_taken(store: RunStore, name: str = "cpu") -> Iterator[None]:
     ready, told = os.pipe()
     pid = os.fork()
     if not pid:
-        with lease(store.root, name) as held:
+        with lease(name) as held:
             os.write(told, b"1" if held else b"0")
             signal.pause()
     assert os.read(ready, 1) == b"1"

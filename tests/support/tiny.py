@@ -22,6 +22,12 @@ VARIANTS = {
     "registers": ("vit_tiny_patch16_224", {"reg_tokens": 2}),
     "norm before the blocks": ("vit_tiny_patch16_224", {"pre_norm": True, "act_layer": "quick_gelu"}),
 }
+HEADLESS = {
+    "features": ("vit_tiny_patch16_224", {"num_classes": 0, "init_values": 0.1, "reg_tokens": 2}),
+    "features, average pool": ("vit_tiny_patch16_224", {"num_classes": 0, "global_pool": "avg", "class_token": False}),
+    "features, norm before": ("vit_tiny_patch16_224", {"num_classes": 0, "pre_norm": True, "act_layer": "quick_gelu"}),
+}
+"""Without a classifier, in the manner of DINOv2, I-JEPA and CLIP."""
 ROTATED = tuple(name for name, (_, overrides) in VARIANTS.items() if "pre_norm" not in overrides)
 """Those whose residual can be rotated."""
 
@@ -29,7 +35,7 @@ ROTATED = tuple(name for name, (_, overrides) in VARIANTS.items() if "pre_norm" 
 @cache
 def tiny(variant: str = "class token", dtype: torch.dtype = torch.float64) -> tuple[nn.Module, ModelShape]:
     """A model with perturbed weights (norms and biases too) in eval mode, and its shape. Treat as read-only."""
-    name, overrides = VARIANTS[variant]
+    name, overrides = (VARIANTS | HEADLESS)[variant]
     arguments = {
         "img_size": 16,
         "patch_size": 8,
@@ -51,6 +57,13 @@ def tiny(variant: str = "class token", dtype: torch.dtype = torch.float64) -> tu
 
 def images(count: int = 6, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+@torch.no_grad()
+def kl_sum(teacher: nn.Module, student: nn.Module, x: Tensor) -> float:
+    """KL(teacher || student) by its definition, in nats, summed over inputs (and over the tokens of a text)."""
+    q, p = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
+    return float((q.exp() * (q - p)).sum())
 
 
 @dataclass(frozen=True)

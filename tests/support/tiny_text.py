@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.support.tiny import TensorProxy
 from upvit_core.models.build import build_model, expected_tensors
 from upvit_core.models.checkpoint import save_model
 from upvit_core.models.gpt2 import gpt2_config, language_shape
@@ -26,12 +28,16 @@ def tiny_gpt2(dtype: torch.dtype = torch.float64) -> tuple[nn.Module, ModelShape
     shape = language_shape(
         "tiny", vocabulary=VOCABULARY, context=CONTEXT, embed_dim=12, blocks=(BlockShape(4, 12, 20),) * 3
     )
-    model = build_model(shape, seed=3).double().eval()
-    generator = torch.Generator().manual_seed(7)
+    return _perturbed(build_model(shape, seed=3)).to(dtype), shape
+
+
+def _perturbed(model: nn.Module) -> nn.Module:
+    """In float64, with weights that make no two tokens equally likely."""
+    model, generator = model.double().eval(), torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return model.to(dtype), shape
+    return model
 
 
 def folder_of_weights(folder: Path, *, ours: bool) -> Path:
@@ -48,23 +54,12 @@ def tokens(count: int = 4, seed: int = 1) -> Tensor:
     return torch.randint(0, VOCABULARY, (count, CONTEXT), generator=torch.Generator().manual_seed(seed))
 
 
-class Blocks:
-    """A proxy of token blocks."""
+class Blocks(TensorProxy):
+    """A proxy set of token blocks (N, T), each with its own tokens as labels."""
 
-    name, digest, seed = "blocks", "0", 0
-
-    def __init__(self, ids: Tensor):
-        self.ids = ids
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def batches(self, batch_size, device="cpu"):
-        for part in self.ids.split(batch_size):
+    def batches(self, batch_size: int, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        for part in self.tensor.split(batch_size):
             yield part.to(device), part.to(device)
-
-    def part(self, start: int, end: int) -> Blocks:
-        return Blocks(self.ids[start:end])
 
 
 def letters_tokenizer() -> str:
@@ -83,7 +78,8 @@ def write_letters_model(folder: Path) -> Path:
     blocks = (BlockShape(4, 16, 32),) * 2
     shape = language_shape("letters", vocabulary=VOCABULARY, context=CONTEXT, embed_dim=16, blocks=blocks)
     cfg = {"tokenizer": letters_tokenizer(), "context": CONTEXT}
-    save_model(build_model(shape, seed=0).eval(), folder, shape=shape, pretrained_cfg=cfg, name="letters")
+    model = _perturbed(build_model(shape, seed=0)).float()
+    save_model(model, folder, shape=shape, pretrained_cfg=cfg, name="letters")
     return write_text(folder / "text.txt").parent
 
 

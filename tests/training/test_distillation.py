@@ -4,17 +4,25 @@ import random
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.support.small_job import make_job, nothing
-from tests.support.small_run import CFG, write_images
+from tests.support.small_run import CFG, MEASURED, write_images
 from tests.support.tiny import tiny
 from upvit_core.data import ImageSet, open_images
 from upvit_core.errors import RunError
 from upvit_core.models.drop_path import set_drop_path
-from upvit_core.training.batches import CachedBatches, TrainingBatches, batch_source, own_positions, shift_and_flip
+from upvit_core.training.batches import (
+    CachedBatches,
+    TrainingBatches,
+    batch_source,
+    own_positions,
+    seed_everything,
+    shift_and_flip,
+)
 from upvit_core.training.distillation import Distillation, Row, distill, distillation_loss, isolated_rng
 from upvit_core.training.settings import PRESETS
 
@@ -66,11 +74,10 @@ def test_teacher_sees_the_mixed_image_and_ce_takes_mixed_targets(
     seen: dict[str, torch.Tensor] = {}
     job.teacher.register_forward_hook(lambda module, given, out: seen.update(teacher=given[0].clone(), q=out))
     job.student.register_forward_hook(lambda module, given, out: seen.update(student=given[0].clone(), p=out.detach()))
-    images, labels = next(job.batches.epoch(0))
+    given, labels = next(job.batches.steps(0, 1))
+    images = job.on_device(given)
     with isolated_rng():
-        job.train_step(images.clone(), labels)
-        from upvit_core.training.batches import seed_everything
-
+        job.train_step(given, labels)
         seed_everything(0, 0)
         assert job.mixup is not None
         mixed, targets = job.mixup(images.clone(), labels)
@@ -90,12 +97,13 @@ def test_features_are_matched_through_a_linear_map(train_images: ImageSet) -> No
     job = make_job(train_images, epochs=20, feature_weight=50.0, drop_path=0.0, cutmix=0.0, alpha=0.0, lr=3e-3)
     assert isinstance(job.map, nn.Linear)
     assert (job.map.in_features, job.map.out_features) == (8, 16)
-    images, labels = next(job.batches.epoch(0))
+    given, labels = next(job.batches.steps(0, 1))
+    images = job.on_device(given)
     with torch.no_grad():
         theirs, ours = (m.forward_head(m.forward_features(images), pre_logits=True) for m in (job.teacher, job.student))
         expected = (job.map(ours) - theirs).square().mean().item()
     with isolated_rng():
-        job.train_step(images, labels)
+        job.train_step(given, labels)
     row = job.take_row()
     assert row["features"] == pytest.approx(expected, rel=1e-5)
     assert row["loss"] == pytest.approx(row["ce"] + 50 * row["features"], rel=1e-5)
@@ -159,7 +167,7 @@ def test_going_on_from_any_step_is_the_same_run_bit_for_bit(
         later: list[Row] = []
         result = distill(again, report=later.append, after_step=nothing).state_dict()
         assert all(torch.equal(expected[name], result[name]) for name in expected), f"from step {step}"
-        strip = {"seconds": 0}
+        strip = dict.fromkeys(MEASURED, 0)
         assert [row | strip for row in later] == [row | strip for row in rows if row["step"] > step]
 
 
@@ -242,7 +250,13 @@ def test_batches_do_not_depend_on_where_one_starts(tmp_path: Path, side: int, wo
     assert isinstance(source, CachedBatches) == (side == 16)
     batches = TrainingBatches(source, batch_size=8, seed=0)
     with isolated_rng():
-        whole, rest = list(batches.epoch(2)), list(batches.epoch(2, first_step=3))
+        children: list[set[int]] = []
+        whole = []
+        for batch in batches.steps(10, 17):
+            whole.append(batch)
+            children.append({child.pid for child in psutil.Process().children()})
+        rest = list(batches.steps(13, 17))
+    assert all(pids == children[0] for pids in children), "workers live over epochs"
     for (x, y), (u, v) in zip(whole[3:], rest, strict=True):
         assert torch.equal(x, u)
         assert torch.equal(y, v)
@@ -266,6 +280,25 @@ def test_shift_and_flip_equals_a_slow_copy() -> None:
 def test_in_memory_images_are_what_the_loader_gives(train_images: ImageSet) -> None:
     plain = next(iter(train_images.batches(40)))[0]
     source = CachedBatches(train_images, seed=0, max_shift=0, flip=False)
-    x, y = next(source.load(0, [list(range(40))]))
-    assert torch.equal(x, plain)
+    x, y = next(source.load([(0, list(range(40)))]))
+    assert torch.equal((x / 255 - source.pixels.mean) / source.pixels.std, plain)
     assert y.tolist() == train_images.labels().tolist()
+
+
+def test_without_a_classifier_the_loss_is_that_of_features_and_labels_do_not_count(train_images: ImageSet) -> None:
+    rows, results = [], []
+    for shift in (0, 1):
+        job = make_job(train_images, variant="features", mixup=0.4, cutmix=1.0)
+        given, labels = next(job.batches.steps(0, 1))
+        images = job.on_device(given)
+        seed_everything(job.settings.seed, 0)
+        mixed = job.mixup(images.clone(), torch.zeros_like(labels))[0]
+        job.student.train()
+        expected = (job.student(mixed) - job.teacher(mixed)).square().mean()
+        job.train_step(given, (labels + shift) % 5)
+        rows.append(job.take_row())
+        assert rows[-1]["loss"] == pytest.approx(expected.item(), rel=1e-4)
+        results.append(job.student.state_dict())
+    assert rows[0].keys() >= {"loss", "features", "lr"}
+    assert not rows[0].keys() & {"ce", "kl"}
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])

@@ -149,7 +149,7 @@ def first_minutes(page: Page, address: str, watch: Watch) -> None:
     page.locator(".st-key-strips .js-plotly-plot image").first.wait_for()
     watch.mark("Trade-off is drawn")
     page.get_by_role("button", name="Distil…").click()
-    page.get_by_test_id("stPopoverBody").get_by_role("button", name="Start", exact=False).last.click()
+    page.get_by_role("dialog").get_by_role("button", name="Start", exact=False).last.click()
     page.get_by_role("heading", name="Runs", level=1).wait_for()
     watch.mark("Start is pressed, Runs is open")
     page.wait_for_function("window.upvitRuns?.live?.plots.speed.chart?.points.length > 0")

@@ -1,52 +1,31 @@
+import html
 import re
 from collections.abc import Callable
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.widgets.terms import BY_KEY, OF_PAGE, TERMS, glossary_line, linked
+from pages.widgets.terms import BY_KEY, TERMS, linked
 from tests.support import ROOT
-from upvit_core.records.task import TEXT
 
-PAGES = {
-    "Model": "pages/model/page.py",
-    "Importance": "pages/importance/page.py",
-    "Trade-off": "pages/tradeoff/page.py",
-    "Runs": "pages/runs/page.py",
-    "Method": "pages/method/page.py",
-    "Workshop": "pages/workshop/page.py",
-}
+PAGES = {"Importance": "pages/importance/page.py", "Trade-off": "pages/tradeoff/page.py"}
 
 
-def words_of(test: AppTest) -> str:
-    """All that a page says, without its own line of links."""
-    parts = [str(e.proto.body) for e in test.get("html") if "In the glossary" not in str(e.proto.body)]
-    for kind in ("markdown", "caption", "subheader", "header", "button", "slider", "selectbox", "toggle"):
-        for element in getattr(test, kind):
-            parts += [str(getattr(element, "value", "")), str(getattr(element, "label", ""))]
-    return re.sub(r"<style>.*?</style>|<[^>]+>", " ", " ".join(parts), flags=re.DOTALL)
-
-
-@pytest.mark.parametrize("title", PAGES)
-def test_terms_of_a_page_are_linked_on_it(page: Callable[..., AppTest], title: str) -> None:
-    test = page(PAGES[title])
-    assert not test.exception
-    assert any(glossary_line(OF_PAGE[title]) in str(e.proto.body) for e in test.get("html"))
-    said = words_of(test)
-    used = {t.key for t in TERMS for name in (t.name, *t.also) if re.search(rf"\b{re.escape(name)}\b", said)}
-    everyday = {"block", "score", "channel", "plan", "cut", "head"}
-    assert not used - set(OF_PAGE[title]) - everyday
-
-
-def test_every_term_is_defined_once_and_seen_somewhere(page: Callable[..., AppTest]) -> None:
+def test_every_term_is_defined_once_and_a_search_leaves_those_that_have_its_words(page: Callable[..., AppTest]) -> None:
     assert len(BY_KEY) == len(TERMS)
+    assert all((ROOT / term.page).is_file() for term in TERMS)
     test = page("pages/glossary/page.py")
     assert not test.exception
-    told = next(str(e.proto.body) for e in test.get("html") if "<dl" in str(e.proto.body))
-    assert set(re.findall(r'id="term-([a-z0-9]+)"', told)) == set(BY_KEY)
-    assert {key for keys in OF_PAGE.values() for key in keys} | {TEXT.key, TEXT.unit} == set(BY_KEY)
-    root = ROOT
-    assert all((root / term.page).is_file() for term in TERMS)
+    assert sorted(names_in(test)) == sorted(term.name for term in TERMS)
+    test.text_input(key="glossary-search").set_value("kl TEACHER").run()
+    assert names_in(test) == ["Distillation"]
+    test.text_input(key="glossary-search").set_value("**x**").run()
+    assert names_in(test) == []
+    assert test.info[0].value == r"No term has \*\*x\*\* in it; try a shorter word."
+
+
+def names_in(test: AppTest) -> list[str]:
+    return [name for e in test.get("html") for name in re.findall(r"<dt>(.*?)</dt>", str(e.proto.body))]
 
 
 def test_presenting_makes_type_larger_until_it_is_switched_off(page: Callable[..., AppTest]) -> None:
@@ -59,11 +38,11 @@ def test_presenting_makes_type_larger_until_it_is_switched_off(page: Callable[..
     def sizes(test: AppTest) -> list[int]:
         return [int(n) for n in re.findall(r'"size":\s*(\d+)', test.get("plotly_chart")[0].proto.spec)]
 
-    assert "20px" in styles(large)
-    assert "20px" not in styles(plain)
+    assert "21px" in styles(large)
+    assert "21px" not in styles(plain)
     assert max(sizes(large)) > max(sizes(plain))
     large.toggle(key="presenter-switch").set_value(False).run()
-    assert "20px" not in styles(large)
+    assert "21px" not in styles(large)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +56,13 @@ def test_presenting_makes_type_larger_until_it_is_switched_off(page: Callable[..
     ],
 )
 def test_a_term_is_linked_where_it_stands(text: str, key: str, shown: str) -> None:
-    link = f'<a class="term" href="glossary#term-{key}" target="_blank">{shown}</a>'
-    assert linked(text) == link + text.removeprefix(shown)
+    button, _, definition = linked(text).partition("</button>")
+    place = re.search(r'popovertarget="([^"]+)"', button)
+    assert place
+    assert button.endswith(f">{shown}")
+    assert f'id="{place[1]}"' in definition
+    assert html.escape(BY_KEY[key].exact) in definition
+    assert definition.endswith("</i></span>" + text.removeprefix(shown))
 
 
 def test_only_whole_words_are_terms() -> None:
@@ -86,9 +70,10 @@ def test_only_whole_words_are_terms() -> None:
     assert linked("Time, batch 8") == "Time, batch 8"
 
 
-@pytest.mark.parametrize("title", ["Importance", "Trade-off"])
-def test_help_tips_lead_to_the_glossary(page: Callable[..., AppTest], title: str) -> None:
+@pytest.mark.parametrize("title", PAGES)
+def test_help_tips_define_the_terms_they_stand_on(page: Callable[..., AppTest], title: str) -> None:
     test = page(PAGES[title])
-    found = {key for slider in (*test.slider, *test.select_slider) for key in re.findall(r"#term-(\w+)", slider.help)}
-    assert {"residual", "attention", "ffn", "merging", "ratio"} <= found
-    assert found <= set(BY_KEY)
+    tips = "".join(slider.help for slider in (*test.slider, *test.select_slider))
+    for key in ("residual", "attention", "ffn", "merging", "ratio"):
+        assert f"**{BY_KEY[key].name}**: {BY_KEY[key].plain}" in tips
+    assert "](" not in tips

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from pages.importance import criteria
 from pages.services import folders
 from tests.support import ROOT
-from tests.support.reading import check, html_of
+from tests.support.reading import PAPER, check, html_of
 from upvit_core.importance.agreement import uncertain
 from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.criteria import CRITERIA
@@ -30,7 +30,7 @@ def score(test: AppTest, criterion: str, images: int) -> None:
 
 
 def test_the_menu_offers_every_criterion(page: Run) -> None:
-    menu = next(box for box in page(PAGE).selectbox if box.label == "Criterion")
+    menu = next(box for box in page(PAGE, **PAPER).selectbox if box.label == "Criterion")
     assert menu.options == [f"{name} · {entry.menu}" for name, entry in CRITERIA.items()]
 
 
@@ -38,7 +38,7 @@ def test_undecided_channels_are_told(page: Run) -> None:
     record = ImportanceScores.load(DEMO)
     found = uncertain(record, plan_uniform(record, Ratios.equal(0.5), heads=3))
     count, of = (sum(pair[i] for pair in found.values()) for i in (0, 1))
-    assert f"{count:,} of {of:,}" in html_of(page(PAGE))
+    assert f"{count:,} of {of:,}" in html_of(page(PAGE, **PAPER))
 
 
 def test_published_scores_have_no_errors_and_say_so(page: Run, published: Path) -> None:
@@ -54,7 +54,7 @@ def test_refine_is_shown_at_once_and_fills_in(page: Run, jobs_at_once: None, mon
         save(self, path)
 
     monkeypatch.setattr(ImportanceScores, "save", noted)
-    test = page(PAGE)
+    test = page(PAGE, **PAPER)
     score(test, "refine", 8)
     check(test)
     shares = [share for name, share in saved if name.startswith("refine")]
@@ -77,7 +77,7 @@ def test_refine_is_shown_at_once_and_fills_in(page: Run, jobs_at_once: None, mon
 
 
 def test_stopping_rule_is_shown(page: Run, jobs_at_once: None) -> None:
-    test = page(PAGE)
+    test = page(PAGE, **PAPER)
     score(test, "fisher", 64)
     assert re.search(r"half as many keep 9\d\.\d % of the same channels", html_of(test))
 
@@ -85,7 +85,7 @@ def test_stopping_rule_is_shown(page: Run, jobs_at_once: None) -> None:
 def test_criteria_side_by_side(page: Run, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(criteria, "SCORE_IMAGES", 16)
     monkeypatch.setattr(criteria, "TEST_IMAGES", 100)
-    test = page(PAGE)
+    test = page(PAGE, **PAPER)
     test.session_state["criteria"] = True
     test.run()
     next(m for m in test.multiselect if m.label == "Criteria").set_value(["l1", "random"]).run()

@@ -26,7 +26,7 @@ def test_the_step_measures_rotation_and_cuts_on_the_demo(jobs_at_once: None, mon
     from pages.services import evaluation, jobs
 
     monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 60)
-    monkeypatch.setattr(evaluation, "PREVIEW_IMAGES", 100)
+    monkeypatch.setattr(evaluation, "EVALUATION_IMAGES", 100)
     test = AppTest.from_file(str(ROOT / METHOD), default_timeout=300)
     test.query_params["open"], test.query_params["step"] = "demo", STEP
     test.run()
@@ -87,10 +87,10 @@ def test_importance_shows_directions_and_removes_one(jobs_at_once: None, monkeyp
     monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 60)
     monkeypatch.setattr(removal, "IMAGES", 40)
     test = AppTest.from_file(str(ROOT / "pages/importance/page.py"), default_timeout=300)
-    test.query_params["open"] = "demo"
+    test.query_params["basis"] = "Cut as in the paper"
     test.run()
     assert "Channels of the stream" in html_of(test)
-    test.segmented_control(key="basis").set_value("Directions").run()
+    test.segmented_control(key="basis").set_value("Rotate, cut, repair").run()
     check(test)
     assert "Directions of the stream" in html_of(test)
     record = next(job.result for job in jobs.workers().all() if job.title == "Finding directions")
@@ -129,7 +129,7 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
     from upvit_core.training.settings import PRESETS
 
     monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 60)
-    monkeypatch.setattr(evaluation, "PREVIEW_IMAGES", 60)
+    monkeypatch.setattr(evaluation, "EVALUATION_IMAGES", 60)
     ordered: list[RunSpec] = []
 
     class Kept:
@@ -140,18 +140,20 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
             pass
 
     monkeypatch.setattr(launch, "executor_for", Kept)
-    monkeypatch.setattr(frame, "go_to_runs", lambda: None)
+    monkeypatch.setattr(frame, "go_to", lambda: None)
 
     def started(**query: str) -> tuple[list[RunSpec], str]:
         test = AppTest.from_file(str(ROOT / "pages/tradeoff/page.py"), default_timeout=300)
         for key, value in {"open": "demo", "heads": "6", **query}.items():
             test.query_params[key] = value
-        for box in ("distil-box", "command-box"):  # drawn only while open
-            test.session_state[box] = True
+        test.session_state["save-box"] = True  # drawn only while open
         test.run()
+        test.button(key="distil-box").click().run()
         check(test)
         if "what" in query:
             test.segmented_control(key="distil-what").set_value(query["what"]).run()
+        if "workers" in query:
+            test.number_input(key="distil-workers").set_value(0).run()
         if "once" in query:
             test.toggle(key="distil-answers").set_value(True).run()
         said = next(c.value for c in test.code if "upvit_core plan" in c.value)
@@ -160,24 +162,29 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
         assert not test.exception
         return list(ordered), said
 
-    (plain,), said = started()
+    (plain,), said = started(basis="Cut as in the paper")
     assert plain.settings == PRESETS["demo"]
     assert "--epochs 4 --preset demo" in said
-    (ours,), said = started(basis="Directions", repair="true")
+    (alone,), said = started(basis="Cut as in the paper", workers="none")
+    assert alone.settings == PRESETS["demo"].model_copy(update={"workers": 0})
+    assert "--preset demo --workers 0 --out" in said
+    (every,), _ = started(what="Every size")
+    assert (every.kind, every.plan, every.student, every.settings) == ("elastic", None, None, PRESETS["repaired"])
+    (ours,), said = started()
     assert (ours.repair, ours.settings) == (True, PRESETS["repaired"])
     # The FFN channels that stay are those of the record of directions, as on the command line, not of the scores.
-    record = next(job.result for job in jobs.workers().all() if job.title == "Finding directions")
+    record = ImportanceScores.load(ROOT / "assets/demo/directions.safetensors")
     scores = ImportanceScores.load(ROOT / "assets/demo/scores.safetensors")
     by_record, by_scores = (
         plan_uniform(found, Ratios.equal(0.5), heads=6, snap=True, basis="directions") for found in (record, scores)
     )
     assert PruningPlan.from_json(json.dumps(ours.plan)).digest == by_record.digest != by_scores.digest
     assert any(by_record.digest in key and "repaired" in key for key in [job.key for job in jobs.workers().all()])
-    assert "score demo --data demo --basis directions --images 60 --seed 0" in said
+    assert "score demo --data demo --basis directions --images 500 --seed 0" in said
     assert "--epochs 4 --preset repaired" in said
     (letter, other), _ = started(what="Both ways")
     assert (letter.settings, other.settings) == (PRESETS["demo"], PRESETS["repaired"])
-    swept, _ = started(what="A sweep of 3", once="yes")
+    swept, _ = started(what="A sweep of 3", once="yes", basis="Cut as in the paper")
     assert [spec.settings for spec in swept] == [PRESETS["demo"].model_copy(update={"teacher_top_k": 10})] * 3
     assert other.plan["blocks"] == ours.plan["blocks"]  # type: ignore[index]
     assert letter.plan["blocks"] != ours.plan["blocks"]  # type: ignore[index]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,6 @@ from upvit_core.figures.evaluations import Points
 from upvit_core.runs import Run, RunStore
 
 PAGE = "pages/runs/page.py"
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 def messages(test: AppTest) -> dict[str, Any]:
@@ -58,8 +54,15 @@ def test_the_picture_stays_and_the_feed_holds_what_is_new(page: Callable[..., Ap
     assert part["id"] == going.id
     assert part["train"][:2] == [200, 203]
     assert part["train"][2]["step"] == [1000, 1001, 1002]
-    (part,) = messages(test.run())["feed"]["add"]
-    assert part["train"] == [203, 203, {}]  # nothing new, but a browser with the picture alone learns that it lacks 3
+    again, now = messages(test.run())["feed"]["add"]
+    assert again == part  # for the browser to which the message before never came
+    assert now["train"] == [203, 203, {}]
+    assert messages(test.run())["feed"]["add"] == [again, now]
+    for step in range(10 * live_charts.REPEATED):
+        write(going, 1, 2000 + step)
+        repeated = messages(test.run())["feed"]["add"]
+    assert len(repeated) == live_charts.REPEATED
+    assert all(before["train"][1] == after["train"][0] for before, after in pairwise(repeated))
 
 
 def test_another_choice_is_another_picture(page: Callable[..., AppTest], store: RunStore) -> None:
@@ -72,17 +75,6 @@ def test_another_choice_is_another_picture(page: Callable[..., AppTest], store: 
     assert len(then["picture"]["runs"]) == 1
     assert then["picture"]["epoch"] != first["picture"]["epoch"] == first["feed"]["epoch"]
     assert then["feed"]["epoch"] == then["picture"]["epoch"]
-
-
-def test_the_view_changes_without_a_new_picture(page: Callable[..., AppTest], store: RunStore) -> None:
-    made_run(store, 0.5)
-    test = page(PAGE)
-    first = messages(test)
-    test.toggle(key="relative-speed").set_value(True).run()
-    then = messages(test)
-    assert then["whole"] == first["whole"]
-    assert (first["feed"]["view"]["relative"], then["feed"]["view"]["relative"]) == (False, True)
-    assert then["feed"]["view"]["titles"]["x"] == "× the teacher's images/s, measured in the same run"
 
 
 def test_a_file_that_was_replaced_is_told_anew(page: Callable[..., AppTest], store: RunStore) -> None:

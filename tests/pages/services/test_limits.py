@@ -1,6 +1,7 @@
 """Input from a browser: links, paths, names and numbers, however odd, are refused in a sentence and lead nowhere."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import folders, launch, limits, open_model
+from pages.services import folders, host, launch, limits, open_model
 from pages.widgets import run_actions
 from tests.support import ROOT
 from tests.support.made_runs import made_run
@@ -16,7 +17,7 @@ from tests.support.reading import check, session_of
 from upvit_core.errors import LimitError
 from upvit_core.runs import RunStore
 
-MODEL = "pages/model/page.py"
+MODEL = "pages/start/page.py"
 Run = Callable[..., AppTest]
 
 
@@ -55,7 +56,6 @@ def test_odd_values_in_a_link_do_no_harm(page: Run, query: dict[str, str]) -> No
 
 def test_the_app_s_own_and_the_demo_stay_readable(confined: Path) -> None:
     for place in (
-        folders.uploads() / "x.pth",
         folders.runs() / "one" / "model",
         limits.ASSETS / "demo",
         "demo",
@@ -70,14 +70,16 @@ def test_images_are_confined_too(confined: Path) -> None:
     model = open_model.inspect("demo")
     assert model is not None
     with pytest.raises(LimitError, match="may not be read"):
-        open_model.choose_dataset(model, str(confined.parent / "secret")).images("val")
+        open_model.choose_dataset(model, str(confined.parent / "secret"))
+    with pytest.raises(LimitError, match="may not be read"):
+        replace(model, dataset=str(confined.parent / "secret")).images("val")
 
 
 def test_a_studio_that_others_can_reach_reads_only_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(limits.st, "get_option", lambda name: "0.0.0.0")
+    monkeypatch.setattr(host.st, "get_option", lambda name: "0.0.0.0")
     with pytest.raises(LimitError, match="none but the app's own"):
         limits.confine(str(tmp_path / "elsewhere"))
-    monkeypatch.setattr(limits.st, "get_option", lambda name: "localhost")
+    monkeypatch.setattr(host.st, "get_option", lambda name: "localhost")
     limits.confine(str(tmp_path / "elsewhere"))
 
 
@@ -85,7 +87,7 @@ def test_uploads_can_be_turned_off(page: Run, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("UPVIT_UPLOADS", "off")
     test = page(MODEL)
     assert not test.exception
-    assert "Upload" not in str([group.options for group in test.get("button_group")])
+    assert not test.get("file_uploader")
 
 
 def test_runs_of_a_session_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,9 +98,15 @@ def test_runs_of_a_session_are_counted(tmp_path: Path, monkeypatch: pytest.Monke
     limits.check_room(store, "me", 100)
     monkeypatch.setenv("UPVIT_RUNS_PER_SESSION", "3")
     limits.check_room(store, "me")
-    with pytest.raises(LimitError, match=r"allows 3 runs at a time .* 2 of yours are not finished, and 2 more"):
+    with pytest.raises(LimitError, match=r"allows 3 runs at a time for each visitor; 2 of yours are .* 2 more"):
         limits.check_room(store, "me", 2)
     assert run_actions.PRIORITIES[0] == "in turn"
+
+
+def transfer_form(page: Run) -> AppTest:
+    test = page("pages/runs/page.py")
+    test.button(key="new-run").click().run()
+    return test.segmented_control(key="new-run-kind").set_value("Go to other images").run()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +127,7 @@ def test_transfer_takes_nothing_from_elsewhere(
         return str(confined.parent / place) if more.get("key") == "transfer-student" else chosen
 
     monkeypatch.setattr(st, "selectbox", typed)
-    test = page("pages/transfer/page.py")
+    test = transfer_form(page)
     outside = str(confined.parent / images) if images in ("secret", "allowed/link") else images
     test.text_input(key="transfer-images").set_value(outside).run()
     test.button(key="transfer-start").click().run()
@@ -131,7 +139,7 @@ def test_transfer_takes_nothing_from_elsewhere(
 
 def test_transfer_keeps_to_the_runs_of_a_session(page: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UPVIT_RUNS_PER_SESSION", "2")
-    test = page("pages/transfer/page.py")
+    test = transfer_form(page)
     session_of(test).owner = "me"
     for _ in range(2):
         made_run(RunStore(folders.runs()), 0.5, "running", owner="me")
@@ -178,7 +186,7 @@ def test_plans_cannot_be_brought_where_uploads_are_off(monkeypatch: pytest.Monke
     for uploads, offered in (("on", True), ("off", False)):
         monkeypatch.setenv("UPVIT_UPLOADS", uploads)
         test = AppTest.from_file(str(limits.ASSETS.parent / "pages/tradeoff/page.py"), default_timeout=300)
-        test.session_state["versus"] = True
+        test.session_state["pictures"] = "Compare"
         test.run()
         assert not test.exception
         assert bool(test.get("file_uploader")) is offered

@@ -60,8 +60,7 @@ STATES: dict[str, WhatIf] = {
 def query(state: WhatIf) -> dict[str, str]:
     """As the widgets write it."""
     told = {"residual": state.residual, "attention": state.attention, "heads": state.heads, "ffn": state.ffn}
-    if state.basis == "directions":
-        told["basis"] = slider_state.DIRECTIONS
+    told["basis"] = slider_state.DIRECTIONS if state.basis == "directions" else slider_state.CHANNELS
     if state.repair:
         told["repair"] = "true"
     if state.allocation != "uniform":

@@ -11,7 +11,11 @@ import streamlit as st
 
 from pages.services import folders, jobs
 from tests.support import ROOT
+from tests.support.made_runs import made_run
+from tests.support.server import server as running
+from tests.support.session import Session
 from upvit_core.errors import LimitError
+from upvit_core.runs.store import RunStore
 
 PREPARED = """
 import resource
@@ -56,3 +60,27 @@ def test_jobs_outlive_the_clearing_of_streamlit_s_caches(monkeypatch: pytest.Mon
     before = jobs.workers()
     st.cache_resource.clear()
     assert jobs.workers() is before
+
+
+def test_a_timer_of_the_page_before_changes_nothing_on_the_page_that_is_open(tmp_path: Path) -> None:
+    made_run(RunStore(tmp_path / "runs"), 0.4, "running", share=0.5)
+    with running(tmp_path) as (address, _):
+        visitor = Session(address)
+        for late in (False, True):  # the timer goes off while the other page is drawn, or after it
+            visitor.page, visitor.hash = "glossary", ""
+            visitor.rerun()
+            before, (timer, *_) = visitor.hash, visitor.fragments
+            visitor.page, visitor.hash = "importance", ""
+            visitor.pages.clear()
+            visitor.send()
+            if late:
+                visitor.take()
+            visitor.hash = before
+            visitor.send(timer)
+            if not late:
+                visitor.take()
+            with pytest.raises(TimeoutError):
+                visitor.take(2)
+            assert visitor.pages
+            assert before not in visitor.pages
+        visitor.close()

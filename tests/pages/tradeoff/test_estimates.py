@@ -9,9 +9,10 @@ from streamlit.testing.v1 import AppTest
 
 import upvit_core
 from pages.services import block_removals, imports
+from pages.services import device as this_device
 from pages.tradeoff import estimates
 from tests.support.latency import device
-from tests.support.reading import what_if_of
+from tests.support.reading import PAPER, html_of, what_if_of
 from upvit_core import units
 from upvit_core.paths import DEMO_FOLDER
 from upvit_core.planning.budget import Budget, best_plan
@@ -19,23 +20,24 @@ from upvit_core.planning.budget_depth import best_over_depth
 from upvit_core.planning.curves import predicted_loss, share_removed, total_score
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.planning.widths import widths_of
-from upvit_core.profiling.calibration import HeldOutError, default_path
+from upvit_core.profiling.calibration import HeldOutError, default_path, processor_name
 from upvit_core.profiling.latency import estimate_latency, estimate_speed_up
-from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.profiling.macs import count_parameters
 from upvit_core.profiling.memory import estimate_memory
 from upvit_core.records.block_removals import BlockRemovals
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 
 PAGE = "pages/tradeoff/page.py"
-NAMES = ("Speed-up", "Time, batch", "Memory", "Stock timm", "KL after", "Parameters")
+NAMES = ("Images/s", "Time, batch", "Memory", "Loads in plain timm", "KL after", "Parameters")
 Run = Callable[..., AppTest]
 
 
 @pytest.fixture
 def calibrated(monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(imports, "loaded", lambda: False)
-    path = default_path("made up", "float32", 1)
+    monkeypatch.setattr(this_device, "GPUS", Path("/nowhere"))
+    path = default_path(processor_name(), "float32", 1)
     device().with_error(HeldOutError(0.057, 0.35, 0.99, 24, ("demo",), (8, 32), "2026-11-25")).save(path)
     return path
 
@@ -50,9 +52,8 @@ def plan_of(test: AppTest) -> PruningPlan:
 
 def cards(test: AppTest) -> dict[str, str]:
     """Card's text by its name."""
-    html = "\n".join(str(element.proto.body) for element in test.get("html"))
     found = {}
-    for card in re.findall(r'<div class="card.*?</div></div>', html, re.S):
+    for card in re.findall(r'<div class="card.*?</div></div>', html_of(test), re.S):
         text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", card)).strip()
         name = next((name for name in NAMES if name in text), text)
         found[name] = text
@@ -60,46 +61,57 @@ def cards(test: AppTest) -> dict[str, str]:
 
 
 def test_without_calibration_nothing_is_said_of_time(page: Run) -> None:
-    test = page(PAGE)
+    test = page(PAGE, "Details")
     assert not test.exception
     found = cards(test)
-    assert "not calibrated" in found["Speed-up"]
-    assert "×" not in found["Speed-up"]
+    assert "being timed" in found["Images/s"]
+    assert "×" not in found["Images/s"]
     assert "not calibrated" in found["Time, batch"]
     assert "ms" not in found["Time, batch"]
     assert any(b.label == "Calibrate this device" for b in test.button)
 
 
 def test_with_calibration_estimates_come_with_their_error(page: Run, calibrated: Path) -> None:
-    test = page(PAGE)
+    test = page(PAGE, "Details")
     found, plan = cards(test), plan_of(test)
     ratio = estimate_speed_up(plan.shape_before, plan.shape_after, 32, device())
-    assert f"{ratio:.2f}×" in found["Speed-up"]
-    assert "± 5.7 %" in found["Speed-up"]
-    assert "estimated" in found["Speed-up"]
+    assert f"{ratio:.2f}×" in found["Images/s"]
+    assert "± 5.7 %" in found["Images/s"]
+    assert "estimated" in found["Images/s"]
     assert f"{estimate_latency(plan.shape_after, 32, device()):.3g} ms" in found["Time, batch"]
     memory = estimate_memory(plan.shape_after, 32)
     assert estimates.format_bytes(memory.total) in found["Memory"]
     assert estimates.format_bytes(memory.weights) in found["Memory"]
 
 
+def test_a_calibration_of_another_device_or_torch_tells_nothing(
+    page: Run, calibrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = calibrated.read_text()
+    for name, text, gpus in (
+        ("another device-float32-1.json", own, Path("/nowhere")),
+        (calibrated.name, own.replace('"versions": {}', '"versions": {"torch": "1.0"}'), Path("/nowhere")),
+        (calibrated.name, own, Path("/")),
+    ):
+        calibrated.unlink(missing_ok=True)
+        (calibrated.parent / name).write_text(text)
+        monkeypatch.setattr(this_device, "GPUS", gpus)
+        assert "not calibrated" in cards(page(PAGE, "Details"))["Time, batch"]
+
+
 def test_the_batch_size_is_part_of_the_link(page: Run, calibrated: Path) -> None:
-    test = page(PAGE, batch="8")
+    test = page(PAGE, "Details", batch="8")
     assert f"{estimate_latency(plan_of(test).shape_after, 8, device()):.3g} ms" in cards(test)["Time, batch"]
-    assert "batch 8" in cards(page(PAGE, batch="8"))["Memory"]
+    assert "batch 8" in cards(page(PAGE, "Details", batch="8"))["Memory"]
 
 
-def test_what_stock_shapes_cost(page: Run) -> None:
-    test = page(PAGE)
-    budget = Budget(macs=count_macs(plan_of(test).shape_after))
-    stock, best = (best_plan(demo(), budget, family=f, heads=3).predicted for f in ("stock", "best"))  # type: ignore[arg-type]
-    shares = [units.share(cost / total_score(demo())) for cost in (stock, best)]
-    told = f"opens it at these MACs its best shape removes {shares[0]} of the score, the best of all {shares[1]}"
-    assert told in cards(test)["Stock timm"]
+def test_uneven_blocks_do_not_load_in_the_stock_library(page: Run) -> None:
+    assert "✓" in cards(page(PAGE, "Details", **PAPER))["Loads in plain timm"]
+    assert "no" in cards(page(PAGE, "Details", **PAPER, allocation="By kind"))["Loads in plain timm"]
 
 
 def test_the_solver_sets_the_plan_and_says_how_good_it_is(page: Run, calibrated: Path) -> None:
-    test = page(PAGE)
+    test = page(PAGE, "Details", **PAPER)
     limit = count_parameters(plan_of(test).shape_after)
     test.button(key="find-best").click().run()
     assert not test.exception
@@ -119,7 +131,7 @@ def test_the_solver_sets_the_plan_and_says_how_good_it_is(page: Run, calibrated:
 
 
 def test_two_limits_at_once(page: Run, calibrated: Path) -> None:
-    test = page(PAGE)
+    test = page(PAGE, "Details")
     next(c for c in test.checkbox if "Time of a batch" in c.label).check().run()
     box = next(n for n in test.number_input if "Time of a batch" in n.label)
     box.set_value(box.value * 0.8).run()
@@ -130,7 +142,7 @@ def test_two_limits_at_once(page: Run, calibrated: Path) -> None:
 
 
 def test_rounding_shows_what_it_changes(page: Run) -> None:
-    test = page(PAGE, residual="47", ffn="47", **{"round-to": "16"})
+    test = page(PAGE, "Details", residual="47", ffn="47", **PAPER, **{"round-to": "16"})
     html = "\n".join(str(element.proto.body) for element in test.get("html"))
     free = WhatIf(47, 50, 3, 47).plan(demo())
     assert f"What multiples of 16 change: parameters {count_parameters(free.shape_after) / 1e3:.2f} k →" in html
@@ -146,7 +158,7 @@ def test_sizes_in_words() -> None:
 
 
 def test_a_budget_may_take_blocks_too(page: Run) -> None:
-    test = page(PAGE)
+    test = page(PAGE, "Details", **PAPER)
     test.toggle(key="budget-depth").set_value(True)
     test.radio(key="budget-family").set_value("stock").run()
     limit = count_parameters(plan_of(test).shape_after)
@@ -168,7 +180,7 @@ def test_a_budget_may_take_blocks_too(page: Run) -> None:
 
 
 def test_the_kl_of_a_plan_that_was_not_measured_is_not_known(page: Run) -> None:
-    test = page(PAGE, residual="41")
+    test = page(PAGE, "Details", residual="41", **PAPER)
     told = cards(test)["KL after"]
     assert "not known yet" in told
     assert f"It removes {units.share(share_removed(demo(), plan_of(test)))} of the score" in told
@@ -177,7 +189,7 @@ def test_the_kl_of_a_plan_that_was_not_measured_is_not_known(page: Run) -> None:
 
 def test_the_kl_of_a_measured_plan_is_what_the_library_measures(page: Run, jobs_at_once: None) -> None:
     """The sum of single removals is called no KL: at the default sliders it is an eighth of what is measured."""
-    test = page(PAGE)
+    test = page(PAGE, "Details", **PAPER)
     test.run()
     told = cards(test)["KL after"]
     loaded, plan = upvit_core.load_model("demo"), plan_of(test)

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from pages.services import maps, open_model
 from pages.tradeoff import map_section
 from tests.pages.tradeoff.test_estimates import cards
-from tests.support.reading import what_if_of
+from tests.support.reading import PAPER, what_if_of
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.map import Map
@@ -60,7 +60,7 @@ def on_disk(grown: Map, monkeypatch: pytest.MonkeyPatch) -> maps.Known:
 
 
 def test_an_unmeasured_plan_is_told_with_its_band(page: Run, on_disk: maps.Known) -> None:
-    test = page(PAGE, residual="33", ffn="21")
+    test = page(PAGE, "Details", residual="33", ffn="21", **PAPER)
     assert not test.exception
     plan = what_if_of(test).plan(demo()[1])
     expected = on_disk.of(plan)
@@ -72,7 +72,7 @@ def test_an_unmeasured_plan_is_told_with_its_band(page: Run, on_disk: maps.Known
 
 
 def test_a_map_is_of_one_basis_and_one_repair(page: Run, on_disk: maps.Known) -> None:
-    assert "not known yet" in cards(page(PAGE, repair="true"))["KL after"]
+    assert "not known yet" in cards(page(PAGE, "Details", repair="true", **PAPER))["KL after"]
 
 
 def test_the_picture_is_what_each_plan_is_estimated_to_be(on_disk: maps.Known) -> None:

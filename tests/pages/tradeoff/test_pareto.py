@@ -7,7 +7,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.tradeoff import pareto, tried_plans
-from tests.support.reading import session_of, what_if_of
+from tests.support.reading import PAPER, session_of, what_if_of
 from upvit_core.evaluation import Evaluation
 from upvit_core.figures.pareto import Point
 
@@ -40,7 +40,7 @@ def test_candidates_are_drawn_and_what_was_measured_of_them(
         return Evaluation(1000, 50.0, 90.0, 1.0, 0.5)
 
     monkeypatch.setattr(evaluation, "evaluate_plan", evaluate)
-    test = page(PAGE)
+    test = page(PAGE, **PAPER)
     assert not test.exception
     open_now = session_of(test).shown
     assert open_now is not None

@@ -30,7 +30,7 @@ def test_a_link_carries_widths_block_by_block(page: Run) -> None:
     shape = demo().shape
     what_if = what_if_from_widths(parse_widths(UNEVEN, shape), shape, default_what_if(shape))
     percents = {key: str(value) for key, value in zip(slider_state.keys_of(shape), what_if.slider_values, strict=True)}
-    test = page(PAGE, **percents, allocation="Block by block", widths=UNEVEN)
+    test = page(PAGE, **percents, basis=slider_state.CHANNELS, allocation="Block by block", widths=UNEVEN)
     check(test)
     assert now(test) == what_if
     assert widths_of(now(test).plan(demo()).shape_after) == parse_widths(UNEVEN, shape)

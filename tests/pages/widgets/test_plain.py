@@ -28,7 +28,7 @@ READ_BY_HAND = """
 importance/channel.py: member_word(scores, component).capitalize() | method/distill_lesson.py: state.progress
 method/distill_lesson.py: model.task.name.lower() | tradeoff/measurements.py: model.task.name.lower()
 method/page.py: task.sample.capitalize() | method/page.py: PAGES[SEE_ON[number]] | tradeoff/page.py: reports.HELP
-runs/page.py: speed_table(drawn, relative=relative) | runs/page.py: step_table(drawn, quantity)
+runs/page.py: speed_table(drawn) | runs/page.py: step_table(drawn, quantity) | glossary/page.py: page
 tradeoff/budget.py: label | tradeoff/budget.py: _limit_words(result.limits) | tradeoff/pareto.py: label
 tradeoff/budget.py: family_name(model, result.chosen) | tradeoff/depth.py: name.capitalize() | tradeoff/depth.py: text
 tradeoff/depth.py: order.capitalize() | tradeoff/depth.py: ORDERS[order] | tradeoff/undo.py: label
@@ -37,7 +37,20 @@ tradeoff/distill.py: DistillSettings.model_fields['feature_weight'].description 
 tradeoff/distill.py: min(model.shape.num_classes, MOST_ANSWERS) | widgets/progress.py: min(max(job.share, 0.0), 1.0)
 widgets/charts.py: label | widgets/frame.py: title | widgets/frame.py: help_text | widgets/frame.py: sentence
 widgets/frame.py: page | widgets/frame.py: label | widgets/presenter.py: label | widgets/run_actions.py: label
-widgets/run_actions.py: text | widgets/sliders.py: name | widgets/sliders.py: slider.label
+runs/new_run.py: training.epochs | runs/page.py: RunStore(folders.runs()) | runs/page.py: cards.SHOWN
+method/distill_lesson.py: limits.room_words(store) | runs/new_run.py: limits.room_words(store)
+tradeoff/distill.py: limits.room_words(RunStore(folders.runs()))
+services/recipes.py: DistillSettings.model_fields['workers'].description
+widgets/news.py: PATHS.get(end.page, PATHS[news.RUNS])
+widgets/onnx_files.py: kind.label | start/open_panel.py: label | start/open_panel.py: name
+start/open_panel.py: now.hint | start/page.py: LESSON | start/page.py: label | tradeoff/save.py: reports.HELP
+tradeoff/distill.py: duration_words(model, requested_training(model), found) | tradeoff/page.py: TABS
+tradeoff/distill.py: duration_words(model, training, found) | widgets/frame.py: self._help
+tradeoff/distill.py: min(model.shape.classes, MOST_ANSWERS)
+widgets/run_actions.py: effect | widgets/run_actions.py: yes | widgets/run_actions.py: no
+tradeoff/page.py: next((name for name, tab in tabs.items() if tab.open), STAYS)
+widgets/run_actions.py: title | widgets/run_actions.py: text
+widgets/sliders.py: name | widgets/sliders.py: slider.label
 widgets/sliders.py: slider.help | tradeoff/map_section.py: maps.STEPS[-1] | tradeoff/map_section.py: label
 workshop/host.py: job.state | workshop/host.py: run.state.state | workshop/page.py: exercise.title
 workshop/page.py: exercise.hint | workshop/page.py: number | workshop/page.py: name

@@ -185,6 +185,7 @@ def test_images_of_the_exercises_are_the_previews(demo: Demo) -> None:
 
 
 def test_directions_are_found_before_they_are_measured(demo: Demo) -> None:
+    demo = Demo(replace(demo.model, directions=None), demo.scores)
     found = BY_KEY["way"].measure(demo, ["Channels"])
     assert [job.title for job in found[2:]] == ["Finding directions"] * 2
 
@@ -197,11 +198,13 @@ def test_directions_are_planned_and_measured_as_on_the_command_line(
 
     from upvit_core.cli import app
     from upvit_core.data import open_images, proxy_indices
-    from upvit_core.evaluation import evaluate, predict
+    from upvit_core.evaluation import evaluate
     from upvit_core.models.checkpoint import load_model
+    from upvit_core.models.predict import predict
 
     monkeypatch.setattr(evaluation, "CALIBRATION_IMAGES", 40)
-    monkeypatch.setattr(evaluation, "PREVIEW_IMAGES", 60)
+    monkeypatch.setattr(evaluation, "EVALUATION_IMAGES", 60)
+    demo = Demo(replace(demo.model, directions=None), demo.scores)
     way = BY_KEY["way"]
     found = way.measure(demo, ["Channels"])
     assert "Finding directions" in [job.title for job in jobs.workers().all()]

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from tests.support.basis import statistics_of
+from upvit_core.pruning.basis import neurons
 from upvit_core.pruning.basis.neurons import elimination_scores
 
 
@@ -40,3 +41,11 @@ def test_elimination_in_groups_is_close_to_one_by_one():
     one, some = (elimination_scores(stats, 0, at_once=n) for n in (1, 4))
     half = len(one) // 2
     assert len(set(one.topk(half).indices.tolist()) & set(some.topk(half).indices.tolist())) > 0.8 * half
+
+
+def test_copies_without_what_is_gone_change_no_score(monkeypatch):
+    stats = statistics_of(count=60)
+    expected = elimination_scores(stats, 1, at_once=2)
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(neurons, "STALE", share)
+        torch.testing.assert_close(elimination_scores(stats, 1, at_once=2), expected, rtol=1e-11, atol=0)

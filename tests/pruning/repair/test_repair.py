@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.support.tiny import ROTATED, VARIANTS, TensorProxy, images, tiny
+from tests.support.tiny import ROTATED, VARIANTS, TensorProxy, images, kl_sum, tiny
 from upvit_core.errors import Cancelled, PlanError
 from upvit_core.importance.fisher import Fisher
 from upvit_core.models.build import adapt, shape_of
@@ -83,12 +83,6 @@ def test_a_layer_is_fitted_with_each_token_counting_by_its_weight():
     assert torch.allclose(after, x @ change[:-1] + change[-1], atol=1e-9)
 
 
-def kl(teacher, student, x):
-    with torch.no_grad():
-        q, p = teacher(x).log_softmax(-1), student(x).log_softmax(-1)
-    return float((q.exp() * (q - p)).sum(-1).mean())
-
-
 def cut_and_repair(variant, basis, ratio=0.5, dtype=torch.float64, count=150, **settings):
     model, shape = tiny(variant, dtype)
     proxy = TensorProxy(images(count, dtype))
@@ -110,7 +104,7 @@ def cut_and_repair(variant, basis, ratio=0.5, dtype=torch.float64, count=150, **
 def test_repair_brings_every_kind_of_model_closer_on_new_images(variant, basis):
     model, cut, repaired, report, plan = cut_and_repair(variant, basis)
     x = images(60, seed=77)
-    assert kl(model, repaired, x) < kl(model, cut, x)
+    assert kl_sum(model, repaired, x) < kl_sum(model, cut, x)
     assert shape_of(repaired, "repaired").blocks == plan.shape_after.blocks
     assert all(layer.after < layer.before for layer in report.layers if layer.kept)
     assert len(report.layers) == 6 * plan.shape_after.depth + plan.shape_after.distilled + 1
@@ -121,7 +115,7 @@ def test_repair_brings_every_kind_of_model_closer_on_new_images(variant, basis):
 @pytest.mark.parametrize("heads", [4, 2, 1])
 def test_repair_works_with_merged_heads(heads):
     model, cut, repaired, _, _ = cut_and_repair("class token", "directions", heads=heads)
-    assert kl(model, repaired, images(60, seed=77)) < kl(model, cut, images(60, seed=77))
+    assert kl_sum(model, repaired, images(60, seed=77)) < kl_sum(model, cut, images(60, seed=77))
 
 
 def test_a_model_that_lost_nothing_needs_no_repair():
@@ -183,7 +177,7 @@ def test_repair_follows_a_plan_that_leaves_half_blocks_out():
     cut = prune_directions(model, shape, plan, stats)
     repaired, _ = repair(cut, model, plan, proxy, stats=stats)
     assert shape_of(repaired, "repaired").depth == 3
-    assert kl(model, repaired, images(60, seed=77)) < kl(model, cut, images(60, seed=77))
+    assert kl_sum(model, repaired, images(60, seed=77)) < kl_sum(model, cut, images(60, seed=77))
 
 
 def test_repair_reports_and_can_be_cancelled():

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from tests.support.tiny import TensorProxy, kl_sum
 from tests.support.tiny_pvt import images, tiny_pvt
 from upvit_core.errors import PlanError
 from upvit_core.importance.magnitude import Magnitude
@@ -14,30 +15,9 @@ from upvit_core.pruning.repair import repair
 from upvit_core.pruning.surgery import prune
 
 
-class Images:
-    """A proxy of noise."""
-
-    name, digest, seed = "noise", "0", 0
-
-    def __init__(self, pixels: torch.Tensor):
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def batches(self, batch_size, device="cpu"):
-        for part in self.pixels.split(batch_size):
-            yield part.to(device), torch.zeros(len(part), dtype=torch.long)
-
-
 def plan_of(**ratios: float):
     model, shape = tiny_pvt()
     return plan_uniform(Magnitude(2).attribute(adapt(model, shape)), Ratios(**ratios), snap=True)
-
-
-def kl(model: torch.nn.Module, pixels: torch.Tensor) -> float:
-    q, p = tiny_pvt()[0](pixels).log_softmax(-1), model(pixels).log_softmax(-1)
-    return float((q.exp() * (q - p)).sum(-1).mean())
 
 
 @torch.no_grad()
@@ -46,9 +26,9 @@ def test_the_answer_comes_nearer_on_images_never_seen() -> None:
     plan = plan_of(residual=0.3, attention=0.3, ffn=0.5, reduction=0.3)
     thin = prune(model, shape, plan)
     before = {name: tensor.clone() for name, tensor in thin.state_dict().items()}
-    repaired, report = repair(thin, model, plan, Images(images(150)))
+    repaired, report = repair(thin, model, plan, TensorProxy(images(150)))
     fresh = images(40, seed=9)
-    assert kl(repaired, fresh) < 0.5 * kl(thin, fresh)
+    assert kl_sum(model, repaired, fresh) < 0.5 * kl_sum(model, thin, fresh)
     assert all(torch.equal(before[name], tensor) for name, tensor in thin.state_dict().items())
     names = {layer.layer for layer in report.layers}
     assert {"blocks.0.attn.sr", "blocks.4.attn.kv", "stages.2.downsample.proj", "head"} <= names
@@ -65,14 +45,14 @@ def test_a_spoilt_layer_is_found_again(where: str) -> None:
     model, _ = tiny_pvt()
     spoilt = copy.deepcopy(model)
     spoilt.get_submodule(where).weight.mul_(0.1)
-    repaired, _ = repair(spoilt, model, plan_of(), Images(images(150)))
+    repaired, _ = repair(spoilt, model, plan_of(), TensorProxy(images(150)))
     fresh = images(20, seed=4)
-    assert kl(spoilt, fresh) > 1e-4
-    assert kl(repaired, fresh) < 1e-3 * kl(spoilt, fresh)
+    assert kl_sum(model, spoilt, fresh) > 20 * 1e-4
+    assert kl_sum(model, repaired, fresh) < 1e-3 * kl_sum(model, spoilt, fresh)
 
 
 def test_too_few_images_are_refused() -> None:
     model, shape = tiny_pvt()
     plan = plan_of(ffn=0.5)
     with pytest.raises(PlanError, match="at least 5 images"):
-        repair(prune(model, shape, plan), model, plan, Images(images(3)))
+        repair(prune(model, shape, plan), model, plan, TensorProxy(images(3)))

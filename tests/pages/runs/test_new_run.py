@@ -9,13 +9,8 @@ from upvit_core.runs import RunSpec, RunStore
 from upvit_core.runs.commands import commands
 from upvit_core.training.settings import FINETUNE_PRESETS
 
-PAGE = "pages/transfer/page.py"
+PAGE = "pages/runs/page.py"
 Page = Callable[..., AppTest]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> RunStore:
-    return RunStore(tmp_path / "runs")
 
 
 @pytest.fixture
@@ -26,30 +21,33 @@ def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LocalExecutor, "submit", lambda self, run: None)
 
 
-def test_it_says_what_will_be_here(page: Page) -> None:
+def form(page: Page) -> AppTest:
+    """The form that takes models to other images."""
     test = page(PAGE)
-    assert not test.exception
-    assert "Two curves will be here" in test.info[0].value
-    assert test.button(key="transfer-start").disabled
+    test.button(key="new-run").click().run()
+    assert test.button(key="first-run").label.startswith("Distil Demo ViT at")
+    return test.segmented_control(key="new-run-kind").set_value("Go to other images").run()
 
 
 def test_start_orders_the_same_settings_for_all(page: Page, store: RunStore, no_process: None, tmp_path: Path) -> None:
     done = made_run(store, 0.5, name="half")
-    test = page(PAGE)
+    test = form(page)
+    assert test.button(key="transfer-start").disabled
     test.text_input(key="transfer-images").set_value(str(tmp_path / "flowers.tar"))
     test.selectbox(key="transfer-what").set_value("head only")
+    test.number_input(key="transfer-workers").set_value(1)
     test.checkbox(key="transfer-scratch").check().run()
     test.button(key="transfer-start").click().run()
     assert not test.exception
     orders = [s.spec for s in reversed(store.list()) if s.spec is not None and s.spec.kind == "finetune"]
     assert [o.student for o in orders] == ["demo", str(done.model), str(done.model)]
     assert len({(o.data, o.epochs, o.group) for o in orders}) == 1
-    expected = FINETUNE_PRESETS["demo"]
+    expected = FINETUNE_PRESETS["demo"].model_copy(update={"workers": 1})
     assert [o.settings for o in orders] == [
         expected.model_copy(update={"head_only": True}), expected.model_copy(update={"head_only": True}),
         expected.model_copy(update={"from_scratch": True}),
     ]  # fmt: skip
-    assert len(test.dataframe[0].value) == 3
+    assert len(test.dataframe[0].value) == 4
 
 
 def test_accuracy_stands_side_by_side(page: Page, store: RunStore) -> None:
@@ -67,7 +65,7 @@ def test_accuracy_stands_side_by_side(page: Page, store: RunStore) -> None:
     test = page(PAGE)
     assert not test.exception
     table = test.dataframe[0].value.set_index("Run")
-    assert table.loc["half to x", "to the original"] == pytest.approx(-1.5)
+    assert table.loc["half to x", "against the original, points"] == pytest.approx(-1.5)
     assert table.loc["whole to x", "Top-1 now, %"] == 61.5
     text = commands(run)
     assert text.startswith("python -m upvit_core finetune demo --data x --epochs 1 --preset demo --device cpu --out")

@@ -1,4 +1,4 @@
-"""The Model page on a user's own images: labels by name, what is said of them, and the field that asks for them."""
+"""Start on a user's own images: labels by name, what is said of them, and the field that asks for them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import TextInput
 
+from pages.start import open_panel
 from tests.support.pictures import fashion
 from tests.support.reading import html_of
 from upvit_core.models.checkpoint import load_model, save_model
@@ -31,7 +33,7 @@ def test_captions_labels_and_the_field_for_images(page: Callable[..., AppTest], 
         test.button[[button.label for button in test.button].index("Measure on them")].click()
         return test.run()
 
-    test = measure_on(page("pages/model/page.py", open=str(tmp_path / "f32")), "/nowhere/at/all")
+    test = measure_on(page("pages/start/page.py", open=str(tmp_path / "f32")), "/nowhere/at/all")
     assert "does not exist" in test.error[0].value
     assert field(test).value == "/nowhere/at/all"
     test = measure_on(test, named)
@@ -42,3 +44,16 @@ def test_captions_labels_and_the_field_for_images(page: Callable[..., AppTest], 
     test = measure_on(test, shuffled)
     assert "labels in another order" in test.warning[0].value
     assert ", is folder" in html_of(test), "the images' labels have the names of their folders"
+
+
+@pytest.mark.usefixtures("jobs_at_once")
+def test_the_heads_that_were_given_are_those_of_the_model(page: Callable[..., AppTest], tmp_path: Path) -> None:
+    torch.save(load_model("demo").model.state_dict(), tmp_path / "bare.pth")
+    for heads, each, words in ((3, "", "3"), (3, "6, 6, 3, 3, 2, 2", "6, 6, 3, 3, 2, 2")):
+        test = page("pages/start/page.py")
+        test.number_input(key=open_panel.HEADS).set_value(heads)
+        test.text_input(key="unsaid-num_heads").set_value(each)
+        test.text_input(key=open_panel.FIELD).set_value(str(tmp_path / "bare.pth"))
+        next(button for button in test.button if button.label == "Open").click().run()
+        assert not test.error
+        assert any(f"heads {words}, as given" in caption.value for caption in test.caption)
