@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from torch import Tensor, nn
 
 from tests.support.checkpoints import perturbed, saved, wide
 from tests.support.errors import refused
-from tests.support.tiny import images
+from tests.support.tiny import TensorProxy, images
 from upvit_core.errors import UnsupportedModelError
-from upvit_core.models.checkpoint import load_model
+from upvit_core.importance.fisher import Fisher
+from upvit_core.models.build import adapt
+from upvit_core.models.checkpoint import load_model, save_model
+from upvit_core.planning.ratios import Ratios, plan_uniform
+from upvit_core.pruning.surgery import prune
 
 IMAGE = {"image_size": 16, "patch_size": 8}
 
@@ -108,11 +113,30 @@ def test_vit_pytorch(old: bool, tmp_path: Path) -> None:
     assert_equal_logits(path, model)
 
 
-def test_vit_pytorch_with_normalised_patches_is_refused(tmp_path: Path) -> None:
-    state = vit_pytorch_names(wide(qkv_bias=False).state_dict(), old=False)
-    state["to_patch_embedding.2.weight"] = state.pop("to_patch_embedding.1.weight")
-    with refused(UnsupportedModelError, "vit-pytorch"):
-        load_model(saved(tmp_path / "w.pth", state))
+@pytest.mark.parametrize("kinds", [{}, {"pool": "mean"}, {"channels": 1}])
+def test_vit_pytorch_with_norms_around_its_patches(kinds: dict[str, Any], tmp_path: Path) -> None:
+    library = pytest.importorskip("vit_pytorch", reason="vit-pytorch is not installed")
+    model = library.ViT(**IMAGE, num_classes=5, dim=128, depth=2, heads=2, mlp_dim=96, **kinds)
+    path = saved(tmp_path / "w.pth", perturbed(model).state_dict())
+    x = images(4, torch.float32)[:, : kinds.get("channels", 3)]
+    loaded = load_model(path, num_heads=2)
+    with torch.no_grad():  # in float64, since the norms of single patches magnify rounding
+        exact = model.double()(x.double())
+        assert loaded.model.double()(x.double()) == pytest.approx(exact, abs=1e-5)
+    loaded.model.float()
+    scores = Fisher().attribute(adapt(loaded.model, loaded.shape), TensorProxy(x))
+    thin = plan_uniform(scores, Ratios.equal(0.5))
+    expected = prune(loaded.model, loaded.shape, thin)
+    save_model(expected, tmp_path / "thin", shape=thin.shape_after, pretrained_cfg={}, name="thin")
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(tmp_path / "thin").model(x), expected(x))
+
+
+def test_a_simple_vit_of_vit_pytorch_is_named(tmp_path: Path) -> None:
+    library = pytest.importorskip("vit_pytorch", reason="vit-pytorch is not installed")
+    model = library.SimpleViT(**IMAGE, num_classes=5, dim=128, depth=2, heads=2, mlp_dim=96)
+    with refused(UnsupportedModelError, "SimpleViT"):
+        load_model(saved(tmp_path / "w.pth", model.state_dict()))
 
 
 def google_arrays(state: Mapping[str, Tensor], heads: int) -> dict[str, np.ndarray]:

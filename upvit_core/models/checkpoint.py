@@ -258,7 +258,8 @@ def _shape_of(found: Found, config: ModelConfig, source: str) -> ModelShape:
     read = shape_of_pvt_tensors if is_pvt(found.tensors) else shape_of_tensors
     shape = read(found.tensors, source, img_size=config.img_size, norm_eps=eps)
     act = config.act or ("gelu_tanh" if found.form.name.endswith("SigLIP") else shape.act)
-    shape = replace(shape, features=shape.features or found.form.features, act=act)
+    structure = replace(shape.structure, pixel_norm=found.form.pixel_norm)
+    shape = replace(shape, features=shape.features or found.form.features, act=act, structure=structure)
     return shape if config.heads is None else with_heads(shape, (config.heads,), source)
 
 

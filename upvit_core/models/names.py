@@ -36,6 +36,7 @@ class Form:
 
     `anchor` finds its patch embedding, `mark` tells it from other layouts with the same one. `norm_eps` is the norms'
     eps, `cfg` how images are prepared, and `images` says whose way that is. `features`: its outputs are no classes.
+    `pixel_norm`: the pixels of a patch are normalised before they are embedded.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Form:
     images: str
     assumes: str = ""
     features: bool = False
+    pixel_norm: bool = False
 
 
 def renamed(tensors: Mapping[str, Tensor], rules: tuple[tuple[str, str], ...]) -> Tensors:
@@ -173,20 +175,34 @@ VP_RULES = (
     (r"^(?:transformer\.norm|mlp_head\.0)\.", "norm."),
     (r"^mlp_head\.(?:1\.)?(?=weight|bias)", "head."),
 )
+VP_NEWER_RULES = (
+    (r"^to_patch_embedding\.1\.", "pixel_norm."),
+    (r"^to_patch_embedding\.2\.", "patch_embed.proj."),
+    (r"^to_patch_embedding\.3\.", "patch_embed.norm."),
+    *VP_RULES,
+)
 
 
 def from_vit_pytorch(tensors: Tensors, source: str) -> Translated:
-    """vit-pytorch's `ViT` of the generations whose patches are projected without norms, with its class token read."""
-    if "to_patch_embedding.2.weight" in tensors:
+    """vit-pytorch's `ViT`; newer ones have norms before and after the linear layer that embeds patches."""
+    if "pos_embedding" not in tensors:
         raise UnsupportedModelError(
-            f"{source} is a ViT of vit-pytorch that normalises its patches before they are embedded, which is not "
-            "supported; give one whose to_patch_embedding is a linear layer alone, or a ViT of timm."
+            f"{source} is a SimpleViT of vit-pytorch, whose file tells neither its positions nor the size of its "
+            "images; give a ViT of vit-pytorch, or a ViT of timm."
         )
-    out = renamed(tensors, VP_RULES)
+    newer = "to_patch_embedding.2.weight" in tensors
+    out = renamed(tensors, VP_NEWER_RULES if newer else VP_RULES)
     weight = out.get("patch_embed.proj.weight")
+    if newer and weight is not None:
+        scale, shift = out.pop("pixel_norm.weight"), out.pop("pixel_norm.bias")
+        out["patch_embed.proj.bias"] = out["patch_embed.proj.bias"] + weight @ shift
+        weight = out["patch_embed.proj.weight"] = weight * scale
+    if "cls_token" in out and not out["cls_token"].numel():
+        del out["cls_token"]  # the mean over patches is read
     if weight is not None and weight.ndim == 2:
         out["patch_embed.proj.weight"] = unfolded(weight, source)
-    return {key: value[None] if key == "pos_embed" and value.ndim == 2 else value for key, value in out.items()}, None
+    out |= {key: out[key][None] for key in ("pos_embed", "cls_token") if key in out and out[key].ndim == 2}
+    return out, None
 
 
 def unfolded(weight: Tensor, source: str) -> Tensor:
@@ -336,6 +352,8 @@ def anchored(name: str) -> re.Pattern[str]:
 PATCHES_HF = anchored(
     r"(?:(?:vit|deit|ijepa|dinov2(?:_with_registers)?)\.)?embeddings\.patch_embeddings\.projection\.weight"
 )
+PATCHES_VP = anchored(r"(?:to_patch_embedding\.[12]|patch_to_embedding)\.weight")
+VP_READS = "its classifier is taken to read the class token where there is one"
 FORMS: tuple[Form, ...] = (
     Form("timm's names", anchored(r"patch_embed1?\.proj\.weight"), NEVER, from_timm, 1e-6, DEIT_CFG, IMAGENET),
     Form(
@@ -355,9 +373,10 @@ FORMS: tuple[Form, ...] = (
         {**DEIT_CFG, "interpolation": "bilinear"}, IMAGENET,
     ),
     Form(
-        "vit-pytorch's names", anchored(r"(?:to_patch_embedding\.[12]|patch_to_embedding)\.weight"), NEVER,
-        from_vit_pytorch, 1e-5, DEIT_CFG, IMAGENET, "its classifier is taken to read the class token",
+        "vit-pytorch's names", PATCHES_VP, re.compile(r"to_patch_embedding\.2\."), from_vit_pytorch, 1e-5, DEIT_CFG,
+        IMAGENET, VP_READS, pixel_norm=True,
     ),
+    Form("vit-pytorch's names", PATCHES_VP, ALWAYS, from_vit_pytorch, 1e-5, DEIT_CFG, IMAGENET, VP_READS),
     Form(
         "the arrays of Google's npz", re.compile(r"(?:^|(?<=/))embedding/kernel$"), NEVER, from_google, 1e-6,
         VIT_CFG, HALVES,

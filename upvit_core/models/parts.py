@@ -25,6 +25,22 @@ ACTIVATIONS: dict[type[nn.Module], Activation] = {
 }  # fmt: skip
 
 
+class NormedPixels(nn.Conv2d):
+    """Patch embedding that first normalises the pixels of every patch over positions and colours.
+
+    A weight and a bias of that norm lie in those of the convolution.
+    """
+
+    eps = 1e-5
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, D, H/p, W/p)."""
+        height, width = self.kernel_size
+        patches = input.unflatten(3, (-1, width)).unflatten(2, (-1, height))
+        var, mean = torch.var_mean(patches, (1, 3, 5), correction=0, keepdim=True)
+        return super().forward(((patches - mean) * torch.rsqrt(var + self.eps)).flatten(4).flatten(2, 3))
+
+
 def norm_layer(shape: ModelShape) -> Untyped:
     """The `norm_layer` argument of timm's classes."""
     return partial(RmsNorm if shape.structure.rms else LayerNorm, eps=shape.norm_eps)

@@ -88,7 +88,7 @@ def shape_of_tensors(
         if rows % 3:
             raise CheckpointError(f"{source}: {qkv} has {rows} rows, expected a multiple of 3 (queries, keys, values).")
         blocks.append(BlockShape(1, rows // 3, size(f"blocks.{index}.mlp.fc1.weight", 0, 2)))
-    structure = PLAIN
+    structure = Structure(patch_norm="patch_embed.norm.weight" in tensors)
     if "attn_pool.latent" in tensors:  # with as many heads as the blocks have
         pool = (width, 1, size("attn_pool.mlp.fc1.weight", 0, 2))
         structure = Structure(timm="vit_base_patch16_siglip_224", pool=pool)

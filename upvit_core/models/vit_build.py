@@ -19,6 +19,7 @@ from upvit_core.files import Json
 from upvit_core.models.build import Reader, Untyped, mlp_ratio
 from upvit_core.models.parts import (
     NORMS,
+    NormedPixels,
     build_ffn,
     build_pool,
     ffn_layer,
@@ -110,9 +111,19 @@ def build_vit(
         if own.pool:
             model.attn_pool = build_pool(shape, device)
             model.head = nn.Linear(own.pool[0], shape.num_classes, device=device) if shape.num_classes else model.head
+        if own.pixel_norm:
+            model.patch_embed.proj = _normed(model.patch_embed.proj, shape)
         model.init_weights()
     built: nn.Module = model
     return built
+
+
+def _normed(proj: nn.Conv2d, shape: ModelShape) -> NormedPixels:
+    made = NormedPixels(
+        proj.in_channels, proj.out_channels, shape.patch_size, shape.patch_size, device=proj.weight.device
+    )
+    made.eps = shape.norm_eps
+    return made
 
 
 def plain_facts(vit: Untyped, name: str) -> dict[str, Untyped]:
@@ -179,6 +190,7 @@ def read_blocks(vit: Untyped, read: Reader, **more: Untyped) -> tuple[tuple[Bloc
         attention_norm=not isinstance(getattr(first, "norm", None), inner),
         ffn_norm=not isinstance(mlp.norm, inner),
         qk_norm=not isinstance(getattr(first, "q_norm", None), inner),
+        pixel_norm=isinstance(vit.patch_embed.proj, NormedPixels),
         patch_norm=not isinstance(vit.patch_embed.norm, inner),
         positions=vit.pos_embed is not None,
         pool=read_pool(getattr(vit, "attn_pool", None), read),

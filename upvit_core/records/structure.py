@@ -18,7 +18,8 @@ class Structure:
     rms: norms without mean and bias (RMSNorm). gate: the FFN's activation multiplies a second product of its input
     (SwiGLU), both from one layer ("packed") or from two ("split"). biases: of attention's output and of the FFN.
     attention_norm, ffn_norm: a norm before the last layer of attention or FFN. qk_norm: norms of queries and keys, head
-    by head. patch_norm: a norm of the patches before their positions are added. positions: learned ones are added.
+    by head. pixel_norm: the pixels of every patch are normalised before they are embedded. patch_norm: a norm of the
+    patches before their positions are added. positions: learned ones are added.
     pool: (width, heads, hidden channels) of attention pooling before the head; pool_prefix: it reads the class and
     register tokens too. head_dim: attention is cut by whole heads of this width (0: by channels), so that a head's
     rotary or relative positions and norms do not change. rope: settings of timm's rotary positions.
@@ -32,6 +33,7 @@ class Structure:
     attention_norm: bool = False
     ffn_norm: bool = False
     qk_norm: bool = False
+    pixel_norm: bool = False
     patch_norm: bool = False
     positions: bool = True
     pool: tuple[int, ...] = ()
