@@ -180,9 +180,20 @@ def google_arrays(state: Mapping[str, Tensor], heads: int) -> dict[str, np.ndarr
     return {key: tensor.numpy() for key, tensor in out.items()}
 
 
-@pytest.mark.parametrize("stem", ["", "opt/target/"])
-def test_googles_npz_as_timm_reads_it(stem: str, tmp_path: Path) -> None:
-    arrays = google_arrays(wide(num_heads=4).state_dict(), 4)
+def stacked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As big_vision writes them: the arrays of all blocks in one."""
+    first = {key: array for key, array in arrays.items() if "/encoderblock_0/" in key}
+    out = {key.split("input/")[-1]: array for key, array in arrays.items() if "/encoderblock_" not in key}
+    for key in first:
+        pair = [arrays[key.replace("encoderblock_0", f"encoderblock_{b}")] for b in range(2)]
+        name = key.replace("encoderblock_0", "encoderblock").replace("LayerNorm_2", "LayerNorm_1")
+        out[name.replace("MlpBlock_3", "MlpBlock_0").replace("Attention_1", "Attention_0")] = np.stack(pair)
+    return out
+
+
+@pytest.mark.parametrize(("stem", "whole"), [("", dict), ("opt/target/", dict), ("params/", stacked)])
+def test_googles_npz_as_timm_reads_it(stem: str, whole: Callable[..., dict[str, np.ndarray]], tmp_path: Path) -> None:
+    arrays = whole(google_arrays(wide(num_heads=4).state_dict(), 4))
     np.savez(tmp_path / "ViT.npz", **{stem + key: array for key, array in arrays.items()})  # type: ignore[arg-type]
     reference = wide(num_heads=4, num_classes=5)
     for parameter in reference.parameters():

@@ -234,6 +234,15 @@ NPZ_QKV = re.compile(
 NPZ_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
+def unstacked(tensors: Tensors) -> Tensors:
+    """The arrays block by block; big_vision holds those of all blocks in one, the block first."""
+    out: Tensors = {}
+    for key, tensor in tensors.items():
+        name = key.replace("/encoderblock/", "/encoderblock_{}/")
+        out |= {key: tensor} if name == key else {name.format(b): one for b, one in enumerate(tensor)}
+    return out
+
+
 def from_google(tensors: Tensors, source: str) -> Translated:
     """The arrays of Google's `.npz` files, whose kernels have their inputs first and their heads apart."""
     if any(key.startswith("pre_logits/") for key in tensors):
@@ -241,15 +250,10 @@ def from_google(tensors: Tensors, source: str) -> Translated:
             f"{source} has a hidden layer before its classifier (pre_logits), as Google's files for ImageNet-21k do; "
             "that is not supported; give a file fine-tuned on ImageNet."
         )
-    if any("/encoderblock/" in key for key in tensors):
-        raise UnsupportedModelError(
-            f"{source} holds the blocks of all layers in one array, as big_vision writes them; give Google's files of "
-            "vision_transformer, or the same model in timm's names."
-        )
     apart: dict[str, Tensors] = {}
     rest: Tensors = {}
     heads = None
-    for key, tensor in tensors.items():
+    for key, tensor in unstacked(tensors).items():
         if match := NPZ_QKV.match(key):
             heads = tensor.shape[-2]
             weight = tensor.flatten(1).T if match[3] == "kernel" else tensor.flatten()

@@ -21,7 +21,7 @@ from upvit_core.models.build import expected_tensors
 from upvit_core.models.foreign import foreign_part
 from upvit_core.records.family import VIT
 from upvit_core.records.shape import BlockShape, ModelShape
-from upvit_core.records.structure import PLAIN, Structure
+from upvit_core.records.structure import Structure
 
 SHOWN = 4
 
