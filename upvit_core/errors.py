@@ -73,4 +73,5 @@ def first_fault(error: ValidationError) -> str:
     """The first fault of a record, its place and reason, as part of a sentence."""
     fault = error.errors()[0]
     where = ".".join(str(part) for part in fault["loc"]) or "content"
-    return f"{where}: {fault['msg'].removeprefix('Value error, ')}"
+    said = fault["msg"].removeprefix("Value error, ")
+    return f"{where} {said.removeprefix('Input ')}" if said.startswith("Input should") else f"{where}: {said}"

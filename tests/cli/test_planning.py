@@ -71,7 +71,7 @@ def test_a_latency_budget_of_other_families(kind: str, tmp_path: Path) -> None:
     other = device() if kind == "gpt2" else language_device()
     other.save(tmp_path / "c.json")
     with pytest.raises(CalibrationError, match="run `calibrate --model` with it"):
-        call("plan", tmp_path / "s.safetensors", "--budget", "latency_ms=1", *more, "--out", tmp_path)
+        call("plan", tmp_path / "s.safetensors", "--budget", "latency_ms=1", *more, "--out", tmp_path / "p")
 
 
 def test_allocations_of_ratios(scored: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from upvit_core.cli.common import Bar, emit
-from upvit_core.cli.options import DataOptions, Json, Model, ModelOptions, takes_options
+from upvit_core.cli.options import DataOptions, Json, Model, ModelOptions, folder_to_write, takes_options
 from upvit_core.cli.planning import LatencyOptions
 from upvit_core.errors import PlanError
 from upvit_core.records.elastic import is_elastic
@@ -27,7 +27,7 @@ def elastic(
     model: Model,
     opening: ModelOptions,
     dataset: DataOptions,
-    out: Annotated[Path, typer.Option(help="folder to write")],
+    out: Annotated[Path, typer.Option(callback=folder_to_write, help="folder to write")],
     images: Annotated[
         int, typer.Option(min=5, help="training images by which channels are ordered; labels are not used")
     ] = 2000,
@@ -53,7 +53,7 @@ def elastic(
 @takes_options
 def cut_slice(
     folder: Annotated[Path, typer.Argument(help="folder that `elastic` or an elastic run wrote")],
-    out: Annotated[Path, typer.Option(help="folder to write")],
+    out: Annotated[Path, typer.Option(callback=folder_to_write, help="folder to write")],
     ratios: Ratios,
     timing: LatencyOptions,
     budget: Annotated[

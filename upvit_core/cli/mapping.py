@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from upvit_core.cli.common import Bar, duration, emit
-from upvit_core.cli.options import DataOptions, Json, Model, ModelOptions, takes_options
+from upvit_core.cli.options import DataOptions, Json, Model, ModelOptions, file_to_write, takes_options
 from upvit_core.records.basis import Basis
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def make_map(
     opening: ModelOptions,
     dataset: DataOptions,
     scores: Annotated[Path, typer.Option(help="scores record of the model")],
-    out: Annotated[Path, typer.Option(help="map.json to write or to continue")],
+    out: Annotated[Path, typer.Option(callback=file_to_write, help="map.json to write or to continue")],
     cuts: Annotated[
         int, typer.Option(min=1, help="most cuts to measure; fewer if estimates are good enough before")
     ] = 48,

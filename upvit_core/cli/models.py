@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from upvit_core.cli.common import Bar, emit
-from upvit_core.cli.options import DataOptions, Json, Model, ModelOptions, OptionalData, takes_options
+from upvit_core.cli.options import (
+    DataOptions,
+    Json,
+    Model,
+    ModelOptions,
+    OptionalData,
+    file_to_write,
+    folder_to_write,
+    takes_options,
+)
 from upvit_core.errors import ExportError
 
 if TYPE_CHECKING:
@@ -26,7 +35,7 @@ def prune(
     plan: Annotated[Path, typer.Argument(help="plan.json")],
     opening: ModelOptions,
     proxy: OptionalData,
-    out: Annotated[Path, typer.Option(help="folder to write")],
+    out: Annotated[Path, typer.Option(callback=folder_to_write, help="folder to write")],
     repair: Annotated[
         bool | None, typer.Option(help="refit the cut by least squares on proxy images; default: as the plan records")
     ] = None,
@@ -192,6 +201,7 @@ def export_model(
 
     if int8 and (format != "onnx" or backbone):
         raise ExportError("--int8 is for a whole model in ONNX; leave out --format timm and --backbone.")
+    (file_to_write if format == "onnx" else folder_to_write)(out)
     data = dataset.given
     if int8 and data is None:
         raise ExportError("--int8 measures what it costs on images; give --data.")

@@ -6,6 +6,8 @@ options whichever verb opens it, and images are named by the same two.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cached_property, wraps
@@ -26,6 +28,25 @@ if TYPE_CHECKING:
     from upvit_core.models.checkpoint import LoadedModel
 
 DATA = "demo, a folder of classes, an archive of one, or a timm name like torch/cifar10"
+
+
+def _usable(path: Path, wrong: bool, code: int) -> Path:
+    near = next((place for place in (path, *path.absolute().parents) if place.exists()), path)
+    if wrong or not os.access(near, os.W_OK) or not (near == path or near.is_dir()):
+        number = code if wrong else errno.EACCES if near.is_dir() else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), str(path))
+    return path
+
+
+def file_to_write(path: Path | None) -> Path | None:
+    """The path. Raises OSError, before any work is done, where no file can be written there."""
+    return path and _usable(path, path.is_dir(), errno.EISDIR)
+
+
+def folder_to_write(path: Path | None) -> Path | None:
+    """The path. Raises OSError, before any work is done, where no folder can be written there."""
+    return path and _usable(path, path.exists() and not path.is_dir(), errno.EEXIST)
+
 
 Model = Annotated[str, typer.Argument(help="demo, a folder, a file, hf-hub:…, or a timm model name")]
 Data = Annotated[str, typer.Option(help=DATA)]

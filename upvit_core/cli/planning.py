@@ -13,7 +13,16 @@ import typer
 
 from upvit_core.cli.common import Bar, emit, removals_of
 from upvit_core.cli.mapping import expectations, open_map
-from upvit_core.cli.options import Depth, DepthScores, Json, MapFile, ModelOptions, takes_options
+from upvit_core.cli.options import (
+    Depth,
+    DepthScores,
+    Json,
+    MapFile,
+    ModelOptions,
+    file_to_write,
+    folder_to_write,
+    takes_options,
+)
 from upvit_core.errors import CalibrationError
 from upvit_core.records.basis import Basis
 from upvit_core.records.ratios import Ratios
@@ -77,7 +86,7 @@ class LatencyOptions:
 @takes_options
 def plan(
     scores: Annotated[Path, typer.Argument(help="scores record")],
-    out: Annotated[Path, typer.Option(help="plan.json to write")],
+    out: Annotated[Path, typer.Option(callback=file_to_write, help="plan.json to write")],
     ratios: Ratios,
     chosen: WidthOptions,
     timing: LatencyOptions,
@@ -245,7 +254,7 @@ def front(
     chosen: WidthOptions,
     timing: LatencyOptions,
     over: Annotated[Axis, typer.Option(help="cost by which plans are compared")] = "macs",
-    out: Annotated[Path | None, typer.Option(help="folder to write every plan to")] = None,
+    out: Annotated[Path | None, typer.Option(callback=folder_to_write, help="folder to write every plan to")] = None,
     hide_dominated: Annotated[
         bool, typer.Option("--hide-dominated", help="leave out plans that another beats")
     ] = False,
@@ -294,7 +303,10 @@ def front(
 @takes_options
 def calibrate(
     opening: ModelOptions,
-    out: Annotated[Path | None, typer.Option(help="file to write; default: where plan and front look for it")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(callback=file_to_write, help="file to write; default: where verbs look for it"),
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="time for the measurements")] = 45.0,
     check: Annotated[bool, typer.Option(help="measure random plans too, and store how far estimates are off")] = True,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16")] = "float32",

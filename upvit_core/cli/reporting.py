@@ -9,7 +9,7 @@ import typer
 
 from upvit_core.cli.common import emit
 from upvit_core.cli.mapping import open_map
-from upvit_core.cli.options import DataOptions, Json, MapFile, ModelOptions, OptionalData, takes_options
+from upvit_core.cli.options import DataOptions, Json, MapFile, ModelOptions, OptionalData, file_to_write, takes_options
 
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
@@ -25,7 +25,7 @@ def report(
     what: Annotated[Path, typer.Argument(help="a plan.json, or the folder of a run")],
     opening: ModelOptions,
     dataset: OptionalData,
-    out: Annotated[Path, typer.Option(help="HTML file to write")],
+    out: Annotated[Path, typer.Option(callback=file_to_write, help="HTML file to write")],
     scores: Annotated[Path | None, typer.Option(help="scores of the model, for the pictures of what stays")] = None,
     model: Annotated[str | None, typer.Option(help="with --data: measure the plan, right after the cut")] = None,
     images: Annotated[int, typer.Option(min=1, help="how many of them, drawn by seed 0")] = 1000,

@@ -17,6 +17,7 @@ from upvit_core.cli.options import (
     ModelOptions,
     OptionalData,
     ProxyOptions,
+    file_to_write,
     takes_options,
 )
 from upvit_core.records.basis import Basis
@@ -32,7 +33,7 @@ def score(
     opening: ModelOptions,
     images: OptionalData,
     proxy: ProxyOptions,
-    out: Annotated[Path, typer.Option(help="scores record to write, .safetensors")],
+    out: Annotated[Path, typer.Option(callback=file_to_write, help="scores record to write, .safetensors")],
     criterion: Annotated[CriterionName, typer.Option(help=criteria_help())] = CriterionName.FISHER,
     basis: Annotated[
         Basis, typer.Option(help=f"what is scored: channels, or directions (by {' or '.join(OF_DIRECTIONS)})")
@@ -115,7 +116,7 @@ def score_blocks(
     depth: Annotated[
         str, typer.Option(help="blocks that stay in the end, such as 8, or of each stage, such as 2,2,2,2")
     ],
-    out: Annotated[Path, typer.Option(help="record to write, .json")],
+    out: Annotated[Path, typer.Option(callback=file_to_write, help="record to write, .json")],
     after: Annotated[Path | None, typer.Option(help="plan.json of widths that are cut first")] = None,
     as_json: Json = False,
 ) -> None:
@@ -161,7 +162,7 @@ def score_blocks(
 @app.command("import-scores")
 def import_scores(
     folder: Annotated[Path, typer.Argument(help="folder of published score files")],
-    out: Annotated[Path, typer.Option(help="scores record to write")],
+    out: Annotated[Path, typer.Option(callback=file_to_write, help="scores record to write")],
     as_json: Json = False,
 ) -> None:
     """Turn published score files into a record; check the lists beside them against the scores."""

@@ -99,6 +99,8 @@ def removal_curves(scores: ImportanceScores, *, heads: int | Sequence[int] | Non
     if round_to < 1:
         raise PlanError(f"Widths can be rounded to multiples of 1, 8 or 16, not of {round_to}.")
     shape = scores.shape
+    if round_to > shape.embed_dim:
+        raise PlanError(f"The residual of {shape.name} has {shape.embed_dim} channels; round to at most that.")
     if shape.one_share:
         raise PlanError(
             f"{shape.name} has stages, for which only equal ratios are defined; give --residual, --attention, --ffn "
