@@ -30,12 +30,12 @@ class Answers:
 
 def read(path: str) -> bytes:
     """The content of an image file on the server. Raises LimitError, DataError."""
-    from upvit_core.data.folders import DiskTree
+    from upvit_core.data.disk import read_picture
 
     limits.confine(path)
     place = Path(place_of(path))
     try:
-        return checked(DiskTree(place.parent).read(place.name), path)
+        return checked(read_picture(place), path)
     except OSError as error:
         raise DataError(f"{path} cannot be read as a picture; {WANTED}.") from error
 

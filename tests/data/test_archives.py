@@ -1,8 +1,10 @@
 """Archives are read like the folders they hold."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 from tests.support.errors import refused
 from tests.support.pictures import COLOUR, files, fill, opened, picture
 from upvit_core.data import archives
+from upvit_core.data.disk import cache_folder
 from upvit_core.errors import DataError
 
 
@@ -35,7 +38,7 @@ def test_an_archive_is_read_like_its_folder(ending: str, mode: str, top: str, fo
         assert ours.labels().tolist() == plain.labels().tolist()
         for (x, _), (wanted, _) in zip(ours.batches(5), plain.batches(5), strict=True):
             assert torch.equal(x, wanted)
-    names = sorted(path.name for path in archives.cache_folder().iterdir())
+    names = sorted(path.name for path in cache_folder("archives").iterdir())
     assert len(names) == (1 if ending == ".tar" else 2)
     assert not any(name.endswith(".tmp") for name in names)
 
@@ -49,9 +52,12 @@ def test_an_archive_without_splits_is_split_by_seed(tmp_path: Path) -> None:
 def test_an_archive_is_read_once_and_again_when_it_changes(folder: Path, tmp_path: Path) -> None:
     archive = pack(folder, tmp_path / "set.tar.gz", "w:gz", ".")
     opened(archive)
-    before = {path: path.stat().st_mtime_ns for path in archives.cache_folder().iterdir()}
+    for index in cache_folder("archives").glob("*.npz"):
+        index.write_bytes(b"damaged")
     opened(archive)
-    assert {path: path.stat().st_mtime_ns for path in archives.cache_folder().iterdir()} == before
+    before = {path: path.stat().st_mtime_ns for path in cache_folder("archives").iterdir()}
+    opened(archive)
+    assert {path: path.stat().st_mtime_ns for path in cache_folder("archives").iterdir()} == before
     fill(folder / "train" / "ant", {"more": 3})
     pack(folder, archive, "w:gz", ".")
     assert len(opened(archive)) == 18
@@ -79,12 +85,50 @@ def test_names_in_an_archive_reach_no_other_folder(folder: Path, tmp_path: Path)
     assert "absolute.png" not in found
 
 
+@pytest.mark.parametrize(("ending", "mode"), [(".tar", "w"), (".tar.gz", "w:gz")])
+def test_links_and_archives_in_an_archive(ending: str, mode: str, tmp_path: Path) -> None:
+    """A tar of one tar a class, as ILSVRC2012_img_train.tar; images that are links to others."""
+    root = fill(tmp_path / "set", {"n01440764": 3, "n01443537": 4})
+    for folder in sorted(root.iterdir()):
+        first = folder / "hard.png"
+        os.link(min(folder.iterdir()), first)
+        (folder / "soft.png").symlink_to("hard.png")
+        (folder / "broken.png").symlink_to("none.png")
+        pack(folder, root / f"{folder.name}.tar", "w", ".")
+    plain = opened(root)
+    with tarfile.open(tmp_path / f"train{ending}", mode) as tar:
+        for inner in sorted(root.glob("*.tar")):
+            tar.add(inner, inner.name)
+    images = opened(tmp_path / f"train{ending}")
+    assert images.class_names == ("n01440764", "n01443537")
+    assert files(images) == [name for name in files(plain) if "broken" not in name]
+    for index, name in enumerate(files(images)):
+        assert np.array_equal(images.image(index), np.asarray(Image.open(root / name).convert("RGB")))
+
+
+def test_no_room_to_unpack_is_said_before_it_is_tried(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = pack(folder, tmp_path / "set.tar.gz", "w:gz", ".")
+    monkeypatch.setattr(archives.shutil, "disk_usage", lambda place: SimpleNamespace(free=100))
+    monkeypatch.setattr(archives, "_index", lambda *given: pytest.fail("unpacking was tried"))
+    with refused(DataError, "0.0 GiB are free", "make room"):
+        opened(archive)
+
+
+def test_a_folder_of_archives_says_what_to_give(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "imagenet").mkdir()
+    pack(folder, tmp_path / "imagenet" / "ILSVRC2012_img_train.tar", "w", ".")
+    with refused(DataError, "ILSVRC2012_img_train.tar", "unpack"):
+        opened(tmp_path / "imagenet")
+
+
 def test_a_cut_archive_leaves_nothing_behind(folder: Path, tmp_path: Path) -> None:
     archive = pack(folder, tmp_path / "set.tar.gz", "w:gz", ".")
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
     with refused(DataError, "set.tar.gz", "truncated"):
         opened(archive)
-    assert list(archives.cache_folder().iterdir()) == []
+    assert list(cache_folder("archives").iterdir()) == []
     archive.write_bytes(b"no archive at all")
     with pytest.raises(DataError, match="damaged"):
         opened(archive)

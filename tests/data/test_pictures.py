@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
-from upvit_core.data.folders import DiskTree
+from upvit_core.data.disk import open_folder, read_picture
 from upvit_core.data.opening import open_images
 from upvit_core.data.pictures import decode
 from upvit_core.errors import DataError
@@ -53,8 +53,8 @@ def test_a_pipe_a_device_and_a_circle_of_links_do_not_hang(tmp_path: Path) -> No
     (data / "b" / "round").symlink_to(data)
     for name in ("a/pipe.png", "a/zero.png"):
         with pytest.raises(OSError, match="regular"):
-            DiskTree(data).read(name)
-    assert len(list(DiskTree(data).images("b"))) < 500
+            read_picture(data / name)
+    assert len(list(open_folder(data).images("b"))) == 3
 
 
 def test_a_picture_of_too_many_pixels_is_refused_by_its_header() -> None:

@@ -2,12 +2,14 @@
 
 The first opening decompresses the images into one file in the user's cache, with an index of names, offsets and sizes.
 A plain `.tar` needs the index alone. That is 60,000 small files and many seconds less than unpacking CIFAR-10.
+Archives inside an archive are read as folders, as the classes of ILSVRC2012_img_train.tar.
 """
 
 from __future__ import annotations
 
 import lzma
-import os
+import posixpath
+import shutil
 import tarfile
 import zlib
 from bisect import bisect_left
@@ -15,22 +17,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 import numpy as np
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.atomic import replaced
+from upvit_core.data.disk import DAMAGED, cache_folder, join, joined, parted
 from upvit_core.data.lists import texts_in
 from upvit_core.data.pictures import LARGEST_FILE
 from upvit_core.errors import DataError
 from upvit_core.files import digest
 
+LONGEST_CHAIN = 8
+"""The most links from one image to another that are followed."""
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-
-
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "upvit-studio" / "archives"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class ArchiveTree:
     def holds_images(self, at: str) -> bool:
         return any(True for _ in self.images(at))
 
+    def archives(self, at: str) -> list[str]:
+        """Names of archives inside: none, since their images are its own."""
+        return []
+
     def texts(self, at: str) -> Iterator[tuple[str, str]]:
         """(name, content) of the text files beside the archive; those inside are not read."""
         return texts_in(self.folder)
@@ -90,24 +95,32 @@ def open_archive(path: Path) -> ArchiveTree:
     """
     status = path.stat()
     mark = digest(f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}")
-    stem = cache_folder() / f"{path.name.split('.')[0]}-{mark}"
+    stem = cache_folder("archives") / f"{path.name.split('.')[0]}-{mark}"
     plain = path.name.lower().endswith(".tar")
     blob = path if plain else stem.with_name(f"{stem.name}.images")
     index_file = stem.with_name(f"{stem.name}.index.npz")
     try:
-        if not (index_file.is_file() and blob.is_file()):
+        index = _read_index(index_file) if blob.is_file() else None
+        if index is None:
             _make_index(path, None if plain else blob, index_file)
-        with np.load(index_file, allow_pickle=False) as arrays:
-            names = arrays["names"].tobytes().decode(errors="surrogateescape").split("\n")
-            places = zip(arrays["offsets"].tolist(), arrays["sizes"].tolist(), strict=True)
-            index = dict(sorted(zip(names, places, strict=True))) if names != [""] else {}
+            index = _read_index(index_file) or {}
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is a damaged or truncated archive ({error}); download or copy it again.") from error
-    except (OSError, ValueError, KeyError) as error:
+    except OSError as error:
         raise DataError(
             f"{path} cannot be read by way of the cache {stem.parent} ({error}); make room there."
         ) from error
     return ArchiveTree(path.name, path.absolute().parent, blob, index)
+
+
+def _read_index(index_file: Path) -> dict[str, tuple[int, int]] | None:
+    """Offset and bytes by name, sorted; None where there is no index, or a damaged one."""
+    try:
+        with np.load(index_file, allow_pickle=False) as arrays:
+            places = zip(arrays["offsets"].tolist(), arrays["sizes"].tolist(), strict=True)
+            return dict(sorted(zip(parted(arrays["names"]), places, strict=True)))
+    except DAMAGED:
+        return None
 
 
 def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
@@ -115,12 +128,14 @@ def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
     if blob is None:
         rows = _index(path, None)
     else:
+        if (needed := path.stat().st_size) > (free := shutil.disk_usage(blob.parent).free):
+            raise OSError(f"{free / 2**30:.1f} GiB are free, at least {needed / 2**30:.1f} GiB are needed")
         with replaced(blob) as temporary, temporary.open("wb") as out:
             rows = _index(path, out)
     with replaced(index_file) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
-            names=np.frombuffer("\n".join(name for name, _, _ in rows).encode(errors="surrogateescape"), np.uint8),
+            names=joined([name for name, _, _ in rows]),
             offsets=np.array([offset for _, offset, _ in rows], np.int64),
             sizes=np.array([size for _, _, size in rows], np.int64),
         )
@@ -132,20 +147,47 @@ def _is_plain(name: str) -> bool:
 
 
 def _index(path: Path, out: BinaryIO | None) -> list[tuple[str, int, int]]:
-    """(name, offset, bytes) of every image, its bytes copied to `out` where given."""
-    rows = []
-    with tarfile.open(path, "r:*" if out is None else "r|*") as tar:
+    """(name, offset, bytes) of every image and every link to one, the images' bytes copied to `out` where given."""
+    rows: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    with path.open("rb") as file:
+        _enter(file, out, "", 0, rows, links)
+    for name in links:
+        target, steps = name, 0
+        while target in links and steps < LONGEST_CHAIN:
+            target, steps = links[target], steps + 1
+        if target in rows:
+            rows[name] = rows[target]
+    return [(name, *place) for name, place in rows.items()]
+
+
+def _enter(
+    source: IO[bytes],
+    out: BinaryIO | None,
+    at: str,
+    start: int,
+    rows: dict[str, tuple[int, int]],
+    links: dict[str, str],
+) -> None:
+    """Collect what an archive holds that begins `start` bytes into the file, under the folder `at`."""
+    with tarfile.open(fileobj=source, mode="r|*" if out else "r:") as tar:
         for member in tar:
-            name = member.name.removeprefix("./")
-            if not member.isfile() or not name.lower().endswith(IMG_EXTENSIONS) or not _is_plain(name):
-                continue
-            if member.size > LARGEST_FILE:
-                raise tarfile.ReadError(f"{name[:80]} has {member.size / 2**30:.1f} GiB")
-            offset = member.offset_data
-            if out is not None:
-                offset = out.tell()
-                source = tar.extractfile(member)
-                out.write(source.read() if source else b"")
-            rows.append((name, offset, member.size))
+            name = join(at, member.name.removeprefix("./"))
             tar.members = []  # type: ignore[attr-defined]  # or the list of headers grows with the archive
-    return rows
+            if not _is_plain(name):
+                continue
+            if member.isfile() and name.lower().endswith(".tar") and not at:
+                if inner := tar.extractfile(member):
+                    _enter(inner, out, name[: -len(".tar")], start + member.offset_data, rows, links)
+                continue
+            if not name.lower().endswith(IMG_EXTENSIONS):
+                continue
+            if member.islnk() or member.issym():
+                above = posixpath.dirname(name) if member.issym() else at
+                links[name] = posixpath.normpath(join(above, member.linkname.removeprefix("./")))
+            elif member.isfile():
+                if member.size > LARGEST_FILE:
+                    raise tarfile.ReadError(f"{name[:80]} has {member.size / 2**30:.1f} GiB")
+                rows[name] = out.tell() if out else start + member.offset_data, member.size
+                if out and (content := tar.extractfile(member)):
+                    out.write(content.read())

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -12,16 +12,15 @@ import numpy as np
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from upvit_core.data.disk import join
 from upvit_core.data.images import digest_of
-from upvit_core.data.lists import classes_from_lists, texts_in
-from upvit_core.data.pictures import LARGEST_FILE, decode
+from upvit_core.data.lists import classes_from_lists
+from upvit_core.data.pictures import decode
 from upvit_core.data.splits import FILLERS, Part, is_foreign, part_of
 from upvit_core.errors import DataError
 
 ORDER: dict[str, tuple[Part, ...]] = {"train": ("train",), "val": ("val", "test")}
 VAL_SHARE = 0.1
-DEEPEST = 12
-"""The depth of folders at which the search for pictures ends, since a link may lead round in a circle."""
 WANTED = "class folders of images, or train/ and val/ that hold class folders"
 SORT_THEM = (
     "sort them into a folder for each class (the usual script valprep.sh does so for ImageNet's val/), or lay a list "
@@ -44,60 +43,13 @@ class Tree(Protocol):
     def holds_images(self, at: str) -> bool:
         """True if there is an image in `at` or below it."""
 
+    def archives(self, at: str) -> list[str]:
+        """Names of the tar archives in `at`."""
+
     def texts(self, at: str) -> Iterator[tuple[str, str]]:
         """(name, content) of the small text files beside the images of `at`, nearest first."""
 
     def read(self, name: str) -> bytes: ...
-
-
-@dataclass(frozen=True)
-class DiskTree:
-    root: Path
-
-    @property
-    def name(self) -> str:
-        return str(self.root)
-
-    def folders(self, at: str = "") -> list[str]:
-        with os.scandir(self.root / at) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__")))
-
-    def images(self, at: str) -> Iterator[tuple[str, int]]:
-        with os.scandir(self.root / at) as entries:
-            inside = sorted(entries, key=lambda entry: entry.name)
-        for entry in inside:
-            path = join(at, entry.name)
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                if path.count("/") < DEEPEST:
-                    yield from self.images(path)
-            elif entry.name.lower().endswith(IMG_EXTENSIONS):
-                yield path, entry.stat().st_size if entry.is_file() else -1
-
-    def holds_images(self, at: str) -> bool:
-        with os.scandir(self.root / at) as entries:
-            below = []
-            for entry in entries:
-                if not entry.name.startswith("."):
-                    if entry.is_dir():
-                        below.append(entry.name)
-                    elif entry.name.lower().endswith(IMG_EXTENSIONS):
-                        return True
-        return at.count("/") < DEEPEST and any(self.holds_images(join(at, name)) for name in below)
-
-    def texts(self, at: str) -> Iterator[tuple[str, str]]:
-        place = (self.root / at).absolute()
-        for folder in (place, *place.parents):
-            yield from texts_in(folder)
-            if folder == self.root.absolute().parent:
-                return
-
-    def read(self, name: str) -> bytes:
-        path = self.root / name
-        if not path.is_file() or path.stat().st_size > LARGEST_FILE:
-            raise OSError(f"{path} is no regular file of a picture")
-        return path.read_bytes()
 
 
 @dataclass(frozen=True)
@@ -125,10 +77,6 @@ class FileImages:
         return self.files[index]
 
 
-def join(at: str, name: str) -> str:
-    return f"{at}/{name}" if at else name
-
-
 def content(tree: Tree, at: str) -> list[str]:
     """The folders in `at` that hold images, but for those that are foreign to a set of classes."""
     return [name for name in tree.folders(at) if not is_foreign(name) and tree.holds_images(join(at, name))]
@@ -151,18 +99,19 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
     root, parts = _parts(tree)
     undivided = split not in parts
     base = _inner(tree, parts.get(split) or next(iter(parts.values()), root))
-    entries, source = _entries(tree, base, labelled)
-    own = {name for _, name, _ in entries}
+    paths, names, sizes, source = _entries(tree, base, labelled)
+    own = set(names)
     both = labelled and split == "val" and len(parts) == 2
     trained = set(content(tree, _inner(tree, parts["train"]))) if both else set()
     if all(name.isdecimal() for name in own) and not any(name.isdecimal() for name in trained):
         trained = set()  # a list of numbers: the model's own, not the folders'
     classes = tuple(sorted(own | trained))
     place = {name: label for label, name in enumerate(classes)}
-    rows = [(path, place[name], size) for path, name, size in entries]
+    labels = np.array([place[name] for name in names], np.int64)
     told = "" if base.rsplit("/", 1)[-1] == split else f"Images are those of {base}/."
     if undivided:
-        rows, told = _divided(tree, base, rows, seed, split, apart)
+        chosen, told = _divided(tree, base, labels, seed, split, apart)
+        paths, sizes, labels = [paths[i] for i in chosen], [sizes[i] for i in chosen], labels[chosen]
         told = f"{f'{base}/ is the only part' if parts else 'There is no train/ and val/ folder'}: {told}"
     unknown = ""
     if trained and (foreign := sorted(own - trained)):
@@ -173,10 +122,10 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
         )
     return FileImages(
         tree,
-        tuple(path for path, _, _ in rows),
-        np.array([label for _, label, _ in rows], np.int64),
+        tuple(paths),
+        labels,
         classes,
-        digest_of([*classes, *rows]),
+        digest_of(chain(classes, zip(paths, labels.tolist(), sizes, strict=True))),
         empty=tuple(n for n in tree.folders(base) if n not in own and n not in trained and not is_foreign(n)),
         unknown=unknown,
         told=f"{told} {source}".strip(),
@@ -228,35 +177,44 @@ def _parts_among(tree: Tree, root: str, inside: list[str]) -> dict[str, str]:
     return parts
 
 
-def _entries(tree: Tree, at: str, labelled: bool) -> tuple[list[tuple[str, str, int]], str]:
-    """(path, class, bytes) of every image below `at`, and a sentence where a list gives the classes."""
-    folders = content(tree, at)
-    entries = [(path, name, size) for name in folders for path, size in tree.images(join(at, name))]
-    if folders:
-        return entries, ""
-    flat = list(tree.images(at))
-    if not flat:
+def _entries(tree: Tree, at: str, labelled: bool) -> tuple[list[str], list[str], list[int], str]:
+    """Path, class and bytes of every image below `at`, and a sentence where a list gives the classes."""
+    paths: list[str] = []
+    names: list[str] = []
+    sizes: list[int] = []
+    for name in content(tree, at) or [""]:
+        for path, size in tree.images(join(at, name) if name else at):
+            paths.append(path)
+            sizes.append(size)
+        names += [name] * (len(paths) - len(names))
+    if any(names):
+        return paths, names, sizes, ""
+    if not paths:
         what = "images" if tree.folders(at) else "class folders and no images"
+        if inside := tree.archives(at):
+            raise DataError(
+                f"{tree.name} has no images but the archive {inside[0]}; give the archive itself, or unpack it (for "
+                "training and evaluation those of both, into train/ and val/)."
+            )
         raise DataError(f"{tree.name} has no {what} ({', '.join(IMG_EXTENSIONS)}); give a folder with {WANTED}.")
     if not labelled:
-        return [(path, "", size) for path, size in flat], ""
-    found, refused = classes_from_lists([path for path, _ in flat], tree.texts(at))
+        return paths, names, sizes, ""
+    found, refused = classes_from_lists(paths, tree.texts(at))
     if found is None:
         raise DataError(
-            f"{len(flat):,} images lie directly in {join(tree.name, at)}, without class folders, so that their classes "
+            f"{len(paths):,} images lie directly in {join(tree.name, at)}, without class folders, so their classes "
             f"are not known{f' ({refused})' if refused else ''}; {SORT_THEM}."
         )
-    named = [(path, name, size) for (path, size), name in zip(flat, found[1], strict=True)]
-    return named, f"Classes are those of the list {found[0]}."
+    return paths, found[1], sizes, f"Classes are those of the list {found[0]}."
 
 
-def _divided(
-    tree: Tree, base: str, rows: list[tuple[str, int, int]], seed: int, split: str, apart: bool
-) -> tuple[list[tuple[str, int, int]], str]:
-    """The rows of a split of one folder, and a sentence: all, or a tenth of each class (one image of two or more)."""
+def _divided(tree: Tree, base: str, labels: np.ndarray, seed: int, split: str, apart: bool) -> tuple[np.ndarray, str]:
+    """Indices of the images of a split of one folder, and a sentence.
+
+    They are all, or a tenth of each class (one image of two or more).
+    """
     called = part_of(base.rsplit("/", 1)[-1] or Path(tree.name).name)
-    labels = np.array([label for _, label, _ in rows], np.int64)
-    held_out = np.zeros(len(rows), bool)
+    held_out = np.zeros(len(labels), bool)
     for label in np.unique(labels).tolist():
         members = np.flatnonzero(labels == label)
         share = max(round(VAL_SHARE * len(members)), 1) if len(members) > 1 else 0
@@ -266,7 +224,7 @@ def _divided(
             f"{tree.name} has one image a class, so none can be held out for evaluation; give more or val/."
         )
     if not apart and (split == "train" or called in ("val", "test") or not held_out.any()):
-        return rows, f"all {len(rows):,} images are used."
+        return np.arange(len(labels)), f"all {len(labels):,} images are used."
     chosen = np.flatnonzero(held_out if split == "val" else ~held_out)
-    use = f"{len(chosen):,} of {len(rows):,} images are used for {'evaluation' if split == 'val' else 'training'}"
-    return [rows[index] for index in chosen], f"a tenth of each class is held out by seed {seed}, and {use}."
+    use = f"{len(chosen):,} of {len(labels):,} images are used for {'evaluation' if split == 'val' else 'training'}"
+    return chosen, f"a tenth of each class is held out by seed {seed}, and {use}."

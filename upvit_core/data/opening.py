@@ -13,7 +13,8 @@ from PIL import Image
 
 from upvit_core.data.archives import SUFFIXES, open_archive
 from upvit_core.data.classes import Known, known_names, order_classes
-from upvit_core.data.folders import DiskTree, FileImages, open_tree
+from upvit_core.data.disk import open_folder
+from upvit_core.data.folders import FileImages, open_tree
 from upvit_core.data.images import ImageSet, ImageSource, Pixels, digest_of
 from upvit_core.data.named import PREFIXES, STREAMS, open_named
 from upvit_core.data.text import open_text
@@ -129,7 +130,7 @@ def _open(spec: str, split: str, root: str | None, seed: int, apart: bool, label
         return _open_demo((Path(root) if root else DEMO_FOLDER) / DEMO_FILES[split])
     path = Path(spec).expanduser()
     if path.is_dir():
-        return open_tree(DiskTree(path), split, seed, apart=apart, labelled=labelled)
+        return open_tree(open_folder(path), split, seed, apart=apart, labelled=labelled)
     if path.is_file():
         if not path.name.lower().endswith(SUFFIXES):
             raise DataError(f"{spec} is a file, expected a folder or an archive ({', '.join(SUFFIXES)}).")
