@@ -15,6 +15,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin, Subprotocol
 
 FINISHED = (ForwardMsg.FINISHED_SUCCESSFULLY, ForwardMsg.FINISHED_FRAGMENT_RUN_SUCCESSFULLY)
+TIMER_SECONDS = 20.0
 KEPT_RUNS = 2  # Streamlit's global.maxCachedMessageAge
 
 
@@ -54,7 +55,7 @@ class Session:
             self.fragments.clear()
         began = time.perf_counter()
         self.send(fragment, pressed)
-        self.take(timeout)
+        self.take(timeout, timer=fragment)
         if not fragment:
             self.runs += 1
             self.kept = {h: (seen, m) for h, (seen, m) in self.kept.items() if self.runs - seen <= KEPT_RUNS}
@@ -80,10 +81,17 @@ class Session:
             button.id, button.trigger_value = pressed, True
         self.socket.send(message.SerializeToString())
 
-    def take(self, timeout: float = 300.0) -> None:
-        """Take what is sent until a run has finished."""
-        while not self._take(self.socket.recv(timeout)):
-            pass
+    def take(self, timeout: float = 300.0, timer: str = "") -> None:
+        """Take what is sent until a run has finished; a timer asks again, since Streamlit may drop its request."""
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                if self._take(self.socket.recv(min(TIMER_SECONDS, timeout) if timer else timeout)):
+                    return
+            except TimeoutError:
+                if not timer or time.monotonic() > end:
+                    raise
+                self.send(timer)
 
     def slide(self, label: str, value: float) -> float:
         """Move a slider and wait for the page."""
