@@ -7,19 +7,20 @@ import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PosixPath
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from tests.support.checkpoints import CFG, logits, perturbed, saved, transformers_names, wide
 from tests.support.errors import refused
-from tests.support.tiny import tiny
+from tests.support.tiny import images, tiny
 from upvit_core.cli import app
-from upvit_core.errors import CheckpointError
+from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.models.build import expected_tensors
 from upvit_core.models.checkpoint import build_model, load_model, save_model, shape_of
 from upvit_core.models.heads import assumed_heads, with_heads
@@ -186,6 +187,66 @@ def test_heads_come_from_the_model_that_the_run_names(tmp_path: Path) -> None:
     assert name in loaded.recognised.line
 
 
+class Node:
+    """An object as OmegaConf and other configuration libraries pickle their values."""
+
+    def __init__(self, **state: object) -> None:
+        self.__dict__.update(state)
+
+
+SAID: dict[str, dict[str, object]] = {
+    "arguments": {"args": argparse.Namespace(lr=1, num_heads=4, decoder_num_heads=8)},
+    "nested": {"hyper_parameters": {"model": argparse.Namespace(n_heads=4)}},
+    "JSON": {"config": '{"vit": {"num_attention_heads": 4}}'},
+    "capitals": {"cfg": Settings(MODEL=Settings(VIT=Settings(NUM_HEADS=4)))},
+    "OmegaConf": {"cfg": Node(_content={"model": Node(_content={"num_heads": Node(_val=4)})}, _parent=None)},
+    "each block": {"args": {"num_heads": [4, 4]}},
+    "width": {"model_args": {"dim_head": 32}},
+    "NumPy": {"args": {"num_heads": np.int64(4)}},
+    "beside": {"num_heads": "4"},
+}
+
+
+@pytest.mark.parametrize("place", SAID)
+def test_heads_come_from_the_settings_wherever_they_stand(place: str, tmp_path: Path) -> None:
+    model = wide(num_heads=4)
+    loaded = load_model(saved(tmp_path / "w.pth", {"state_dict": model.state_dict(), **SAID[place]}))
+    assert torch.equal(logits(loaded.model), logits(model))
+    assert loaded.recognised.heads == "4 in every block, as the settings in the file say"
+    misfit = load_model(saved(tmp_path / "w.pth", {"model": model.state_dict(), "args": {"num_heads": 5}}))
+    assert misfit.recognised.heads_assumed
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"ema": m}, nn.DataParallel])
+@pytest.mark.parametrize("act", ["gelu", "quick_gelu", "gelu_tanh", "relu"])
+def test_a_saved_module_tells_heads_eps_activation_and_pooling(
+    wrap: Callable[[nn.Module], object], act: str, tmp_path: Path
+) -> None:
+    model = wide(num_heads=4, act_layer=act, global_pool="avg", fc_norm=False)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = 1e-3
+    path = saved(tmp_path / "w.pth", wrap(model))
+    if act == "relu":
+        with refused(UnsupportedModelError, "activation ReLU"):
+            load_model(path)
+    else:
+        loaded = load_model(path)
+        assert torch.equal(logits(loaded.model), logits(model))
+        assert "as the saved modules say" in loaded.recognised.heads
+
+
+def test_metadata_and_settings_tell_heads_size_and_classes(tmp_path: Path) -> None:
+    model = wide(num_heads=4, img_size=(16, 32))
+    said = {"num_heads": 4, "img_size": [16, 32], "class_to_idx": dict(zip("edcba", range(4, -1, -1), strict=True))}
+    save_file(model.state_dict(), tmp_path / "w.safetensors", metadata={"config": json.dumps(said)})
+    x = images(4, torch.float32).repeat(1, 1, 1, 2)
+    for path in (tmp_path / "w.safetensors", saved(tmp_path / "w.pth", {"model": model.state_dict(), "args": said})):
+        loaded = load_model(path)
+        assert torch.equal(loaded.model(x), model(x))
+        assert loaded.class_names == tuple("abcde")
+
+
 @pytest.mark.parametrize(
     ("settings", "mean", "crop"),
     [
@@ -193,6 +254,10 @@ def test_heads_come_from_the_model_that_the_run_names(tmp_path: Path) -> None:
         (argparse.Namespace(mean=[0.1, 0.2, 0.3], std=[0.5] * 3, crop_pct=0.95), 0.1, 0.95),
         ({"mean": (0.4,) * 3, "std": (0.5,) * 3}, 0.4, 0.875),
         (argparse.Namespace(mean=None, std=None, model="resnet50", crop_pct=None), 0.485, 0.875),
+        ({"mean": [127.5] * 3, "std": [51.0] * 3}, 0.5, 0.875),
+        ({"data": {"norm_mean": np.full(3, 0.25), "norm_std": torch.ones(3)}}, 0.25, 0.875),
+        ({"pretrained_cfg": {"mean": "0.25,0.25,0.25", "std": 0.5, "crop_pct": 1}}, 0.25, 1),
+        ({"imagenet_default_mean_and_std": False}, 0.5, 0.875),
     ],
 )
 def test_normalisation_comes_from_the_runs_settings(settings: object, mean: float, crop: float, tmp_path: Path) -> None:
@@ -209,6 +274,8 @@ def test_normalisation_comes_from_the_runs_settings(settings: object, mean: floa
         ({"do_rescale": False, "do_normalize": False}, 0, 1 / 255),
         ({"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [1.0] * 3}, 0.5, 0.5),
         ({"rescale_factor": 1 / 255, "image_mean": [0.2] * 3, "image_std": [0.3] * 3}, 0.2, 0.3),
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}, 0.5, 0.5),
+        ({"image_mean": 0.2, "image_std": 0.3, "do_rescale": None}, 0.2, 0.3),
         (None, 0.5, 0.5),
     ],
 )
@@ -225,7 +292,49 @@ def test_a_processors_scaling_is_honoured(
     assert loaded.recognised.images_assumed is (processor is None)
 
 
-@pytest.mark.parametrize(("given", "words"), [("", None), ("0.5", None), ("a", ("a",)), ("0.5,-1", ("-1",))])
+@pytest.mark.parametrize(
+    ("processor", "pct", "mode", "interpolation"),
+    [
+        ({"size": {"shortest_edge": 20}, "crop_size": {"height": 16, "width": 16}, "do_center_crop": True,
+          "resample": 3}, 0.8, "center", "bicubic"),
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 20, "crop_size": 16, "do_center_crop": True},
+         0.8, "center", "bilinear"),
+        ({"feature_extractor_type": "DeiTFeatureExtractor", "size": 20, "crop_size": 16, "do_center_crop": True},
+         0.8, "squash", "bilinear"),
+        ({"size": {"shortest_edge": 10}, "crop_size": 8, "do_center_crop": True, "resample": 4}, 0.8, "center", "box"),
+        ({"size": [16, 16], "resample": 5}, 1, "squash", "hamming"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_processors_sizes_are_honoured(
+    processor: dict[str, Any], pct: float, mode: str, interpolation: str, nested: bool, tmp_path: Path
+) -> None:
+    save_file(transformers_names(wide(), {"head": "classifier"}, "vit.", 4), tmp_path / "model.safetensors")
+    config = {"model_type": "vit", "num_attention_heads": 2, "image_size": 16, "label2id": {"b": 1, "a": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    name = "processor_config.json" if nested else "preprocessor_config.json"
+    (tmp_path / name).write_text(json.dumps({"image_processor": processor} if nested else processor))
+    loaded = load_model(tmp_path)
+    cfg = loaded.pretrained_cfg
+    assert (cfg["crop_pct"], cfg["crop_mode"], cfg["interpolation"]) == (pct, mode, interpolation)
+    assert ("images of 8x8" in loaded.recognised.config) is (processor.get("crop_size") == 8)
+    assert "names of 2 classes" in loaded.recognised.config
+
+
+@pytest.mark.parametrize(
+    "said", [{"hidden_size": 256}, {"num_hidden_layers": 12}, {"patch_size": 16}, {"qkv_bias": False}]
+)
+def test_a_config_that_contradicts_the_tensors_is_refused(said: dict[str, object], tmp_path: Path) -> None:
+    save_file(transformers_names(wide(), {"head": "classifier"}, "vit.", 4), tmp_path / "model.safetensors")
+    config = {"model_type": "vit", "num_attention_heads": 2, "image_size": 16, **said}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with refused(CheckpointError, *said, "config.json"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [("", None), ("0.5", None), ("a", ("a",)), ("0.5,-1", ("-1",)), ("1,1", ("1,1",))]
+)
 def test_normalisation_can_be_said(given: str, words: tuple[str, ...] | None, tmp_path: Path) -> None:
     path = saved(tmp_path / "w.pth", wide().state_dict())
     if words:
@@ -236,6 +345,8 @@ def test_normalisation_can_be_said(given: str, words: tuple[str, ...] | None, tm
         assert loaded.pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
         assert loaded.pretrained_cfg["std"] == ((0.5,) * 3 if given else (0.229, 0.224, 0.225))
         assert not loaded.recognised.images_assumed
+        with refused(CheckpointError, "0 to 255"):
+            load_model(path, mean=127.5)
 
 
 def test_the_activation_of_a_model_like_clip_is_assumed_and_told(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from upvit_core.models.build import Untyped, build_model, canonical, live_tensor
 from upvit_core.models.config import (
     TIMM_MODULES,
     ModelConfig,
+    check_config,
     complete_cfg,
     read_config,
     read_json,
@@ -29,15 +30,16 @@ from upvit_core.models.config import (
 )
 from upvit_core.models.files import SUFFIXES, is_zipped_folder, read_contents, reason, unzipped, weights_of
 from upvit_core.models.gpt2 import gpt2_names, shape_of_config
-from upvit_core.models.heads import Numbers, assumed_heads, given_heads, numbers_of, with_heads
+from upvit_core.models.heads import Numbers, assumed_heads, counted, given_heads, numbers_of, with_heads
 from upvit_core.models.hub import fetch
 from upvit_core.models.keys import Found, find_model
-from upvit_core.models.names import FORMS
-from upvit_core.models.preprocessing import Colours, chosen_cfg, settings_of_run
+from upvit_core.models.names import FORMS, MULTIHEAD
+from upvit_core.models.preprocessing import Colours, as_modules_say, chosen_cfg, settings_of_run, size_of_run
 from upvit_core.models.pvt_build import is_pvt, shape_of_pvt_tensors
 from upvit_core.models.recognition import Recognition
 from upvit_core.models.resize import at_size
 from upvit_core.models.tensors import check_tensors, digest_of, shape_of_tensors
+from upvit_core.models.unpickle import plain_values
 from upvit_core.paths import DEMO_FOLDER, place_of
 from upvit_core.records.family import load
 from upvit_core.records.known_shapes import PvtVariant, pvt_shape
@@ -119,6 +121,10 @@ def load_model(
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         tensors, shape = at_size(opened.tensors, shape, (size[0], size[1]))
         opened = replace(opened, tensors=tensors)
+    names = opened.class_names
+    if names and shape.num_classes and len(names) != shape.num_classes:
+        told = f"the names of {len(names):,} classes beside it are left out, since the model has {shape.num_classes:,}"
+        recognised = replace(recognised, config="; ".join(filter(None, (recognised.config, told))))
     cfg, recognised = chosen_cfg(opened.cfg, mean or asked.mean, std or asked.std, recognised)
     cfg = complete_cfg(cfg, shape)
     if opened.tensors is None:
@@ -138,7 +144,7 @@ def load_model(
         has_weights=opened.tensors is not None,
         recognised=recognised,
         pretrained_cfg=cfg,
-        class_names=opened.class_names if opened.class_names and len(opened.class_names) == shape.num_classes else None,
+        class_names=names if names and len(names) == shape.num_classes else None,
     )
 
 
@@ -218,9 +224,18 @@ def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) ->
     contents = read_contents(path)
     found = find_model(contents.tensors, str(path), wanted, known=config.shape is not None)
     where = str(path) if found.form is FORMS[0] else f"{path} (in {found.form.name})"
-    shape = config.shape or _shape_of(found, config, where)
-    run = settings_of_run(contents.settings, shape)
-    recognised = Recognition.of(found)
+    modules = {key: value for key, value in contents.modules.items() if f"{key}.".startswith(found.prefix)}
+    settings = {**contents.settings, **plain_values(modules.get(found.prefix.rstrip("."), ("", {}))[1])}
+    size = config.img_size or size_of_run(settings, found.tensors)
+    shape = config.shape or _shape_of(found, replace(config, img_size=size), where)
+    if config.shape is None and config.act is None:
+        shape = as_modules_say(shape, modules, settings if found.form is MULTIHEAD else {}, where)
+    check_config(config, shape, where)
+    run = settings_of_run(settings, modules, shape)
+    recognised = replace(Recognition.of(found), config=config.note)
+    if run.average and config.shape is None and found.form is FORMS[0] and shape.head_tokens == 1:
+        shape = replace(shape, head_tokens=0)
+        recognised = replace(recognised, assumes="its classifier reads the mean over patches, as the settings say")
     if config.shape is not None or config.heads is not None:
         recognised = replace(recognised, heads="as config.json says")
     elif found.heads is not None:
@@ -230,7 +245,7 @@ def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) ->
         )
     elif run.heads:
         shape = with_heads(shape, run.heads, str(path))
-        recognised = replace(recognised, heads=f"those of {run.model}, which the file's own settings name")
+        recognised = replace(recognised, heads=f"{counted(run.heads)}, {run.heads_said}")
     if config.shape is None and config.act is None and shape.pre_norm:
         said = "GELU, where those of OpenAI's CLIP are QuickGELU, and its features to be the class token's"
         recognised = replace(recognised, assumes=f"activations are taken to be {said}")
@@ -247,7 +262,7 @@ def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) ->
         shape,
         replace(recognised, images=images, images_assumed=images.startswith("assumed")),
         cfg,
-        config.class_names,
+        config.class_names or run.class_names,
         config.name or _human_name(name, shape),
     )
 

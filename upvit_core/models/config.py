@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 from timm.models import PretrainedCfg
@@ -25,7 +27,7 @@ from upvit_core.records.structure import PLAIN
 TIMM_MODULES = ("vision_transformer", "deit", "eva", "beit", "pvt_v2")
 WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source", "state_dict", "custom_load")
 CFG_FIELDS = {field.name for field in dataclasses.fields(PretrainedCfg)}
-PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 DEIT_CFG: Json = {
     "mean": (0.485, 0.456, 0.406),
     "std": (0.229, 0.224, 0.225),
@@ -63,12 +65,24 @@ TOWER_DEFAULTS: dict[str, Json] = {
 }
 """What a config of transformers leaves out where it is as in its base model."""
 LABELS = ("label_names", "label_descriptions")
-ACTIVATIONS: dict[str, Activation] = {"gelu": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+CLASSES = (
+    "class_names", "classes", "label_names", "id2label", "idx_to_class", "class_to_idx", "label2id", "labels",
+)  # fmt: skip
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu", "gelu_python": "gelu", "quick_gelu": "quick_gelu", "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh",
+}  # fmt: skip
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+BY_SHORTEST_EDGE = re.compile("(Chinese)?CLIP|Bit|ConvNext|Levit|MobileNet|PoolFormer")
+"""Processors for whom a size that is one number is the shortest edge, not both sides."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The content of a `config.json`; `shape` is None where it follows from the tensors (Hugging Face)."""
+    """The content of a `config.json`; `shape` is None where it follows from the tensors (Hugging Face).
+
+    `stated` is what the file itself has, to be held against the tensors.
+    """
 
     shape: ModelShape | None
     heads: int | None = None
@@ -79,6 +93,8 @@ class ModelConfig:
     images: str = "as config.json says"
     class_names: tuple[str, ...] | None = None
     name: str | None = None
+    note: str = ""
+    stated: Values = field(default_factory=dict)
 
 
 def read_json(path: Path) -> Json:
@@ -151,15 +167,18 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
     size = (size, size) if isinstance(size, int) else tuple(map(int, size))
     if len(size) != 2:
         raise ValueError(f"image_size is {values['image_size']}")
-    preprocessing = folder / "preprocessor_config.json"
     cfg = dict(TRANSFORMERS[values["model_type"]])
-    images = f"as {preprocessing.name} says"
-    if preprocessing.exists():
-        cfg |= _hugging_face_preprocessing(read_json(preprocessing), size, cfg)
+    found = next((folder / name for name in PROCESSORS if (folder / name).is_file()), None)
+    note = ""
+    if found is None:
+        images = f"assumed as usual for a {values['model_type']} of transformers, since {PROCESSORS[0]} is missing"
     else:
-        images = f"assumed as usual for a {values['model_type']} of transformers, since {preprocessing.name} is missing"
-    labels = {int(key): str(name) for key, name in (values.get("id2label") or {}).items()}
-    named = labels and any(name != f"LABEL_{key}" for key, name in labels.items())
+        processor = read_json(found)
+        prepared, crop = _hugging_face_preprocessing(processor.get("image_processor") or processor, size, cfg)
+        cfg, images = cfg | prepared, f"as {found.name} says"
+        if crop != size:
+            sizes = [f"{height}x{width}" for height, width in (crop, size)]
+            note = f"{found.name} prepares images of {sizes[0]}, and config.json says {sizes[1]}, which is taken"
     return ModelConfig(
         shape=None,
         heads=int(values["num_attention_heads"]),
@@ -168,31 +187,97 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
         act=ACTIVATIONS[act],
         pretrained_cfg=cfg,
         images=images,
-        class_names=tuple(labels[key] for key in sorted(labels)) if named else None,
+        class_names=class_names_of(values),
         name=folder.name,
+        note=note,
+        stated=values,
     )
 
 
-def _hugging_face_preprocessing(values: Json, img_size: tuple[int, int], defaults: Values) -> Json:
-    """An image processor in timm's fields: resize to `size` (both sides, or the shortest edge), crop, and scale."""
+def check_config(config: ModelConfig, shape: ModelShape, source: str) -> None:
+    """Raise CheckpointError where a config states another architecture than the tensors have."""
+    block = shape.blocks[0]
+    facts = {
+        "hidden_size": shape.embed_dim,
+        "num_hidden_layers": shape.depth,
+        "patch_size": shape.patch_size[0],
+        "num_channels": shape.in_chans,
+        "qkv_bias": shape.qkv_bias,
+        "intermediate_size": block.ffn,
+    }
+    for name, fact in facts.items():
+        said = config.stated.get(name)
+        if isinstance(said, int) and said != fact and not (name == "qkv_bias" and shape.features):
+            raise CheckpointError(
+                f"config.json says {name} {said}, and the tensors of {source} have {fact}; restore the config, or give "
+                "the weights file alone, elsewhere."
+            )
+
+
+def _sides(size: object) -> tuple[int, int]:
+    """Height and width of a size in a processor's config: a number, a pair, or by name."""
+    if isinstance(size, dict):
+        edge = size.get("shortest_edge") or size.get("longest_edge")
+        return (edge, edge) if edge else (size["height"], size["width"])
+    return (size[0], size[-1]) if isinstance(size, list) else (int(size), int(size))  # type: ignore[call-overload]
+
+
+def _hugging_face_preprocessing(
+    values: Json, img_size: tuple[int, int], defaults: Values
+) -> tuple[Json, tuple[int, int]]:
+    """An image processor in timm's fields, and the size of its images.
+
+    It resizes to `size` (both sides, or the shortest edge), crops, and scales; null is as if nothing was said.
+    """
+    values = {key: value for key, value in values.items() if value is not None}
     cfg: Json = {}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
-        if values.get(theirs):
-            cfg[ours] = tuple(values[theirs])
+        if theirs in values:
+            cfg[ours] = tuple(values[theirs]) if isinstance(values[theirs], list) else (float(values[theirs]),) * 3
     if values.get("do_normalize", True) is False:
         cfg |= {"mean": (0.0,) * 3, "std": (1.0,) * 3}
-    factor = values.get("rescale_factor") or 1 / 255 if values.get("do_rescale", True) else 1
-    if abs(scale := 255 * factor - 1) > 1e-3:  # pixels reach the model as 255 * factor times what is usual
-        for key in ("mean", "std"):
-            cfg[key] = tuple(value / (scale + 1) for value in cfg.get(key) or defaults[key])
-    if values.get("resample") in PIL_RESAMPLING:
-        cfg["interpolation"] = PIL_RESAMPLING[values["resample"]]
-    size = values.get("size")
-    if size:
-        edge = size if isinstance(size, int) else size.get("shortest_edge") or size.get("height")
-        cfg["crop_pct"] = img_size[0] / edge if values.get("do_center_crop", False) else 1.0
-        cfg["crop_mode"] = "center" if isinstance(size, dict) and "shortest_edge" in size else "squash"
-    return cfg
+    scale = 255 * (values.get("rescale_factor", 1 / 255) if values.get("do_rescale", True) else 1)
+    shift = float(bool(values.get("rescale_offset", values.get("offset", False))))  # pixels less 1
+    if abs(scale - 1) > 1e-3 or shift:  # pixels reach the model as `scale` times what is usual
+        cfg["mean"] = tuple((value + shift) / scale for value in cfg.get("mean") or defaults["mean"])
+        cfg["std"] = tuple(value / scale for value in cfg.get("std") or defaults["std"])
+    resample: Any = values.get("resample")
+    if resample in PIL_RESAMPLING or resample in PIL_RESAMPLING.values():
+        cfg["interpolation"] = PIL_RESAMPLING.get(resample, resample)
+    if "size" not in values:
+        return cfg, img_size
+    size, kind = values["size"], str(values.get("image_processor_type") or values.get("feature_extractor_type"))
+    by_edge = "shortest_edge" in size if isinstance(size, dict) else bool(BY_SHORTEST_EDGE.match(kind))
+    crop = edges = _sides(size)
+    cfg["crop_mode"] = "center" if by_edge and not isinstance(size, list) else "squash"
+    cfg["crop_pct"] = float(values.get("crop_pct", 1.0))
+    if values.get("do_center_crop", False):
+        crop = _sides(values["crop_size"]) if "crop_size" in values else img_size
+        cfg["crop_pct"] = crop[0] / edges[0]
+    return cfg, crop
+
+
+def class_names_of(values: Values, count: int | None = None) -> tuple[str, ...] | None:
+    """The names of `count` classes in a list, or in a mapping from or to their numbers; None where there are none."""
+    for key in CLASSES:
+        named = values.get(key)
+        try:
+            if isinstance(named, Mapping):
+                by_number = {int(k): v for k, v in named.items()} if key.startswith("id") else {
+                    int(v): k for k, v in named.items()
+                }  # fmt: skip
+                named = [by_number[index] for index in range(len(by_number))]
+            if (
+                not isinstance(named, list)
+                or len(named) != (count or len(named))
+                or not all(isinstance(name, str) for name in named)
+            ):
+                continue
+        except (TypeError, ValueError, KeyError):
+            continue
+        if any(name != f"LABEL_{index}" for index, name in enumerate(named)):
+            return tuple(named)
+    return None
 
 
 def _labels(values: Values) -> tuple[str, ...] | None:

@@ -11,31 +11,32 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from upvit_core.errors import CheckpointError
 from upvit_core.models.tensors import listed
-from upvit_core.models.unpickle import named_tensors, plain_values, unpickle
+from upvit_core.models.unpickle import Modules, named_tensors, plain_values, unpickle
 
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 MOST_INFLATED = 20  # weights hardly shrink when they are compressed
 INDEX = ".index.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}")
-RUN_VALUES = ("args", "hyper_parameters", "opt", "cfg", "config")
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All tensors of a file by their path in it, and the settings of the run that wrote it, as far as it tells."""
+    """All tensors of a file by their path in it, the settings beside them by name, and the modules that were saved."""
 
     tensors: dict[str, Tensor]
-    settings: Mapping[str, object] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    modules: Modules = field(default_factory=dict)
 
 
 def read_contents(path: str | Path) -> Contents:
@@ -61,7 +62,9 @@ def read_contents(path: str | Path) -> Contents:
     # The header's length comes first in safetensors and may begin with a pickle's first byte, so this is asked first.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= SAFETENSORS_HEADER_LIMIT:
         try:
-            return Contents(load_file(path))
+            with safe_open(path, "pt") as file:
+                beside = file.metadata()
+            return Contents(load_file(path), plain_values(beside or {}))
         except SafetensorError as error:
             raise CheckpointError(
                 f"{path} is a damaged or truncated safetensors file ({reason(error)}); download or copy it again."
@@ -150,13 +153,13 @@ def _read_pickle(path: Path) -> Contents:
         raise CheckpointError(
             f"{path} is a damaged or truncated PyTorch file ({reason(error)}); download or copy it again."
         ) from error
-    tensors = named_tensors(content)
+    tensors, modules = named_tensors(content)
     if not tensors:
         found = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
             found = f"entries: {', '.join(map(str, list(content)[:4])) or 'none'}"
         raise CheckpointError(f"{path} holds no state dict ({found}); give a file of tensors by name.")
-    return Contents(tensors, plain_values(content, *RUN_VALUES))
+    return Contents(tensors, plain_values(content), modules)
 
 
 def reason(error: Exception) -> str:

@@ -93,6 +93,11 @@ def given_heads(shape: ModelShape, heads: tuple[int, ...], head_dim: tuple[int, 
     return tuple(block.attention // dim for block, dim in zip(shape.blocks, dims, strict=True))
 
 
+def counted(counts: Sequence[int]) -> str:
+    """The heads of all blocks in words."""
+    return f"{counts[0]} in every block" if len(set(counts)) == 1 else f"{', '.join(map(str, counts))} in the blocks"
+
+
 def assumed_heads(shape: ModelShape, source: str) -> tuple[tuple[int, ...], str]:
     """The likeliest heads of a model of which only tensors are known, and why.
 
@@ -118,13 +123,11 @@ def assumed_heads(shape: ModelShape, source: str) -> tuple[tuple[int, ...], str]
                 "number or one for each block), or put the model's config.json beside it."
             )
         counts.append(block.attention // USUAL_WIDTH)
-    same = len(set(counts)) == 1
-    told = f"{counts[0]} in every block" if same else f"{', '.join(map(str, counts))} in the blocks"
-    usual = same and all(block.attention == width for block in shape.blocks)
+    usual = len(set(counts)) == 1 and all(block.attention == width for block in shape.blocks)
     why = (
         f"as in published ViTs of width {width}" if usual and width in USUAL_WIDTHS else "since most heads are 64 wide"
     )
-    return tuple(counts), f"{told}, assumed {why}"
+    return tuple(counts), f"{counted(counts)}, assumed {why}"
 
 
 USUAL_WIDTHS = (192, 256, 320, 384, 512, 640, 768, 832, 896, 1024)
