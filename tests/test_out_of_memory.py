@@ -22,7 +22,7 @@ from upvit_core.pruning.basis import collect_statistics, directions_scores, prun
 from upvit_core.pruning.repair.repair import repair
 from upvit_core.records.basis import Basis
 from upvit_core.runs import RunStore
-from upvit_core.runs.devices import Device, devices, lease_names, parse_gpus, show_only
+from upvit_core.runs.devices import Device, devices, lease_names, parse_gpus, parse_instances, show_only
 from upvit_core.runs.memory_check import check_memory
 from upvit_core.training.distillation import Distillation, distill, isolated_rng
 
@@ -270,6 +270,22 @@ def test_gpus_are_numbered_as_torch_numbers_them(visible: str | None, names: lis
     gpus = parse_gpus(TABLE, visible)
     assert [device.label for device in gpus] == names
     assert [device.name for device in gpus] == [f"cuda:{i}" for i in range(len(names))]
+
+
+LISTING = """GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aaaa)
+  MIG 3g.20gb     Device  0: (UUID: MIG-1111)
+  MIG 1g.5gb+me   Device  1: (UUID: MIG-2222)
+"""
+
+
+@pytest.mark.parametrize(
+    ("visible", "sizes"), [(None, [20]), ("MIG-2222", [5]), ("MIG-2222,MIG-1111", [5, 20]), ("0", []), ("", [])]
+)
+def test_parts_of_a_gpu_have_their_own_memory(visible: str | None, sizes: list[int]) -> None:
+    parts = parse_instances(LISTING, visible)
+    assert [part.total >> 30 for part in parts] == sizes
+    assert all("not known" in part.label for part in parts)
+    assert parse_instances(TABLE, visible) == []
 
 
 @pytest.mark.parametrize(

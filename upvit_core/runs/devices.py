@@ -1,6 +1,7 @@
 """Devices, without torch: their names, their memory, and the leases by which a run holds them."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -199,9 +200,32 @@ def _gpus() -> list[Device]:
         return []
     command = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total,memory.free", "--format=csv,noheader,nounits"]
     with suppress(OSError, subprocess.SubprocessError):
-        query = subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True)
-        return parse_gpus(query.stdout, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        table, listing = (
+            subprocess.run(asked, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True).stdout
+            for asked in (command, ["nvidia-smi", "-L"])
+        )
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return parse_instances(listing, visible) or parse_gpus(table, visible)
     return []
+
+
+MIG = re.compile(r"MIG (\S*?(\d+)gb\S*)\s.*\(UUID: (MIG-[^)]+)\)")
+
+
+def parse_instances(listing: str, visible: str | None) -> list[Device]:
+    """Parts of GPUs (MIG) of `nvidia-smi -L`: those that CUDA_VISIBLE_DEVICES names, else the first, as CUDA does.
+
+    The driver does not tell how much of a part is in use, so all of it counts as free, which the label says.
+    """
+    found = [match.groups() for match in map(MIG.search, listing.splitlines()) if match]
+    if visible is not None:
+        words = [word.strip() for word in visible.split(",") if word.strip().startswith("MIG-")]
+        found = [part for word in words for part in found if part[2].startswith(word)]
+    parts = found if visible is not None else found[:1]
+    return [
+        Device(f"cuda:{n}", f"GPU {n}, MIG {profile} (its use is not known)", int(size) << 30, int(size) << 30)
+        for n, (profile, size, _) in enumerate(parts)
+    ]
 
 
 def parse_gpus(table: str, visible: str | None) -> list[Device]:
