@@ -50,7 +50,7 @@ class Home:
         return call(verb, self.model, *words, *data, "--device", device)
 
     def both(self, verb: str, *arguments: object, images: bool = True) -> list[dict[str, Any]]:
-        """What the verb says on the CPU and in rehearsal."""
+        """The verb's results on the CPU and in rehearsal."""
         before = self.on("cpu", verb, *arguments, images=images)
         with rehearsal():
             return [before, self.on("cuda:0", verb, *arguments, images=images)]

@@ -40,7 +40,7 @@ class Countdown:
         return 100 * self.share
 
     def at(self, share: float, now: float) -> Countdown:
-        """What is known at this share, at this time in seconds."""
+        """Take in the share that is done at a time in seconds."""
         if share > self.share:
             self._points += 1
             self._began = self._began or now

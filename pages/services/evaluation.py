@@ -295,7 +295,7 @@ def evaluate_plan(model: OpenModel, plan: PruningPlan, report: Listener, *, repa
 
 
 def changes(model: OpenModel, plan: PruningPlan, *, repair: bool) -> Changes | None:
-    """What a measured plan answers otherwise; None where it is not measured."""
+    """The answers that a measured plan changes; None where it is not measured."""
     return _changes().find((model.data_key, plan.digest, repair))
 
 

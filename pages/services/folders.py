@@ -58,7 +58,7 @@ def keep_upload(name: str, content: memoryview) -> Path:
 
 
 def _leaves_with_session(path: Path) -> None:
-    """Where others reach the studio, an upload goes when its session ends, unless a run is made of it."""
+    """An upload goes when its session ends, if others reach the studio, unless a run is made of it."""
     now = session()
     if host.is_shared(Limits.of(os.environ)) and not now.uploads:
         weakref.finalize(now, _drop, now.uploads, runs())

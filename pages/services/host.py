@@ -59,7 +59,7 @@ def _address() -> str:
 
 
 def name_owner(limits: Limits) -> None:
-    """Where others reach the studio, one owner of runs an address: whoever reloads stays the same."""
+    """One owner of runs an address, if others reach the studio: whoever reloads stays the same."""
     if _address() and (is_shared(limits) or not is_host(limits)):
         session().owner = digest(_address(), 12)
 

@@ -78,7 +78,7 @@ def check_room(store: RunStore, owner: str, more: int = 1) -> None:
 
 
 def room_words(store: RunStore) -> str:
-    """What the limits leave, to be said before a run is started; empty where there are none."""
+    """The runs that the limits leave, to be said before a run is started; empty where there are none."""
     now, owner = limits(), session().owner
     active = [s.spec.owner for s in store.list() if s.spec is not None and s.state.is_active]
     said = []

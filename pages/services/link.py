@@ -69,7 +69,7 @@ def missing(model: OpenModel) -> list[str]:
 
 
 def _lacking(spec: str) -> str:
-    """Why images cannot be read here; empty where they can, or are a name that a library will look up."""
+    """The reason why images cannot be read here; empty where they can, or are a name that a library will look up."""
     try:
         limits.confine(spec)
     except LimitError as error:

@@ -35,7 +35,7 @@ PUBLISHED_HINT = "Published scores are files: put in the folder that holds them,
 
 @dataclass
 class Opening:
-    """What the panel is opening, and what it has to say about the last try."""
+    """The source that the panel is opening, and its words about the last try."""
 
     source: str = ""
     message: str = ""

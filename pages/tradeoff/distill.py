@@ -248,7 +248,7 @@ def target_form() -> LaunchTarget:
 
 
 def _device_form() -> LaunchTarget:
-    """How many of this machine's GPUs train the run, a process each, and from which one on."""
+    """The number of GPUs of this machine that train the run, a process each, and the first of them."""
     gpus = {found.name: found.label for found in compute.choices() if found.name != "cpu"}
     if len(gpus) < 2:
         return HERE

@@ -1,4 +1,4 @@
-"""What follows a slider while it is dragged: the browser computes it, from formulas and from a table of the map."""
+"""Values that follow a slider while it is dragged: the browser computes them from formulas and a table of the map."""
 
 from __future__ import annotations
 

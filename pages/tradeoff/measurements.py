@@ -37,7 +37,7 @@ class Measurements:
 
 
 def other_way(model: OpenModel, now: WhatIf) -> WhatIf:
-    """As in the paper where `now` is anything else, else rotated and repaired, or repaired where nothing rotates."""
+    """The paper's way if `now` is another, else rotated and repaired, or repaired if nothing can be rotated."""
     if now.repair or now.basis == Basis.DIRECTIONS:
         return replace(now, basis=Basis.CHANNELS, repair=False)
     basis = Basis.DIRECTIONS if scoring.can_find_directions(model) else Basis.CHANNELS

@@ -116,7 +116,7 @@ def ratio_curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) 
 
 
 def tour_curves(tour: Tour, shape: ModelShape, cost: str) -> list[Line]:
-    """What was measured of the demo at equal shares, both ways, against parameters or MACs."""
+    """Measurements of the demo at equal shares, both ways, against parameters or MACs."""
     count = count_parameters if cost == "Parameters" else count_macs
     ways, x = tour.ways, []
     for percent in range(len(ways["paper"].top1)):

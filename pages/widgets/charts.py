@@ -39,7 +39,7 @@ def _packed(node: Any) -> Any:
 
 
 class HasTable(Protocol):
-    """Whatever computes columns by name when they are asked for."""
+    """A source of columns by name, computed when they are asked for."""
 
     @property
     def table(self) -> Callable[[], dict[str, Any]]: ...

@@ -55,7 +55,7 @@ def button_of(store: RunStore, summary: RunSummary) -> None:
 
 
 def more_of(store: RunStore, summary: RunSummary) -> None:
-    """What is seldom wanted: another name, and to delete a run that is not active."""
+    """Actions that are seldom wanted: another name, and to delete a run that is not active."""
     if not may_steer(summary):
         return
     key = f"rename-{summary.id}"

@@ -29,7 +29,7 @@ def test_folder_has_the_files_and_labels_of_torchvisions_image_folder(folder: Pa
 
 
 def test_names_that_are_no_utf8_are_names(folder: Path) -> None:
-    """As an archive from another system leaves them."""
+    """Such names are left by an archive from another system."""
     before = opened(folder)
     for split in ("train", "val"):
         old = folder / split / before.class_names[0]

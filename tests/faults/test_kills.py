@@ -1,4 +1,4 @@
-"""Whatever is killed, whenever: nothing lost, nothing twice, nothing left behind.
+"""Kills of anything at any time: nothing lost, nothing twice, nothing left behind.
 
 A handful of kills run with every test; `-m slow` runs more than two hundred.
 """

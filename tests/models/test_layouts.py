@@ -181,7 +181,7 @@ def google_arrays(state: Mapping[str, Tensor], heads: int) -> dict[str, np.ndarr
 
 
 def stacked(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """As big_vision writes them: the arrays of all blocks in one."""
+    """The arrays as big_vision writes them: those of all blocks in one."""
     first = {key: array for key, array in arrays.items() if "/encoderblock_0/" in key}
     out = {key.split("input/")[-1]: array for key, array in arrays.items() if "/encoderblock_" not in key}
     for key in first:

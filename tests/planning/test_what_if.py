@@ -1,4 +1,4 @@
-"""What-ifs: one rule from settings to a plan, and words that name the settings."""
+"""Tests of what-ifs: one rule from settings to a plan, and words that name the settings."""
 
 from dataclasses import replace
 

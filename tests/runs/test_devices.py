@@ -44,7 +44,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 
 
 def launched(monkeypatch: pytest.MonkeyPatch, rank: int, size: int, local: int | None = None) -> None:
-    """As `torchrun` starts a process."""
+    """The environment in which `torchrun` starts a process."""
     local = size if local is None else local
     values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank % local, "LOCAL_WORLD_SIZE": local}
     for name, value in values.items():

@@ -82,7 +82,7 @@ def refused_or_read(read: Callable[[], object]) -> Any:
 
 
 def put(path: Path, content: bytes) -> None:
-    """As a new file: some file systems flush one that is cut to nothing."""
+    """Write a new file: some file systems flush one that is cut to nothing."""
     path.unlink(missing_ok=True)
     path.write_bytes(content)
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: owners, priorities, turns; pause and what it gives back."""
+"""Turns in the queue: owners, priorities, turns; pause and what it gives back."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Why a run stopped: every run that is not active has one sentence, whoever ended it, earlier versions' runs too."""
+"""Reasons why runs stopped: every run that is not active has one sentence, runs of earlier versions too."""
 
 import errno
 import io

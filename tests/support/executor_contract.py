@@ -35,7 +35,7 @@ class ExecutorContract:
         return spec.model_copy(update={"executor": self.executor_name})
 
     def taken(self, store: RunStore) -> AbstractContextManager[object]:
-        """Whatever this executor gives runs is given to somebody else meanwhile."""
+        """Somebody else meanwhile holds all that this executor gives runs."""
         return device_taken(store)
 
     def are_waiting(self, store: RunStore, runs: list[Run]) -> bool:

@@ -55,7 +55,7 @@ NODE = "NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs=
 
 
 def missing() -> str:
-    """Why no Slurm can be started here; empty where one can."""
+    """The reason why no Slurm can be started here; empty where one can."""
     absent = [name for name in NEEDED if shutil.which(name, path=path_with_sbin()) is None]
     if absent:
         return f"{', '.join(absent)} not installed (Debian: apt-get install slurm-wlm munge)"

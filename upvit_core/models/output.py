@@ -31,7 +31,7 @@ class OutputDistribution(Protocol):
     """The output's distribution, given an answer (..., outputs)."""
 
     def reference(self, outputs: Tensor) -> Tensor:
-        """What `kl` takes of the original's answers (B, outputs), computed once."""
+        """The part of the original's answers that `kl` takes (B, outputs), computed once."""
 
     def kl(self, reference: Tensor, outputs: Tensor) -> Tensor:
         """KL(original || changed) in nats, of changed answers (..., B, outputs): (..., B), in float64.

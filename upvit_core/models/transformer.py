@@ -126,7 +126,7 @@ class TransformerAdapter(ABC):
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Tensor:
-        """As in the Protocol."""
+        """The embedded inputs, as in the Protocol."""
 
     @abstractmethod
     def attend(

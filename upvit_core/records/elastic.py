@@ -34,7 +34,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 
 
 class ElasticOrigin(Record):
-    """Where an elastic model comes from: its source, the training images whose moments ordered it, and its training.
+    """Origin of an elastic model: its source, the training images whose moments ordered it, and its training.
 
     weights: the digest of the elastic weights that the record belongs to. steps: those of distillation since.
     """

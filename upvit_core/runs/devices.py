@@ -171,7 +171,7 @@ def show_only(names: Sequence[str]) -> None:
 
 
 def _visible() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, in order; empty where it is not set."""
+    """The names in CUDA_VISIBLE_DEVICES, in order; empty where it is not set."""
     return [word.strip() for word in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if word.strip()]
 
 

@@ -168,7 +168,7 @@ class RunSummary:
 
     @property
     def reason(self) -> str:
-        """Why it stopped; empty while it is active."""
+        """The reason why it stopped; empty while it is active."""
         return reason_of(self.state)
 
 

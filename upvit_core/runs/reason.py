@@ -1,4 +1,4 @@
-"""Why a run stopped, in one sentence.
+"""The reason why a run stopped, in one sentence.
 
 Whoever ends a run writes into its state: `error` where something went wrong, `stopped_by` where somebody asked.
 `reason_of` turns that into the sentence. A killed run wrote nothing; `folder.true_state` supplies `KILLED` on reading.
@@ -23,7 +23,7 @@ TOO_SHORT = "The job's time is too short to get any further than the last checkp
 
 
 def reason_of(state: RunState) -> str:
-    """Why a run stopped; empty while it is active. States of earlier versions have a reason, too."""
+    """The reason why a run stopped; empty while it is active. States of earlier versions have a reason, too."""
     if state.is_active:
         return ""
     if state.state == "done":

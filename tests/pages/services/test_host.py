@@ -1,4 +1,4 @@
-"""What a visitor of a shared studio can do: everything is tried, and the host's code opens it."""
+"""Rights of a visitor of a shared studio: everything is tried, and the host's code opens it."""
 
 import gc
 from collections.abc import Callable

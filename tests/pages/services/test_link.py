@@ -58,7 +58,7 @@ STATES: dict[str, WhatIf] = {
 
 
 def query(state: WhatIf) -> dict[str, str]:
-    """As the widgets write it."""
+    """The query as the widgets write it."""
     told = {"residual": state.residual, "attention": state.attention, "heads": state.heads, "ffn": state.ffn}
     told["basis"] = slider_state.DIRECTIONS if state.basis == "directions" else slider_state.CHANNELS
     if state.repair:

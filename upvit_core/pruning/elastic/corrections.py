@@ -1,4 +1,4 @@
-"""What images add to a size that was solved for from moments: kept for steps of a ladder, interpolated in between.
+"""Corrections by images of a size solved for from moments: kept for steps of a ladder, interpolated in between.
 
 Moments of the full-width model cannot tell what goes wrong inside a thinner one. In a repair with images, layers that
 write to the stream (proj, fc2) make up for it, and the head does so once more; what is added to their weights changes

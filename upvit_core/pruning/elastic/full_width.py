@@ -45,7 +45,7 @@ def full_width_state(stats: ProxyStatistics, ffn_order: Mapping[int, Tensor]) ->
 
 
 def norm_scales(stats: ProxyStatistics) -> Tensor:
-    """What LayerNorm's weights are multiplied by at each width, (sites, D); entry k-1 is of k channels.
+    """Factors of LayerNorm's weights at each width, (sites, D); entry k-1 is of k channels.
 
     It is the RMS of the stream in its first k channels over that in all D. Sites count norm1 and norm2 of every block,
     then the final norm. One channel is the constant alone, which leaves nothing: its entry is 0.
