@@ -55,6 +55,14 @@ def test_plan_prune_evaluate_profile_export(scored: Path, tmp_path: Path) -> Non
     assert Path(exported["out"]).stat().st_size > 100_000
 
 
+def test_speed_in_half_precision_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[torch.nn.Module] = []
+    monkeypatch.setattr(torch, "compile", lambda model: compiled.append(model) or model)
+    said = call("profile", "demo", "--measure", "--batch-size", 2, "--dtype", "bfloat16", "--compile")
+    assert (said["dtype"], said["compiled"], len(compiled)) == ("bfloat16", True, 1)
+    assert said["images_per_s"] > 0
+
+
 def test_evaluate_equals_a_loop_of_our_own() -> None:
     loaded = load_model("demo")
     images = open_images("demo", "val", pretrained_cfg=loaded.pretrained_cfg, num_classes=10)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -135,6 +135,13 @@ def profile(
     plan: Annotated[Path | None, typer.Option(help="plan.json: adds the cost of the thinner model")] = None,
     measure: Annotated[bool, typer.Option("--measure", help="measure images per second on this device")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="default: 32, fewer where outputs are large")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="with --measure; default: float32, on a GPU half precision"),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="with --measure: models compiled by torch.compile")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Parameters and multiply-accumulates, exactly; images per second, measured."""
@@ -148,20 +155,28 @@ def profile(
     if after is not None:
         values |= {"params_pruned": count_parameters(after), "macs_pruned": count_macs(after)}
     if measure:
-        values |= _measured(loaded, after, batch_size or loaded.shape.batch_size(32))
+        values |= _measured(loaded, after, batch_size or loaded.shape.batch_size(32), dtype, compile)
     emit(values, as_json)
 
 
-def _measured(loaded: LoadedModel, pruned: ModelShape | None, batch_size: int) -> dict[str, object]:
+def _measured(
+    loaded: LoadedModel, pruned: ModelShape | None, batch_size: int, dtype: str | None, compiled: bool
+) -> dict[str, object]:
+    import torch
+    from torch import nn
+
     from upvit_core.models.checkpoint import build_model
     from upvit_core.models.gpt2 import random_inputs
-    from upvit_core.profiling.throughput import measure
+    from upvit_core.profiling.throughput import measure, usual_dtype
 
     device = next(loaded.model.parameters()).device
     models = [loaded.model] + ([] if pruned is None else [build_model(pruned).to(device)])
     inputs = random_inputs(loaded.shape, batch_size).to(device)
-    values: dict[str, object] = {}
-    for result, suffix in zip(measure(models, inputs, seconds=20), ("", "_pruned"), strict=False):
+    if compiled:
+        models = [cast(nn.Module, torch.compile(model)) for model in models]
+    values: dict[str, object] = {"compiled": True} if compiled else {}
+    results = measure(models, inputs, dtype=dtype or usual_dtype(device.type), seconds=20)
+    for result, suffix in zip(results, ("", "_pruned"), strict=False):
         speeds = {"": result.images_per_s, "_low": result.low, "_high": result.high}
         values |= {f"images_per_s{suffix}{bound}": speed for bound, speed in speeds.items()}
         for key in () if suffix else ("batch_size", "dtype", "device", "threads"):
