@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import torch
 from streamlit.testing.v1 import AppTest
 from streamlit.testing.v1.element_tree import TextInput
 
+from pages.services import open_model
 from pages.start import open_panel
-from tests.support.pictures import fashion
+from tests.support.pictures import fashion, fill
 from tests.support.reading import html_of
 from upvit_core.models.checkpoint import load_model, save_model
 
@@ -57,3 +59,10 @@ def test_the_heads_that_were_given_are_those_of_the_model(page: Callable[..., Ap
         next(button for button in test.button if button.label == "Open").click().run()
         assert not test.error
         assert any(f"heads {words}, as given" in caption.value for caption in test.caption)
+
+
+def test_a_folder_without_parts_is_scored_whole_and_apart_from_what_is_held_out(tmp_path: Path) -> None:
+    fill(tmp_path / "images", {"ant": 20, "bee": 20})
+    model = replace(open_model.load("demo"), dataset=str(tmp_path / "images"))
+    assert len(model.images("train")) == 40
+    assert len(model.images("train", apart=True)) == 36

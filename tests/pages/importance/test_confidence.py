@@ -2,13 +2,14 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.importance import criteria
+from pages.importance import confidence, criteria
 from pages.services import folders
 from tests.support import ROOT
 from tests.support.reading import PAPER, check, html_of
@@ -32,6 +33,12 @@ def score(test: AppTest, criterion: str, images: int) -> None:
 def test_the_menu_offers_every_criterion(page: Run) -> None:
     menu = next(box for box in page(PAGE, **PAPER).selectbox if box.label == "Criterion")
     assert menu.options == [f"{name} · {entry.menu}" for name, entry in CRITERIA.items()]
+
+
+def test_the_images_are_told_by_the_seed_that_drew_them() -> None:
+    record = replace(ImportanceScores.load(DEMO), notes={}, data="val of demo", seed=7)
+    assert confidence._images(record).note == "seed 7"
+    assert confidence._images(replace(record, seed=None)).note == "val of demo"
 
 
 def test_undecided_channels_are_told(page: Run) -> None:

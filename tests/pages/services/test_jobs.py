@@ -10,6 +10,7 @@ from pages.services import imports, jobs
 from tests.support import ROOT
 from tests.support.at_once import at_once
 from upvit_core.errors import Cancelled, UPViTError
+from upvit_core.importance.criterion import Progress
 
 SERVER = """
 import threading, time, torch
@@ -50,6 +51,13 @@ def fail(report: jobs.Report) -> int:
 
 def cancel(report: jobs.Report) -> int:
     raise Cancelled("Cancelled.")
+
+
+@pytest.mark.parametrize(("total", "words"), [(1200, "1,000 of 1,200 images"), (2e6, "1,000 of 2,000,000 images")])
+def test_a_job_tells_how_far_it_is(workers: jobs.Workers, total: float, words: str) -> None:
+    job = workers.start("key", lambda report: report(Progress(1000, total, "images", "Scoring", 9.0)), "Scoring")
+    assert (job.detail, job.seconds_left) == (words, 9.0)
+    assert workers.start("many", lambda report: report(Progress(2e6, 3e6, "steps", "")), "Many").detail == ""
 
 
 def test_finished_jobs_are_shared_and_again_starts_anew(workers: jobs.Workers) -> None:
