@@ -10,7 +10,7 @@ import streamlit as st
 
 from pages.services import block_removals, evaluation, jobs, limits, scoring, slider_state
 from pages.services.open_model import OpenModel
-from pages.tradeoff import saved_plans, tried_plans
+from pages.tradeoff import all_plans, saved_plans, tried_plans
 from pages.tradeoff.saved_plans import SavedPlan
 from pages.tradeoff.state import state
 from pages.widgets import charts, progress
@@ -32,12 +32,25 @@ if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
 
 SLIDERS = "This plan"
+SHOWN = ("Two plans", "All plans and runs")
 MOST_TRIED = 8
 PLAN_A, PLAN_B = "plan-a", "plan-b"  # keys of the two choices
 Pair = tuple[SavedPlan, SavedPlan]
 
 
 def compare_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan: PruningPlan) -> None:
+    how = st.segmented_control(
+        "Show",
+        SHOWN,
+        default=SHOWN[0],
+        required=True,
+        key="compared",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    if how == SHOWN[1]:
+        all_plans.draw(model, scores, now)
+        return
     plans = comparable_plans(model, scores, now, plan)
     names = list(plans)
     for key, default in ((PLAN_A, names[0]), (PLAN_B, names[min(1, len(names) - 1)])):

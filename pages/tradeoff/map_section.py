@@ -17,6 +17,7 @@ from pages.tradeoff.state import state
 from pages.widgets import charts, progress
 from upvit_core import units
 from upvit_core.figures.contours import Axis, Surface, draw_map
+from upvit_core.mapping.points import removed
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.map import CutPoint
@@ -176,12 +177,8 @@ def _grid(
 def _near(known: maps.Known, now: WhatIf, x: Component, y: Component, by_kl: bool) -> list[tuple[float, float, str]]:
     """Measured cuts with the heads of the sliders, whose other shares are near theirs."""
     shape, task, found = known.record.shape, known.surrogate.task, []
-    groups = {component: shape.groups_of(component) for component in shape.components}
     for cut in known.record.cuts:
-        shares = {
-            component: 100 * (1 - sum(cut.widths.get(g.key, 0) for g in own) / sum(g.width for g in own))
-            for component, own in groups.items()
-        }
+        shares = {component: 100 * share for component, share in removed(cut.widths, shape).items()}
         far = any(abs(shares[c] - now.percents[c]) > NEAR for c in shares if c not in (x, y))
         if not far and set(cut.heads.values()) <= {now.heads, None}:
             words = f"KL {cut.kl:.2g}" if by_kl else task.format(task.value(cut))

@@ -17,6 +17,7 @@ from upvit_core.figures.heatmaps import draw_kept_strips, heatmap
 from upvit_core.figures.kl_sum import kl_sum, kl_terms
 from upvit_core.figures.learning_curve import plot_learning_curve
 from upvit_core.figures.model_diagram import draw_model
+from upvit_core.figures.parallel import Outcome, draw_parallel
 from upvit_core.figures.pareto import Line, Point, plot_pareto
 from upvit_core.figures.plan_difference import draw_plan_difference
 from upvit_core.figures.published import PUBLISHED
@@ -25,10 +26,12 @@ from upvit_core.figures.score_grid import channel_at, find, heading, picture, sc
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
 from upvit_core.planning.difference import difference
 from upvit_core.planning.ratios import Ratios, plan_uniform
+from upvit_core.profiling.macs import count_parameters
 from upvit_core.records.known_shapes import deit_shape
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores, expected_widths
 from upvit_core.records.shape import COMPONENTS, BlockShape, Component, ModelShape
+from upvit_core.records.task import IMAGES
 
 SMALL = ModelShape("small", 24, (BlockShape(4, 24, 40),) * 3, (16, 16), (8, 8), 3, 5)
 
@@ -50,6 +53,13 @@ def scores() -> ImportanceScores:
 @pytest.fixture(scope="module")
 def plan(scores: ImportanceScores) -> PruningPlan:
     return plan_uniform(scores, Ratios(0.5, 0.5, 0.25), heads=2)
+
+
+def parallel(plan: PruningPlan, *, speed: float | None = 1.5) -> Chart:
+    """The cut model before and after training, which is the plan under the sliders, and the whole one."""
+    cut = Outcome("cut", "this plan", plan.shape_after, 60.0, 1.5)
+    outcomes = [cut, Outcome("whole", "cut only", SMALL, 90.0, 1.0), replace(cut, state="trained", speed=speed)]
+    return draw_parallel(SMALL, outcomes, IMAGES, LIGHT)
 
 
 def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[], Chart]]:
@@ -93,6 +103,7 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
             scores, difference(plan, plan_uniform(scores, Ratios(residual=0.25), heads=2)), LIGHT
         ),
         "front": lambda: plot_pareto(points, lines, LIGHT, x_title="parameters", y_title="KL", log_y=True),
+        "parallel": lambda: parallel(plan),
         "place": lambda: rank_chart(scores, "attention", 1, 5, group, group < 6, LIGHT),
         "kl by image": lambda: kl_by_image(kl, kl > 1, "residual", DARK),
         "before, after": lambda: before_after(list("abcde"), q, p, "ffn", LIGHT),
@@ -116,6 +127,19 @@ def test_figure_is_valid_and_described(name: str, scores: ImportanceScores, plan
     for axis in (key for key in layout if key.startswith(("xaxis", "yaxis"))):
         shown = layout[axis].get("visible", True) and layout[axis].get("showticklabels", True)
         assert not shown or layout[axis]["title"]["text"], f"{axis} of {name} has no title"
+
+
+def test_lines_cross_the_axes_at_what_was_removed_and_measured(plan: PruningPlan) -> None:
+    chart = parallel(plan)
+    axes = {axis["label"]: list(axis["values"]) for axis in chart.spec["data"][0]["dimensions"]}
+    assert list(axes) == ["", "Residual", "Attention", "FFN", "heads", "parameters", "MACs", "speed", "top-1"]
+    assert axes[""] == [0, 1, 2]  # the current plan in front
+    assert [axes[name] for name in ("Residual", "FFN", "heads")] == [[0, 0.5, 0.5], [0, 0.25, 0.25], [4, 2, 2]]
+    assert axes["top-1"] == [90, 60, 60]
+    assert 2 ** axes["parameters"][1] == pytest.approx(count_parameters(plan.shape_after))
+    assert "Best: whole, 90.0 %" in chart.alt
+    without = parallel(plan, speed=None).spec["data"][0]["dimensions"]
+    assert "speed" not in {axis["label"] for axis in without}  # not known of all
 
 
 def test_picture_sorts_and_cuts(scores: ImportanceScores, plan: PruningPlan) -> None:

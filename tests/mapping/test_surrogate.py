@@ -1,5 +1,7 @@
 """Estimates against a made-up model whose KL and top-1 are known at every cut."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -8,10 +10,13 @@ from tests.support.planning import scores
 from upvit_core.errors import MapError
 from upvit_core.mapping.design import Design
 from upvit_core.mapping.grow import Goal, with_errors
+from upvit_core.mapping.knobs import importance
 from upvit_core.mapping.points import Worth, features
 from upvit_core.mapping.surrogate import FEWEST, Calibration, Surrogate
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.map import LeaveOneOut, Map, MeasuredCut
+
+Truth = Callable[[MeasuredCut], tuple[float, float]]
 
 
 def truth(cut: MeasuredCut) -> tuple[float, float]:
@@ -22,7 +27,7 @@ def truth(cut: MeasuredCut) -> tuple[float, float]:
     return kl, 90 * np.exp(-kl)
 
 
-def map_of(count: int) -> Map:
+def map_of(count: int, truth: Truth = truth) -> Map:
     record = made()
     for plan in Design(scores()).plans():
         if len(record.cuts) == count:
@@ -43,6 +48,18 @@ def test_estimates_come_near_and_bands_hold_the_truth() -> None:
     assert np.mean((estimates.kl_low <= kl) & (kl <= estimates.kl_high)) >= 0.7
     assert np.mean((estimates.value_low <= top1) & (top1 <= estimates.value_high)) >= 0.7
     assert estimates.known.all()
+
+
+@pytest.mark.parametrize(("name", "column"), [("residual", 0), ("ffn", 2), ("heads", 3)])
+def test_the_slider_that_alone_matters_is_found(name: str, column: int) -> None:
+    def alone(cut: MeasuredCut) -> tuple[float, float]:
+        kl = 0.01 + features([cut], made().shape)[0][column]
+        return kl, 90 * np.exp(-kl)
+
+    found = importance(Surrogate(map_of(24, alone)), Worth(scores()))
+    others = [value for slider, value in found.items() if slider != name]
+    assert set(found) == {"residual", "attention", "ffn", "heads"}
+    assert found[name] > 5 * max(others)
 
 
 def test_the_whole_model_and_cuts_beyond_the_map() -> None:

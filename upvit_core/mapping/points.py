@@ -16,7 +16,7 @@ from upvit_core.records.basis import Basis
 from upvit_core.records.map import CutPoint
 from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import ModelShape
+from upvit_core.records.shape import Component, ModelShape
 
 LEAST_LOST = 1e-4
 """A share of the scores below which logarithms flatten."""
@@ -61,15 +61,22 @@ class Worth:
         return np.concatenate([[0.0], np.cumsum(ascending)])
 
 
+def removed(widths: Mapping[str, int], shape: ModelShape) -> dict[Component, float]:
+    """The share of each component's channels that is gone at these widths, by key of the groups; 0 to 1."""
+    shares: dict[Component, float] = {}
+    for component in shape.components:
+        own = shape.groups_of(component)
+        shares[component] = 1 - sum(widths.get(group.key, 0) for group in own) / sum(group.width for group in own)
+    return shares
+
+
 def features(points: Sequence[CutPoint], shape: ModelShape) -> np.ndarray:
     """Features (n, 2 · components + 2): shares removed, head merging, log of what is lost in all and by component."""
     groups = [shape.groups_of(component) for component in shape.components]
-    totals = [sum(group.width for group in own) for own in groups]
     rows = []
     for point in points:
-        kept = [sum(point.widths.get(group.key, 0) for group in own) for own in groups]
         lost = [sum(point.lost[group.key] for group in own) for own in groups]
         merged = [np.log2(shape.blocks[b].num_heads / count) for b, count in point.heads.items()]
-        removed = [1 - k / total for k, total in zip(kept, totals, strict=True)]
-        rows.append([*removed, np.mean(merged), *np.log(LEAST_LOST + np.array([sum(lost), *lost]))])
+        gone = removed(point.widths, shape).values()
+        rows.append([*gone, np.mean(merged), *np.log(LEAST_LOST + np.array([sum(lost), *lost]))])
     return np.array(rows, float)

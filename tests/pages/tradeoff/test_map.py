@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from pages.services import maps, open_model
+from pages.services import folders, maps, open_model
 from pages.tradeoff import map_section
 from tests.pages.tradeoff.test_estimates import cards
+from tests.support.made_runs import made_run
 from tests.support.reading import PAPER, what_if_of
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs
 from upvit_core.records.map import Map
 from upvit_core.records.scores import ImportanceScores
+from upvit_core.runs.store import RunStore
 
 PAGE = "pages/tradeoff/page.py"
 Run = Callable[..., AppTest]
@@ -69,6 +71,15 @@ def test_an_unmeasured_plan_is_told_with_its_band(page: Run, on_disk: maps.Known
     assert expected.kl_low < expected.kl < expected.kl_high
     text = " ".join(str(element.proto.body) for element in test.get("html"))
     assert re.search(rf"{expected.value:.1f} %.*from 8 measured cuts: 80 % band {expected.value_low:.1f}", text, re.S)
+
+
+def test_all_measured_plans_and_runs_are_lines(page: Run, on_disk: maps.Known) -> None:
+    made_run(RunStore(folders.runs()), 0.5)
+    test = page(PAGE, "Compare", compared="All plans and runs", **PAPER)
+    assert not test.exception
+    drawn = next(e.proto for e in test.get("plotly_chart") if '"parcoords"' in e.proto.spec)
+    assert re.search(r"9 models as lines .*: 8 cut only, 1 trained, 0 this plan", drawn.alt)
+    assert any("permutation importance" in str(element.proto.body) for element in test.get("html"))
 
 
 def test_a_map_is_of_one_basis_and_one_repair(page: Run, on_disk: maps.Known) -> None:
