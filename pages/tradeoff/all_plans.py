@@ -86,5 +86,5 @@ def _mattered(_known: maps.Known, digest: str) -> str:
     rest = ", ".join(f"{name} {value}" for name, value in ranked[1:])
     return (
         f"<b>{ranked[0][0]} matters most:</b> with its settings shuffled among the {len(_known.record.cuts)} measured "
-        f"cuts, the map misses their {task.name.lower()} by {ranked[0][1]} more. {rest} (permutation importance)."
+        f"cuts, the map misses their {task.name.lower()} by {ranked[0][1][1:]} more. {rest} (permutation importance)."
     )
