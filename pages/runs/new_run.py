@@ -6,12 +6,16 @@ from pathlib import Path
 
 import streamlit as st
 
-from pages.services import folders, launch, limits, recipes, run_data, scoring, slider_state
+from pages.services import folders, good_plans, launch, limits, maps, recipes, run_data, scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import frame, progress
 from pages.widgets.plain import plain
+from upvit_core import units
 from upvit_core.errors import UPViTError
+from upvit_core.planning.what_if import WhatIf
+from upvit_core.profiling.macs import count_macs
+from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.source import Source
 from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.spec import RunSpec
@@ -64,15 +68,55 @@ def distil(store: RunStore, model: OpenModel) -> None:
         training = recipes.requested_training(model)
         label, off = f"Distil {plain(model.name)} at {now.words}", planned is None
         if st.button(label, type="primary", icon=":material/play_arrow:", key="first-run", disabled=off):
-            try:
-                launch.start_runs(model, scores, [now], training)
-                started()
-            except UPViTError as error:
-                st.error(plain(error))
+            order(model, scores, now, training)
         st.caption(f"{training.epochs} epochs on {plain(Path(training.images).name)}; it goes on by itself.")
+        if planned is not None:
+            next_three(model, scores, planned, now, training)
     else:
         st.markdown("Open a model with weights and scores first, then choose a plan.")
     frame.page_link("pages/tradeoff/page.py", "Choose another plan, recipe or a sweep on Trade-off")
+
+
+def order(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, training: recipes.Training) -> None:
+    """Start the run of a plan and close the dialog; an error is told in it."""
+    try:
+        launch.start_runs(model, scores, [what_if], training)
+        started()
+    except UPViTError as error:
+        st.error(plain(error))
+
+
+def next_three(
+    model: OpenModel, scores: ImportanceScores, planned: ImportanceScores, now: WhatIf, training: recipes.Training
+) -> None:
+    """The plans that would add most to what is known, each with a button that starts it."""
+    known = maps.find(model, planned, now)
+    st.markdown("**Next three runs**")
+    if (reading := maps.reading(model, planned, now)) is not None:
+        progress.show(reading)
+    if known is None:
+        if reading is None:
+            st.caption("They are proposed once the map of this model is measured, on Trade-off under Map.")
+        return
+    if (candidates := progress.show(good_plans.find(model, planned, now))) is None:
+        return
+    task, whole = model.task, count_macs(model.shape)
+    proposed = good_plans.next_runs(model, known, candidates)
+    for number, each in enumerate(proposed):
+        plan = each.candidate
+        when = "before training" if each.epochs is None else f"after {each.epochs} epochs"
+        label = f"{units.percent(plan.macs / whole)} of the MACs: {each.low:.1f} – {task.format(each.high)}, {when}"
+        if st.button(
+            label, icon=":material/play_arrow:", key=f"next-{number}", width="stretch", help=plan.what_if.words
+        ):
+            order(model, scores, plan.what_if, training)
+    st.caption(
+        f"They add most to the front of accuracy against MACs, of plans within {good_plans.MOST_LOST:.0f} "
+        f"{'points' if task.in_percent else '%'} of the original (expected hypervolume improvement). Bands of 80 % by "
+        "the map, and by the forecast from finished runs where there are enough."
+        if proposed
+        else "No plan is expected to add to the front of what was run."
+    )
 
 
 def pruned_models(summaries: Sequence[RunSummary], model: OpenModel) -> dict[str, str]:

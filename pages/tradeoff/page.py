@@ -6,6 +6,7 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from pages.services import block_removals, demo_tour, evaluation, jobs, maps, scoring, slider_state
+from pages.services.forecast import forecast_of
 from pages.services.open_model import OpenModel, no_scores
 from pages.services.session import session
 from pages.tradeoff import (
@@ -25,7 +26,6 @@ from pages.tradeoff import (
     undo,
     your_image,
 )
-from pages.tradeoff.forecast import forecast_line, forecast_of
 from pages.tradeoff.measurements import Measurements, measure_button, measure_plan
 from pages.widgets import charts, frame, progress, sliders
 from upvit_core.figures.head_merging import draw_head_merging
@@ -214,7 +214,12 @@ def body(model: OpenModel) -> None:
             if planned is not None:
                 pareto.pareto_section(model, planned, now, ahead)
             changes.draw(model, plan, now, found)
-            forecast_line(ahead)
+            if ahead is not None:
+                st.html(
+                    f'<p class="quiet">○ After {ahead.epochs} epochs of distillation: <b>{ahead.low:.1f} – '
+                    f"{ahead.high:.1f} %</b> top-1, forecast (80 % band) from {ahead.runs} finished runs of this model "
+                    "by one recipe in this studio.</p>"
+                )
     follow.follower(model, now, plan, known)
 
 

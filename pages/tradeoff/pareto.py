@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
-from pages.services import demo_tour, device, evaluation, jobs, maps
+from pages.services import demo_tour, device, evaluation, good_plans, jobs, maps
+from pages.services.good_plans import Candidate
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.tradeoff import tried_plans
@@ -17,14 +18,8 @@ from pages.tradeoff.state import state
 from pages.tradeoff.tried_plans import TriedPlan
 from pages.widgets import charts, progress
 from upvit_core.figures.pareto import Line, Point, plot_pareto
-from upvit_core.planning.budget_stages import percents_of
-from upvit_core.planning.curves import share_removed
-from upvit_core.planning.pareto import candidate_plans
-from upvit_core.planning.what_if import WhatIf, what_if_from_widths
-from upvit_core.planning.widths import widths_of
+from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
-from upvit_core.records.basis import Basis
-from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.runs.forecast import Forecast
 
@@ -32,15 +27,6 @@ if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
 
 TITLES = {"Parameters": "parameters", "MACs": "MACs of one {item}", "Speed-up": "speed-up against the original, ×"}
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A plan, and its counts and estimates."""
-
-    name: str
-    plan: PruningPlan
-    entry: TriedPlan
 
 
 @dataclass(frozen=True)
@@ -67,8 +53,10 @@ def pareto_section(model: OpenModel, scores: ImportanceScores, now: WhatIf, ahea
         st.html('<h3 class="part">What others would give</h3>')
         with st.popover("Axes", type="tertiary", key="axes"):
             axes = _axes(model)
-            candidates = candidates_job(model, scores, now)
-            measuring: jobs.Job[dict[str, Evaluation]] | None = jobs.find(_key("measure front", model, scores, now))
+            candidates = good_plans.find(model, scores, now)
+            measuring: jobs.Job[dict[str, Evaluation]] | None = jobs.find(
+                good_plans.key_of("measure front", model, scores, now)
+            )
             _measure_button(model, scores, now, candidates, measuring)
             if axes.cost == "Speed-up" and device.calibration(model.shape) is None:
                 st.caption("Not calibrated: speed-ups are drawn where they were measured.")
@@ -194,30 +182,6 @@ def _measure_button(
                 st.rerun()
 
 
-def candidates_job(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> jobs.Job[list[Candidate]]:
-    """The job that finds the best plans at ten shares of the MACs, of three kinds."""
-
-    def work(report: jobs.Report) -> list[Candidate]:
-        basis = Basis.DIRECTIONS if scores.basis == Basis.DIRECTIONS else now.basis
-        if model.shape.one_share:
-            plans = candidate_plans(scores)
-        else:
-            plans = candidate_plans(scores, heads=now.heads, round_to=now.round_to, basis=basis)
-        plain = replace(now, widths="", depth=None)
-        candidates = []
-        for name, plan in plans:
-            shape = plan.shape_after
-            if shape.one_share:
-                what_if = plain.with_percents(percents_of(plan), allocation="uniform", round_to=1)
-            else:
-                what_if = what_if_from_widths(widths_of(shape), model.shape, plain)
-            entry = TriedPlan(what_if, count_parameters(shape), count_macs(shape), share_removed(scores, plan))
-            candidates.append(Candidate(name, plan, entry))
-        return candidates
-
-    return jobs.ensure(_key("front", model, scores, now), work, "Finding good plans")
-
-
 def measure_candidates(
     model: OpenModel, scores: ImportanceScores, now: WhatIf, candidates: list[Candidate]
 ) -> jobs.Job[dict[str, Evaluation]]:
@@ -231,7 +195,7 @@ def measure_candidates(
             results[plan.digest] = evaluation.evaluate_plan(model, plan, report.cancel_only, repair=now.repair)
         return results
 
-    return jobs.start(_key("measure front", model, scores, now), work, "Measuring the front", long=True)
+    return jobs.start(good_plans.key_of("measure front", model, scores, now), work, "Measuring the front", long=True)
 
 
 def candidate_entries(
@@ -240,7 +204,7 @@ def candidate_entries(
     """Candidates as entries of the chart, with what has been measured of them."""
     entries = []
     for candidate in candidates:
-        entry = candidate.entry
+        entry = TriedPlan(candidate.what_if, candidate.params, candidate.macs, candidate.removed)
         if known is not None:
             entry = replace(entry, mapped=known.of(candidate.plan))
         if (times := latencies(model, candidate.plan)) is not None:
@@ -249,7 +213,3 @@ def candidate_entries(
             entry = entry.measured(model.task, result)
         entries.append((candidate.name, entry))
     return entries
-
-
-def _key(step: str, model: OpenModel, scores: ImportanceScores, now: WhatIf) -> str:
-    return f"{step} {model.data_key} {scores.digest} {now.heads} {now.round_to} {now.basis} {now.repair}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from upvit_core.records.scores import ImportanceScores
 
 Quantity = Literal["params", "macs", "latency_ms", "predicted"]
 FAMILIES: tuple[Family, ...] = ("best", "uniform", "stock")
+QUANTILES = 15
+"""Losses by which an uncertain one is represented."""
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15)
 
 
@@ -69,6 +72,41 @@ def dominated(values: np.ndarray) -> np.ndarray:
     no_worse = np.all(values[None, :, :] <= values[:, None, :], axis=-1)  # (row, other)
     better = np.any(values[None, :, :] < values[:, None, :], axis=-1)
     return np.asarray(np.any(no_worse & better, axis=1))
+
+
+def most_gain(
+    front: np.ndarray,
+    costs: np.ndarray,
+    losses: np.ndarray,
+    spreads: np.ndarray,
+    worst: tuple[float, float],
+    count: int = 3,
+) -> list[int]:
+    """The rows of up to `count` candidates that add most to a front, one after another, the best first.
+
+    What one adds is its expected hypervolume improvement: the area up to the cost and the loss of `worst` that it
+    dominates and the front (n, 2) of costs and losses does not, as a mean over losses that are normal with the given
+    means and standard deviations, all (m,). A chosen one counts at its mean. Those that add nothing are left out.
+    """
+    quantiles = np.array([NormalDist().inv_cdf((n + 0.5) / QUANTILES) for n in range(QUANTILES)])
+    chosen: list[int] = []
+    for _ in range(min(count, len(costs))):
+        every = zip(costs, losses, spreads, strict=True)
+        gains = [_area(front, cost, loss + quantiles * spread, worst) for cost, loss, spread in every]
+        best = int(np.argmax([-1.0 if n in chosen else gain for n, gain in enumerate(gains)]))
+        if gains[best] <= 0:
+            break
+        chosen.append(best)
+        front = np.vstack([front, [costs[best], losses[best]]])
+    return chosen
+
+
+def _area(front: np.ndarray, cost: float, losses: np.ndarray, worst: tuple[float, float]) -> float:
+    """The mean area that points of one cost and these losses add to a front, within `worst`."""
+    steps = front[np.argsort(front[:, 0], kind="stable")]
+    edges = np.clip(np.concatenate([[cost], steps[:, 0], [worst[0]]]), cost, max(cost, worst[0]))
+    height = np.minimum.accumulate(np.concatenate([[worst[1]], steps[:, 1]]))
+    return float((np.clip(height - losses[:, None], 0, None) * np.diff(edges)).sum(1).mean())
 
 
 def candidate_plans(

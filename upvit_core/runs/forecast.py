@@ -40,13 +40,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Forecast:
-    """An 80 % band of top-1, in percent, from `runs` runs; epochs are theirs."""
+    """An 80 % band of top-1, in percent, from `runs` runs; epochs, and the teacher's top-1, are theirs."""
 
     low: float
     middle: float
     high: float
     runs: int
     epochs: int
+    teacher_top1: float
 
 
 def recipe_of(settings: DistillSettings) -> str:
@@ -109,5 +110,6 @@ def forecast(outcomes: Sequence[Outcome], kl: float, epochs: int) -> Forecast | 
     residual = short - short.mean() - slope * (x - x.mean())
     error = math.sqrt(float((residual**2).sum()) / freedom * (1 + 1 / len(outcomes) + (at - x.mean()) ** 2 / spread))
     half = (T90[freedom - 1] if freedom <= len(T90) else NORMAL90) * error
-    low, line, high = (outcomes[0].teacher_top1 - math.sinh(middle + side * half) for side in (1, 0, -1))
-    return Forecast(max(low, 0.0), line, min(high, 100.0), len(outcomes), epochs)
+    teacher = outcomes[0].teacher_top1
+    low, line, high = (teacher - math.sinh(middle + side * half) for side in (1, 0, -1))
+    return Forecast(max(low, 0.0), line, min(high, 100.0), len(outcomes), epochs, teacher)

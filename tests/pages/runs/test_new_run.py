@@ -50,6 +50,22 @@ def test_start_orders_the_same_settings_for_all(page: Page, store: RunStore, no_
     assert len(test.dataframe[0].value) == 4
 
 
+def test_each_of_the_next_three_starts_at_a_press(
+    page: Page, store: RunStore, no_process: None, jobs_at_once: None
+) -> None:
+    test = page(PAGE)
+    proposed: list[str] = []
+    for _ in range(2):
+        test.button(key="new-run").click().run()
+        labels = [test.button(key=f"next-{number}").label for number in range(3)]
+        assert not set(labels) & set(proposed), "what is queued is not proposed again"
+        proposed.append(labels[0])
+        test.button(key="next-0").click().run()
+        assert not test.exception
+    assert len(store.list()) == 2
+    assert proposed[0].endswith("before training")
+
+
 def test_accuracy_stands_side_by_side(page: Page, store: RunStore) -> None:
     for name, before, now in (("whole to x", 10.0, 61.5), ("half to x", 10.0, 60.0)):
         run = store.create(

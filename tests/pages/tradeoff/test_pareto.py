@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.services import good_plans
 from pages.tradeoff import pareto, tried_plans
 from tests.support.reading import PAPER, session_of, what_if_of
 from upvit_core.evaluation import Evaluation
@@ -47,10 +48,10 @@ def test_candidates_are_drawn_and_what_was_measured_of_them(
     model, scores = open_now
     assert scores is not None
     now = what_if_of(test)
-    found = pareto.candidates_job(model, scores, now).result
+    found = good_plans.find(model, scores, now).result
     assert found is not None
     assert len(found) >= 30
-    name, plan, what_if = found[0].name, found[0].plan, found[0].entry.what_if
+    name, plan, what_if = found[0].name, found[0].plan, found[0].what_if
     assert what_if.plan(scores).digest == plan.digest
     assert name.startswith("best")
     button = test.button(key="measure-front")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -25,23 +26,19 @@ def forecast_of(model: OpenModel, accuracy: jobs.Job[Evaluation] | None, mapped:
     """
     result = jobs.result_of(accuracy)
     kls = (result.kl,) if result is not None else (mapped.kl, mapped.kl_low, mapped.kl_high) if mapped else ()
+    return forecast_at(model, [kl or 0.0 for kl in kls])
+
+
+def forecast_at(model: OpenModel, kls: Sequence[float]) -> Forecast | None:
+    """The forecast for a plan of this KL (and its bounds), in nats an image; None where runs are too few or too far."""
     if not kls or not folders.runs().is_dir():
         return None
     for epochs, known in _outcomes(model.model, model.dataset, _stamp()):
-        found = [forecast(known, kl or 0.0, epochs) for kl in kls]
+        found = [forecast(known, kl, epochs) for kl in kls]
         sure = [prediction for prediction in found if prediction is not None]
         if len(sure) == len(kls):
             return replace(sure[0], low=min(each.low for each in sure), high=max(each.high for each in sure))
     return None
-
-
-def forecast_line(ahead: Forecast | None) -> None:
-    if ahead is not None:
-        st.html(
-            f'<p class="quiet">○ After {ahead.epochs} epochs of distillation: <b>{ahead.low:.1f} – {ahead.high:.1f} '
-            f"%</b> top-1, forecast (80 % band) from {ahead.runs} finished runs of this model by one recipe in this "
-            "studio.</p>"
-        )
 
 
 def _stamp() -> float:

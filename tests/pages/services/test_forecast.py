@@ -7,8 +7,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from pages.services import evaluation, folders, open_model
+from pages.services import forecast as on_page
 from pages.services.maps import Estimate
-from pages.tradeoff import forecast as on_page
 from tests.support.made_runs import made_run
 from tests.support.reading import check, html_of
 from upvit_core.evaluation import Evaluation
