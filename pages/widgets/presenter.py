@@ -21,9 +21,11 @@ STYLE = """<style>
 KEYS = """<script>
 window.upvitKeys ??= document.addEventListener("keydown", ({ key, target }) => {
   if (target.closest("input, textarea, [role=slider], [role=radio], [role=combobox], .plot")) return;
-  const place = { ArrowRight: ".st-key-next button", ArrowLeft: ".st-key-back button",
-    Escape: ".st-key-presenter-switch input:checked" }[key];
-  if (place) document.querySelector(place)?.click();
+  if (key === "Escape") document.querySelector(".st-key-presenter-switch input:checked")?.click();
+  // The choice of a step changes at once, also while the last one is still drawn, so no press is lost.
+  const steps = [...document.querySelectorAll(".st-key-step [role=radio]")];
+  const now = steps.findIndex((step) => step.ariaChecked === "true");
+  steps[now + { ArrowRight: 1, ArrowLeft: -1 }[key]]?.click();
 }) ?? true;
 </script>"""
 

@@ -206,6 +206,13 @@ def test_presenting_is_larger_and_in_the_link(visit: Visit) -> None:
     until(page, lambda: page.evaluate(size) == 16, "type is as before")
 
 
+def test_arrows_pressed_while_a_lesson_is_drawn_all_count(visit: Visit) -> None:
+    page = visit("method", presenter="on")
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+    expect(page.get_by_role("img", name="step 3 of 8")).to_be_visible()
+
+
 def click_cell(page: Page, component: str, across: float) -> None:
     """Click a cell in the middle row of a picture on Importance."""
     chart = page.locator(f".st-key-{component}-scores .js-plotly-plot")
