@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import streamlit as st
 
+from pages.method import sizes_lesson
 from pages.method.lesson import say
 from pages.services import block_removals, evaluation, jobs, open_model, scoring, slider_state
 from pages.services.open_model import OpenModel
-from pages.widgets import progress
+from pages.widgets import charts, progress
 from upvit_core import units
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
@@ -18,9 +19,33 @@ from upvit_core.records.scores import ImportanceScores
 if TYPE_CHECKING:
     from upvit_core.evaluation import Evaluation
 
+MOMENTS = ("This cut", "Every size")
+HEIGHT = 430
+
 
 def slide(model: OpenModel, scores: ImportanceScores | None) -> None:
-    """Draw what the plan under the sliders does to the open model."""
+    """Draw what the plan under the sliders does to the open model, or all sizes that one model holds."""
+    moment = st.segmented_control(
+        "Step", MOMENTS, default=MOMENTS[0], required=True, key="lesson-closing", label_visibility="collapsed"
+    )
+    (this_cut if moment == MOMENTS[0] else every_size)(model, scores)
+
+
+def every_size(model: OpenModel, scores: ImportanceScores | None) -> None:
+    """Draw the accuracy of all sizes of one elastic model."""
+    text, picture = st.columns([0.36, 0.64], gap="large")
+    with text:
+        say(sizes_lesson.WORDS)
+    job = sizes_lesson.sizes_job(model)
+    with picture:
+        if job is None:
+            st.info("One model of every size is made from a plain ViT classifier with weights, and images.")
+        elif (sizes := progress.show(job, height=HEIGHT)) is not None:
+            sizes_lesson.draw(sizes, model, charts.theme(), HEIGHT)
+
+
+def this_cut(model: OpenModel, scores: ImportanceScores | None) -> None:
+    """Draw the plan under the sliders beside the original."""
     now = slider_state.current(model)
     planned, finding = scoring.for_planning(model, scores, now) if scores is not None else (None, None)
     known = planned if planned is not None else open_model.no_scores(model.shape)

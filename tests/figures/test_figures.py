@@ -23,6 +23,7 @@ from upvit_core.figures.plan_difference import draw_plan_difference
 from upvit_core.figures.published import PUBLISHED
 from upvit_core.figures.removal import attention_pair, by_class
 from upvit_core.figures.score_grid import channel_at, find, heading, picture, score_table
+from upvit_core.figures.sizes import sizes_curve
 from upvit_core.figures.theme import DARK, LIGHT, Chart, log_ticks, power_of_ten
 from upvit_core.planning.difference import difference
 from upvit_core.planning.ratios import Ratios, plan_uniform
@@ -109,6 +110,7 @@ def charts(scores: ImportanceScores, plan: PruningPlan) -> dict[str, Callable[[]
         "before, after": lambda: before_after(list("abcde"), q, p, "ffn", LIGHT),
         "the sum of a KL": lambda: kl_sum(list("abcde"), q, p, "ffn", DARK, most=3),
         "learning": lambda: plot_learning_curve([0, 10], [20.0, 60.0], 90.0, LIGHT),
+        "sizes": lambda: sizes_curve([600_000, 200_000, 50_000], [93.3, 92.0, 90.2], LIGHT, height=400),
         "learning, nothing yet": lambda: plot_learning_curve([], [], None, LIGHT),
     }
 
