@@ -23,6 +23,9 @@ OUTSIDE = """width => [...document.querySelectorAll(
     .filter(e => e.getBoundingClientRect().right > width + 1 && !e.closest("[data-testid=stDataFrame], .scrolls"))
     .map(e => (e.className + " " + e.innerText).slice(0, 80))"""
 
+ON_ONE_SCREEN = """document.querySelector("[data-testid=stMain]").scrollHeight <= innerHeight
+    && document.querySelector("[data-testid=stMain] [role=tablist]").offsetHeight < 50"""
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
@@ -83,6 +86,10 @@ def test_page(tab: Page, site: str, name: str) -> None:
         tab.screenshot(path=ARTEFACTS / f"page-{name}-{width}.png")
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate(OUTSIDE, width) == []
+        if name == "tradeoff" and width == 1024:
+            assert tab.evaluate(ON_ONE_SCREEN), "small screens have all of it too, the tabs in one line"
+    tab.set_viewport_size({"width": 1440, "height": 900})
+    assert name != "tradeoff" or tab.evaluate(ON_ONE_SCREEN)
     assert not errors
 
 
