@@ -1,8 +1,9 @@
 """Ways to a thinner model of a teacher of your own: right after surgery, after training, and by a shortcut.
 
-`python -m tests.benchmarks.photographs cut TEACHER DATA` prints top-1, points lost and KL with 25, 50 and 75 % of
-everything removed, without training, beside Torch-Pruning where that is installed. `… train TEACHER DATA --epochs 1`
-distils half-sized models; `… shortcut TEACHER DATA` compares `fisher` by the likeliest classes with all of them.
+`python -m tests.benchmarks.photographs fresh TEACHER` writes an untrained model; `… cut TEACHER DATA` prints top-1,
+points lost and KL with 25, 50 and 75 % of everything removed, without training, beside Torch-Pruning where that is
+installed. `… train TEACHER DATA --epochs 1` distils half-sized models; `… shortcut TEACHER DATA` compares `fisher` by
+few directions with all classes.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from upvit_core.data import ImageSet, draw_proxy
 from upvit_core.evaluation import Evaluation
 from upvit_core.importance.fisher import Fisher
 from upvit_core.models.build import adapt, build_model
-from upvit_core.models.checkpoint import LoadedModel
+from upvit_core.models.checkpoint import LoadedModel, save_model
 from upvit_core.models.images import images_for
 from upvit_core.models.output_directions import LIKELIEST
 from upvit_core.planning.ratios import Ratios, plan_uniform
 from upvit_core.records.basis import Basis
 from upvit_core.records.scores import ImportanceScores
-from upvit_core.records.shape import BlockShape
+from upvit_core.records.shape import BlockShape, ModelShape
 from upvit_core.training.settings import PRESETS
 
 SHARES = (0.25, 0.5, 0.75)
@@ -144,27 +145,46 @@ def train(bench: Bench) -> None:
 
 
 def shortcut(bench: Bench) -> None:
+    """Scores of `fisher` by few output directions, of the likeliest classes or of all, beside those of all classes."""
     adapter = adapt(bench.teacher.model, bench.teacher.shape)
     proxy = draw_proxy(bench.train, bench.asked.images, 0)
     classes = bench.teacher.shape.num_classes
-    found = {}
-    for name, count in (("likeliest classes", LIKELIEST), ("all classes", classes)):
+    ways = {f"{n} directions, {of} classes": Fisher(n, num_classes=of) for n in (2, 8) for of in (LIKELIEST, classes)}
+    rows, reference = list[dict[str, Any]](), None
+    for name, way in {"every class": Fisher(directions="all"), **ways}.items():
         began = time.process_time()
-        found[name] = Fisher(num_classes=count).attribute(adapter, proxy)
-        seconds = time.process_time() - began
-        plan = plan_uniform(found[name], Ratios.equal(0.25), snap=True)
-        thin = up.prune(bench.teacher, plan)
-        print(f"{name}: {seconds:.0f} CPU s, KL {bench.measure(thin).kl:.4f} at 25 % removed", flush=True)
-    some, every = found.values()
-    for key in every.values:
-        print(key, f"rank correlation {spearmanr(some.values[key], every.values[key]).statistic:.4f}")
+        scores = way.attribute(adapter, proxy)
+        row: dict[str, Any] = {"scores": name, "CPU seconds": f"{time.process_time() - began:.0f}"}
+        row["Fisher trace"] = f"{scores.notes['trace_share']:.0%}"
+        reference = reference or scores
+        for component in ("residual", "attention", "ffn"):
+            each = [
+                spearmanr(scores.values[key], reference.values[key]).statistic
+                for key in scores.values
+                if key.split(".")[0] == component
+            ]
+            row[f"rank correlation, {component}"] = f"{sum(each) / len(each):.4f}"
+        for share in (0.25, 0.5):
+            row[f"KL, {share:.0%} removed"] = (
+                f"{bench.measure(up.prune(bench.teacher, plan_uniform(scores, Ratios.equal(share), snap=True))).kl:.4f}"
+            )
+        rows.append(row)
+        print(row, flush=True)
+    print(table(rows))
+
+
+def fresh(asked: argparse.Namespace) -> None:
+    """Write an untrained ViT for images of 64 pixels and 100 classes, half as large again as the demo."""
+    shape = ModelShape("photographs", 128, (BlockShape(4, 128, 384),) * 6, (64, 64), (8, 8), 3, 100)
+    cfg = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "crop_pct": 1.0, "interpolation": "bicubic"}
+    save_model(build_model(shape), asked.teacher, shape=shape, pretrained_cfg=cfg, name=shape.name)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", choices=("cut", "train", "shortcut"))
+    parser.add_argument("table", choices=("fresh", "cut", "train", "shortcut"))
     parser.add_argument("teacher")
-    parser.add_argument("data")
+    parser.add_argument("data", nargs="?")
     parser.add_argument("--images", type=int, default=2000, help="training images that are scored and fitted to")
     parser.add_argument("--test-images", type=int, default=None)
     parser.add_argument("--epochs", type=int, default=1)
@@ -172,4 +192,7 @@ if __name__ == "__main__":
     parser.add_argument("--ways", nargs="*", default=[WAYS[-1], WAYS[0], "Torch-Pruning Taylor"])
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    {"cut": cut, "train": train, "shortcut": shortcut}[asked.table](Bench(asked))
+    if asked.table == "fresh":
+        fresh(asked)
+    else:
+        {"cut": cut, "train": train, "shortcut": shortcut}[asked.table](Bench(asked))
