@@ -1,7 +1,8 @@
-"""Elastic models of the demo: slices untrained and repaired, and one elastic run beside twins trained alone.
+"""Elastic models: slices untrained and repaired, and one elastic run beside twins trained alone.
 
-`python -m tests.benchmarks.elastic slices`, `… twins` and `… train --lr 1e-4 3e-4` print a table each. Everything is on
-one thread. A twin is the size repaired on images, along the same directions; `--plain` trains bare prefixes.
+`python -m tests.benchmarks.elastic slices`, `… twins` and `… train --lr 1e-4 3e-4` print a table each, of the demo or
+with `--teacher FOLDER --data D`. Everything is on one thread. A twin is the size repaired on images, along the same
+directions; `--plain` trains bare prefixes.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ BETWEEN = ((0.3,) * 3, (0.55,) * 3, (0.6,) * 3, (0.7,) * 3, (0.5, 0.25, 0.75), (
 
 
 class Bench:
-    """The demo with its images, its elastic model, and what it answers to all test images."""
+    """A teacher with its images, its elastic model, and what it answers to all test images."""
 
-    def __init__(self, fitted_to: int):
-        self.teacher: LoadedModel = load_model("demo")
-        self.train = images_for(self.teacher, "demo", "train", labelled=False, apart=True)
-        self.test = images_for(self.teacher, "demo", "val")
+    def __init__(self, asked: argparse.Namespace):
+        fitted_to = asked.fitted_to
+        self.teacher: LoadedModel = load_model(asked.teacher)
+        self.train = images_for(self.teacher, asked.data, "train", labelled=False, apart=True)
+        self.test = images_for(self.teacher, asked.data, "val")
         self.logits = run_teacher(self.teacher.model, self.test.batches(250)).logits
         began = time.perf_counter()
         self.elastic: ElasticModel = make_elastic(self.teacher, self.train, n=fitted_to)
@@ -90,7 +92,7 @@ def sizes_of(shape: ModelShape) -> Iterator[tuple[str, ModelShape]]:
 
 
 def slices(asked: argparse.Namespace) -> None:
-    bench = Bench(asked.fitted_to)
+    bench = Bench(asked)
     print("| removed | slice, untrained | solved from what was kept | repaired on images | slice, ms | solved, ms |")
     print("|---|---|---|---|---|---|")
     for name, after in sizes_of(bench.elastic.elastic.shape):
@@ -107,7 +109,7 @@ def run(bench: Bench, student: nn.Module, asked: argparse.Namespace, **changes: 
     """The student after distillation, and the CPU seconds of it; `sizes` are a step of an elastic one."""
     settings = PRESETS["repaired"].model_copy(update={"seed": asked.seed, **changes})
     record = replace(bench.elastic.elastic, moments={}, corrections={}) if asked.plain else bench.elastic.elastic
-    images = Subset(images_for(bench.teacher, "demo", "train", apart=True), asked.images)
+    images = Subset(images_for(bench.teacher, asked.data, "train", apart=True), asked.images)
     job = Distillation(
         deepcopy(student).requires_grad_(True),
         bench.teacher.model,
@@ -123,7 +125,7 @@ def run(bench: Bench, student: nn.Module, asked: argparse.Namespace, **changes: 
 
 
 def twins(asked: argparse.Namespace) -> None:
-    bench = Bench(asked.fitted_to)
+    bench = Bench(asked)
     print("| removed | twin before | twin alone | CPU seconds |\n|---|---|---|---|")
     for share, after in zip(asked.shares, ladder_sizes(bench.teacher.shape, asked.shares), strict=True):
         start = bench.twin(after) if share else bench.teacher.model
@@ -132,7 +134,7 @@ def twins(asked: argparse.Namespace) -> None:
 
 
 def train(asked: argparse.Namespace) -> None:
-    bench = Bench(asked.fitted_to)
+    bench = Bench(asked)
     repair = False if asked.plain else None
     for lr in asked.lr:
         trained, seconds = run(bench, bench.elastic.model, asked, sizes=asked.sizes, lr=lr)
@@ -147,6 +149,8 @@ def train(asked: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.elastic", description=__doc__)
     parser.add_argument("what", choices=("slices", "twins", "train"))
+    parser.add_argument("--teacher", default="demo")
+    parser.add_argument("--data", default="demo")
     parser.add_argument("--fitted-to", type=int, default=2000)
     parser.add_argument("--images", type=int, default=12000)
     parser.add_argument("--epochs", type=int, default=2)
