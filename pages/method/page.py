@@ -8,7 +8,7 @@ import streamlit as st
 
 from pages.method import closing, distill_lesson, rotation_lesson
 from pages.method.lesson import say, show
-from pages.services import open_model, removal, scoring
+from pages.services import evaluation, open_model, removal, scoring
 from pages.services.open_model import OpenModel
 from pages.widgets import charts, frame, presenter, progress, tables
 from upvit_core import units
@@ -23,6 +23,7 @@ from upvit_core.figures.theme import TITLES
 from upvit_core.importance import ranking
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf, default_what_if, head_options
 from upvit_core.profiling.macs import count_macs, count_parameters
+from upvit_core.records.plan import PruningPlan
 from upvit_core.records.scores import ImportanceScores
 from upvit_core.records.shape import Component, ModelShape
 
@@ -155,8 +156,25 @@ def the_cut(model: OpenModel, scores: ImportanceScores) -> None:
             "<p>A flat tail means many channels that hardly matter. Pruning removes those.</p>"
         )
     with picture:
-        chart, _ = heatmap(scores, component, plan, charts.theme(), block=block, height=TALL)
+        job = evaluation.preview(model, plan) if model.can_measure and evaluation.measures_at_once(model) else None
+        pictures = job is not None and model.task.has_pictures
+        height = 250 if pictures else TALL
+        chart, _ = heatmap(scores, component, plan, charts.theme(), block=block, height=height)
         show(chart, "cut")
+        if pictures:
+            with st.container(key="cut-images"):
+                progress.redraw_when_done([job], lambda: changed_images(model, plan))
+
+
+def changed_images(model: OpenModel, plan: PruningPlan) -> None:
+    """Draw images whose answers the cut changes, once it is measured."""
+    known = evaluation.changes(model, plan, repair=False)
+    if known is None:
+        say("<p>Which answers change? The cut is being measured.</p>")
+        return
+    images, lost, won = known.by_class.images, len(known.by_class.lost), len(known.by_class.won)
+    say(f"<p>Of {images:,} images, <b>{lost:,}</b> become wrong and {won:,} right.</p>")
+    tables.gallery(tables.changed_tiles(known.examples[: tables.SHOWN]))
 
 
 def merging_heads(model: OpenModel, scores: ImportanceScores) -> None:
@@ -173,12 +191,14 @@ def merging_heads(model: OpenModel, scores: ImportanceScores) -> None:
         say(
             f"<p>A thin model needs few heads, not {now} very narrow ones. So neighbouring heads are merged, "
             f"{now // heads} into one; then the least important channels <i>inside each merged head</i> are cut.</p>"
-            "<p>All merged heads keep equally many channels: the heads of a layer must have one width.</p>"
+            "<p>All keep equally many channels: the heads of a layer must have one width. At the right: the share of "
+            "the score that stays.</p>"
         )
     with picture:
         plan = WhatIf(0, 50, heads, 0).plan(scores)
         step = moments.index(moment) + 1
-        show(draw_head_merging(scores, plan, model.shape.depth // 2, charts.theme(), height=TALL, step=step), "merge")
+        block, theme = model.shape.depth // 2, charts.theme()
+        show(draw_head_merging(scores, plan, block, theme, height=TALL, step=step, by_score=False), "merge")
 
 
 def thinner(model: OpenModel) -> None:

@@ -1,14 +1,12 @@
 """The answers that a plan changes: how many become wrong or right, a few of the images, and class by class."""
 
-from collections.abc import Iterable
-
 import streamlit as st
 
 from pages.services import evaluation, jobs
 from pages.services.open_model import OpenModel
 from pages.tradeoff.measurements import Measurements
 from pages.widgets import by_class, progress
-from pages.widgets.tables import Tile, gallery
+from pages.widgets.tables import changed_tiles, gallery
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.plan import PruningPlan
 
@@ -35,7 +33,7 @@ def draw(model: OpenModel, plan: PruningPlan, now: WhatIf, found: Measurements) 
             f'<p class="quiet">Of {changed.images:,} images, {len(changed.lost):,} become wrong and '
             f"{len(changed.won):,} right.</p>"
         )
-        gallery(_tiles(known.examples[:SHOWN]), columns=SHOWN)
+        gallery(changed_tiles(known.examples[:SHOWN]), columns=SHOWN)
 
     with st.container(key="changes"):
         progress.redraw_when_done([found.accuracy], body)
@@ -48,7 +46,7 @@ def class_by_class(model: OpenModel, plan: PruningPlan, now: WhatIf, found: Meas
         if (known := _known(model, plan, now, found)) is None:
             st.caption("What each class loses is shown here once the plan is measured.")
         else:
-            by_class.draw(known.by_class, known.names, _tiles(known.examples))
+            by_class.draw(known.by_class, known.names, changed_tiles(known.examples))
 
     progress.redraw_when_done([found.accuracy], body)
 
@@ -57,14 +55,3 @@ def _known(model: OpenModel, plan: PruningPlan, now: WhatIf, found: Measurements
     if jobs.result_of(found.accuracy) is None:
         return None
     return evaluation.changes(model, plan, repair=now.repair)
-
-
-def _tiles(examples: Iterable[evaluation.ChangedAnswer]) -> Iterable[Tile]:
-    return (
-        Tile(
-            c.shown,
-            f"{c.label}: {c.before}, now {c.after}",
-            (f"{c.before} →", f"{'✓' if c.now_right else '✗'} {c.after}"),
-        )
-        for c in examples
-    )

@@ -57,7 +57,7 @@ def examples(model: OpenModel, effect: Effect, *, columns: int, only: list[int] 
     """Draw the most affected images or tokens, or those in `only`, before → after."""
     chosen = only or list(np.argsort(-effect.kl, kind="stable")[:SHOWN])
     if model.task.has_pictures:
-        gallery(_tiles(model, effect, chosen), columns=columns)
+        gallery(effect_tiles(model, effect, chosen), columns=columns)
     else:
         table(("after", "comes", "it said", "now it says", "KL, nats"), _passages(model, effect, chosen))
 
@@ -81,7 +81,8 @@ def _passages(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterat
         yield f"… {text}", effect.answers[effect.labels[i]], *_likeliest(effect, i), f"{effect.kl[i]:.2g}"
 
 
-def _tiles(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[Tile]:
+def effect_tiles(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[Tile]:
+    """Images with their answers before → after the change."""
     data = model.images("val")
     for i in chosen:
         before, after = _likeliest(effect, i)
@@ -89,3 +90,10 @@ def _tiles(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[
         told = (before, f"→ {after}") if before else ()
         alt = f"{effect.answers[effect.labels[i]]}: {before} → {after}" if before else "an image"
         yield Tile(picture, alt, (*told, f"KL {effect.kl[i]:.2g}"))
+
+
+def changed_tiles(examples: Iterable[evaluation.ChangedAnswer]) -> Iterator[Tile]:
+    """Images whose answer a plan changes, with both answers."""
+    for c in examples:
+        lines = f"{c.before} →", f"{'✓' if c.now_right else '✗'} {c.after}"
+        yield Tile(c.shown, f"{c.label}: {c.before}, now {c.after}", lines)

@@ -11,6 +11,8 @@ import numpy as np
 from pages.services import evaluation, jobs, removal, scoring
 from pages.services.open_model import OpenModel
 from pages.services.removal import Effect
+from pages.widgets import tables
+from pages.widgets.tables import Tile
 from pages.workshop.room import Best
 from upvit_core.planning.curves import predicted_loss
 from upvit_core.planning.what_if import WhatIf
@@ -41,18 +43,28 @@ Measurement = jobs.Job[Any]  # of an `Evaluation`, an `Effect`, or the scores th
 
 
 @dataclass(frozen=True)
+class Bar:
+    """One of the things compared: its height, its component or "", and images whose answers it changes."""
+
+    name: str
+    height: float
+    component: str = ""
+    tiles: Sequence[Tile] = ()
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The verdict on an answer: right or not, the reason in one sentence, and rows of (what was measured, value).
 
-    bars: (name, height, component or "") of everything that was compared; they are shown once the answer is right, or
-    the host reveals it. own: how many of the rows, from the first, are of the answer and are shown at once.
+    bars: everything that was compared; they are shown once the answer is right, or the host reveals it. own: how many
+    of the rows, from the first, are of the answer and are shown at once.
     """
 
     right: bool
     why: str
     rows: Sequence[tuple[str, str]]
     best: Best | None = None
-    bars: Sequence[tuple[str, float, str]] = ()
+    bars: Sequence[Bar] = ()
     own: int | None = None
 
 
@@ -77,6 +89,13 @@ class Demo:
     def whole(self) -> Measurement:
         """The job that measures the whole model on the same images as every plan."""
         return self.preview(WhatIf(0, 0, self.model.shape.num_heads, 0))
+
+    def changed(self, what_if: WhatIf) -> tuple[Tile, ...]:
+        """Images whose answers a what-if that was measured here changes, the lost ones first."""
+        scores, _ = scoring.for_planning(self.model, self.scores, what_if)
+        plan = None if scores is None else what_if.plan(scores)
+        known = None if plan is None else evaluation.changes(self.model, plan, repair=what_if.repair)
+        return () if known is None else tuple(tables.changed_tiles(known.examples[: tables.SHOWN]))
 
     def removal(self, component: Component, block: int, number: int) -> jobs.Job[Effect]:
         return removal.removal_job(self.model, component, block, number, REMOVED_ON)
@@ -138,7 +157,8 @@ def _judge_parts(demo: Demo, answer: Answer, results: list[Evaluation]) -> Verdi
     right = answer[0] == least
     why = f"Half of {answer[0]} moves the answers {'least' if right else 'more than half of another part'}."
     why += f" {ONE_BLOCK}" if right and least != "Residual" else ""
-    return Verdict(right, why, rows, bars=[(name, value, PARTS[name]) for name, value in kl.items()], own=1)
+    bars = [Bar(name, value, PARTS[name], demo.changed(half(PARTS[name]))) for name, value in kl.items()]
+    return Verdict(right, why, rows, bars=bars, own=1)
 
 
 def _strongest(demo: Demo, answer: Answer) -> list[int]:
@@ -156,7 +176,15 @@ def _judge_missed(demo: Demo, answer: Answer, results: list[Effect]) -> Verdict:
     ]
     right = int(answer[0]) == most
     why = "No other channel moves the answers as much." if right else "Another channel moves the answers more."
-    bars = [(f"channel {c}", float(r.kl.mean()), "residual") for c, r in effects.items()]
+    bars = [
+        Bar(
+            f"channel {c}",
+            float(r.kl.mean()),
+            "residual",
+            tuple(tables.effect_tiles(demo.model, r, np.lexsort((-r.kl, ~r.changed))[: tables.SHOWN].tolist())),
+        )
+        for c, r in effects.items()
+    ]
     return Verdict(right, why, rows, bars=bars, own=1)
 
 
@@ -223,7 +251,7 @@ def _judge_way(demo: Demo, answer: Answer, results: list[Evaluation]) -> Verdict
     rows.sort(key=lambda row: row[0] != answer[0])
     right = answer[0] == best
     why = f"{best} keeps most." if right else "Another of the four keeps more."
-    bars = [(name, result.top1, "") for name, result in measured.items()]
+    bars = [Bar(name, result.top1, tiles=demo.changed(FOUR_CUTS[name])) for name, result in measured.items()]
     return Verdict(right, why, rows, bars=bars, own=1)
 
 

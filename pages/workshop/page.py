@@ -12,9 +12,9 @@ from pages.services import folders, limits, open_model
 from pages.services.session import session
 from pages.widgets import frame, progress
 from pages.widgets.plain import plain
-from pages.widgets.tables import table
+from pages.widgets.tables import gallery, table
 from pages.workshop import host
-from pages.workshop.exercises import EXERCISES, REFERENCE, Answer, Demo, Exercise, Verdict, what_if_of
+from pages.workshop.exercises import EXERCISES, REFERENCE, Answer, Bar, Demo, Exercise, Verdict, what_if_of
 from pages.workshop.room import LONGEST_NAME, Participant, Person, Room, RoomError
 from upvit_core import units
 from upvit_core.errors import CheckpointError
@@ -111,15 +111,17 @@ def check(exercise: Exercise, demo: Demo, answer: Answer) -> Verdict | None:
     return exercise.judge(demo, answer, [job.result for job in needed])
 
 
-def bars(measured: Sequence[tuple[str, float, str]]) -> str:
-    """HTML of one bar a measurement, in the component's colour, on one scale from 0."""
-    most = max((value for _, value, _ in measured), default=0.0) or 1.0
-    cells = (
-        f'<span>{escape(name)}</span><div class="bar {part}" style="width: {100 * value / most:.1f}%"></div>'
-        f"<b>{value:.3g}</b>"
-        for name, value, part in measured
-    )
-    return f'<div class="bars">{"".join(cells)}</div>'
+def draw_bars(bars: Sequence[Bar]) -> None:
+    """One bar a measurement, in the component's colour, on one scale from 0; under it images that it changes."""
+    most = max(bar.height for bar in bars) or 1.0
+    for bar in bars:
+        width = 100 * bar.height / most
+        st.html(
+            f'<div class="bars"><span>{escape(bar.name)}</span><div><div class="bar {bar.component}" '
+            f'style="width: {width:.1f}%"></div></div><b>{bar.height:.3g}</b></div>'
+        )
+        if bar.tiles:
+            gallery(bar.tiles)
 
 
 def draw_verdict(exercise: Exercise, verdict: Verdict, *, revealed: bool = False) -> None:
@@ -131,7 +133,7 @@ def draw_verdict(exercise: Exercise, verdict: Verdict, *, revealed: bool = False
     rows = verdict.rows if shown else verdict.rows[: verdict.own]
     table((), rows, caption="Measured on this machine, on test images", row_heads=True)
     if shown and verdict.bars:
-        st.html(bars(verdict.bars))
+        draw_bars(verdict.bars)
     if verdict.right:
         st.html(f'<div class="lesson"><p>{escape(exercise.lesson)}</p></div>')
     elif exercise.hint:

@@ -256,6 +256,9 @@ def test_an_exercise_is_answered_by_measuring_and_progress_stays(visit: Visit, u
         if "Right." in verdict.inner_text():
             break
     expect(page.get_by_text("1 of 8 solved in this browser.")).to_be_visible()
+    expect(page.locator(".st-key-ws-verdict .tile")).to_have_count(
+        24
+    )  # eight images that each of the three cuts changes
     page.reload()
     expect(page.get_by_text("1 of 8 solved in this browser.")).to_be_visible(timeout=60 * SECOND)
     expect(page.get_by_role("radio", name="✓ 1")).to_be_visible()

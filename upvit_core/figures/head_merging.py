@@ -27,15 +27,23 @@ def counted(heads: int) -> str:
 
 
 def draw_head_merging(
-    scores: ImportanceScores, plan: PruningPlan, block: int, theme: Theme, *, height: int = 330, step: int = 3
+    scores: ImportanceScores,
+    plan: PruningPlan,
+    block: int,
+    theme: Theme,
+    *,
+    height: int = 330,
+    step: int = 3,
+    by_score: bool = True,
 ) -> Chart:
     """Heads of one block before (left), merged (middle), and after the least important channels are gone (right).
 
-    `step` shows the picture up to a moment: 1 heads as they are, 2 merged, 3 cut.
+    `step` shows the picture up to a moment: 1 heads as they are, 2 merged, 3 cut. Not `by_score`: in one colour, for
+    the flow alone.
     """
     scores = scores.per_sample
     merge = _merge_of(scores, plan, block)
-    sketch = _Sketch(merge, theme)
+    sketch = _Sketch(merge, theme, by_score)
     sketch.heads()
     if step >= 2:
         sketch.merged()
@@ -111,8 +119,8 @@ def _merge_of(scores: ImportanceScores, plan: PruningPlan, block: int) -> _Merge
 class _Sketch:
     """Bars for heads at three places from left to right, and the bands between them."""
 
-    def __init__(self, merge: _Merge, theme: Theme):
-        self.merge, self.theme = merge, theme
+    def __init__(self, merge: _Merge, theme: Theme, by_score: bool):
+        self.merge, self.theme, self.by_score = merge, theme, by_score
         self.shapes: list[Spec] = []
         self.notes: list[Spec] = []
         self.points: list[tuple[float, float, str]] = []
@@ -171,6 +179,8 @@ class _Sketch:
     def hover(self) -> Spec:
         """Unseen points with what each bar is, and the scale of the colours."""
         x, y, text = (list(column) for column in zip(*self.points, strict=True))
+        if not self.by_score:
+            return markers(x, y, {"size": 26, "opacity": 0}, text=text, hovertemplate="%{text}<extra></extra>")
         ticks, labels = log_ticks(self.low, self.high)
         bar = colour_bar(self.theme, "score, nats", tickvals=ticks, ticktext=labels, thickness=10, len=0.9)
         bar["tickfont"] = {"color": self.theme.quiet}
@@ -185,6 +195,8 @@ class _Sketch:
         return markers(x, y, {**marker, **scale}, text=text, hovertemplate="%{text}<extra></extra>")
 
     def _colour(self, score: float) -> str:
+        if not self.by_score:
+            return COLOURS["attention"]
         return cividis((np.log10(max(score, 1e-12)) - self.low) / (self.high - self.low))
 
     def _band(self, x0: float, x1: float, left: tuple[float, float], right: tuple[float, float], fill: str) -> None:
