@@ -67,6 +67,7 @@ def test_a_file_cut_anywhere_is_refused(form: str, tmp_path: Path) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", ("Git LFS",)),
         (b"<!DOCTYPE html><html>404</html>", ("web page",)),
         (b"root:x:0:0:root", ("neither",)),
+        (b"\x1f\x8b\x08", ("compressed archive",)),
         (b"PK\x03\x04 not really", ("damaged",)),
     ],
 )
@@ -84,6 +85,9 @@ def test_files_that_hold_no_weights(content: bytes, words: tuple[str, ...], tmp_
         ({"epoch": 3, "optimizer": {}}, ("epoch", "optimizer")),
         ({"head.weight": torch.zeros(2), "epoch": 3}, ("head.weight",)),
         ({}, ("none",)),
+        ({"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}, ("optimizer",)),
+        ({"blocks.0.mlp.fc1.SCB": torch.zeros(2)}, ("quantised",)),
+        ({"base_model.blocks.0.attn.qkv.lora_A.default.weight": torch.zeros(2)}, ("LoRA",)),
     ],
 )
 def test_pickles_that_hold_no_state_dict(content: object, words: tuple[str, ...], tmp_path: Path) -> None:
@@ -262,6 +266,8 @@ def test_our_config_with_a_wrong_value_is_refused(path: tuple[str, ...], value: 
 
 
 def test_folders_without_weights_or_with_several(tmp_path: Path) -> None:
+    parent, tmp_path = tmp_path, tmp_path / "inner"
+    tmp_path.mkdir()
     with refused(CheckpointError, "no weights files"):
         load_model(tmp_path)
     for name in ("a.pth", "b.pth"):
@@ -269,7 +275,10 @@ def test_folders_without_weights_or_with_several(tmp_path: Path) -> None:
     with refused(CheckpointError, "2 weights files"):
         load_model(tmp_path)
     (tmp_path / "b.pth").unlink()
+    for beside in ("optimizer.pt", "rng_state.pth"):
+        saved(tmp_path / beside, {})
     assert load_model(tmp_path).name == "a"
+    assert load_model(parent).name == "a", "one folder of weights in a folder without any"
 
 
 def test_shapes_are_told_without_torch() -> None:

@@ -4,6 +4,7 @@ import argparse
 import collections
 import enum
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PosixPath
@@ -14,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from typer.testing import CliRunner
 
 from tests.support.checkpoints import CFG, logits, perturbed, saved, transformers_names, wide
@@ -74,6 +76,14 @@ AVERAGES: dict[str, Callable[[State, State], object]] = {
     "nested": lambda own, ema: {"model": own, "model_ema": {"module": ema, "decay": 0.99}},
     "flat": lambda own, ema: {f"model.{k}": v for k, v in own.items()} | {f"ema_model.{k}": v for k, v in ema.items()},
     "DINO": lambda own, ema: {"student": {f"module.{k}": v for k, v in own.items()}, "teacher": ema},
+    "I-JEPA": lambda own, ema: {"encoder": own, "target_encoder": {f"module.{k}": v for k, v in ema.items()}},
+    "a list": lambda own, ema: {"model": own, "ema": {"decay": 0.9, "shadow_params": [*ema.values()]}},
+    "NumPy": lambda own, ema: {"net": own, "model_avg": {k: v.numpy() for k, v in ema.items()}},
+    "MMEngine": lambda own, ema: {
+        "state_dict": ema,
+        "ema_state_dict": {f"module.{k}": v for k, v in own.items()} | {"steps": torch.tensor(3)},
+    },
+    "a pair": lambda own, ema: [{"model": own, "polyak_model": ema}, 3],
     "SWA": lambda own, ema: {"state_dict": own, "averaged_model": {f"module.{k}": v for k, v in ema.items()}},
 }
 
@@ -99,6 +109,70 @@ def test_of_a_distillation_the_student_is_taken(tmp_path: Path) -> None:
     }
     loaded = load_model(saved(tmp_path / "w.pth", {"state_dict": both}))
     assert torch.equal(logits(loaded.model), logits(student))
+
+
+def test_the_best_weights_go_before_the_last(tmp_path: Path) -> None:
+    last, best = wide(), perturbed(wide(), seed=9)
+    path = saved(tmp_path / "w.pth", {"model_state_dict": last.state_dict(), "best_model_state": best.state_dict()})
+    loaded = load_model(path)
+    assert torch.equal(logits(loaded.model), logits(best))
+    assert "best_model_state taken, model_state_dict left" in loaded.recognised.weights
+
+
+@pytest.mark.parametrize("form", ["masked", "weight norm", "inner wrappers", "parts apart", "flat tokens"])
+def test_tensors_in_other_pieces_are_put_together(form: str, tmp_path: Path) -> None:
+    model = wide()
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if form == "masked":
+        for layer in layers:
+            prune.l1_unstructured(layer, "weight", 0.3)
+    elif form == "weight norm":
+        for layer in layers:
+            nn.utils.parametrizations.weight_norm(layer)
+    state = model.state_dict()
+    if form == "inner wrappers":
+        inner = r"\1_orig_mod._checkpoint_wrapped_module."
+        state = {re.sub(r"^(blocks\.\d+\.)", inner, key): tensor for key, tensor in state.items()}
+    elif form == "parts apart":
+        for key in [key for key in state if "attn.qkv." in key]:
+            for letter, part in zip("qkv", state.pop(key).chunk(3), strict=True):
+                state[key.replace("qkv", f"{letter}_proj")] = part
+    elif form == "flat tokens":
+        state |= {"cls_token": state["cls_token"][0, 0], "pos_embed": state["pos_embed"][0]}
+    loaded = load_model(saved(tmp_path / "w.pth", {"model": state}))
+    torch.testing.assert_close(logits(loaded.model), logits(model), rtol=1e-5, atol=1e-5)
+    assert ("masks" in loaded.recognised.assumes) is (form == "masked")
+
+
+@pytest.mark.parametrize(
+    ("head", "words"),
+    [
+        ("head.1", None), ("heads.head.0", None), ("classification_head", None), ("output", None), ("fc_out", None),
+        ("head.0", ("several parts", "head.2.weight")), ("linear_head", ("5 features",)),
+    ],
+)  # fmt: skip
+def test_a_classifier_of_any_name(head: str, words: tuple[str, ...] | None, tmp_path: Path) -> None:
+    model = wide()
+    state = {f"backbone.{key}": tensor for key, tensor in model.state_dict().items()}
+    weight, state[f"{head}.bias"] = state.pop("backbone.head.weight"), state.pop("backbone.head.bias")
+    state[f"{head}.weight"] = weight.repeat(1, 5) if head == "linear_head" else weight
+    if head == "head.0":
+        state["head.2.weight"] = torch.ones(3, 5)
+    path = saved(tmp_path / "w.pth", {"state_dict": state})
+    if words:
+        with refused(UnsupportedModelError, *words):
+            load_model(path)
+    else:
+        assert torch.equal(logits(load_model(path).model), logits(model))
+
+
+def test_projection_heads_of_self_supervision_are_left_out_and_told(tmp_path: Path) -> None:
+    model = wide(num_classes=0)
+    state = {f"backbone.{key}": tensor for key, tensor in model.state_dict().items()}
+    state |= {"head.mlp.0.weight": torch.ones(8, 128), "head.last_layer.weight_v": torch.ones(9, 8)}
+    loaded = load_model(saved(tmp_path / "w.pth", {"teacher": state, "args": argparse.Namespace(arch="vit_small")}))
+    assert torch.equal(logits(loaded.model), logits(model))
+    assert "head.mlp.0.weight" in loaded.recognised.line
 
 
 @pytest.mark.parametrize("prefix", ["net.", "backbone.", "encoder.", "module.base_encoder.", "_orig_mod.", "a.b.c."])
@@ -365,7 +439,7 @@ def test_a_zipped_folder(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
         for path in (tmp_path / "inner").iterdir():
             archive.write(path, f"some/place/{path.name}")
-    loaded = load_model(tmp_path / "mine.zip")
+    loaded = load_model(f"'file://{tmp_path / 'mine.zip'}'")
     assert torch.equal(logits(loaded.model), logits(model))
     (tmp_path / "cut.zip").write_bytes((tmp_path / "mine.zip").read_bytes()[:-30])
     with refused(CheckpointError, "cut.zip"):

@@ -28,7 +28,15 @@ from upvit_core.models.config import (
     read_json,
     require_vit_name,
 )
-from upvit_core.models.files import SUFFIXES, is_zipped_folder, read_contents, reason, unzipped, weights_of
+from upvit_core.models.files import (
+    SUFFIXES,
+    is_zipped_folder,
+    model_folder,
+    read_contents,
+    reason,
+    unzipped,
+    weights_of,
+)
 from upvit_core.models.gpt2 import gpt2_names, shape_of_config
 from upvit_core.models.heads import Numbers, assumed_heads, counted, given_heads, numbers_of, with_heads
 from upvit_core.models.hub import fetch
@@ -170,13 +178,19 @@ def _open(text: str, weights: str | None, pretrained: bool) -> _Opened:
             with unzipped(path) as folder:
                 return replace(_open_folder(folder, weights), name=path.stem)
         return _open_file(path, weights)
+    if prefix in ("http", "https"):
+        of_hub = re.match(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)/?$", text)
+        advice = f"give hf-hub:{of_hub[1]}" if of_hub else "download it and give the file"
+        raise CheckpointError(f"{text} is an address, and none is opened; {advice}.")
     if prefix == "local-dir" or any(mark in text for mark in "/\\") or path.suffix in SUFFIXES:
-        hint = f", or hf-hub:{text} if it is on the hub" if text.count("/") == 1 and not path.suffix else ""
+        like_hub = text.count("/") == 1 and path.suffix not in SUFFIXES
+        hint = f", or hf-hub:{text} if it is on the hub" if like_hub else ""
         raise CheckpointError(f"{path} does not exist; give a file or folder that does{hint}.")
     return _open_timm(text, weights, pretrained)
 
 
 def _open_folder(folder: Path, wanted: str | None) -> _Opened:
+    folder = model_folder(folder)
     weights = weights_of(folder)
     if not (folder / "config.json").is_file():
         return _open_file(weights, wanted)

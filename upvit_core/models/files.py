@@ -26,7 +26,18 @@ from upvit_core.models.unpickle import Modules, named_tensors, plain_values, unp
 SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes; the format's own
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".npz")
 MOST_INFLATED = 20  # weights hardly shrink when they are compressed
+OTHER_FILES = {
+    b"<": "is a web page",
+    b"{": "is a JSON file",
+    b"\x1f\x8b": "is a compressed archive, which is to be unpacked first",
+    b"\x89HDF": "is an HDF5 file, as Keras writes",
+    b"GGUF": "is a GGUF file of quantised weights",
+    b"\x89PNG": "is a picture",
+    b"\xff\xd8\xff": "is a picture",
+}
+"""Other files by their first bytes."""
 INDEX = ".index.json"
+NO_MODEL = re.compile(r"optim|sched|rng|random_state|training_args|scaler", re.IGNORECASE)
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", f"model.safetensors{INDEX}", f"pytorch_model.bin{INDEX}")
 
 
@@ -73,20 +84,38 @@ def read_contents(path: str | Path) -> Contents:
         return _read_arrays(path)
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return _read_pickle(path)
-    kind = "is a web page" if start.lstrip()[:1] == b"<" else "is neither a safetensors nor a PyTorch file"
+    kinds = (kind for mark, kind in OTHER_FILES.items() if start.lstrip().startswith(mark))
+    kind = next(kinds, "is neither a safetensors nor a PyTorch file")
     raise CheckpointError(f"{path} {kind}; give one of {', '.join(SUFFIXES)}.")
 
 
 def weights_of(folder: Path) -> Path:
     """The one file of weights in a folder, or its index where they are in several. Raises CheckpointError."""
-    weights = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
-    weights = weights[:1] or sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.is_file())
+    weights = _weights_in(folder)
     if len(weights) != 1:
         raise CheckpointError(
-            f"{folder} has {'no' if not weights else len(weights)} weights files ({' or '.join(WEIGHT_FILES[:2])} "
-            "expected); give a folder with one, or the file itself."
+            f"{folder} has {len(weights) or 'no'} weights files ({', '.join(path.name for path in weights[:3])}"
+            f"{'' if weights else ' or '.join(WEIGHT_FILES[:2]) + ' expected'}); give a folder with one, or the file "
+            "itself."
         )
     return weights[0]
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    """The files of weights by their usual names, else indices, else all, but one of safetensors before others."""
+    usual = [folder / name for name in WEIGHT_FILES if (folder / name).is_file()]
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    weights = [path for path in files if path.suffix in SUFFIXES and not NO_MODEL.search(path.name)]
+    safe = [path for path in weights if path.suffix == ".safetensors"]
+    return usual[:1] or [p for p in files if p.name.endswith(INDEX)] or (safe if len(safe) == 1 else weights)
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder itself, or the one inside that has weights where it has none."""
+    if _weights_in(folder):
+        return folder
+    inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and _weights_in(path)]
+    return inside[0] if len(inside) == 1 else folder
 
 
 def _read_shards(index: Path) -> Contents:
@@ -145,7 +174,7 @@ def _read_pickle(path: Path) -> Contents:
             raise CheckpointError(
                 f"{path} is a TorchScript program, not weights; save the state dict alone."
             ) from error
-        if isinstance(error, pickle.UnpicklingError) and (what := _unreadable(str(error))):
+        if isinstance(error, (pickle.UnpicklingError, RuntimeError)) and (what := _unreadable(str(error))):
             raise CheckpointError(
                 f"{path} holds more than tensors ({what}), and nothing in a file is ever run; save its state dict "
                 "alone, best as .safetensors."
@@ -170,16 +199,21 @@ def reason(error: Exception) -> str:
 
 def _unreadable(message: str) -> str:
     """The part of a pickle that torch's reader refuses to build or replace; empty where the file is just damaged."""
-    if "Unsupported operand" in message:
-        return "a pickle that torch.save did not write"
+    if "Unsupported operand" in message or "magic number" in message:
+        return "a pickle that torch.save did not write, or not with its own protocol"
     if "persistent_load" in message or "persistent id" in message:
         return "a whole module in torch.save's old format"
     return ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", message))))
 
 
 def is_zipped_folder(path: Path) -> bool:
-    """True for a zip of a model's folder, which is neither a file of torch.save nor NumPy's."""
+    """True for a zip of a model's folder, which is neither a file of torch.save nor NumPy's.
+
+    Raises CheckpointError for a program of torch.export.
+    """
     names = [Path(name).name for name in _entries(path)]
+    if "archive_format" in names:
+        raise CheckpointError(f"{path} is a program of torch.export, not weights; save the state dict alone.")
     return "data.pkl" not in names and any(name in WEIGHT_FILES or Path(name).suffix in SUFFIXES for name in names)
 
 
@@ -196,4 +230,8 @@ def unzipped(path: Path) -> Iterator[Path]:
         folders = sorted(
             {found.parent for name in WEIGHT_FILES for found in root.rglob(name)}, key=lambda f: len(f.parts)
         )
-        yield folders[0] if folders else next((f.parent for f in root.rglob("*") if f.suffix in SUFFIXES), root)
+        yield (
+            folders[0]
+            if folders
+            else next((f.parent for f in root.rglob("*") if f.suffix in SUFFIXES and not f.name.startswith(".")), root)
+        )

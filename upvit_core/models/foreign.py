@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+TASKS = (
+    (r"(^|\.)(lora_[AB]|lora_(up|down)|base_layer)\.", "a model with adapters (LoRA) that are not merged into it"),
+    (r"\._packed_params|\.(SCB|qweight|qzeros|absmax|quant_map|weight_format|zero_point)$", "a quantised model"),
+    (r"(^|\.)(roi_heads|proposal_generator|rpn)\.|bbox_embed|bbox_predictor|class_labels_classifier|"
+     r"(^|\.)(bbox|box|class)_head\.", "an object detector"),
+    (r"(^|\.)(decode_head|auxiliary_head|mask_decoder|mask_head|seg_head|upscale_block)\.|class_predictor\.",
+     "a segmentation model"),
+    (r"(^|\.)(neck\.(reassemble_stage|fusion_stage|convs)|reassemble_blocks)\.", "a model of depth or other maps"),
+)  # fmt: skip
+"""What whole files hold, a backbone in them or not."""
 MODELS = (
-    (r"(^|\.)(roi_heads|proposal_generator|rpn)\.|bbox_embed|bbox_predictor|class_labels_classifier|(^|\.)bbox_head\.",
-     "an object detector"),
-    (r"(^|\.)(decode_head|auxiliary_head|mask_decoder|seg_head)\.", "a segmentation model"),
+    (r"(^|\.)state\.\d+\.(exp_avg|momentum_buffer)$", "the state of an optimizer"),
     (r"blocks_token_only\.", "a CaiT"),
     (r"\.local_mp\.|cls_attn_blocks\.", "an XCiT"),
     (r"\.xca\.", "an EdgeNeXt"),
@@ -35,7 +43,8 @@ MODELS = (
     (r"(^|\.)self_attn\.q_proj\.|(^|\.)(lm_head|embed_tokens)\.|crossattention|encoder_attn\.|"
      r"(^|\.)decoder\.(layers?|block)\.|word_embeddings\.", "a language model or decoder"),
     (r"(^|\.)(down_blocks|mid_block|input_blocks)\.|^x_embedder\.", "a diffusion model"),
-    (r"^head\.(mlp|last_layer)\.", "a DINO model with its projection head, which is no classifier"),
+    (r"(^|\.)decoder\.\d+\.", "a model that paints masked patches, which has no classifier"),
+    (r"(^|\.)token_mixer\.", "a PoolFormer (or another MetaFormer)"),
     (r"(?<!mlp)(?<!dwconv)\.(conv_dw|dwconv)\.|downsample_layers\.|(^|\.)layer1\.0\.conv1\.|^s1\.b1\.|^features\.0\.|running_mean$|"
      r"^stem\.", "a network with convolutions in its stem or blocks (ConvNeXt, ResNet and the like)"),
 )  # fmt: skip
@@ -53,10 +62,19 @@ PARTS = (
 )
 
 
+def foreign_task(keys: Iterable[str]) -> str | None:
+    """What a file holds that is more or less than a model, by all its names; None where they speak for none."""
+    return _first(TASKS, keys)
+
+
 def foreign_model(keys: Iterable[str]) -> str | None:
     """The kind of unsupported model whose tensors have these names; None where they speak for none."""
+    return _first(MODELS, keys)
+
+
+def _first(kinds: Sequence[tuple[str, str]], keys: Iterable[str]) -> str | None:
     names = list(keys)
-    return next((model for pattern, model in MODELS if any(re.search(pattern, key) for key in names)), None)
+    return next((kind for pattern, kind in kinds if any(re.search(pattern, key) for key in names)), None)
 
 
 def foreign_part(keys: Iterable[str]) -> tuple[str, str] | None:

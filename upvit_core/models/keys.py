@@ -14,21 +14,30 @@ from itertools import takewhile
 from torch import Tensor
 
 from upvit_core.errors import CheckpointError, UnsupportedModelError
-from upvit_core.models.foreign import foreign_model
+from upvit_core.models.foreign import foreign_model, foreign_task
 from upvit_core.models.names import FORMS, MULTIHEAD, Form
 from upvit_core.models.tensors import listed
 from upvit_core.models.towers import TOWERS
 
 ALL_FORMS = (*FORMS, *TOWERS)
-EMA = re.compile(r"(^|[._])(ema|averaged|momentum|swa)([._]|$)|[a-z]_?ema\.|^ema_", re.IGNORECASE)
-TEACHER = re.compile(r"(^|\.)(\w+_)?teacher\.")
+EMA = re.compile(
+    r"(^|[._])(ema|averaged?|avg|moving_average|momentum|swa|polyak|shadow)([._]|$)|[a-z]_?ema\.|^ema_", re.IGNORECASE
+)
+TEACHER = re.compile(
+    r"(^|\.)((\w+_)?teacher(_\w+)?|target_(encoder|network|net|model|backbone)|encoder_k|key_encoder)\."
+)
+EXCHANGED = re.compile(r"^(ema_state_dict\.steps$|current_model_state\.)")
+"""Names in files that hold the average as `state_dict`, and the model's own weights apart (MMEngine, Lightning)."""
+BEST = re.compile(r"(^|[._])best([._]|$)")
 USUAL = re.compile(r"(^|\.)(model|state_dict|model_state(_dict)?|student|net|network)\.")
+INNER = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+NO_HEAD = re.compile(r"proj|predict|proto|embed|decoder|queue|center|aux|text|word|head\.mlp|last_layer", re.IGNORECASE)
 HEAD = re.compile(
-    r"^(heads?|fc|linear|classifier|cls_classifier|distillation_classifier|cls_head|mlp_head|visual_projection)\.(\w+\.)*\w+$"
+    r"^(?!head\.(probe|attention|layernorm|mlp|last_layer)\b)(heads?|fc|linear|classifier|cls_classifier|distillation_classifier|cls_head|mlp_head|linear_head|visual_projection)\.(\w+\.)*\w+$"
 )
 UNREAD = re.compile(
     r"(^|\.)(total_ops|total_params|mask_token|position_ids|relative_position_index|num_batches_tracked)$|(^|\.)pooler\.dense\.|"
-    r"^(criterion|loss\w*|metrics?|\w+_metrics?)\."
+    r"^(\w+_)?head\.(mlp\.\d|last_layer)\b|^(criterion|loss\w*|metrics?|\w+_metrics?)\."
 )
 BESIDE = re.compile(r"^(optimizers?|optimizer_states|scaler|lr_schedulers?|amp|scheduler|callbacks|loops)\.")
 
@@ -37,7 +46,8 @@ BESIDE = re.compile(r"^(optimizers?|optimizer_states|scaler|lr_schedulers?|amp|s
 class Found:
     """One model's tensors under timm's names.
 
-    `chosen` names it where a file holds `others` too; `left_out` are tensors that are no part of it.
+    `chosen` names it where a file holds `others` too; `left_out` are tensors that are no part of it. `note`
+    says what else was taken for granted.
     """
 
     tensors: dict[str, Tensor]
@@ -48,6 +58,7 @@ class Found:
     others: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     heads: int | None = None
+    note: str = ""
 
 
 def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = None, *, known: bool = False) -> Found:
@@ -57,7 +68,10 @@ def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = 
 
     Raises UnsupportedModelError where no layout is recognised, CheckpointError where `wanted` is not there.
     """
+    tensors, note = _whole_weights(tensors)
     forms = _candidates(tensors)
+    if name := foreign_task(tensors):
+        raise UnsupportedModelError(f"{source} is {name}, which is not supported; give a ViT, DeiT or PVTv2.")
     if not forms:
         if name := foreign_model(tensors):
             raise UnsupportedModelError(f"{source} is {name}, which is not supported; give a ViT, DeiT or PVTv2.")
@@ -74,9 +88,14 @@ def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = 
         and not any(other != prefix and other.startswith(prefix) and key.startswith(other) for other in forms)
     }
     surplus = {key for key in inner if UNREAD.search(key)}
-    own = {key: tensor for key, tensor in inner.items() if key not in surplus}
-    outer = _heads_beside(prefix, own, tensors)
-    if not known and forms[prefix] not in TOWERS and (name := foreign_model(own)):
+    own = {INNER.sub("", key): tensor for key, tensor in inner.items() if key not in surplus}
+    outer = _heads_beside(prefix, own, tensors, forms)
+    if (
+        own
+        and not known
+        and forms[prefix] not in TOWERS
+        and (name := foreign_model(k for k in own if not HEAD.match(k)))
+    ):
         raise UnsupportedModelError(f"{source} is {name}, which is not supported; give a ViT, DeiT or PVTv2.")
     taken = {prefix + key for key in inner} | set(outer.values())
     beside = [
@@ -85,8 +104,48 @@ def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = 
         if key not in taken and not BESIDE.match(key) and not any(key.startswith(other) for other in forms if other)
     ]
     translated, heads = forms[prefix].translate(own | {key: tensors[full] for key, full in outer.items()}, source)
+    translated = _with_one_head(translated, source)
+    if taken_for := next((full for key, full in outer.items() if key == "head.weight" and not HEAD.search(full)), ""):
+        note = "; ".join(filter(None, (note, f"its classifier is taken to be {taken_for.removesuffix('.weight')}")))
     chosen = prefix.rstrip("./") if others else ""
-    return Found(translated, forms[prefix], prefix, chosen, is_average, others, (*surplus, *beside), heads)
+    return Found(translated, forms[prefix], prefix, chosen, is_average, others, (*surplus, *beside), heads, note)
+
+
+def _whole_weights(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """Weights that a file holds in two parts, whole: masked by torch's pruning, or a direction and its length."""
+    out, note = dict(tensors), ""
+    for key in tensors:
+        if key.endswith("_orig") and (mask := f"{key.removesuffix('_orig')}_mask") in out:
+            out[key.removesuffix("_orig")] = out.pop(key) * out.pop(mask)
+            note = "weights are taken with the masks of torch.nn.utils.prune"
+        name, _, part = key.rpartition(".")
+        name, part = (name.replace("parametrizations.", ""), "0") if part == "original0" else (key[:-2], key[-2:])
+        other = key.replace("original0", "original1") if part == "0" else f"{name}_v"
+        if part in ("0", "_g") and other in out:
+            length, direction = out.pop(key), out.pop(other)
+            axes = [axis for axis, size in enumerate(length.shape) if size == 1]
+            out[name] = direction * (length / direction.norm(dim=axes, keepdim=True))
+    return out, note
+
+
+def _with_one_head(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors with their classifier called `head`, however deep it lies, and with zeros for a bias that it lacks.
+
+    Raises UnsupportedModelError where it has several layers.
+    """
+    out = dict(tensors)
+    if "head.weight" not in out and (parts := sorted(key for key in out if re.match(r"heads?\.", key))):
+        layers = [key for key in parts if key.endswith(".weight") and out[key].ndim == 2]
+        if len(layers) != 1 or len(parts) > 2:
+            raise UnsupportedModelError(
+                f"{source} has a classifier of several parts ({listed(parts)}), which is not supported; give one "
+                "linear layer."
+            )
+        out |= {f"head.{key.rpartition('.')[2]}": out.pop(key) for key in parts}
+    for head in ("head", "head_dist"):
+        if f"{head}.weight" in out and f"{head}.bias" not in out:
+            out[f"{head}.bias"] = out[f"{head}.weight"].new_zeros(len(out[f"{head}.weight"]))
+    return out
 
 
 def _candidates(tensors: Mapping[str, Tensor]) -> dict[str, Form]:
@@ -129,6 +188,8 @@ def _exact(form: Form, prefix: str, tensors: Iterable[str]) -> Form:
 def _choose(prefixes: list[str], tensors: Mapping[str, Tensor], source: str, wanted: str | None) -> tuple[str, bool]:
     """The prefix of the model to take, and whether it is an average."""
     averages = [prefix for prefix in prefixes if EMA.search(prefix)]
+    if any(EXCHANGED.match(key) for key in tensors):
+        averages = [p for p in prefixes if p.startswith("state_dict.")]
     averages = averages or [p for p in prefixes if TEACHER.search(p) and _has_twin(p, prefixes, tensors)]
     if wanted is not None:
         named = [p for p in prefixes if p.rstrip("./") == wanted] or [p for p in prefixes if wanted in p.split(".")]
@@ -140,7 +201,7 @@ def _choose(prefixes: list[str], tensors: Mapping[str, Tensor], source: str, wan
         return named[0], named[0] in averages
     students = [prefix for prefix in prefixes if not TEACHER.search(prefix)]
     pool = averages or students or prefixes
-    chosen = next((prefix for prefix in pool if USUAL.search(prefix)), pool[0])
+    chosen = next((p for kind in (BEST, USUAL) for p in pool if kind.search(p)), pool[0])
     return chosen, chosen in averages
 
 
@@ -153,8 +214,13 @@ def _has_twin(teacher: str, prefixes: list[str], tensors: Mapping[str, Tensor]) 
     return any(other != teacher and shapes(other) == shapes(teacher) for other in prefixes)
 
 
-def _heads_beside(prefix: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """A classifier that lies beside the backbone instead of in it: its name as if it lay inside, and its own."""
+def _heads_beside(
+    prefix: str, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], forms: Mapping[str, Form]
+) -> dict[str, str]:
+    """A classifier that lies beside the backbone instead of in it: its name as if it lay inside, and its own.
+
+    One of an unusual name is known by its width, where no other layer beside the backbone reads as many numbers.
+    """
     if any(HEAD.match(key) for key in own):
         return {}
     parent = prefix
@@ -165,4 +231,18 @@ def _heads_beside(prefix: str, own: Mapping[str, Tensor], tensors: Mapping[str, 
             k.removeprefix(parent): k for k in tensors if k.startswith(parent) and HEAD.match(k[len(parent) :])
         }:
             return heads
-    return {}
+    if forms[prefix] in TOWERS:
+        return {}
+    width = next((len(t) for k, t in own.items() if forms[prefix].anchor.search(k) and t.ndim == 4), 0)
+    layers = [
+        key.removesuffix(".weight")
+        for key, tensor in tensors.items()
+        if key.endswith(".weight")
+        and tensor.ndim == 2
+        and tensor.shape[1] == width
+        and not any(key.startswith(other) for other in forms)
+        and not BESIDE.match(key)
+        and not NO_HEAD.search(key)
+    ]
+    names = ("weight", "bias") if len(layers) == 1 else ()
+    return {f"head.{leaf}": f"{layers[0]}.{leaf}" for leaf in names if f"{layers[0]}.{leaf}" in tensors}

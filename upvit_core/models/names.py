@@ -82,15 +82,26 @@ TIMM_RULES = (
     (r"\.gamma_([12])$", r".ls\1.gamma"),  # DeiT III
     (r"^blocks\.\d+\.(\d+)\.(?=\D)", r"blocks.\1."),  # DINOv2 in chunks, whose blocks keep their own numbers
     (r"^register_tokens$", "reg_token"),
-    (r"^(?:fc|classifier|linear|cls_head|mlp_head)\.(weight|bias)$", r"head.\1"),
+    (r"^(?:fc|classifier|linear|cls_head|mlp_head|linear_head)\.(weight|bias)$", r"head.\1"),
 )
+TIMM_QKV = re.compile(r"^(blocks\.\d+\.attn\.)(?:to_)?([qkv])(?:_proj)?\.(weight|bias)$")
 
 
 def from_timm(tensors: Tensors, source: str) -> Translated:
     """timm's own names, DeiT's, MAE's and DINOv2's; PVTv2's authors'."""
     if is_pvt(tensors):
         return from_authors(tensors), None
-    out = renamed(tensors, TIMM_RULES)
+    apart: dict[str, dict[str, str]] = {}
+    for key in tensors:
+        if match := TIMM_QKV.match(key):
+            apart.setdefault(f"{match[1]}qkv.{match[3]}", {})[match[2]] = key
+    apart = {key: parts for key, parts in apart.items() if len(parts) == len("qkv")}
+    gone = {key for parts in apart.values() for key in parts.values()}
+    out = renamed({key: tensor for key, tensor in tensors.items() if key not in gone}, TIMM_RULES)
+    out |= joined({key: {part: tensors[name] for part, name in parts.items()} for key, parts in apart.items()}, source)
+    for key in ("cls_token", "dist_token", "reg_token", "pos_embed"):
+        if key in out and out[key].ndim in (1, 2):
+            out[key] = out[key].reshape(1, -1, out[key].shape[-1])
     if "register_tokens" in tensors and "cls_token" in out and "pos_embed" in out:
         # DINOv2 adds the first position to the class token before it puts the registers in between.
         out["cls_token"] = out["cls_token"] + out["pos_embed"][:, :1]

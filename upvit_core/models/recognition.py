@@ -39,7 +39,7 @@ class Recognition:
             found.is_average,
             found.others,
             found.left_out,
-            assumes=found.form.assumes,
+            assumes="; ".join(filter(None, (found.form.assumes, found.note))),
         )
 
     @property

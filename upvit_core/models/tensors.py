@@ -119,10 +119,12 @@ def _check_head(tensors: Mapping[str, Tensor], width: int, source: str) -> None:
     head = tensors.get("head.weight")
     if head is not None and not head.shape[0]:
         raise CheckpointError(f"{source} has a classifier of no classes (head.weight); give a complete checkpoint.")
-    if head is not None and head.ndim == 2 and head.shape[1] == 2 * width:
+    if head is not None and head.ndim == 2 and head.shape[1] > width and head.shape[1] % width == 0:
+        many = "two" if head.shape[1] == 2 * width else str(head.shape[1] // width)
         raise UnsupportedModelError(
-            f"{source} has a classifier that reads two features of {width} numbers (as DINOv2's reads the class token "
-            "beside the mean over patches), which is not supported; give one that reads one."
+            f"{source} has a classifier that reads {many} features of {width} numbers (as DINOv2's reads the class "
+            "token of one block or of four beside the mean over patches), which is not supported; give one that reads "
+            "one."
         )
 
 

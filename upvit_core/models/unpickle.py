@@ -109,6 +109,8 @@ def named_tensors(content: object) -> tuple[dict[str, Tensor], Modules]:
     found: dict[str, Tensor] = {}
     modules: dict[str, tuple[str, Mapping[str, object]]] = {}
     seen: set[int] = set()
+    unnamed: dict[str, list[Tensor]] = {}
+    dicts: list[dict[str, Tensor]] = []
 
     def walk(value: object, path: str) -> None:
         if isinstance(value, Inert) and (numbers := numpy_of(value)) is not None:
@@ -118,10 +120,13 @@ def named_tensors(content: object) -> tuple[dict[str, Tensor], Modules]:
             return
         items = value.state if isinstance(value, Inert) else value
         if isinstance(items, (list, tuple)) and len(items) <= MOST_ITEMS:
+            if items and all(isinstance(item, Tensor) for item in items):
+                unnamed[path] = list(items)
             items = dict(enumerate(items)) if any(isinstance(item, (Mapping, Inert)) for item in items) else None
         if not isinstance(items, Mapping) or id(items) in seen:
             return
         seen.add(id(items))
+        dicts.append({str(key): inner for key, inner in items.items() if isinstance(inner, Tensor)})
         parts = [items]
         if "_parameters" in items and "_modules" in items:
             parts = [items[key] for key in ("_parameters", "_buffers", "_modules") if key in items]
@@ -132,6 +137,10 @@ def named_tensors(content: object) -> tuple[dict[str, Tensor], Modules]:
                 walk(inner, f"{path}.{name}" if path else name)
 
     walk(content, "")
+    for path, tensors in unnamed.items():  # averages in the order of the model's own
+        sizes = [tensor.shape for tensor in tensors]
+        named = next((own for own in dicts if [tensor.shape for tensor in own.values()] == sizes), {})
+        found |= {f"{path}.{key}": tensor for key, tensor in zip(named, tensors, strict=False)}
     return found, modules
 
 
@@ -164,7 +173,8 @@ def plain(value: object) -> Any:
             return plain(inner[0])
         return {key: inner for key, inner in state.items() if key not in ("_parameters", "_buffers", "_modules")}
     if isinstance(value, Tensor):
-        return value.flatten().tolist() if 0 < value.numel() <= MOST_COLOURS and value.device.type == "cpu" else None
+        few = 0 < value.numel() <= MOST_COLOURS and value.layout == torch.strided
+        return value.flatten().tolist() if few and not (value.is_quantized or value.is_meta) else None
     if isinstance(value, (list, tuple)) and len(value) <= MOST_ITEMS:
         return [plain(item) if isinstance(item, (Inert, Tensor)) else item for item in value]
     if isinstance(value, str) and value[:1] in "{[" and value[-1:] in "}]":

@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl, quote
 
 from upvit_core.errors import CheckpointError
 
-MARK = "#"
+MARK, QUOTES = "#", "'\""
 FLAGS = {"heads": "num_heads"}
 
 
@@ -52,6 +52,9 @@ class Source:
     def parse(cls, text: str | None) -> Source:
         """Raises CheckpointError where a number is none; a `#` that no option follows belongs to the path."""
         text = (text or "").strip()
+        if len(text) > 1 and text[0] == text[-1] and text[0] in QUOTES:  # as a file manager copies a path
+            text = text[1:-1].strip()
+        text = text.removeprefix("file://")
         path, mark, rest = text.rpartition(MARK)
         names = {field.name for field in fields(cls)[1:]}
         options = dict(parse_qsl(rest, keep_blank_values=True)) if mark else {}
