@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 from upvit_core.mapping.points import Worth
 from upvit_core.mapping.surrogate import Surrogate
 from upvit_core.paths import DEMO_FOLDER
+from upvit_core.planning.depth_records import DepthRecords
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.profiling.macs import count_macs, count_parameters
 from upvit_core.records.basis import Basis
@@ -66,6 +67,14 @@ def test_numbers_at_the_sliders_are_the_librarys(phone: Page, tmp_path: Path, ma
     phone.screenshot(path=tmp_path / "phone.png")
 
 
-def test_a_plan_of_other_widths_has_no_sliders() -> None:
+@pytest.mark.parametrize("shallow", [False, True])
+def test_sliders_start_nearest_to_a_plan_whose_blocks_differ(phone: Page, tmp_path: Path, shallow: bool) -> None:
     scores = ImportanceScores.load(DEMO_FOLDER / "scores.safetensors")
-    assert 'class="moving' not in plan_report(WhatIf(50, 50, 3, 50, allocation="global").plan(scores), scores)
+    records = DepthRecords(tmp_path, (DEMO_FOLDER / "blocks.json",))
+    plan = WhatIf(50, 50, 3, 40, allocation="global", depth=5 if shallow else None).plan(scores, records)
+    (tmp_path / "plan.html").write_text(plan_report(plan, scores), encoding="utf-8")
+    phone.goto(f"file://{tmp_path}/plan.html")
+    assert "This plan is not one of equal shares" in phone.inner_text("body")
+    stay = sum(len(plan.kept(f"ffn.{b}")) for b in range(6))
+    assert shown(phone, "ffn").startswith(f"{round(100 * (1 - stay / (6 * 384)))} %")
+    assert shown(phone, "heads") == "3"

@@ -8,7 +8,7 @@ import numpy as np
 
 from upvit_core.figures.browser import text_of
 from upvit_core.figures.theme import COLOURS, TITLES
-from upvit_core.mapping.points import Worth
+from upvit_core.mapping.points import Worth, removed
 from upvit_core.mapping.surrogate import Surrogate
 from upvit_core.mapping.table import estimate_table
 from upvit_core.planning.live_counts import live_counts, widths_at
@@ -31,16 +31,18 @@ STYLE = """<style>
 
 
 def add_moving(page: Page, plan: PruningPlan, scores: ImportanceScores | None, surrogate: Surrogate | None) -> None:
-    """Sliders that start at the plan; nothing where it is not one of equal shares. `surrogate` is of these scores."""
-    shape = plan.shape_before
+    """Sliders of equal shares that start at the plan, or nearest to one whose blocks differ. `surrogate` is of these
+    scores."""
+    shape, options = plan.shape_before, head_options(plan.shape_before)
     asked = WhatIf.from_request(plan.requested, basis=plan.basis, repair=False)
-    if asked is None or len(plan.blocks) != shape.depth:
-        return
-    options = head_options(shape)
-    start = {c: round(asked.percents[c]) for c in shape.components if c in asked.percents}
-    heads = asked.heads or (options[-1] if options else None)
-    if widths_at(shape, heads, start) != {group.key: group.width for group in plan.shape_after.groups}:
-        return
+    kept = {group.key: len(plan.kept(group.key)) for group in shape.groups}
+    heads = (asked and asked.heads) or (options[-1] if options else None)
+    start = {c: round(asked.percents[c]) for c in shape.components if c in asked.percents} if asked else {}
+    even = bool(start) and widths_at(shape, heads, start) == kept
+    if not even:
+        start = {c: min(round(100 * share), MAX_REMOVED_PERCENT) for c, share in removed(kept, shape).items()}
+        mean = sum(block.attention.heads for block in plan.blocks) / len(plan.blocks)
+        heads = min(options, key=lambda count: abs(count - mean), default=None)
     if scores is None or surrogate is None or surrogate.record.basis != plan.basis:
         surrogate = None
     task = task_of(shape)
@@ -85,7 +87,8 @@ def add_moving(page: Page, plan: PruningPlan, scores: ImportanceScores | None, s
         f'{STYLE}<div class="moving screen"><div class="values" aria-live="polite">{values}</div>{controls}</div>'
         f"<script>(() => {{\nconst data = {content};\n{script}}})();</script>"
     )
-    page.note(f"Counts are exact, for {plan.basis} removed in equal shares from all blocks.{of}")
+    near = "" if even else " This plan is not one of equal shares; the sliders start nearest to it."
+    page.note(f"Counts are exact, for {plan.basis} removed in equal shares from all blocks.{near}{of}")
 
 
 def _control(name: str, title: str, colour: str, count: int, at: int) -> str:
