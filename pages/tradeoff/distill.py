@@ -108,7 +108,7 @@ def _form(model: OpenModel, scores: ImportanceScores, what_if: WhatIf, found: Me
     kinds = {ONE_PLAN: [what_if], "A sweep of 3": ratio_sweep(what_if)}
     if scores.basis == "channels" and model.shape.has_directions:
         kinds["Both ways"] = both_bases(what_if)
-    if model.shape.has_directions and model.shape.classes:
+    if model.shape.has_directions:
         kinds[EVERY_SIZE] = [replace(what_if, basis=Basis.DIRECTIONS, repair=True)]
     kind = st.segmented_control(
         "What",

@@ -12,7 +12,7 @@ from upvit_core.pruning.basis.heads import head_factors
 from upvit_core.pruning.basis.residual import embedding
 from upvit_core.pruning.basis.scores import whole_plan
 from upvit_core.pruning.basis.slice import CutBasis, prune_directions
-from upvit_core.pruning.elastic import ladder_sizes, prefix_plan, prefix_state, size_of
+from upvit_core.pruning.elastic import cut_size, ladder_sizes, prefix_plan, prefix_state, size_of
 from upvit_core.pruning.elastic.full_width import helmert, nested_embedding
 from upvit_core.records.plan import Kept, KeptAttention
 from upvit_core.records.ratios import Ratios
@@ -105,6 +105,17 @@ def test_gradients_of_a_slice_reach_the_full_width_and_nothing_behind_its_prefix
     assert bool((weight[: size.blocks[0].ffn, : size.embed_dim] != 0).all())
     assert bool((weight[size.blocks[0].ffn :] == 0).all())
     assert bool((weight[:, size.embed_dim :] == 0).all())
+
+
+def test_a_model_without_a_classifier_has_every_size_too_and_each_gives_all_features():
+    loaded, made = tiny_elastic("features")
+    x = images(6, torch.float32)
+    assert float((logits(made.model, x) - logits(loaded.model, x)).abs().max()) < 1e-5
+    assert made.shape.features
+    for share, least in ((0.25, 0.95), (0.5, 0.8)):
+        thin = cut_size(made.model, made.elastic, size_of(made.shape, Ratios.equal(share)))
+        assert logits(thin, x).shape == (6, 16)
+        assert float(torch.cosine_similarity(logits(thin, x), logits(loaded.model, x)).mean()) > least
 
 
 def test_models_whose_residual_cannot_be_rotated_are_refused():

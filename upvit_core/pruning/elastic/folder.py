@@ -16,6 +16,7 @@ from upvit_core.errors import PlanError, UnsupportedModelError
 from upvit_core.importance.criterion import Progress, Proxy, Report, silent
 from upvit_core.models.build import adapt, build_model
 from upvit_core.models.checkpoint import LoadedModel, load_model, save_model
+from upvit_core.models.output import with_output
 from upvit_core.models.tensors import digest_of
 from upvit_core.models.vit import ViTAdapter
 from upvit_core.pruning.basis.fold import load
@@ -25,6 +26,7 @@ from upvit_core.pruning.elastic.corrections import corrections_of
 from upvit_core.pruning.elastic.full_width import full_width_state, norm_scales
 from upvit_core.pruning.elastic.moments import Solver, gather_moments
 from upvit_core.pruning.elastic.prefix import size_of
+from upvit_core.pruning.surgery import linear_features
 from upvit_core.records.basis import Basis
 from upvit_core.records.elastic import Elastic, ElasticOrigin
 from upvit_core.records.ratios import Ratios
@@ -47,19 +49,17 @@ def make_elastic(
 ) -> ElasticModel:
     """The elastic model of a loaded ViT; `n` training images, drawn by `seed`, order its channels. No labels are used.
 
-    Without a qkv bias the model gets one, which takes over the bias of the norm before it.
-    Raises UnsupportedModelError for models without a classifier, or whose residual cannot be rotated.
+    Without a qkv bias the model gets one, which takes over the bias of the norm before it; without a classifier it
+    gets a linear layer that makes its features, as thinner sizes need one.
+    Raises UnsupportedModelError for models whose residual cannot be rotated.
     """
     if not loaded.shape.has_directions:
         raise UnsupportedModelError(
             f"An elastic model is made from a plain ViT, and the residual of {loaded.name} cannot be rotated."
         )
-    if loaded.shape.features:
-        raise UnsupportedModelError(f"An elastic model is made from a classifier, and {loaded.name} gives features.")
-    if not loaded.shape.classes:
-        raise UnsupportedModelError(f"An elastic model is made from a classifier, and {loaded.name} has none.")
-    loaded = _with_qkv_bias(loaded)
-    proxy, adapter = draw_proxy(images, min(n, len(images)), seed), adapt(loaded.model, loaded.shape)
+    loaded = _with_linear_layers(loaded)
+    proxy = draw_proxy(images, min(n, len(images)), seed)
+    adapter = with_output(adapt(loaded.model, loaded.shape), proxy)
     stats = collect_statistics(adapter, proxy, report=report)
     found = directions_scores(adapter, proxy, stats, report=report)
     order = {b: torch.from_numpy(np.argsort(-found.ffn(b), kind="stable")) for b in range(loaded.shape.depth)}
@@ -101,14 +101,13 @@ def _corrections(model: nn.Module, elastic: Elastic, proxy: Proxy, report: Repor
         yield from ((f"{share:g}/{name}", change) for name, change in found.items())
 
 
-def _with_qkv_bias(loaded: LoadedModel) -> LoadedModel:
-    shape = replace(loaded.shape, qkv_bias=True)
-    if loaded.shape.qkv_bias:
+def _with_linear_layers(loaded: LoadedModel) -> LoadedModel:
+    weights, shape = linear_features(dict(loaded.model.state_dict()), replace(loaded.shape, qkv_bias=True))
+    if shape == loaded.shape:
         return loaded
-    weights = dict(loaded.model.state_dict())
     like = weights["pos_embed"]
     for b, block in enumerate(shape.blocks):
-        weights[f"blocks.{b}.attn.qkv.bias"] = like.new_zeros(3 * block.attention)
+        weights.setdefault(f"blocks.{b}.attn.qkv.bias", like.new_zeros(3 * block.attention))
     return replace(loaded, model=load(weights, shape, like=like), shape=shape)
 
 
