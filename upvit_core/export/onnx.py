@@ -76,7 +76,7 @@ def save_backbone(loaded: LoadedModel, folder: str | Path) -> dict[str, object]:
     refuse_language(loaded.shape, BACKBONE, "its folder holds all of it")
     if not loaded.shape.is_uniform:
         raise ExportError(
-            f"The blocks of {loaded.name} differ in width, and stock timm builds none such; export it with --format "
+            f"{loaded.name} has widths that no class of stock timm builds; export it with --format "
             "onnx, or use load_model and forward_intermediates."
         )
     folder = Path(folder)

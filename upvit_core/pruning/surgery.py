@@ -34,12 +34,16 @@ def prune(model: nn.Module, shape: ModelShape, plan: PruningPlan) -> nn.Module:
 
 
 def check_fits(shape: ModelShape, plan: PruningPlan) -> None:
-    """Raises PlanError where the plan's source widths are not the model's."""
+    """Raises PlanError where the plan's source has other widths, parts or outputs than the model."""
     planned = plan.shape_before
-    if (planned.embed_dims, planned.depths, planned.blocks) != (shape.embed_dims, shape.depths, shape.blocks):
+    ours, theirs = (
+        (s.embed_dims, s.depths, s.blocks, s.outputs, layout(s.with_linear_features()).keys()) for s in (shape, planned)
+    )
+    if ours != theirs:
         raise PlanError(
-            f"The plan was made for {planned.name} ({planned.embed_dim} residual channels, {planned.depth} blocks), "
-            f"not for {shape.name} ({shape.embed_dim}, {shape.depth}) with its widths; make a plan for this model."
+            f"The plan was made for {planned.name} ({planned.embed_dim} residual channels, {planned.depth} blocks, "
+            f"{planned.outputs} outputs), not for {shape.name} ({shape.embed_dim}, {shape.depth}, {shape.outputs}) "
+            "with its widths and parts; make a plan for this model."
         )
 
 

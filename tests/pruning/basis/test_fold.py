@@ -43,3 +43,9 @@ def test_fold_refuses_what_it_cannot_keep():
         dead.blocks[1].norm1.weight[3] = 0
     with pytest.raises(UnsupportedModelError, match=r"blocks.1.norm1.weight\[3\] is 0"):
         fold(dead, shape)
+
+
+@pytest.mark.parametrize("variant", ["norm before the blocks", "features, norm before"])
+def test_a_residual_that_cannot_be_rotated_is_refused(variant):
+    with pytest.raises(UnsupportedModelError, match="cannot be rotated"):
+        fold(*tiny(variant))

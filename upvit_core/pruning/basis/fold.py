@@ -24,8 +24,13 @@ State = dict[str, Tensor]
 def fold(model: nn.Module, shape: ModelShape) -> nn.Module:
     """An equal model in eval mode, folded, with features made by a linear layer; the source is not touched.
 
-    Raises UnsupportedModelError where the model has no final norm, or a norm weight of 0 that hides a bias.
+    Raises UnsupportedModelError where the residual cannot be rotated, the model has no final norm, or a norm weight
+    of 0 hides a bias.
     """
+    if not shape.has_directions:
+        raise UnsupportedModelError(
+            f"The residual of {shape.name} cannot be rotated, which is done for plain ViTs; take basis=channels."
+        )
     state, linear = linear_features(state_of(model), shape)
     return load(folded_state(state, linear), linear, like=next(model.parameters()))
 
