@@ -13,8 +13,10 @@ from tests.pruning.test_features import random_plan
 from tests.support.small_run import CFG, write_images
 from tests.support.tiny import tiny
 from upvit_core.data import open_images
+from upvit_core.errors import DataError
 from upvit_core.evaluation import CLASSES, evaluate, readout_of, run_teacher
 from upvit_core.models.neighbours import K, bank_of, votes
+from upvit_core.models.output import Gaussian
 from upvit_core.models.predict import predict
 from upvit_core.pruning.surgery import prune
 
@@ -74,6 +76,14 @@ def test_without_labels_there_is_no_top1_and_cosine_stays(tmp_path: Path) -> Non
     assert math.isnan(result.top1_interval[0])
     assert result.cosine == pytest.approx(1)
     assert result.kl == pytest.approx(0, abs=1e-9)
+
+
+def test_the_covariance_of_two_images_is_shrunk_and_one_has_none() -> None:
+    features = torch.randn(2, 16, generator=torch.Generator().manual_seed(0)).double()
+    output = Gaussian.of(features)
+    assert float(output.kl(output.reference(features), features + 0.1).mean()) < 100
+    with pytest.raises(DataError, match="two images"):
+        Gaussian.of(features[:1])
 
 
 def test_classes_of_bank_and_images_are_matched_by_name(tmp_path: Path) -> None:

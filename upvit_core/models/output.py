@@ -17,6 +17,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from upvit_core.errors import DataError
 from upvit_core.models.adapter import Adapter
 from upvit_core.models.output_directions import Directions, OutputDirections, output_directions
 
@@ -90,13 +91,20 @@ class Gaussian:
 
     @classmethod
     def of(cls, features: Tensor) -> Gaussian:
-        """The distribution of a model with these features (N, D) on the proxy images."""
-        from sklearn.covariance import ledoit_wolf  # a second to import
+        """The distribution of a model with these features (N, D) on the proxy images.
 
-        covariance, shrinkage = ledoit_wolf(features.detach().double().cpu().numpy())
-        variances, vectors = torch.linalg.eigh(torch.from_numpy(covariance))
+        Raises DataError for a single image, whose covariance is 0.
+        """
+        from sklearn.covariance import empirical_covariance, ledoit_wolf_shrinkage, shrunk_covariance  # takes a second
+
+        if len(features) < 2:
+            raise DataError("The covariance of features needs at least two images; take more.")
+        values = features.detach().double().cpu().numpy()
+        shrinkage = float(ledoit_wolf_shrinkage(values)) if len(values) > 2 else 0.5  # of two the rule gives 0
+        covariance = torch.from_numpy(shrunk_covariance(empirical_covariance(values), shrinkage))
+        variances, vectors = torch.linalg.eigh(covariance)
         least = LEAST_VARIANCE * variances.mean().clamp_min(1e-300)
-        return cls(vectors, 1 / variances.clamp_min(least), float(shrinkage), len(features))
+        return cls(vectors, 1 / variances.clamp_min(least), shrinkage, len(features))
 
     @property
     def whitener(self) -> Tensor:
