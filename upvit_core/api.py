@@ -204,6 +204,7 @@ def evaluate(
     data: Data,
     *,
     teacher: LoadedModel | None = None,
+    bank: Data | None = None,
     images: int | None = None,
     seed: int = 0,
     batch_size: int = 100,
@@ -212,16 +213,17 @@ def evaluate(
     """Top-1 and top-5 in percent and the mean cross-entropy in nats, on the evaluation images of `data`.
 
     With a `teacher` also the mean KL(teacher || model) in nats an image; of a language model everything is by token.
-    Of a model without a classifier, top-1 is that of k-NN among the training images of `data` (NaN where it is an image
-    set, or has no labels), and the mean cosine to the teacher's features comes with the KL.
+    Of a model without a classifier, top-1 is that of k-NN among the training images of `bank` (None: of `data`), NaN
+    where these are not known or have no labels; the mean cosine to the teacher's features comes with the KL.
     `images` of them are drawn by `seed`; None takes all. Raises DataError where the data cannot be opened.
     """
     if teacher is not None:
         check_teacher(model.shape, teacher.shape)
     apart = model.shape.features
     test = _images(model, data, "val", root=root, apart=apart)
-    bank = None if isinstance(data, ImageSet) or not apart else _images(model, data, "train", root=root, apart=True)
-    readout = readout_of(model.shape, bank, test)
+    among = bank if bank is not None or isinstance(data, ImageSet) else data
+    known = None if among is None or not apart else _images(model, among, "train", root=root, apart=True)
+    readout = readout_of(model.shape, known, test)
     chosen = None if images is None else proxy_indices(test, images, seed)
     device = next(model.model.parameters()).device
     batches = test.batches(batch_size, indices=chosen, device=device)

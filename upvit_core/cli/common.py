@@ -17,13 +17,19 @@ if TYPE_CHECKING:
 
 
 def emit(result: Mapping[str, object], as_json: bool) -> None:
-    """Print a result: one JSON object, or one line per value."""
+    """Print what is known of a result: one JSON object, or one line per value."""
+    result = known(result)
     if as_json:
         typer.echo(json.dumps(result))
         return
     for key, value in result.items():
         text = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
         typer.echo(f"{key:<20} {text}")
+
+
+def known(values: Mapping[str, object]) -> dict[str, object]:
+    """Without numbers, and pairs of numbers, that are NaN, such as the top-1 of features without labels."""
+    return {key: value for key, value in values.items() if "nan" not in (str(value), str(value)[1:4])}
 
 
 class Bar:

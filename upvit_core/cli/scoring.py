@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from upvit_core.cli.common import Bar, depths_of, emit, removals_of
+from upvit_core.cli.common import Bar, depths_of, emit, known, removals_of
 from upvit_core.cli.options import (
     DataOptions,
     Depth,
@@ -24,6 +24,7 @@ from upvit_core.records.basis import Basis
 from upvit_core.records.criteria import BY_LABEL, OF_DIRECTIONS, WITHOUT_IMAGES, CriterionName, Precision, criteria_help
 
 app = typer.Typer()
+COMPARED = "kl,fisher,taylor,l1,l2,variance,random"
 
 
 @app.command()
@@ -191,7 +192,7 @@ def compare(
     dataset: DataOptions,
     criteria: Annotated[
         str, typer.Option(help="names, comma-separated; the first is what the others are compared with")
-    ] = ("kl,fisher,taylor,l1,l2,variance,random"),
+    ] = COMPARED,
     residual: Annotated[float, typer.Option()] = 0.5,
     attention: Annotated[float, typer.Option()] = 0.5,
     ffn: Annotated[float, typer.Option()] = 0.5,
@@ -210,6 +211,8 @@ def compare(
 
     loaded = opening.open(model)
     names = [name.strip() for name in criteria.split(",")]
+    if loaded.shape.features and criteria == COMPARED:
+        names = [name for name in names if name not in BY_LABEL]
     train = dataset.open(loaded, "train", labelled=not BY_LABEL.isdisjoint(names), apart=True)
     test = dataset.open(loaded, "val", apart=True)
     results = compare_criteria(
@@ -224,7 +227,7 @@ def compare(
         report=Bar(),
     )
     if as_json:
-        typer.echo(json.dumps({"criteria": [asdict(result) for result in results]}))
+        typer.echo(json.dumps({"criteria": [known(asdict(result)) for result in results]}))
         return
     task = task_of(loaded.shape)
     typer.echo(

@@ -77,7 +77,9 @@ class Task:
         return low, high
 
     def format(self, value: float, digits: int | None = None) -> str:
-        """`91.7 %` or `16.74`."""
+        """`91.7 %` or `16.74`; NaN, of images without labels, is not known."""
+        if value != value:
+            return "not known"
         return f"{value:,.{self.digits if digits is None else digits}f}{self.sign}"
 
     def format_interval(self, result: object) -> str:

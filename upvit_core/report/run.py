@@ -107,5 +107,6 @@ def _evaluation(row: Row, task: Task) -> str:
     text = task.format(row[task.key], 2)
     if row.get("images"):
         text += f" {'of' if task is IMAGES else 'on'} {row['images']:,} test {task.samples}"
-    kl = row.get("kl_teacher")
+    kl, cosine = row.get("kl_teacher"), row.get("cosine")
+    text += f"; mean cosine to the teacher {cosine:.3f}" if cosine is not None else ""
     return text + (f"; KL to the teacher {kl:.4g} {task.nats}" if kl is not None else "")
