@@ -17,8 +17,8 @@ from upvit_core.models.build import adapt
 from upvit_core.models.pvt import PVTAdapter
 
 
-def state() -> pvt.State:
-    return {name: tensor.detach() for name, tensor in tiny_pvt()[0].state_dict().items()}
+def state(**changes: bool) -> pvt.State:
+    return {name: tensor.detach() for name, tensor in tiny_pvt(**changes)[0].state_dict().items()}
 
 
 def scales() -> list[float]:
@@ -30,9 +30,23 @@ def expected() -> dict[str, torch.Tensor]:
     return pvt.kl_scores(state(), images(), HEADS)
 
 
-def test_the_oracle_runs_the_model_as_timm_does() -> None:
-    model, _ = tiny_pvt()
-    torch.testing.assert_close(pvt.logits(state(), images(), HEADS, scales()), model(images()), rtol=1e-9, atol=1e-11)
+@pytest.mark.parametrize("linear", [False, True])
+def test_the_oracle_runs_the_model_as_timm_does(linear: bool) -> None:
+    model, _ = tiny_pvt(linear=linear)
+    found = pvt.logits(state(linear=linear), images(), HEADS, scales())
+    torch.testing.assert_close(found, model(images()), rtol=1e-9, atol=1e-11)
+
+
+def test_exact_scores_of_linear_attention_equal_slow_removal_and_fisher_ranks_so() -> None:
+    model, shape = tiny_pvt(linear=True)
+    record = KL().attribute(adapt(model, shape), TensorProxy(images()))
+    fast = Fisher(directions="all").attribute(adapt(model, shape), TensorProxy(images()))
+    for key, value in pvt.kl_scores(state(linear=True), images(), HEADS).items():
+        np.testing.assert_allclose(record.values[key], value.numpy(), rtol=1e-8, atol=1e-12, err_msg=key)
+    for component in shape.components:
+        keys = [group.key for group in shape.groups_of(component)]
+        ours, exact = (np.concatenate([r.values[key] for key in keys]) for r in (fast, record))
+        assert spearman(ours, exact) > 0.7, component
 
 
 def test_exact_scores_equal_slow_removal(expected: dict[str, torch.Tensor]) -> None:

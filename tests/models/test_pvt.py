@@ -47,8 +47,9 @@ def test_published_sizes() -> None:
     assert sizes == [B0_PARAMETERS, B1_PARAMETERS, B2_PARAMETERS]
 
 
-def test_macs_equal_those_seen_while_it_runs() -> None:
-    model, shape = tiny_pvt()
+@pytest.mark.parametrize("linear", [False, True])
+def test_macs_equal_those_seen_while_it_runs(linear: bool) -> None:
+    model, shape = tiny_pvt(linear=linear)
     seen = 0
 
     def count(module: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -88,10 +89,10 @@ def random_scores(model: nn.Module, shape: ModelShape) -> Any:
     return Random(3).attribute(adapt(model, shape))
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_surgery_equals_cutting_by_hand(merged: bool) -> None:
+@pytest.mark.parametrize(("merged", "linear"), [(False, False), (True, False), (False, True)])
+def test_surgery_equals_cutting_by_hand(merged: bool, linear: bool) -> None:
     """Uneven widths everywhere; with heads merged, the hand's softmax keeps the scale of the source's heads."""
-    model, shape = tiny_pvt(embed_dims=(4, 6, 7, 12), mlp_ratios=(2, 3, 1, 2))
+    model, shape = tiny_pvt(embed_dims=(4, 6, 7, 12), mlp_ratios=(2, 3, 1, 2), linear=linear)
     widths = {g.key: g.width - 1 - (g.place % 2) for g in shape.groups if g.component != "attention"}
     heads = {b: 1 if merged else block.num_heads for b, block in enumerate(shape.blocks)}
     widths |= {f"attention.{b}": block.attention - 2 * heads[b] for b, block in enumerate(shape.blocks)}
@@ -160,9 +161,13 @@ def authors_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return renamed
 
 
-@pytest.mark.parametrize("form", ["authors, pickled", "authors, wrapped", "timm"])
+@pytest.mark.parametrize("form", ["authors, pickled", "authors, wrapped", "timm", "authors, linear attention"])
 def test_the_architecture_is_read_from_the_tensors(tmp_path: Path, form: str) -> None:
+    linear = [replace(stage, reduction_ratio=0) for stage in pvt_shape("b0").stages]
     shape = replace(pvt_shape("b0"), num_classes=7)
+    if "linear" in form:
+        blocks = tuple(replace(block, reduction=block.attention) for block in shape.blocks)
+        shape = replace(shape, stages=tuple(linear), blocks=blocks)
     state = build_model(shape, seed=4).state_dict()
     path = tmp_path / ("pvt.safetensors" if form == "timm" else "pvt.pth")
     if form == "timm":
@@ -179,8 +184,6 @@ def test_the_architecture_is_read_from_the_tensors(tmp_path: Path, form: str) ->
 
 
 def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match="linear attention"):
-        load_model("pvt_v2_b2_li", pretrained=False)
     state = build_model(pvt_shape("b0")).state_dict()
     cases = {
         "blocks of a stage": {k: v for k, v in state.items() if not k.startswith("stages.1.blocks.0.")},

@@ -50,14 +50,17 @@ def logits(
         for index in range(depth):
             number += 1
             p = f"stages.{stage}.blocks.{index}"
+            ratio = state[f"{p}.attn.sr.weight"].shape[-1] if f"{p}.attn.sr.weight" in state else 0
+            linear = ratio == 1  # a convolution of one pixel: keys from a map pooled to 7 by 7
             if f"{p}/A" not in skipped:
                 y = norm(state, f"{p}.norm1", x, OUTER_EPS)
                 q = F.linear(y, state[f"{p}.attn.q.weight"], state.get(f"{p}.attn.q.bias"))
-                if f"{p}.attn.sr.weight" in state:
-                    ratio = state[f"{p}.attn.sr.weight"].shape[-1]
+                if ratio:
                     grid = y.transpose(1, 2).reshape(B, -1, H, W)
+                    grid = F.adaptive_avg_pool2d(grid, 7) if linear else grid
                     y = F.conv2d(grid, state[f"{p}.attn.sr.weight"], state[f"{p}.attn.sr.bias"], stride=ratio)
                     y = norm(state, f"{p}.attn.norm", y.flatten(2).transpose(1, 2), INNER_EPS)
+                    y = F.gelu(y) if linear else y
                 k, v = F.linear(y, state[f"{p}.attn.kv.weight"], state.get(f"{p}.attn.kv.bias")).chunk(2, -1)
                 if masked is not None and masked[0] == number:
                     q, k, v = (t.clone() for t in (q, k, v))
@@ -71,6 +74,7 @@ def logits(
                 y = norm(state, f"{p}.norm2", x, OUTER_EPS)
                 y = F.linear(y, state[f"{p}.mlp.fc1.weight"], state[f"{p}.mlp.fc1.bias"])
                 y = y.transpose(1, 2).reshape(B, -1, H, W)
+                y = F.relu(y) if linear else y
                 y = F.conv2d(
                     y, state[f"{p}.mlp.dwconv.weight"], state[f"{p}.mlp.dwconv.bias"], padding=1, groups=y.shape[1]
                 )

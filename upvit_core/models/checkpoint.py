@@ -339,10 +339,10 @@ def _human_name(name: str, shape: ModelShape) -> str:
         if shape.is_uniform and (shape.embed_dim, shape.depth) == (width, 12):
             pixels = f" {shape.img_size[0]}" if shape.img_size != (224, 224) else ""
             return f"DeiT-{letter}{' distilled' if shape.distilled else ''}{pixels}"
-    if match := re.match(r"pvt_v2_(b[0-5])(?![a-z0-9])", last):
+    if match := re.match(r"pvt_v2_(b2_li|b[0-5])(?![a-z0-9])", last):
         stock = pvt_shape(cast(PvtVariant, match[1]))
         if (shape.embed_dims, shape.depths) == (stock.embed_dims, stock.depths):
-            return f"PVTv2-{match[1].upper()}"
+            return f"PVTv2-{match[1].upper().replace('_', '-')}"
     return last
 
 

@@ -197,7 +197,7 @@ def pvt_layout(shape: ModelShape) -> Layout:
             parts.linear("attn.q", attention, width, bias=shape.qkv_bias, queries=True)
             source = width
             if block.reduction:
-                source, ratio = Axis(block.reduction, f"reduction.{b}"), Axis(stage.reduction_ratio)
+                source, ratio = Axis(block.reduction, f"reduction.{b}"), Axis(stage.reduction_ratio or 1)
                 parts.linear("attn.sr", source, width, ratio, ratio)
                 parts.norm("attn.norm", source)
             kv = Axis(2 * block.attention, f"attention.{b}", 2)

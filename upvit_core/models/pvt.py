@@ -80,7 +80,17 @@ class PVTAdapter(TransformerAdapter):
     def reduce(self, block: int, normed: Tensor) -> Tensor | None:
         """The normed stream (B, N, D), spatially reduced to (B, M, R); None in blocks that reduce nothing."""
         attn = self.blocks[block].attn
-        return None if attn.sr is None else attn.sr(self.grid(block, normed)).flatten(2).transpose(1, 2)
+        return None if attn.sr is None else attn.sr(self.reduced_map(block, normed)).flatten(2).transpose(1, 2)
+
+    def reduced_map(self, block: int, normed: Tensor) -> Tensor:
+        """The map (B, D, H, W) that the spatial reduction reads."""
+        grid, pool = self.grid(block, normed), self.blocks[block].attn.pool
+        return grid if pool is None else pool(grid)
+
+    def read_by_keys(self, block: int, normed: Tensor) -> Tensor:
+        """What keys and values read, from the normed reduction."""
+        act = self.blocks[block].attn.act
+        return normed if act is None else act(normed)
 
     def attend(
         self, block: int, x: Tensor, norm: Norm = stock_norm, keep: Keep = keep_nothing, *, last: bool | None = None
@@ -88,7 +98,7 @@ class PVTAdapter(TransformerAdapter):
         blk = self.blocks[block]
         read = normed = keep("normed", norm(x, blk.norm1))
         if (reduced := self.reduce(block, normed)) is not None:
-            read = norm(keep("reduced", reduced), blk.attn.norm)
+            read = self.read_by_keys(block, norm(keep("reduced", reduced), blk.attn.norm))
         k, v = blk.attn.kv(read).chunk(2, -1)  # (B, M, A)
         mixed = keep("mixed", self.mix(block, keep("q", blk.attn.q(normed)), keep("k", k), keep("v", v)))
         return keep("shortcut", x) + keep("written", blk.attn.proj(mixed))
@@ -96,7 +106,7 @@ class PVTAdapter(TransformerAdapter):
     def feed(self, block: int, x: Tensor, norm: Norm = stock_norm, keep: Keep = keep_nothing) -> Tensor:
         blk = self.blocks[block]
         before = self.grid(block, keep("before", blk.mlp.fc1(keep("normed", norm(x, blk.norm2)))))
-        hidden = keep("hidden", blk.mlp.act(blk.mlp.dwconv(before).flatten(2).transpose(1, 2)))
+        hidden = keep("hidden", blk.mlp.act(blk.mlp.dwconv(blk.mlp.relu(before)).flatten(2).transpose(1, 2)))
         return keep("shortcut", x) + keep("written", blk.mlp.fc2(hidden))
 
     def head(self, x: Tensor, norm: Norm = stock_norm) -> Tensor:
@@ -126,7 +136,7 @@ class PVTAdapter(TransformerAdapter):
         assert attention.reduced is not None
         weight = all_but_one(channels, attention.reduced.shape[-1], len(attention.q), attention.q)
         read = weighted_layer_norm(repeated(attention.reduced, len(channels)), attn.norm, weight)
-        k, v = attn.kv(read).chunk(2, -1)
+        k, v = attn.kv(self.read_by_keys(block, read)).chunk(2, -1)
         written = attn.proj(self.mix(block, repeated(attention.q, len(channels)), k, v))
         stream = repeated(attention.shortcut, len(channels)) + written
         return self.feed(block, stream).unflatten(0, (len(channels), -1))

@@ -32,7 +32,7 @@ class Attention(pvt_v2.Attention):
     """timm's, with free widths of attention and of the reduction of keys and values."""
 
     def __init__(self, dim: int, block: BlockShape, ratio: int, *, qkv_bias: bool, device: torch.device | str = "cpu"):
-        super().__init__(block.num_heads, block.num_heads, qkv_bias=qkv_bias, device=device)
+        super().__init__(block.num_heads, block.num_heads, qkv_bias=qkv_bias, linear_attn=not ratio, device=device)
         self.dim, self.head_dim = dim, block.head_dim
         self.scale = self.head_dim**-0.5
         source = block.reduction or dim
@@ -40,7 +40,7 @@ class Attention(pvt_v2.Attention):
         self.kv = nn.Linear(source, 2 * block.attention, bias=qkv_bias, device=device)
         self.proj = nn.Linear(block.attention, dim, device=device)
         if block.reduction:
-            self.sr = nn.Conv2d(dim, source, kernel_size=ratio, stride=ratio, device=device)
+            self.sr = nn.Conv2d(dim, source, kernel_size=ratio or 1, stride=ratio or 1, device=device)
             self.norm = nn.LayerNorm(source, device=device)
 
     def forward(self, x: Tensor, feat_size: list[int]) -> Tensor:
@@ -48,8 +48,9 @@ class Attention(pvt_v2.Attention):
         B, N, _ = x.shape
         q = self.q(x).reshape(B, N, self.num_heads, self.head_dim).transpose(1, 2)
         if self.sr is not None:
-            x = self.sr(x.transpose(1, 2).reshape(B, self.dim, feat_size[0], feat_size[1])).flatten(2).transpose(1, 2)
-            x = self.norm(x)
+            grid = x.transpose(1, 2).reshape(B, self.dim, feat_size[0], feat_size[1])
+            x = self.norm(self.sr(grid if self.pool is None else self.pool(grid)).flatten(2).transpose(1, 2))
+            x = x if self.act is None else self.act(x)
         k, v = self.kv(x).reshape(B, -1, 2, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop.p if self.training else 0.0)
         return self.proj_drop(self.proj(out.transpose(1, 2).reshape(B, N, -1)))
@@ -69,6 +70,7 @@ def timm_arguments(shape: ModelShape) -> Json:
             for block, width in zip(firsts, shape.embed_dims, strict=True)
         ],
         "qkv_bias": shape.qkv_bias,
+        "linear": shape.stages[0].is_linear,
     }
 
 
@@ -90,7 +92,7 @@ def build_pvt(
             module.attn = Attention(
                 stage.embed_dim, block, stage.reduction_ratio, qkv_bias=shape.qkv_bias, device=device
             )
-            module.mlp = MlpWithDepthwiseConv(stage.embed_dim, block.ffn, device=device)
+            module.mlp = MlpWithDepthwiseConv(stage.embed_dim, block.ffn, extra_relu=stage.is_linear, device=device)
         if torch.device(device).type != "meta":
             model.apply(model._init_weights)
     model.pretrained_cfg = {"input_size": (shape.in_chans, *shape.img_size)}  # no tensor depends on it
@@ -118,14 +120,12 @@ def shape_of_pvt(model: nn.Module, name: str) -> ModelShape:
         ratios = set()
         for index, block in enumerate(stage.blocks):
             stem, attn = f"stages.{number}.blocks.{index}", block.attn
-            if attn.pool is not None:
-                refuse(f"{stem}.attn", "linear attention (pooled keys)", "attention with a strided reduction")
             if type(attn) not in (pvt_v2.Attention, Attention) or type(block.mlp) is not MlpWithDepthwiseConv:
                 refuse(stem, f"{type(attn).__name__} with {type(block.mlp).__name__}", "timm's PVTv2 block")
             if type(block.mlp.act) is not nn.GELU or block.mlp.act.approximate != "none":
                 refuse(f"{stem}.mlp.act", repr(block.mlp.act), "exact GELU")
             norms += [block.norm1, block.norm2]
-            ratios.add(1 if attn.sr is None else attn.sr.stride[0])
+            ratios.add(1 if attn.sr is None else 0 if attn.pool is not None else attn.sr.stride[0])
             reduction = 0 if attn.sr is None else attn.sr.out_channels
             blocks.append(BlockShape(attn.num_heads, attn.q.out_features, block.mlp.fc1.out_features, reduction))
         if len(ratios) != 1:
@@ -215,11 +215,8 @@ def shape_of_pvt_tensors(
             if f"{stem}.attn.sr.weight" in size:
                 reduction, _, ratio, _ = take(f"{stem}.attn.sr.weight", 4)
             blocks.append(BlockShape(1, attention, hidden, reduction))
-        if ratio == 1 and any(f"stages.{number}.blocks.{b}.attn.sr.weight" in size for b in range(depth)):
-            raise UnsupportedModelError(
-                f"{source}: stage {number} has linear attention (pooled keys), which is not understood; give a PVTv2 "
-                "with a strided spatial reduction."
-            )
+        if ratio == 1 and f"stages.{number}.blocks.0.attn.sr.weight" in size:
+            ratio = 0  # linear attention
         stages.append(StageShape(width, depth, kernel, OPENINGS[min(number, 1)][1], ratio))
     shape = staged_shape(
         source,

@@ -16,7 +16,7 @@ from upvit_core.profiling.bench import Axes, Bench, Run, TimedBlock, heads_in, n
 from upvit_core.profiling.calibration import PYRAMID_KINDS
 from upvit_core.profiling.throughput import Clock
 from upvit_core.records.known_shapes import pvt_shape
-from upvit_core.records.shape import BlockShape, ModelShape
+from upvit_core.records.shape import POOLED, BlockShape, ModelShape
 
 GROUPS = (1, 8, 64)
 HEAD_DIMS = (8, 16, 32, 64, 128)
@@ -57,7 +57,7 @@ class PyramidBench(Bench):
             axes[f"opening.{number}"] = (self.batches, before, dims)
             axes[f"depthwise.{number}"] = (self.batches, self.hidden(number))
             axes[f"attention.{number}"] = (self.groups(number), HEAD_DIMS)
-            if stage.reduction_ratio > 1:
+            if stage.reduces:
                 axes[f"reduction.{number}"] = (self.batches, dims, dims)
         return axes
 
@@ -97,12 +97,16 @@ class PyramidBench(Bench):
     def reduction(self, stage: int, batch: int, width: int, reduced: int) -> Run:
         """The convolution that shrinks the map for keys and values, and its norm."""
         ratio, (height, across) = self._model.stages[stage].reduction_ratio, self._maps[stage]
-        conv = nn.Conv2d(width, reduced, ratio, ratio, device=self.device)
+        conv = nn.Conv2d(width, reduced, ratio or 1, ratio or 1, device=self.device)
         norm = nn.LayerNorm(reduced, device=self.device)
         x = self._tensor(batch, height * across, width)
 
         def run() -> None:
-            norm(conv(x.transpose(1, 2).reshape(batch, width, height, across)).flatten(2).transpose(1, 2))
+            grid = x.transpose(1, 2).reshape(batch, width, height, across)
+            if ratio:
+                norm(conv(grid).flatten(2).transpose(1, 2))
+            else:
+                F.gelu(norm(conv(F.adaptive_avg_pool2d(grid, POOLED)).flatten(2).transpose(1, 2)))
 
         return run
 
@@ -110,20 +114,20 @@ class PyramidBench(Bench):
         """The depthwise convolution of the FFN and GELU, up to the input of the next linear layer."""
         height, across = self._maps[stage]
         conv = nn.Conv2d(width, width, 3, 1, 1, groups=width, device=self.device)
-        x = self._tensor(batch, height * across, width)
+        x, linear = self._tensor(batch, height * across, width), self._model.stages[stage].is_linear
 
         def run() -> None:
-            F.gelu(conv(x.transpose(1, 2).view(batch, width, height, across)).flatten(2).transpose(1, 2)).contiguous()
+            grid = x.transpose(1, 2).view(batch, width, height, across)
+            F.gelu(conv(F.relu(grid) if linear else grid).flatten(2).transpose(1, 2)).contiguous()
 
         return run
 
     def cross_attention(self, stage: int, groups: int, head_dim: int) -> Run:
         """From queries, keys and values to the input of proj."""
-        ratio, (height, across) = self._model.stages[stage].reduction_ratio, self._maps[stage]
         batch, heads = heads_in(groups)
-        width = heads * head_dim
-        queries = self._tensor(batch, height * across, width)
-        both = self._tensor(batch, (height // ratio) * (across // ratio), 2 * width)
+        width, first = heads * head_dim, self._model.first_block(stage)
+        queries = self._tensor(batch, self._model.tokens_at(first), width)
+        both = self._tensor(batch, self._model.keys_at(first), 2 * width)
 
         def run() -> None:
             q = queries.reshape(batch, -1, heads, head_dim).transpose(1, 2)
@@ -144,7 +148,7 @@ class PyramidBench(Bench):
         """One block of a stage; the other stages are as narrow as can be."""
         stages = [replace(stage, depth=1, embed_dim=1) for stage in self._model.stages]
         stages[number] = replace(stages[number], depth=3, embed_dim=width)
-        blocks = [BlockShape(1, 1, 1, int(stage.reduction_ratio > 1)) for stage in stages]
+        blocks = [BlockShape(1, 1, 1, int(stage.reduces)) for stage in stages]
         shape = replace(
             self._model, stages=tuple(stages), embed_dim=stages[-1].embed_dim,
             blocks=(*blocks[:number], block, block, block, *blocks[number + 1 :]),

@@ -114,10 +114,9 @@ class PyramidLatency(_Pass):
 
     def __init__(self, shape: ModelShape, batch: int, calibration: Calibration):
         super().__init__(shape, batch, calibration)
-        maps = [shape.map_size(stage) for stage in range(len(shape.stages))]
-        ratios = [stage.reduction_ratio for stage in shape.stages]
-        self._rows = [batch * height * width for height, width in maps]
-        self._keys = [batch * (h // r) * (w // r) for (h, w), r in zip(maps, ratios, strict=True)]
+        firsts = [shape.first_block(stage) for stage in range(len(shape.stages))]
+        self._rows = [batch * shape.tokens_at(block) for block in firsts]
+        self._keys = [batch * shape.keys_at(block) for block in firsts]
 
     def of_ends(self, shape: ModelShape) -> float:
         return float(self.fixed(shape.embed_dims))

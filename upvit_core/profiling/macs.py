@@ -80,5 +80,5 @@ def pvt_block(shape: ModelShape, number: int) -> tuple[int, int]:
     attention = 2 * N * D * A + 2 * keys * (block.reduction or D) * A + 2 * N * keys * A
     if block.reduction:
         ratio = shape.stages[shape.stage_of(number)].reduction_ratio
-        attention += keys * block.reduction * D * ratio**2
+        attention += keys * block.reduction * D * (ratio or 1) ** 2
     return attention, 2 * N * D * H + 9 * N * H

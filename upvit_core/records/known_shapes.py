@@ -25,7 +25,7 @@ def deit_shape(variant: DeitVariant, *, distilled: bool = False) -> ModelShape:
     )
 
 
-PvtVariant = Literal["b0", "b1", "b2", "b3", "b4", "b5"]
+PvtVariant = Literal["b0", "b1", "b2", "b3", "b4", "b5", "b2_li"]
 
 
 PVT_VARIANTS: dict[PvtVariant, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
@@ -35,6 +35,7 @@ PVT_VARIANTS: dict[PvtVariant, tuple[tuple[int, ...], tuple[int, ...], tuple[int
     "b3": ((3, 4, 18, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
     "b4": ((3, 8, 27, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
     "b5": ((3, 6, 40, 3), (64, 128, 320, 512), (4, 4, 4, 4)),
+    "b2_li": ((3, 4, 6, 3), (64, 128, 320, 512), (8, 8, 4, 4)),
 }
 """Depths, residual widths and FFN ratios of the stages of PVTv2."""
 
@@ -73,13 +74,15 @@ def staged_shape(
 def pvt_shape(
     variant: PvtVariant, *, img_size: tuple[int, int] = (224, 224), in_chans: int = 3, num_classes: int = 1000
 ) -> ModelShape:
-    """Shape of timm's pvt_v2_b0 … b5."""
+    """Shape of timm's pvt_v2_b0 … b5 and b2_li."""
     depths, dims, ratios = PVT_VARIANTS[variant]
     stages, blocks = [], []
     for stage, (depth, dim, ratio) in enumerate(zip(depths, dims, ratios, strict=True)):
-        reduction = (8, 4, 2, 1)[stage]
-        stages.append(StageShape(dim, depth, 3 if stage else 7, 2 if stage else 4, reduction))
-        blocks += [BlockShape((1, 2, 5, 8)[stage], dim, ratio * dim, dim if reduction > 1 else 0)] * depth
+        own = StageShape(
+            dim, depth, 3 if stage else 7, 2 if stage else 4, 0 if "li" in variant else (8, 4, 2, 1)[stage]
+        )
+        stages.append(own)
+        blocks += [BlockShape((1, 2, 5, 8)[stage], dim, ratio * dim, dim * own.reduces)] * depth
     return staged_shape(
         f"pvt_v2_{variant}", stages, blocks, img_size=img_size, in_chans=in_chans, num_classes=num_classes
     )
@@ -93,8 +96,8 @@ def deit_shapes(shape: ModelShape) -> dict[str, ModelShape]:
 
 
 def pvt_shapes(shape: ModelShape) -> dict[str, ModelShape]:
-    """PVTv2-B0 … B5."""
-    return {f"PVTv2-{variant.upper()}": pvt_shape(variant) for variant in PVT_VARIANTS}
+    """PVTv2-B0 … B5, and B2 with linear attention."""
+    return {f"PVTv2-{variant.upper().replace('_', '-')}": pvt_shape(variant) for variant in PVT_VARIANTS}
 
 
 def no_shapes(shape: ModelShape) -> dict[str, ModelShape]:

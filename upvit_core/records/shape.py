@@ -64,7 +64,8 @@ class StageShape:
     """A stage of a pyramid: residual width, number of blocks, and how its patch embedding and attention go by space.
 
     `kernel` and `stride` are of the convolution that opens the stage; keys and values come from a map smaller by
-    `reduction_ratio` each way.
+    `reduction_ratio` each way. A ratio of 0 is linear attention: keys and values come from a map pooled to `POOLED`
+    each way, with GELU after their norm, and a ReLU stands before the FFN's depthwise convolution.
     """
 
     embed_dim: int
@@ -72,6 +73,18 @@ class StageShape:
     kernel: int
     stride: int
     reduction_ratio: int
+
+    @property
+    def is_linear(self) -> bool:
+        return self.reduction_ratio == 0
+
+    @property
+    def reduces(self) -> bool:
+        """True if a convolution stands before keys and values."""
+        return self.reduction_ratio != 1
+
+
+POOLED = 7
 
 
 @dataclass(frozen=True)
@@ -314,7 +327,7 @@ class ModelShape:
         for stage, width in enumerate(self.embed_dims):
             first = self.first_block(stage)
             blocks = self.blocks[first : first + self.depths[stage]]
-            reduces = bool(self.stages) and self.stages[stage].reduction_ratio > 1
+            reduces = bool(self.stages) and self.stages[stage].reduces
             wide = self.channels_in(blocks[0])
             if len(set(blocks)) != 1 or wide != width or blocks[0].reduction != width * reduces:
                 return False
@@ -385,7 +398,7 @@ def reduced_tokens(shape: ModelShape, block: int) -> tuple[int, int]:
     stage = shape.stage_of(block)
     height, width = shape.map_size(stage)
     ratio = shape.stages[stage].reduction_ratio
-    return height * width, (height // ratio) * (width // ratio)
+    return height * width, (height // ratio) * (width // ratio) if ratio else POOLED**2
 
 
 def legal_head_counts(num_heads: int) -> tuple[int, ...]:

@@ -168,7 +168,7 @@ class PVTRepair(LayerwiseRepair[PVTAdapter]):
 
         def reduction(x: Tensor, original: AttentionTrace) -> Rows:
             assert original.reduced is not None
-            patches = _patches(self.student.grid(number, module.norm1(x)), attn.sr)
+            patches = _patches(self.student.reduced_map(number, module.norm1(x)), attn.sr)
             return [(patches, original.reduced[..., self.kept(f"reduction.{block.source}")])]
 
         def queries_keys_values(x: Tensor, original: AttentionTrace) -> Rows:
@@ -177,7 +177,7 @@ class PVTRepair(LayerwiseRepair[PVTAdapter]):
             keys_values = torch.cat([original.k[..., kept], original.v[..., kept]], -1)
             return [
                 (normed, original.q[..., kept] * scale),
-                (normed if reduced is None else attn.norm(reduced), keys_values),
+                (normed if reduced is None else self.student.read_by_keys(number, attn.norm(reduced)), keys_values),
             ]
 
         passes = []
