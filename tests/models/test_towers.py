@@ -12,9 +12,7 @@ from timm.models.vision_transformer import _convert_openai_clip
 from torch import Tensor, nn
 
 from tests.support.checkpoints import perturbed, saved
-from tests.support.errors import refused
 from tests.support.tiny import images
-from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.checkpoint import load_model, save_model, shape_of
 from upvit_core.profiling.macs import count_parameters
 
@@ -106,14 +104,22 @@ def test_clips_tower_of_transformers_with_and_without_projection(tmp_path: Path)
     assert load_model(tmp_path / "whole").shape.act == "quick_gelu"
 
 
-def test_a_classifier_of_clip_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["CLIP", "Siglip"])
+def test_classifiers_of_transformers_on_towers(kind: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    vision = transformers.CLIPVisionConfig(**SMALL, intermediate_size=64)
-    config = transformers.CLIPConfig(vision_config=vision.to_dict(), num_labels=3)
-    model = transformers.CLIPForImageClassification(config)
-    model.save_pretrained(tmp_path)
-    with refused(UnsupportedModelError, "classifier"):
-        load_model(tmp_path)
+    vision = getattr(transformers, f"{kind}VisionConfig")(**SMALL, intermediate_size=64)
+    names = {0: "ant", 1: "bee", 2: "cat"}
+    of = getattr(transformers, f"{kind}Config")
+    config = of(vision_config=vision.to_dict(), id2label=names, label2id={v: k for k, v in names.items()})
+    model: Any = perturbed(getattr(transformers, f"{kind}ForImageClassification")(config)).eval()
+    model.save_pretrained(tmp_path / "theirs")
+    loaded, x = load_model(tmp_path / "theirs"), images(4, torch.float32)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(x), model(x).logits, rtol=1e-5, atol=1e-5)
+    assert (loaded.shape.classes, loaded.class_names) == (3, ("ant", "bee", "cat"))
+    save_model(loaded.model, tmp_path / "ours", shape=loaded.shape, pretrained_cfg=loaded.pretrained_cfg, name="ours")
+    stock = timm.create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).eval()
+    torch.testing.assert_close(stock(x), loaded.model(x))
 
 
 def openai_names(model: nn.Module) -> dict[str, Tensor]:

@@ -289,6 +289,9 @@ def _shape_of(found: Found, config: ModelConfig, source: str) -> ModelShape:
     act = config.act or ("gelu_tanh" if found.form.name.endswith("SigLIP") else shape.act)
     structure = replace(shape.structure, pixel_norm=found.form.pixel_norm)
     shape = replace(shape, features=shape.features or found.form.features, act=act, structure=structure)
+    is_clip = shape.pre_norm and found.form.features
+    if is_clip and "norm.weight" not in found.tensors:  # transformers' classifier, which reads what the last norm would
+        shape = replace(shape, features=False, head_tokens=0, final_norm=False)
     return shape if config.heads is None else with_heads(shape, (config.heads,), source)
 
 

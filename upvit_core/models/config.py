@@ -64,6 +64,8 @@ TOWER_DEFAULTS: dict[str, Json] = {
     "dinov2_with_registers": BASE | {"layer_norm_eps": 1e-6},
 }
 """What a config of transformers leaves out where it is as in its base model."""
+CLIP_BASE, CLIP_EPS = "vit_base_patch16_clip_224", 1e-5
+"""A name of timm whose norms have CLIP's eps."""
 LABELS = ("label_names", "label_descriptions")
 CLASSES = (
     "class_names", "classes", "label_names", "id2label", "idx_to_class", "class_to_idx", "label2id", "labels",
@@ -152,7 +154,8 @@ def _timm(values: Json, folder: Path) -> ModelConfig:
 
 def _hugging_face(values: Json, folder: Path) -> ModelConfig:
     if isinstance(values.get("vision_config"), dict):  # a tower beside one of texts
-        values = {"model_type": f"{values['model_type']}_vision_model", **values["vision_config"]}
+        kind, labels = f"{values['model_type']}_vision_model", values.get("id2label")
+        values = {"model_type": kind, **values["vision_config"], "id2label": labels}
     values = {**TOWER_DEFAULTS.get(str(values["model_type"]), {}), **values}
     if values["model_type"] not in TRANSFORMERS:
         raise UnsupportedModelError(
@@ -364,6 +367,8 @@ def _stock(shape: ModelShape, wanted: Json) -> tuple[str, Json]:
     """A name of timm, and the arguments in which a uniform shape differs from it."""
     if shape.structure != PLAIN:
         return shape.structure.timm, wanted
+    if shape.norm_eps == CLIP_EPS and shape.family == "vit" and not shape.distilled:  # no argument tells it
+        return CLIP_BASE, wanted
     of: Callable[[ModelShape], Json] = load(shape.architecture.arguments)
     bases = {base.name: of(base) for base in load(shape.architecture.stock)(shape).values()}
     base = next((name for name, arguments in bases.items() if arguments == wanted), next(iter(bases)))

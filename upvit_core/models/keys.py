@@ -221,7 +221,7 @@ def _heads_beside(
 
     One of an unusual name is known by its width, where no other layer beside the backbone reads as many numbers.
     """
-    if any(HEAD.match(key) for key in own):
+    if "head.probe" not in own and any(HEAD.match(key) for key in own):  # else SigLIP's attention pooling
         return {}
     parent = prefix
     while parent:

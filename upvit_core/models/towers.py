@@ -22,7 +22,7 @@ HF_RULES = (
     (HF_BLOCK + r"self_attn\.out_proj\.", r"blocks.\1.attn.proj."),
     (HF_BLOCK + r"mlp\.", r"blocks.\1.mlp."),
     (r"^post_layernorm\.", "norm."),
-    (r"^visual_projection\.", "head."),
+    (r"^(?:visual_projection|classifier)\.", "head."),
     (r"^head\.probe$", "attn_pool.latent"),
     (r"^head\.attention\.out_proj\.", "attn_pool.proj."),
     (r"^head\.layernorm\.", "attn_pool.norm."),
@@ -46,23 +46,25 @@ CLIP_RULES = (
 
 
 def _shaped(tensors: Tensors) -> Tensors:
-    """With tokens and positions (1, n, D), and a bias of zeros for a projection, as timm has them."""
+    """With tokens and positions (1, n, D), and a bias of zeros for a projection without one, as timm has them."""
     out = dict(tensors)
     for key in ("cls_token", "pos_embed"):
         if key in out:
             out[key] = out[key].reshape(1, -1, out[key].shape[-1])
     if "head.weight" in out:
-        out["head.bias"] = out["head.weight"].new_zeros(len(out["head.weight"]))
+        out.setdefault("head.bias", out["head.weight"].new_zeros(len(out["head.weight"])))
     return out
 
 
 def from_transformers_tower(tensors: Tensors, source: str) -> Translated:
-    """transformers' vision towers of CLIP, whose projection is kept where there is one, and of SigLIP."""
+    """transformers' vision towers of CLIP, whose projection is kept where there is one, and of SigLIP.
+
+    A classifier reads the mean over patches: of CLIP before the last norm, which nothing reads then, of SigLIP after
+    it.
+    """
     if any(key.startswith("classifier.") for key in tensors):
-        raise UnsupportedModelError(
-            f"{source} has a classifier that reads the mean over patches before the last norm, which is not supported; "
-            "give the vision tower alone."
-        )
+        unread = r"^(head|post_layernorm)\." if any(key.startswith("pre_layrnorm.") for key in tensors) else r"^head\."
+        tensors = {key: tensor for key, tensor in tensors.items() if not re.search(unread, key)}
     rest: Tensors = {}
     apart: dict[str, Tensors] = {}
     for key, tensor in tensors.items():
@@ -90,7 +92,7 @@ def from_clip(tensors: Tensors, source: str) -> Translated:
 
 def _tower(name: str, anchor: str, mark: re.Pattern[str], of_clip: bool, cfg: Json, images: str) -> Form:
     translate = from_clip if anchor.startswith("ln_pre") else from_transformers_tower
-    return Form(name, anchored(anchor), mark, translate, 1e-5 if of_clip else 1e-6, cfg, images, features=True)
+    return Form(name, anchored(anchor), mark, translate, 1e-5 if of_clip else 1e-6, cfg, images, features=of_clip)
 
 
 PATCHES = r"embeddings\.patch_embedding\.weight"
