@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 
 import streamlit as st
 
@@ -12,6 +11,7 @@ from pages.services.session import session
 from pages.tradeoff.measurements import Measurements
 from pages.widgets import progress
 from pages.widgets.plain import plain
+from pages.widgets.tables import breakable, image_tag
 from upvit_core.errors import UPViTError
 from upvit_core.planning.what_if import WhatIf
 from upvit_core.records.plan import PruningPlan
@@ -81,14 +81,14 @@ def _answers(first: jobs.Job[own_image.Answers], second: jobs.Job[own_image.Answ
         return
     lists = "".join(_list(title, found) for title, found in (("Original", original), ("This plan", thin)))
     st.html(
-        f'<div class="own"><figure><img src="{original.seen}" alt="Your image, as the model reads it">'
+        f'<div class="own"><figure>{image_tag(original.seen, "Your image, as the model reads it")}'
         f"<figcaption>as the model reads it</figcaption></figure>{lists}</div>"
     )
 
 
 def _list(title: str, found: own_image.Answers | None) -> str:
     rows = "".join(
-        f'<li style="--share: {share:.1%}"><span>{escape(name)}</span><b>{100 * share:.1f} %</b></li>'
+        f'<li style="--share: {share:.1%}"><span>{breakable(name)}</span><b>{100 * share:.1f} %</b></li>'
         for name, share in (found.likeliest if found else ())
     )
     return f"<div><h4>{title}</h4><ol>{rows or '<li><span>once the plan is measured</span></li>'}</ol></div>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 
 SHOWN = 8
+SMALL = 48  # pixels: a smaller image is enlarged as it is, a larger one smoothly
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,22 @@ class Tile:
     lines: tuple[str, ...]
 
 
+def image_tag(picture: str, alt: str) -> str:
+    """The tag of a PNG that is given as a data URI."""
+    width = int.from_bytes(base64.b64decode(picture.partition(",")[2][:32])[16:20], "big")
+    kind = "smooth" if width >= SMALL else "crisp"
+    return f'<img src="{picture}" alt="{escape(alt)}" class="{kind}"/>'
+
+
+def breakable(text: str) -> str:
+    """A text for HTML that may break after an underscore, as names of folders have."""
+    return escape(text).replace("_", "_<wbr>")
+
+
 def gallery(tiles: Iterable[Tile], columns: int = 8) -> None:
     cells = "".join(
-        f'<figure class="tile"><img src="{tile.picture}" alt="{escape(tile.alt)}"/><figcaption>'
-        + "".join(f"<span>{escape(line)}</span>" for line in tile.lines)
+        f'<figure class="tile">{image_tag(tile.picture, tile.alt)}<figcaption>'
+        + "".join(f"<span>{breakable(line)}</span>" for line in tile.lines)
         + "</figcaption></figure>"
         for tile in tiles
     )
@@ -95,5 +109,5 @@ def effect_tiles(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Ite
 def changed_tiles(examples: Iterable[evaluation.ChangedAnswer]) -> Iterator[Tile]:
     """Images whose answer a plan changes, with both answers."""
     for c in examples:
-        lines = f"{c.before} →", f"{'✓' if c.now_right else '✗'} {c.after}"
+        lines = f"{c.before}\u00a0→", f"{'✓' if c.now_right else '✗'} {c.after}"
         yield Tile(c.shown, f"{c.label}: {c.before}, now {c.after}", lines)
