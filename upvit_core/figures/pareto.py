@@ -102,10 +102,12 @@ def plot_pareto(
         ring = {"symbol": "circle-open", "size": 24, "color": COLOURS["attention"], "line": {"width": 3.5}}
         places = [p.x for p in here], [p.y for p in here]
         traces.append(markers(*places, ring, name="now", showlegend=False, hoverinfo="skip"))
+    best = max([*every.tolist(), *(curve.y.max() for curve in curves if len(curve.y))], default=0.0)
+    scale: Spec = {"range": [0, min(114, 1.2 * best or 114)]} if low_legend else {}  # with room for a name on top
     pale = f"{theme.surface}99"  # keeps the legend readable over lines
     layout: Spec = {
         "xaxis": axis(theme, x_title),
-        "yaxis": axis(theme, y_title, **_log(log_y), **({"range": [0, 114]} if low_legend else {})),
+        "yaxis": axis(theme, y_title, **_log(log_y), **scale),
         "showlegend": True,
         "legend": legend(theme, 11, x=0.99, y=0.02, xanchor="right", yanchor="bottom", bgcolor=pale, orientation="v")
         if low_legend
