@@ -126,7 +126,7 @@ def cut(bench: Bench) -> None:
 
 def told(rows: dict[str, dict[str, Any]], way: str, column: str, found: Evaluation, top1: float) -> None:
     row = rows.setdefault(way, {"way": way})
-    row[column] = f"{found.top1:.1f} ({found.top1 - top1:+.1f}), KL {found.kl:.3f}"
+    row[column] = f"{found.top1:.1f} ({found.top1 - top1:+.1f}), KL {found.kl:.3g}"
     print(way, column, row[column], flush=True)
 
 
