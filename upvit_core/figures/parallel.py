@@ -69,7 +69,7 @@ def draw_parallel(
 
 
 def _columns(original: ModelShape, lines: Sequence[Outcome], task: Task) -> dict[str, np.ndarray]:
-    """What every line has, by title: (n,) each."""
+    """The values of all lines by title: (n,) each."""
 
     def of(value: Callable[[Outcome], float | None]) -> np.ndarray:
         return np.array([value(line) for line in lines], float)
@@ -91,7 +91,7 @@ def _columns(original: ModelShape, lines: Sequence[Outcome], task: Task) -> dict
 
 
 def _scale(title: str, values: np.ndarray) -> Spec:
-    """Where lines cross an axis: shares from 0 to 100, counts by powers, anything else by its own range."""
+    """The places at which lines cross an axis: shares from 0 to 100, counts by powers, anything else by its own range."""
     if title.endswith("removed"):
         return {"values": values, "range": [0, 1], "tickformat": ".0%"}
     if title in ("heads a block", "blocks"):

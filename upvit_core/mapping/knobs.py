@@ -16,7 +16,7 @@ REPEATS = 10
 
 
 def importance(surrogate: Surrogate, worth: Worth, *, repeats: int = REPEATS, seed: int = 0) -> dict[str, float]:
-    """How much worse the map estimates its measured cuts once one slider's settings are dealt among them at random.
+    """The rise of the map's error at its measured cuts once one slider's settings are dealt among them at random.
 
     By component, and `heads` where they differ: the mean over `repeats` deals of the rise of the mean absolute error,
     in points of top-1, or in perplexity. Cuts without some half-block are left out.

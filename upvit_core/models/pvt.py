@@ -88,7 +88,7 @@ class PVTAdapter(TransformerAdapter):
         return grid if pool is None else pool(grid)
 
     def read_by_keys(self, block: int, normed: Tensor) -> Tensor:
-        """What keys and values read, from the normed reduction."""
+        """The input of keys and values, from the normed reduction."""
         act = self.blocks[block].attn.act
         return normed if act is None else act(normed)
 
