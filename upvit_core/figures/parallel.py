@@ -91,7 +91,7 @@ def _columns(original: ModelShape, lines: Sequence[Outcome], task: Task) -> dict
 
 
 def _scale(title: str, values: np.ndarray) -> Spec:
-    """The places at which lines cross an axis: shares from 0 to 100, counts by powers, anything else by its own range."""
+    """The scale of an axis: shares from 0 to 100, counts by powers, anything else by its own range."""
     if title.endswith("removed"):
         return {"values": values, "range": [0, 1], "tickformat": ".0%"}
     if title in ("heads a block", "blocks"):

@@ -63,7 +63,7 @@ PARTS = (
 
 
 def foreign_task(keys: Iterable[str]) -> str | None:
-    """The thing that a file holds if it is more or less than a model, by all its names; None where they speak for none."""
+    """The thing in a file that is more or less than a model, by all its names; None where they speak for none."""
     return _first(TASKS, keys)
 
 
