@@ -2,7 +2,9 @@
 
 import io
 import os
+import shutil
 import tarfile
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +21,12 @@ from upvit_core.errors import DataError
 
 
 def pack(folder: Path, archive: Path, mode: str, top: str) -> Path:
+    if archive.suffix == ".zip":
+        bare = shutil.make_archive(str(archive.with_suffix("")), "zip", folder)
+        with zipfile.ZipFile(bare) as whole, zipfile.ZipFile(f"{bare}.tmp", "w", zipfile.ZIP_DEFLATED) as zipped:
+            for name in whole.namelist():
+                zipped.writestr(f"{top}/{name}", whole.read(name))
+        return Path(f"{bare}.tmp").rename(archive)
     with tarfile.open(archive, mode) as tar:
         tar.add(folder, arcname=top)
     return archive
@@ -26,7 +34,7 @@ def pack(folder: Path, archive: Path, mode: str, top: str) -> Path:
 
 @pytest.mark.parametrize(
     ("ending", "mode"),
-    [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz"), (".tar.bz2", "w:bz2"), (".tar.xz", "w:xz")],
+    [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz"), (".tar.bz2", "w:bz2"), (".tar.xz", "w:xz"), (".zip", "")],
 )
 @pytest.mark.parametrize("top", [".", "images/inner"])
 def test_an_archive_is_read_like_its_folder(ending: str, mode: str, top: str, folder: Path, tmp_path: Path) -> None:

@@ -37,6 +37,10 @@ DESCRIBED = (
         (("cat", "dog", "eel"), ("dog", "masks", "cat", "other"), (1, None, 0, None)),
         (tuple(str(i) for i in range(9, -1, -1)), ("0", "3", "9"), (9, 6, 0)),
         (("猫", "犬"), ("犬", "猫"), (1, 0)),
+        (("crème brûlée", "café"), ("cafe", "Creme Brulee"), (1, 0)),
+        (("Food & Drink", "Rock and Roll"), ("rock & roll", "food_and_drink"), (1, 0)),
+        (("dog", "cat"), ("cats", "Dogs"), (1, 0)),
+        (("English springer", "tench"), ("n01440764", "N02102040"), (1, 0)),
     ],
 )
 def test_folders_are_matched_to_classes_by_name(
@@ -83,7 +87,7 @@ def test_empty_and_foreign_folders_shift_no_label(folder: Path) -> None:
     before = opened(folder, num_classes=3)
     (folder / "train" / "aardvark").mkdir()
     (folder / "train" / ".hidden").mkdir()
-    fill(folder / "train", {"annotations": 2})
+    fill(folder / "train", {"annotations": 2, "@eaDir": 1, "$RECYCLE.BIN": 1, "System Volume Information": 1})
     after = opened(folder, num_classes=3)
     assert (after.digest, after.labels().tolist()) == (before.digest, before.labels().tolist())
     assert opened(folder, num_classes=4).labels().min() == 1, "an empty class counts where the others are too few"
@@ -146,6 +150,7 @@ def test_parts_are_known_by_any_usual_name(part: str | None, names: str) -> None
         ("Data/CLS-LOC/train", "Data/CLS-LOC/val", ("Annotations/CLS-LOC", "ImageSets")),
         ("seg_train/seg_train", "seg_test/seg_test", ("seg_pred",)),
         ("set/TRAIN", "set/TEST", ("pictures of the README",)),
+        ("images/train", "images/val", ("labels/train", "labels/val")),
     ],
 )
 def test_parts_are_no_classes(train: str, val: str, beside: Sequence[str], tmp_path: Path) -> None:
@@ -222,6 +227,17 @@ def test_flat_images_whose_classes_are_not_known_are_told(tmp_path: Path) -> Non
     assert len(opened(root, labelled=False)) == 4
     unlabelled = opened(root / "val", labelled=False, num_classes=1000)
     assert (len(unlabelled), unlabelled.told) == (4, "There is no train/ and val/ folder: all 4 images are used.")
+
+
+def test_a_test_folder_without_classes_beside_train_is_left_out_and_told(tmp_path: Path) -> None:
+    fill(tmp_path / "train", {"ant": 10, "bee": 10})
+    fill(tmp_path, {"test": 3})
+    train, val = (opened(tmp_path, split, apart=True) for split in ("train", "val"))
+    assert (len(train), len(val)) == (18, 2)
+    assert "test/ has images without classes and is left out" in val.told
+    assert not {*files(train)} & {*files(val)}
+    (tmp_path / "test" / "labels.csv").write_text("".join(f"{i:03}.png,ant\n" for i in range(3)))
+    assert len(opened(tmp_path, "val")) == 3
 
 
 RAMP = np.linspace(0, 1, 256).reshape(16, 16)

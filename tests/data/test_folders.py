@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch.utils.data import DataLoader
 from torchvision import datasets
@@ -117,6 +118,15 @@ def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
 def test_classes_that_are_called_train_and_test_are_classes(tmp_path: Path) -> None:
     root = fill(tmp_path / "vehicles", {"car": 3, "test": 3, "train": 3})
     assert opened(root).class_names == ("car", "test", "train")
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "jfif", "jpe", "GIF", "WEBP", "tif"])
+def test_pictures_of_any_usual_suffix(suffix: str, folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        Image.open(path).save(path.with_suffix(f".{suffix}"), format=None if suffix not in ("jfif", "jpe") else "JPEG")
+        path.unlink()
+    images = opened(folder)
+    assert sum(len(y) for _, y in images.batches(4)) == 15
 
 
 def test_hidden_files_and_what_is_no_image_are_passed_over(folder: Path) -> None:

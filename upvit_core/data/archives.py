@@ -1,4 +1,4 @@
-"""A tar archive of an image folder, read in place of a folder; nothing in it is ever written under a name of its own.
+"""A tar or zip archive of an image folder, read in place of it; nothing in it is written under a name of its own.
 
 The first opening decompresses the images into one file in the user's cache, with an index of names, offsets and sizes.
 A plain `.tar` needs the index alone. That is 60,000 small files and many seconds less than unpacking CIFAR-10.
@@ -11,6 +11,7 @@ import lzma
 import posixpath
 import shutil
 import tarfile
+import zipfile
 import zlib
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -20,18 +21,18 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.atomic import replaced
 from upvit_core.data.disk import DAMAGED, cache_folder, join, joined, parted
 from upvit_core.data.lists import texts_in
 from upvit_core.data.pictures import LARGEST_FILE
+from upvit_core.data.pictures import SUFFIXES as PICTURES
 from upvit_core.errors import DataError
 from upvit_core.files import digest
 
 LONGEST_CHAIN = 8
 """The most links from one image to another that are followed."""
-SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".zip")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ArchiveTree:
 
 
 def open_archive(path: Path) -> ArchiveTree:
-    """Index a tar archive, or find the index that an earlier call made of the same file.
+    """Index a tar or zip archive, or find the index that an earlier call made of the same file.
 
     Raises DataError for a damaged archive, or where the cache cannot be written.
     """
@@ -104,7 +105,7 @@ def open_archive(path: Path) -> ArchiveTree:
         if index is None:
             _make_index(path, None if plain else blob, index_file)
             index = _read_index(index_file) or {}
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is a damaged or truncated archive ({error}); download or copy it again.") from error
     except OSError as error:
         raise DataError(
@@ -131,7 +132,7 @@ def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
         if (needed := path.stat().st_size) > (free := shutil.disk_usage(blob.parent).free):
             raise OSError(f"{free / 2**30:.1f} GiB are free, at least {needed / 2**30:.1f} GiB are needed")
         with replaced(blob) as temporary, temporary.open("wb") as out:
-            rows = _index(path, out)
+            rows = _index_zip(path, out) if zipfile.is_zipfile(path) else _index(path, out)
     with replaced(index_file) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
@@ -144,6 +145,19 @@ def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
 def _is_plain(name: str) -> bool:
     """True for a path that stays below its root."""
     return "\n" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _index_zip(path: Path, out: BinaryIO) -> list[tuple[str, int, int]]:
+    """(name, offset, bytes) of every image, its bytes copied to `out`."""
+    rows = []
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            name = member.filename.removeprefix("./")
+            if name.lower().endswith(PICTURES) and _is_plain(name):
+                if member.file_size > LARGEST_FILE:
+                    raise zipfile.BadZipFile(f"{name[:80]} has {member.file_size / 2**30:.1f} GiB")
+                rows.append((name, out.tell(), out.write(archive.read(member))))
+    return rows
 
 
 def _index(path: Path, out: BinaryIO | None) -> list[tuple[str, int, int]]:
@@ -180,7 +194,7 @@ def _enter(
                 if inner := tar.extractfile(member):
                     _enter(inner, out, name[: -len(".tar")], start + member.offset_data, rows, links)
                 continue
-            if not name.lower().endswith(IMG_EXTENSIONS):
+            if not name.lower().endswith(PICTURES):
                 continue
             if member.islnk() or member.issym():
                 above = posixpath.dirname(name) if member.issym() else at

@@ -16,6 +16,7 @@ from upvit_core.files import Values
 
 WNID = re.compile(r"(?<![A-Za-z0-9])n\d{8}(?!\d)")
 NUMBERED = re.compile(r"^\s*(?:n?\d+)[\s._-]+(?=\D)")
+ACCENT = re.compile("[\u0300-\u036f]")
 LONGEST_LIST = 4
 
 Known = Sequence[Sequence[str]]
@@ -117,14 +118,20 @@ def _by_name(folders: Sequence[str], known: Known | None, count: int | None, wha
 
 
 def _plain(name: str) -> str:
-    """A name without case, accents' forms, spaces and punctuation."""
-    return "".join(letter for letter in unicodedata.normalize("NFKC", name).casefold() if letter.isalnum())
+    """A name without case, accents, spaces and punctuation, `&` as `and`."""
+    bare = "".join(part for part in unicodedata.normalize("NFKD", name.replace("&", "and")) if not ACCENT.match(part))
+    return "".join(letter for letter in unicodedata.normalize("NFKC", bare).casefold() if letter.isalnum())
 
 
 def _spellings(folder: str) -> list[str]:
-    """The keys under which a folder is looked up: as it is, plain, its wnid, without a number in front."""
-    wnid = WNID.search(folder)
-    return [folder, _plain(folder), *([wnid[0]] if wnid else []), _plain(NUMBERED.sub("", folder))]
+    """The keys under which a folder is looked up: as it is, plain, its wnid and words, without a number, singular."""
+    bare, wnid = _plain(NUMBERED.sub("", folder)), WNID.search(folder.lower())
+    words = [_plain(word) for word in _synonyms(_descriptions().get(wnid[0], ""))] if wnid else []
+    return [folder, _plain(folder), *([wnid[0]] if wnid else []), *words, bare, *_singular({bare})]
+
+
+def _singular(keys: set[str]) -> set[str]:
+    return {f"{key.rstrip('s')} singular" for key in keys if len(key) > 2}
 
 
 def _synonyms(name: str) -> Iterable[str]:
@@ -144,7 +151,7 @@ def _table(known: Known) -> dict[str, int]:
     words = _descriptions() if any(wnids) else {}
     known = [[*names, *(words[w] for w in ids if w in words)] for names, ids in zip(known, wnids, strict=True)]
     table: dict[str, int] = {}
-    for kind in (lambda n: {*n}, lambda n: {_plain(name) for name in n}, _keys):
+    for kind in (lambda n: {*n}, lambda n: {_plain(name) for name in n}, _keys, lambda n: _singular(_keys(n))):
         keys = [kind(names) for names in known]
         shared = Counter(key for own in keys for key in own)
         table = {k: i for i, own in enumerate(keys) for k in own if k and shared[k] == 1} | table

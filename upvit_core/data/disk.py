@@ -7,6 +7,7 @@ changes that of its folder. Writing into a file without replacing it does not.
 from __future__ import annotations
 
 import os
+import re
 import time
 import zipfile
 from collections.abc import Iterator
@@ -16,16 +17,16 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.atomic import replaced
 from upvit_core.data.lists import texts_in
-from upvit_core.data.pictures import LARGEST_FILE
+from upvit_core.data.pictures import LARGEST_FILE, SUFFIXES
 from upvit_core.errors import DataError
 from upvit_core.files import digest
 
 DEEPEST = 12
 """The depth of folders at which the search for pictures ends, since a link may lead round in a circle."""
+ARCHIVE = re.compile(r"\.tar|\.(tgz|zip)$")
 KEPT_FROM = 10_000
 """The number of images from which a scan is kept."""
 TICK_NS = 100_000_000
@@ -96,8 +97,8 @@ class DiskTree:
         return last > first
 
     def archives(self, at: str) -> list[str]:
-        """Names of the tar archives in a folder."""
-        return sorted(name for name in os.listdir(self.root / at) if ".tar" in name.lower() or name.endswith(".tgz"))
+        """Names of the archives in a folder."""
+        return sorted(name for name in os.listdir(self.root / at) if ARCHIVE.search(name.lower()))
 
     def texts(self, at: str) -> Iterator[tuple[str, str]]:
         place = (self.root / at).absolute()
@@ -174,7 +175,7 @@ def _scan(root: Path) -> DiskTree:
                 continue
             if entry.is_dir():
                 enter(join(at, entry.name), (*above, own))
-            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+            elif entry.name.lower().endswith(SUFFIXES):
                 names.append(join(at, entry.name))
                 sizes.append(entry.stat().st_size if entry.is_file() else -1)
         spans[at] = first, len(names)

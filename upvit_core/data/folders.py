@@ -10,13 +10,12 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from upvit_core.data.disk import join
 from upvit_core.data.images import digest_of
 from upvit_core.data.lists import classes_from_lists
-from upvit_core.data.pictures import decode
-from upvit_core.data.splits import FILLERS, Part, is_foreign, part_of
+from upvit_core.data.pictures import SUFFIXES, decode
+from upvit_core.data.splits import FILLERS, IMAGES, LABELS, Part, is_foreign, part_of
 from upvit_core.errors import DataError
 
 ORDER: dict[str, tuple[Part, ...]] = {"train": ("train",), "val": ("val", "test")}
@@ -79,7 +78,10 @@ class FileImages:
 
 def content(tree: Tree, at: str) -> list[str]:
     """The folders in `at` that hold images, but for those that are foreign to a set of classes."""
-    return [name for name in tree.folders(at) if not is_foreign(name) and tree.holds_images(join(at, name))]
+    names = [name for name in tree.folders(at) if not is_foreign(name) and tree.holds_images(join(at, name))]
+    if any(map(IMAGES.fullmatch, names)):
+        return [name for name in names if not LABELS.fullmatch(name)]
+    return names
 
 
 def open_tree(tree: Tree, split: str, seed: int, *, apart: bool = False, labelled: bool = True) -> FileImages:
@@ -97,7 +99,10 @@ def open_tree(tree: Tree, split: str, seed: int, *, apart: bool = False, labelle
 
 def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> FileImages:
     root, parts = _parts(tree)
-    undivided = split not in parts
+    left_out = ""
+    if labelled and len(parts) == 2 and _has_no_classes(tree, parts["val"]):
+        left_out = f"{parts.pop('val')}/ has images without classes and is left out."
+    undivided = len(parts) < len(ORDER)  # one part alone must not be trained on and judged by too
     base = _inner(tree, parts.get(split) or next(iter(parts.values()), root))
     paths, names, sizes, source = _entries(tree, base, labelled)
     own = set(names)
@@ -128,7 +133,7 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
         digest_of(chain(classes, zip(paths, labels.tolist(), sizes, strict=True))),
         empty=tuple(n for n in tree.folders(base) if n not in own and n not in trained and not is_foreign(n)),
         unknown=unknown,
-        told=f"{told} {source}".strip(),
+        told=" ".join(filter(None, (left_out, told, source))),
         undivided=undivided,
     )
 
@@ -155,6 +160,14 @@ def _inner(tree: Tree, at: str, *, in_part: bool = True) -> str:
             break
         at = below
     return at
+
+
+def _has_no_classes(tree: Tree, at: str) -> bool:
+    """True for a test part whose images lie in one folder and whose classes no list tells, as competitions have."""
+    inner = _inner(tree, at)
+    if part_of(at.rsplit("/", 1)[-1]) != "test" or content(tree, inner):
+        return False
+    return classes_from_lists([path for path, _ in tree.images(inner)], tree.texts(inner))[0] is None
 
 
 def _parts_among(tree: Tree, root: str, inside: list[str]) -> dict[str, str]:
@@ -196,7 +209,7 @@ def _entries(tree: Tree, at: str, labelled: bool) -> tuple[list[str], list[str],
                 f"{tree.name} has no images but the archive {inside[0]}; give the archive itself, or unpack it (for "
                 "training and evaluation those of both, into train/ and val/)."
             )
-        raise DataError(f"{tree.name} has no {what} ({', '.join(IMG_EXTENSIONS)}); give a folder with {WANTED}.")
+        raise DataError(f"{tree.name} has no {what} ({', '.join(SUFFIXES)}); give a folder with {WANTED}.")
     if not labelled:
         return paths, names, sizes, ""
     found, refused = classes_from_lists(paths, tree.texts(at))

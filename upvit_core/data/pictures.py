@@ -6,8 +6,10 @@ import io
 from typing import BinaryIO
 
 from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
+SUFFIXES = (*IMG_EXTENSIONS, ".jfif", ".jpe", ".gif")
 MOST_PIXELS = 64_000_000
 LARGEST_FILE = 1 << 28
 """Bytes of one file of a picture."""

@@ -13,7 +13,15 @@ WORDS: dict[str, Part] = {
 }
 FILLERS = re.compile(r"\d+|k|px|in|set|data|dataset|images?|imgs?|split|folder|dir|part|cls|loc|ilsvrc|imagenet|cifar")
 ENDING = re.compile(r"(set|data|images?|imgs?|split|dir)$")
-FOREIGN = {"annotation", "annotations", "imagesets", "devkit", "bboxes", "boundingboxes"}
+FOREIGN = {
+    "annotation", "annotations", "imagesets", "devkit", "bboxes", "boundingboxes", "eadir", "recyclebin",
+    "systemvolumeinformation", "lostfound",
+}  # fmt: skip
+IMAGES = re.compile(r"(jpeg)?(images?|imgs?)", re.IGNORECASE)
+LABELS = re.compile(
+    r"labels?|masks?|gt|ground_?truths?|trimaps?|segmentations?|segmentation(class|object)", re.IGNORECASE
+)
+"""Folders beside one of images that hold pictures of another kind."""
 
 
 def part_of(name: str, *, strict: bool = False) -> Part | None:
