@@ -14,12 +14,13 @@ from upvit_core.runs.folder import RunSummary
 from upvit_core.runs.store import RunStore
 
 MOST = 10
+COSINE = "Mean cosine to the original"
 FORMATS = {
     "After surgery, %": "%.2f", "Top-1 now, %": "%.2f", "against the original, points": "%+.2f",
     "against scratch, points": "%+.2f",
     "Perplexity after surgery": "%.2f", "Perplexity now": "%.2f",
-    "KL, nats": "%.4f", "Images/s": "%.0f", "Blocks/s": "%.0f", "Speed, × original": "%.2f", "Test images": "%d",
-    "Test tokens": "%d", "Top-1 on all, %": "%.2f", "Perplexity on all": "%.2f", "All": "%d",
+    "KL, nats": "%.4f", COSINE: "%.3f", "Images/s": "%.0f", "Blocks/s": "%.0f", "Speed, × original": "%.2f",
+    "Test images": "%d", "Test tokens": "%d", "Top-1 on all, %": "%.2f", "Perplexity on all": "%.2f", "All": "%d",
 }  # fmt: skip
 PERPLEXITY = {"Perplexity after surgery", "Perplexity now", "Test tokens", "Perplexity on all"}
 OF_IMAGES = {"After surgery, %", "Top-1 now, %", "against the original, points", "against scratch, points"}
@@ -66,6 +67,7 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
                 "Perplexity after surgery": surgery.get("perplexity"),
                 "Perplexity now": last.get("perplexity"),
                 "KL, nats": last.get("kl_teacher"),
+                COSINE: last.get("cosine"),
                 "Images/s": surgery.get("images_per_s"),
                 "Speed, × original": surgery.get("speedup"),
                 "Test images": None if of_text else last.get("images"),
@@ -84,6 +86,7 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
     of_text = bool(texts) and all(texts)
     hidden = OF_IMAGES if of_text else set() if any(texts) else PERPLEXITY
     hidden = hidden | (set() if any(line["All"] is not None for line in lines) else ON_ALL)
+    hidden = hidden | (set() if any(line[COSINE] is not None for line in lines) else {COSINE})
     speed = "Blocks/s" if of_text else "Images/s"
     lines = [{n.replace("Images/s", speed): v for n, v in line.items() if n not in hidden} for line in lines]
     numbers = {name: st.column_config.NumberColumn(format=form) for name, form in FORMATS.items()}

@@ -193,9 +193,12 @@ def _measured_rows(previews: list[jobs.Job[Evaluation] | None], task: Task) -> l
     if a is not None and b is not None:
         gaps = task.gap(task.value(b) - task.value(a)), f"{(b.kl or 0.0) - (a.kl or 0.0):+.2g} nats"
     images = next((f", {result.images:,} {task.samples}" for result in (a, b) if result), "")
+    cosines = [result.cosine if result else None for result in (a, b)]
+    alike = ("Mean cosine to the original, measured ●", *("—" if c is None else f"{c:.3f}" for c in cosines), "")
     return [
         (f"{task.name} now, measured ●{images}", *values, gaps[0]),
         ("KL to the original, measured ●", *divergences, gaps[1]),
+        *([alike] if any(cosine is not None for cosine in cosines) else []),
     ]
 
 

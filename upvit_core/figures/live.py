@@ -15,7 +15,18 @@ from upvit_core.figures.runs import TITLES, Quantity, title_of
 PHASES = ("teacher", *EVALUATED)
 WHEN = ("step", "epoch", "seconds")
 COLUMNS = {
-    "evals": (*WHEN, "phase", "top1", "perplexity", "images_per_s", "images", "kl_teacher", "speedup", "ladder"),
+    "evals": (
+        *WHEN,
+        "phase",
+        "top1",
+        "perplexity",
+        "images_per_s",
+        "images",
+        "kl_teacher",
+        "cosine",
+        "speedup",
+        "ladder",
+    ),
     "train": (*WHEN, "loss", "features"),
 }
 DRAWN = {"evals": ("perplexity", "top1"), "train": ("loss",)}

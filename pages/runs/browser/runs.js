@@ -89,7 +89,7 @@ class Live {
     return [
       ["run", run.label], ["plan", run.plan], ["point", PHASES[at("phase")]], [titles.task, number(at(quantity))],
       [quantity === "top1" ? "test images" : "test tokens", number(at("images"), 9)],
-      ["speed, × the original", number(this.times(run), 3)], [titles.speed, number(at("images_per_s"))], ["KL to the original, nats", number(at("kl_teacher"))],
+      ["speed, × the original", number(this.times(run), 3)], [titles.speed, number(at("images_per_s"))], ["KL to the original, nats", number(at("kl_teacher"))], ["mean cosine to the original", number(at("cosine"))],
       ["epoch", number(at("epoch"))], ["step", number(at("step"), 9)], ["seconds of training", number(at("seconds"))],
     ].filter(([, value]) => value);
   }
@@ -122,7 +122,7 @@ class Live {
     const { whole } = run;
     return [
       ["run, on all test images", run.label], ["plan", run.plan], [this.view.titles.task, number(whole[quantity])],
-      [quantity === "top1" ? "test images" : "test tokens", number(whole.images, 9)], ["KL to the original, nats", number(whole.kl_teacher)], ["step", number(whole.step, 9)],
+      [quantity === "top1" ? "test images" : "test tokens", number(whole.images, 9)], ["KL to the original, nats", number(whole.kl_teacher)], ["mean cosine to the original", number(whole.cosine)], ["step", number(whole.step, 9)],
     ].filter(([, value]) => value);
   }
 

@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from pages.runs.table import COSINE
 from pages.services import jobs, run_data
 from pages.widgets import run_actions
 from tests.support.made_runs import made_run, made_store
@@ -50,6 +51,14 @@ def test_every_kind_of_run_is_listed_with_its_state(page: Run, store: RunStore) 
     assert table.loc["demo 50/50/50 %", "against scratch, points"] == 0  # the made-up baseline is as good
     assert table.loc["demo 25/25/25 %", "Speed, × original"] == pytest.approx(1 / 0.75**1.3)
     assert table.loc["demo 75/75/75 %", "Parameters"] == "45.27 k"
+
+
+def test_the_table_has_the_cosine_of_runs_without_a_classifier_alone(page: Run, store: RunStore) -> None:
+    run = made_run(store, 0.5)
+    assert COSINE not in page(PAGE).dataframe[0].value
+    run.metrics.write_text(run.metrics.read_text().replace('"kl_teacher"', '"cosine": 0.875, "kl_teacher"'))
+    run_data.rows.clear()
+    assert page(PAGE).dataframe[0].value[COSINE].tolist() == [0.875]
 
 
 def test_what_the_run_in_focus_forgets_is_told_class_by_class(page: Run, store: RunStore) -> None:
