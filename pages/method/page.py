@@ -251,7 +251,7 @@ with frame.page("Method", "Making a transformer thinner in eight steps, on the o
     if number in (1, 2, 3):
         if scores is None:
             text = "This step shows the model's scores. Make them on Importance, or open the demo."
-            st.info(text, icon=":material/grid_on:")
+            frame.awaited(text, icon=":material/grid_on:")
         else:
             (one_channel, the_cut, merging_heads)[number - 1](model, scores)
     elif number == 0:

@@ -64,14 +64,16 @@ def detail_cards(
 
 def parameters_card(plan: PruningPlan) -> Card:
     before, after = count_parameters(plan.shape_before), count_parameters(plan.shape_after)
-    note = f"{units.times(before / after)} smaller than {units.short(before)}"
-    return Card("Parameters", units.short(after), note, follow="params")
+    return Card("Parameters", units.short(after), _than(before, after, "smaller"), follow="params")
+
+
+def _than(before: int, after: int, word: str) -> str:
+    return f"{units.times(before / after)} {word} than {units.short(before)}" if before != after else "as the original"
 
 
 def macs_card(model: OpenModel, plan: PruningPlan) -> Card:
     before, after = count_macs(plan.shape_before), count_macs(plan.shape_after)
-    note = f"{units.times(before / after)} fewer than {units.short(before)}"
-    return Card(f"MACs, one {model.task.batch_item}", units.short(after), note, follow="macs")
+    return Card(f"MACs, one {model.task.batch_item}", units.short(after), _than(before, after, "fewer"), follow="macs")
 
 
 def speed_card(model: OpenModel, plan: PruningPlan, job: jobs.Job[SpeedUp] | None) -> Card:

@@ -79,7 +79,8 @@ def _queue() -> None:
         lines = [f"- {plain(job.title)} · {job.state} {job.share:.0%}" for job in busy[:8]]
         lines += [f"- {plain(run.name)} · {run.state.state} {run.state.progress:.0%}" for run in runs[:8]]
         more = len(busy) + len(runs) - len(lines)
-        st.markdown(f"**Queue: {len(busy)} measurements, {len(runs)} runs**")
+        counts = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((len(busy), "measurement"), (len(runs), "run")))
+        st.markdown(f"**Queue: {', '.join(counts)}**")
         st.markdown("\n".join(lines + ([f"- and {more} more"] if more else [])) or "Nothing is waiting.")
 
     st.fragment(draw, run_every=3.0)()

@@ -36,8 +36,8 @@ from upvit_core.records.shape import Component
 
 
 def colour_range(values: np.ndarray) -> tuple[float, float]:
-    """log10 limits of the colours: the 0.5th and 99.9th percentile, so that single outliers do not hide the rest."""
-    low, high = np.nanpercentile(values, [0.5, 99.9])
+    """log10 limits of the colours: the 0.5th and 98th percentile, so that a few outliers do not hide the rest."""
+    low, high = np.nanpercentile(values, [0.5, 98])
     return float(low), float(max(high, low + 0.5))
 
 
@@ -56,7 +56,7 @@ def _hover(p: Picture) -> tuple[np.ndarray, str]:
     where = "" if p.component == "residual" and not p.staged else where
     cell = f"{p.word} %{{customdata[0]:.0f}}"
     cell = cell if p.step == 1 else f"{p.step} {p.word}s, the first %{{customdata[0]:.0f}}"
-    place = "place %{x:.0f} · " if p.order == "importance" else ""
+    place = "%{x:.0f} score higher · " if p.order == "importance" else ""
     return data, f"{where}{place}{cell}<br>score %{{customdata[1]:.3g}}<extra></extra>"
 
 

@@ -153,8 +153,9 @@ def log_ticks(low: float, high: float, most: int = 4) -> tuple[list[float], list
     exponents = list(range(int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9)) + 1))
     if len(exponents) < 2:
         around = range(int(np.floor(low)), int(np.ceil(high)) + 1)
-        fine = [(e + np.log10(m), m * 10.0**e) for e in around for m in (1, 2, 5)]
-        inside = [(float(at), f"{value:g}") for at, value in fine if low <= at <= high]
+        fine = [(e + np.log10(m), m, e) for e in around for m in (1, 2, 5)]
+        say = lambda m, e: f"{m * 10.0**e:g}" if e > -4 else f"{m}·{power_of_ten(e)}"  # noqa: E731
+        inside = [(float(at), say(m, e)) for at, m, e in fine if low <= at <= high]
         return [at for at, _ in inside], [text for _, text in inside]
     step = max(1, -(-len(exponents) // most))
     chosen = exponents[::-1][::step][::-1]

@@ -86,8 +86,9 @@ follow.show = (at) => {
   const widths = widthsAt(model, { reduction: at.residual, ...at }, now);
   const [params, macs] = ["params", "macs"].map((name) => countAt(model.counts[name], widths));
   const whole = ["params", "macs"].map((name) => countAt(model.counts[name], model.full));
-  follow.put("params", short(params), `${times(whole[0] / params)} smaller than ${short(whole[0])}`);
-  follow.put("macs", short(macs), `${times(whole[1] / macs)} fewer than ${short(whole[1])}`);
+  const than = (now, of, word) => now === of ? "as the original" : `${times(of / now)} ${word} than ${short(of)}`;
+  follow.put("params", short(params), than(params, whole[0], "smaller"));
+  follow.put("macs", short(macs), than(macs, whole[1], "fewer"));
   follow.put("speed", "—", "measured when you let go");
   const known = table && table.heads === now;
   const value = known ? estimateAt(table, table.values, at) : null;
