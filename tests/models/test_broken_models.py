@@ -86,6 +86,10 @@ def test_files_that_hold_no_weights(content: bytes, words: tuple[str, ...], tmp_
         ({"head.weight": torch.zeros(2), "epoch": 3}, ("head.weight",)),
         ({}, ("none",)),
         ({"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": []}, ("optimizer",)),
+        (
+            {"patch_embed.proj.weight": torch.zeros(2, 3, 2, 2, 2), "blocks.0.attn.qkv.weight": torch.zeros(2)},
+            ("videos",),
+        ),
         ({"blocks.0.mlp.fc1.SCB": torch.zeros(2)}, ("quantised",)),
         ({"base_model.blocks.0.attn.qkv.lora_A.default.weight": torch.zeros(2)}, ("LoRA",)),
     ],

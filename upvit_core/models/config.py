@@ -210,7 +210,8 @@ def check_config(config: ModelConfig, shape: ModelShape, source: str) -> None:
     }
     for name, fact in facts.items():
         said = config.stated.get(name)
-        if isinstance(said, int) and said != fact and not (name == "qkv_bias" and shape.features):
+        unread = {"qkv_bias": shape.features, "intermediate_size": "mlp_ratio" in config.stated}.get(name)
+        if isinstance(said, int) and said != fact and not unread:
             raise CheckpointError(
                 f"config.json says {name} {said}, and the tensors of {source} have {fact}; restore the config, or give "
                 "the weights file alone, elsewhere."

@@ -97,6 +97,8 @@ def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = 
         and (name := foreign_model(k for k in own if not HEAD.match(k)))
     ):
         raise UnsupportedModelError(f"{source} is {name}, which is not supported; give a ViT, DeiT or PVTv2.")
+    if any(forms[prefix].anchor.search(key) and tensor.ndim == 5 for key, tensor in own.items()):
+        raise UnsupportedModelError(f"{source} is a model of videos, which is not supported; give a ViT of images.")
     taken = {prefix + key for key in inner} | set(outer.values())
     beside = [
         key
