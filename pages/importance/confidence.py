@@ -1,11 +1,12 @@
 """Confidence in the scores shown: standard errors at the cut, and agreement with other scores of the model."""
 
+from html import escape
+
 import streamlit as st
 
 from pages.services import block_removals, scoring
 from pages.services.open_model import OpenModel
 from pages.widgets import charts
-from pages.widgets.cards import Card, cards
 from upvit_core import units
 from upvit_core.figures.agreement import rank_against_rank
 from upvit_core.figures.theme import TITLES
@@ -18,45 +19,46 @@ from upvit_core.records.task import criterion_name, task_of
 
 
 def certainty(scores: ImportanceScores, plan: PruningPlan) -> None:
-    """Draw how the scores were made, and how many channels their errors leave undecided."""
-    with st.container(key="facts-trust"):
-        cards([_images(scores), _near_the_cut(scores, plan), _exactness(scores)])
+    """A line on how the scores were made, and how many channels their errors leave too close to call."""
+    facts = (_images(scores), _near_the_cut(scores, plan), _exactness(scores))
+    line = " · ".join(f"{name} <b>{escape(value)}</b> ({escape(note)})" for name, value, note in facts)
+    st.html(f'<p class="quiet">{line}</p>')
 
 
-def _images(scores: ImportanceScores) -> Card:
+def _images(scores: ImportanceScores) -> tuple[str, str, str]:
     notes, items = scores.notes, task_of(scores.shape).batch_items
     if not scores.images:
-        return Card(items.capitalize(), "none", "not needed")
+        return items.capitalize(), "none", "not needed"
     if (stability := notes.get("stability")) is not None:
         wanted = units.percent(1 - float(notes.get("tolerance", 0)))
         reached = "as wanted" if notes.get("stable") else f"wanted: {wanted}, but the {items} ran out"
         note = f"half as many keep {units.percent(stability, 1)} of the same channels ({reached})"
     else:
         note = f"seed {scores.seed}" if scores.seed is not None and scores.data_digest else scores.data
-    return Card(items.capitalize(), f"{scores.images:,}", note)
+    return items.capitalize(), f"{scores.images:,}", note
 
 
-def _near_the_cut(scores: ImportanceScores, plan: PruningPlan) -> Card:
+def _near_the_cut(scores: ImportanceScores, plan: PruningPlan) -> tuple[str, str, str]:
     undecided = uncertain(scores, plan)
     if not undecided:
-        return Card("Undecided at this cut", "not known", "these scores come without standard errors")
+        return "Too close to call at this cut", "not known", "these scores come without standard errors"
     count, of = (sum(pair[i] for pair in undecided.values()) for i in (0, 1))
     parts = " · ".join(f"{TITLES[component]} {pair[0]:,}" for component, pair in undecided.items())  # type: ignore[index]
-    return Card("Undecided at this cut", f"{count:,} of {of:,}", f"less than 2 standard errors from the cut: {parts}")
+    return "Too close to call at this cut", f"{count:,} of {of:,}", f"less than 2 standard errors from the cut: {parts}"
 
 
-def _exactness(scores: ImportanceScores) -> Card:
+def _exactness(scores: ImportanceScores) -> tuple[str, str, str]:
     notes, directions = scores.notes, ""
     if (share := notes.get("trace_share")) is not None:
         each = task_of(scores.shape).nats.removeprefix("nats ")
         directions = f"{notes.get('num_directions')} directions {each}, {units.percent(share, 1)} of the Fisher trace"
     if (exact := notes.get("exact_share")) is not None:
-        return Card("Exact", units.percent(exact), f"of the channels; the others from {directions}")
+        return "Exact", units.percent(exact), f"of the channels; the others from {directions}"
     if kl_of(scores.criterion) == "exact":
-        return Card("Exact", "100 %", "each channel was removed alone")
+        return "Exact", "100 %", "each channel was removed alone"
     if share is not None:
-        return Card("Exact", "0 %", f"estimated from {directions}")
-    return Card("Exact", "no", f"{criterion_name(scores)} does not use the model's answers")
+        return "Exact", "0 %", f"estimated from {directions}"
+    return "Exact", "no", f"{criterion_name(scores)} does not use the model's answers"
 
 
 def agreement(model: OpenModel, scores: ImportanceScores, what_if: WhatIf) -> None:

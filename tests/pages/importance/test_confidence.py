@@ -37,8 +37,8 @@ def test_the_menu_offers_every_criterion(page: Run) -> None:
 
 def test_the_images_are_told_by_the_seed_that_drew_them() -> None:
     record = replace(ImportanceScores.load(DEMO), notes={}, data="val of demo", seed=7)
-    assert confidence._images(record).note == "seed 7"
-    assert confidence._images(replace(record, seed=None)).note == "val of demo"
+    assert confidence._images(record)[2] == "seed 7"
+    assert confidence._images(replace(record, seed=None))[2] == "val of demo"
 
 
 def test_undecided_channels_are_told(page: Run) -> None:
