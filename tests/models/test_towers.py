@@ -1,5 +1,6 @@
 """Vision towers without a classifier, in the names of several libraries: features equal to the library's own."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,11 @@ from timm.models.vision_transformer import _convert_openai_clip
 from torch import Tensor, nn
 
 from tests.support.checkpoints import perturbed, saved
+from tests.support.errors import refused
+from tests.support.shrunk import SMALL as SMALL_ARGUMENTS
+from tests.support.shrunk import shrunk
 from tests.support.tiny import images
+from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.checkpoint import load_model, save_model, shape_of
 from upvit_core.profiling.macs import count_parameters
 
@@ -28,12 +33,29 @@ def assert_equal_features(source: Path, reference: Callable[[Tensor], Tensor], *
     torch.testing.assert_close(loaded.model(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("kind", ["Dinov2", "Dinov2WithRegisters"])
-def test_dinov2_of_transformers(kind: str, tmp_path: Path) -> None:
+def test_dinov2_of_transformers(kind: str, gated: bool, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    model = perturbed(getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SMALL))).eval()
+    config = getattr(transformers, f"{kind}Config")(**SMALL, use_swiglu_ffn=gated)
+    model = perturbed(getattr(transformers, f"{kind}Model")(config)).eval()
     model.save_pretrained(tmp_path)
     assert_equal_features(tmp_path, lambda x: model(x).pooler_output)
+
+
+def test_a_gated_ffn_in_the_names_of_dinov2_and_what_only_a_config_tells(tmp_path: Path) -> None:
+    model, x = shrunk("vit_giant_patch14_dinov2"), images(4, torch.float32)
+    theirs = {key.replace("fc1", "w12").replace("fc2", "w3"): tensor for key, tensor in model.state_dict().items()}
+    assert_equal_features(saved(tmp_path / "w.pth", theirs), lambda x: model(x), num_heads=4)
+    eva = shrunk("eva02_small_patch14_224", num_classes=5)
+    path = saved(tmp_path / "eva.pth", eva.state_dict())
+    with refused(UnsupportedModelError, "config.json"):
+        load_model(path)
+    about = {"architecture": "eva02_small_patch14_224", "num_classes": 5, "model_args": SMALL_ARGUMENTS}
+    about |= {"pretrained_cfg": {"input_size": [3, 16, 16]}}
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(path).model(x), eva(x), rtol=1e-4, atol=1e-4)
 
 
 def test_ijepa_of_transformers_gives_the_mean_over_patches(tmp_path: Path) -> None:

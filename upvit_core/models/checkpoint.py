@@ -287,6 +287,7 @@ def _shape_of(found: Found, config: ModelConfig, source: str) -> ModelShape:
     read = shape_of_pvt_tensors if is_pvt(found.tensors) else shape_of_tensors
     shape = read(found.tensors, source, img_size=config.img_size, norm_eps=eps)
     act = config.act or ("gelu_tanh" if found.form.name.endswith("SigLIP") else shape.act)
+    act = shape.act if shape.structure.gate else act
     structure = replace(shape.structure, pixel_norm=found.form.pixel_norm)
     shape = replace(shape, features=shape.features or found.form.features, act=act, structure=structure)
     is_clip = shape.pre_norm and found.form.features

@@ -54,7 +54,7 @@ PARTS = (
     (r"\.attn\.(norm|inner_attn_ln)\.|\.mlp\.(norm|ffn_layernorm)\.", "a norm inside attention or FFN"),
     (r"^(attn_pool\.(?!latent|q\.|kv\.|proj\.|norm\.|mlp\.)|map_head\.)", "attention pooling"),
     (r"rope|rel_pos|relative_position", "rotary or relative positions"),
-    (r"\.mlp\.(w12|w1|w3|fc1_g|fc1_x|gate_proj|weights_in)\b", "a gated FFN (SwiGLU)"),
+    (r"\.mlp\.(w1|w3|fc1_g|fc1_x|gate_proj)\b", "a gated FFN (SwiGLU)"),
     (r"\.attn\.[qv]_bias$", "separate biases of queries and values (BEiT, EVA)"),
     (r"\.attn\.lambda_", "differential attention"),
     (r"\.(attns|ffns)\.\d", "parallel blocks"),

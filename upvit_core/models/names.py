@@ -81,6 +81,8 @@ def joined(parts: Mapping[str, Mapping[str, Tensor]], source: str) -> Tensors:
 TIMM_RULES = (
     (r"\.gamma_([12])$", r".ls\1.gamma"),  # DeiT III
     (r"^blocks\.\d+\.(\d+)\.(?=\D)", r"blocks.\1."),  # DINOv2 in chunks, whose blocks keep their own numbers
+    (r"\.mlp\.w12\.", ".mlp.fc1."),  # DINOv2-g, whose FFN is gated
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
     (r"^register_tokens$", "reg_token"),
     (r"^(?:fc|classifier|linear|cls_head|mlp_head|linear_head)\.(weight|bias)$", r"head.\1"),
 )
@@ -120,8 +122,8 @@ HF_RULES = (
     (HF_BLOCK + r"(?:layernorm_after|norm2)\.", r"blocks.\1.norm2."),
     (HF_BLOCK + r"layer_scale([12])\.lambda1$", r"blocks.\1.ls\2.gamma"),
     (HF_BLOCK + r"attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
-    (HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.", r"blocks.\1.mlp.fc1."),
-    (HF_BLOCK + r"(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.fc2."),
+    (HF_BLOCK + r"(?:intermediate\.dense|mlp\.fc1|mlp\.weights_in)\.", r"blocks.\1.mlp.fc1."),
+    (HF_BLOCK + r"(?:output\.dense|mlp\.fc2|mlp\.weights_out)\.", r"blocks.\1.mlp.fc2."),
     (r"^layernorm\.", "norm."),
     (r"^(?:cls_)?classifier\.", "head."),
     (r"^distillation_classifier\.", "head_dist."),

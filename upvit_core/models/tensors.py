@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -20,10 +21,11 @@ from upvit_core.limits import MOST_BLOCKS
 from upvit_core.models.build import expected_tensors
 from upvit_core.models.foreign import foreign_part
 from upvit_core.records.family import VIT
-from upvit_core.records.shape import BlockShape, ModelShape
+from upvit_core.records.shape import Activation, BlockShape, ModelShape
 from upvit_core.records.structure import Structure
 
 SHOWN = 4
+GELU: Activation = "gelu"
 
 
 def dimensions(tensor: Tensor) -> str:
@@ -88,7 +90,10 @@ def shape_of_tensors(
         if rows % 3:
             raise CheckpointError(f"{source}: {qkv} has {rows} rows, expected a multiple of 3 (queries, keys, values).")
         blocks.append(BlockShape(1, rows // 3, size(f"blocks.{index}.mlp.fc1.weight", 0, 2)))
-    structure = Structure(patch_norm="patch_embed.norm.weight" in tensors)
+    structure, act = Structure(patch_norm="patch_embed.norm.weight" in tensors), GELU
+    if size("blocks.0.mlp.fc1.weight", 0, 2) == 2 * size("blocks.0.mlp.fc2.weight", 1, 2):  # SwiGLU, as DINOv2-g
+        structure, act = replace(structure, timm="vit_giant_patch14_dinov2", gate="packed"), "silu"
+        blocks = [replace(block, ffn=block.ffn // 2) for block in blocks]
     if "attn_pool.latent" in tensors:  # with as many heads as the blocks have
         pool = (width, 1, size("attn_pool.mlp.fc1.weight", 0, 2))
         structure = Structure(timm="vit_base_patch16_siglip_224", pool=pool)
@@ -110,6 +115,7 @@ def shape_of_tensors(
         fc_norm=fc_norm,
         norm_eps=norm_eps,
         pre_norm="norm_pre.weight" in tensors,
+        act=act,
         features="head.weight" not in tensors,
         structure=structure,
     )
@@ -142,7 +148,10 @@ def refuse_foreign_parts(tensors: Iterable[str], source: str) -> None:
     """Raise UnsupportedModelError where a tensor belongs to a part that no plain ViT has."""
     if found := foreign_part(tensors):
         part, key = found
-        raise UnsupportedModelError(f"{source} has {part} ({key}), which is not understood; give a plain ViT or DeiT.")
+        raise UnsupportedModelError(
+            f"{source} has {part} ({key}), which is not understood from tensors alone; put a config.json with timm's "
+            'name of the model beside it, as {"architecture": "eva02_base_patch14_224"}, or give a plain ViT or DeiT.'
+        )
 
 
 def check_tensors(tensors: Mapping[str, Tensor], shape: ModelShape, source: str) -> None:
