@@ -14,6 +14,7 @@ from playwright.sync_api import Page
 
 from tests.benchmarks.app.timing import report
 from tests.benchmarks.app.websocket import SLIDERS, Pause, reruns
+from tests.browser.test_drag import FRAMES, SHIFTS, held
 from tests.support.browser import chromium, settle
 from tests.support.made_up import made_up_scores
 from tests.support.server import server
@@ -137,26 +138,42 @@ def go_to(page: Page, title: str) -> None:
     page.get_by_role("heading", name=title, level=1).wait_for()
 
 
+def drag(page: Page) -> None:
+    """Print the pictures a second while a slider of Trade-off is dragged there and back."""
+    settle(page)
+    page.evaluate(FRAMES)
+    with held(page, page.get_by_role("slider", name="FFN removed")) as (x, y, percent):
+        for step in (*range(30), *range(30, -1, -1)):
+            page.mouse.move(x + step * percent, y)
+            page.wait_for_timeout(30)
+        drawn = page.evaluate("() => { window.watching = false; return window.drawn }")
+    print(f"dragged at {1000 * len(drawn) / sum(drawn):.0f} pictures a second, the longest of {max(drawn):.0f} ms")
+
+
 def first_minutes(page: Page, address: str, watch: Watch) -> None:
     """The README's "The first minute", with every setting as it stands."""
+    page.add_init_script(SHIFTS)
     page.goto(address)
-    page.locator(".card .value").first.wait_for()
-    watch.mark("the first page is painted")
+    page.locator('[data-at="top1"]').first.wait_for()
+    watch.mark("the first page is there, with its numbers")
     go_to(page, "Importance")
     page.locator(".st-key-ffn-scores .js-plotly-plot image").first.wait_for()
     watch.mark("the heatmaps are drawn", target=HEATMAP_S)
     go_to(page, "Trade-off")
     page.locator(".st-key-strips .js-plotly-plot image").first.wait_for()
     watch.mark("Trade-off is drawn")
+    drag(page)
+    shifts = page.evaluate("window.shifts.map(([, value]) => value)")
+    print(f"layout shift over the three pages so far: {sum(shifts):.3f}, the largest {max(shifts, default=0):.3f}")
     page.get_by_role("button", name="Distil…").click()
     page.get_by_role("dialog").get_by_role("button", name="Start", exact=False).last.click()
     page.get_by_role("heading", name="Runs", level=1).wait_for()
     watch.mark("Start is pressed, Runs is open")
     page.wait_for_function("window.upvitRuns?.live?.plots.speed.chart?.points.length > 0")
     watch.mark("the first point of the curve is on Runs")
-    page.locator(".run .words").get_by_text(re.compile(r"\bdone\b")).first.wait_for()
+    page.locator(".run .now").get_by_text("to the original").first.wait_for()
     points = page.evaluate("window.upvitRuns.live.plots.speed.chart.points.length")
-    words = page.locator(".run .words").first.inner_text()
+    words = " ".join(page.locator(".run .now").first.inner_text().split())
     watch.mark(f"the distilled demo is there ({words}, {points} points)", target=DISTILLED_S)
 
 
