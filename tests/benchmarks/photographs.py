@@ -50,8 +50,9 @@ class Bench:
         self.train = images_for(self.teacher, asked.data, "train", labelled=False, apart=True)
         self.test: ImageSet = images_for(self.teacher, asked.data, "val")
         self.scores: dict[tuple[str, int], ImportanceScores] = {}
-        self.top1 = self.measure(self.teacher).top1
-        print(machine(), f"teacher: {self.top1:.2f} % of {len(self.test):,} images", flush=True)
+        found = self.measure(self.teacher)
+        self.top1 = found.top1
+        print(machine(), f"teacher: {found.top1:.2f} % of {found.images:,} images", flush=True)
 
     def measure(self, model: LoadedModel) -> Evaluation:
         return up.evaluate(model, self.test, teacher=self.teacher, images=self.asked.test_images)
