@@ -104,10 +104,10 @@ def next_three(
     proposed = good_plans.next_runs(model, known, candidates)
     for number, each in enumerate(proposed):
         plan = each.candidate
-        when = "before training" if each.epochs is None else f"after {each.epochs} epochs"
+        when = "before training" if each.epochs is None else f"after {each.epochs:d} epochs"
         label = f"{units.percent(plan.macs / whole)} of the MACs: {each.low:.1f} – {task.format(each.high)}, {when}"
         if st.button(
-            label, icon=":material/play_arrow:", key=f"next-{number}", width="stretch", help=plan.what_if.words
+            label, icon=":material/play_arrow:", key=f"next-{number}", width="stretch", help=plain(plan.what_if.words)
         ):
             order(model, scores, plan.what_if, training)
     st.caption(

@@ -52,7 +52,8 @@ tradeoff/page.py: next((name for name, tab in tabs.items() if tab.open), STAYS)
 widgets/run_actions.py: title | widgets/run_actions.py: text
 widgets/sliders.py: name | widgets/sliders.py: slider.label
 widgets/sliders.py: slider.help | tradeoff/map_section.py: maps.STEPS[-1] | tradeoff/map_section.py: label
-workshop/host.py: job.state | workshop/host.py: run.state.state | workshop/page.py: exercise.title
+workshop/host.py: n | workshop/host.py: n != 1 | workshop/host.py: word | workshop/host.py: job.state
+workshop/host.py: run.state.state | workshop/page.py: exercise.title
 workshop/page.py: exercise.hint | workshop/page.py: number | workshop/page.py: name
 """.replace("\n", " | ").split(" | ")
 
