@@ -29,7 +29,8 @@ def emit(result: Mapping[str, object], as_json: bool) -> None:
 
 def known(values: Mapping[str, object]) -> dict[str, object]:
     """Without numbers, and pairs of numbers, that are NaN, such as the top-1 of features without labels."""
-    return {key: value for key, value in values.items() if "nan" not in (str(value), str(value)[1:4])}
+    each = {key: value if isinstance(value, list | tuple) else (value,) for key, value in values.items()}
+    return {key: value for key, value in values.items() if not any(number != number for number in each[key])}
 
 
 class Bar:
