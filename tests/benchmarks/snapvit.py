@@ -135,7 +135,7 @@ def xnes(fitness: Callable[[np.ndarray], float], mean: np.ndarray, evaluations: 
 
 
 def snapvit(model: Any, images: Tensor, evaluations: int, *, summed: bool, seed: int) -> Kept:
-    """What SnapViT keeps at `FFN` and `HEADS`."""
+    """The channels that SnapViT keeps at `FFN` and `HEADS`."""
     ffn, heads = local_scores(model, images, summed=summed)
     depth = len(ffn)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""While a slider is dragged all follows the pointer; while a page loads nothing jumps or comes from elsewhere."""
+"""Everything follows the pointer while a slider is dragged; nothing jumps or comes from elsewhere on loading."""
 
 import json
 import re

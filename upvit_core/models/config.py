@@ -63,7 +63,7 @@ TOWER_DEFAULTS: dict[str, Json] = {
     "dinov2": BASE | {"layer_norm_eps": 1e-6},
     "dinov2_with_registers": BASE | {"layer_norm_eps": 1e-6},
 }
-"""What a config of transformers leaves out where it is as in its base model."""
+"""Settings that a config of transformers leaves out if they are those of its base model."""
 CLIP_BASE, CLIP_EPS = "vit_base_patch16_clip_224", 1e-5
 """A name of timm whose norms have CLIP's eps."""
 LABELS = ("label_names", "label_descriptions")

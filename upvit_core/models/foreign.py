@@ -14,7 +14,7 @@ TASKS = (
      "a segmentation model"),
     (r"(^|\.)(neck\.(reassemble_stage|fusion_stage|convs)|reassemble_blocks)\.", "a model of depth or other maps"),
 )  # fmt: skip
-"""What whole files hold, a backbone in them or not."""
+"""Things that whole files hold, with a backbone in them or not."""
 MODELS = (
     (r"(^|\.)state\.\d+\.(exp_avg|momentum_buffer)$", "the state of an optimizer"),
     (r"blocks_token_only\.", "a CaiT"),

@@ -46,7 +46,7 @@ CLIP_RULES = (
 
 
 def _shaped(tensors: Tensors) -> Tensors:
-    """With tokens and positions (1, n, D), and a bias of zeros for a projection without one, as timm has them."""
+    """The tensors with tokens and positions (1, n, D), and with zeros for the bias of a projection that has none."""
     out = dict(tensors)
     for key in ("cls_token", "pos_embed"):
         if key in out:
