@@ -148,10 +148,11 @@ def latency(model: OpenModel) -> Any:
     return latency_of(model.shape, batch_of(model), known) if known is not None else None
 
 
-def milliseconds(shape: ModelShape, batch: int) -> float | None:
-    """Estimated; None without calibration."""
-    found = _file(shape)
-    return _estimated(shape, batch, *found) if found is not None else None
+def milliseconds(batch: int, *shapes: ModelShape) -> list[float] | None:
+    """Estimated time of a batch of each of these shapes of one model; None without calibration."""
+    found = _file(shapes[0])
+    times = [_estimated(shape, batch, *found) for shape in shapes] if found is not None else []
+    return None if not times or None in times else times  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=2000)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,9 +57,13 @@ class Known:
     record: Map
     surrogate: Surrogate
     worth: Worth
+    estimates: Cache[Estimate | None] = field(default_factory=lambda: Cache(1000))
 
     def of(self, plan: PruningPlan) -> Estimate | None:
         """The estimate of a plan; None where more of its blocks are gone than in any measured cut."""
+        return self.estimates.get(plan.digest, lambda: self._estimate(plan))
+
+    def _estimate(self, plan: PruningPlan) -> Estimate | None:
         found = self.surrogate.estimate([self.worth.of(plan)])
         if not found.known[0]:
             return None

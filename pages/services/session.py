@@ -68,7 +68,7 @@ def resolve(key: str, saved: object = None) -> object:
 
     Widgets forget their values on a page switch; `saved` is what the session remembers.
     """
-    for value in (st.session_state.get(key), saved, st.query_params.get(key)):
-        if value is not None and value != "":
+    for look in (lambda: st.session_state.get(key), lambda: saved, lambda: st.query_params.get(key)):
+        if (value := look()) is not None and value != "":
             return value
     return None

@@ -72,9 +72,8 @@ def _runs(model: OpenModel) -> Iterator[Outcome]:
 
 def _speed(model: OpenModel, shape: ModelShape) -> float | None:
     """Times the original's speed, estimated; None where this device is not calibrated."""
-    batch = device.batch_of(model)
-    before, after = (device.milliseconds(each, batch) for each in (model.shape, shape))
-    return before / after if before and after else None
+    times = device.milliseconds(device.batch_of(model), model.shape, shape)
+    return times[0] / times[1] if times else None
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

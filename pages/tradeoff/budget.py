@@ -164,12 +164,12 @@ def limit_fields(model: OpenModel, plan: PruningPlan) -> dict[str, float]:
         if limit is not None:
             limits[name] = (limit + 5e-5) * scale
     batch = device.batch_of(model)
-    ms, most = device.milliseconds(after, batch), device.milliseconds(before, batch)
-    if ms is None or most is None:
+    times = device.milliseconds(batch, after, before)
+    if times is None:
         st.caption("A limit on time needs this device calibrated.")
         return limits
     label = f"Time of a batch of {batch}, ms (estimated)"
-    limit = _limit_field(f"ms-{model.source}-{batch}", label, ms, most, ticked=False)
+    limit = _limit_field(f"ms-{model.source}-{batch}", label, *times, ticked=False)
     return limits if limit is None else {**limits, "latency_ms": limit}
 
 

@@ -204,11 +204,9 @@ def stock_card(plan: PruningPlan) -> Card:
     return Card(f"Loads in plain {library}", "no", "it needs equal blocks; this studio opens it")
 
 
-def latencies(model: OpenModel, plan: PruningPlan) -> tuple[float, float] | None:
-    """Estimated time of a batch before and after the cut, ms; None where this device is not calibrated."""
-    batch = device.batch_of(model)
-    before, after = (device.milliseconds(shape, batch) for shape in (plan.shape_before, plan.shape_after))
-    return (before, after) if before and after else None
+def latencies(model: OpenModel, *plans: PruningPlan) -> list[float] | None:
+    """Estimated time of a batch, ms: of the whole model, then after each plan; None without a calibration."""
+    return device.milliseconds(device.batch_of(model), model.shape, *(plan.shape_after for plan in plans))
 
 
 def format_bytes(count: int) -> str:
@@ -229,8 +227,8 @@ def rounding_line(model: OpenModel, scores: ImportanceScores, plan: PruningPlan,
     changes = [f"parameters {sizes[0]} → {sizes[1]}"]
     shares = [units.share(share_removed(scores, p)) for p in (free, plan)]
     changes.append(f"score removed {shares[0]} → {shares[1]}")
-    known, (first, second) = device.calibration(model.shape), (latencies(model, p) for p in (free, plan))
-    if known is not None and first is not None and second is not None:
-        times = f"time {units.figure(first[1])} → {units.figure(second[1])} ms"
-        changes.append(f"{times} (estimated, {device.error_words(known)})")
+    known, times = device.calibration(model.shape), latencies(model, free, plan)
+    if known is not None and times is not None:
+        change = f"time {units.figure(times[1])} → {units.figure(times[2])} ms"
+        changes.append(f"{change} (estimated, {device.error_words(known)})")
     return f"What multiples of {now.round_to} change: {'; '.join(changes)}."

@@ -54,8 +54,8 @@ def map_section(model: OpenModel, scores: ImportanceScores, now: WhatIf) -> None
 def _offer(model: OpenModel, scores: ImportanceScores, now: WhatIf, known: maps.Known | None) -> None:
     cuts = maps.STEPS[-1]
     batch = device.batch_of(model)
-    ms = device.milliseconds(model.shape, batch)
-    about = f", about {units.duration(cuts * 1000 * ms / batch / 1000)} of passes at most" if ms else ""
+    times = device.milliseconds(batch, model.shape)
+    about = f", about {units.duration(cuts * times[0] / batch)} of passes at most" if times else ""
     help_text = (
         f"Cuts the model in up to {cuts} ways and measures each on 1,000 held-out {model.task.batch_items}{about}."
     )

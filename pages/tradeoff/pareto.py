@@ -131,7 +131,7 @@ def _lines(model: OpenModel, scores: ImportanceScores, now: WhatIf, axes: Axes) 
     lines, original = list[Line](), _original(model)
     tour = demo_tour.of_model(model)
     if tour is not None and axes.of_model:
-        lines = tried_plans.tour_curves(tour, model.shape, axes.cost)
+        lines += tried_plans.tour_curves(tour, tour.model_digest, model.shape, axes.cost)
     elif (known := maps.find(model, scores, now)) is not None:
         lines = [tried_plans.mapped_curve(known, scores, now, known.record.digest, axes.cost, axes.loss)]
     if axes.of_model and original is not None:
@@ -203,12 +203,13 @@ def candidate_entries(
 ) -> list[tuple[str, TriedPlan]]:
     """Candidates as entries of the chart, with what has been measured of them."""
     entries = []
-    for candidate in candidates:
+    times = latencies(model, *(candidate.plan for candidate in candidates))
+    for number, candidate in enumerate(candidates):
         entry = TriedPlan(candidate.what_if, candidate.params, candidate.macs, candidate.removed)
         if known is not None:
             entry = replace(entry, mapped=known.of(candidate.plan))
-        if (times := latencies(model, candidate.plan)) is not None:
-            entry = replace(entry, speed_up=times[0] / times[1])
+        if times is not None:
+            entry = replace(entry, speed_up=times[0] / times[1 + number])
         if (result := results.get(candidate.plan.digest)) is not None:
             entry = entry.measured(model.task, result)
         entries.append((candidate.name, entry))

@@ -115,10 +115,11 @@ def ratio_curves(_scores: ImportanceScores, digest: str, heads: int, cost: str) 
     ]
 
 
-def tour_curves(tour: Tour, shape: ModelShape, cost: str) -> list[Line]:
+@st.cache_resource(max_entries=16, show_spinner=False)
+def tour_curves(_tour: Tour, digest: str, shape: ModelShape, cost: str) -> list[Line]:
     """Measurements of the demo at equal shares, both ways, against parameters or MACs."""
     count = count_parameters if cost == "Parameters" else count_macs
-    ways, x = tour.ways, []
+    ways, x = _tour.ways, []
     for percent in range(len(ways["paper"].top1)):
         widths, heads = uniform_widths(shape, Ratios.equal(percent / 100), heads=shape.num_heads, snap=True)
         x.append(count(shape.with_widths(widths, heads)))
