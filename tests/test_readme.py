@@ -49,7 +49,7 @@ class Reader:
         self.folder, self.done = folder, set[tuple[int, Command]]()
         self.data = folder / "demo"
         self.data.mkdir()
-        for name, count in zip(DEMO_FILES.values(), (640, 100), strict=True):
+        for name, count in zip(DEMO_FILES.values(), (160, 100), strict=True):
             with np.load(DEMO_FOLDER / name) as arrays:
                 few = {key: arrays[key][:count] for key in ("images", "labels")}
                 np.savez(self.data / name, **few, classes=arrays["classes"])
