@@ -136,6 +136,7 @@ UNSAID = {
     "weights": ("Which weights of several", "their average (EMA), if there is one", "Such as model beside model_ema."),
     "mean": ("Mean", "0.485,0.456,0.406", "One number, or one a colour."),
     "std": ("Standard deviation", "0.229,0.224,0.225", "One number, or one a colour."),
+    "img_size": ("Height and width of images", "128,256", "If they are not square."),
 }
 
 

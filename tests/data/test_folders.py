@@ -134,6 +134,9 @@ def test_hidden_files_and_what_is_no_image_are_passed_over(folder: Path) -> None
     (folder / "train" / ".cache").mkdir()
     (folder / "train" / "ant" / "._000.png").write_bytes(b"x")
     (folder / "train" / "ant" / "notes.txt").write_text("x")
+    (folder / "train" / "ant" / "photo.HEIC").write_bytes(b"x")
+    (folder / "val" / "ant" / "photo.avif").write_bytes(b"x")
+    assert "(1 .heic)" in opened(folder).told
     assert (len(opened(folder)), opened(folder).digest) == (15, digest)
 
 

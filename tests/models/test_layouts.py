@@ -242,7 +242,9 @@ def test_what_is_not_supported_is_named(name: str, kind: str, prefix: str, tmp_p
     [
         ("DetrForObjectDetection", "object detector"), ("LlamaForCausalLM", "language model"),
         ("ViTMAEForPreTraining", "masked autoencoder"),
-        ("SegformerForSemanticSegmentation", "segmentation"),
+        ("SegformerForSemanticSegmentation", "segmentation"), ("PoolFormerModel", "PoolFormer"),
+        ("FocalNetModel", "FocalNet"), ("HieraModel", "Hiera"), ("Aimv2VisionModel", "AIMv2"),
+        ("VJEPA2Model", "V-JEPA"), ("PvtForImageClassification", "PVT"),
     ],
 )  # fmt: skip
 def test_models_of_transformers_that_are_not_supported_are_named(kind: str, word: str, tmp_path: Path) -> None:
@@ -253,3 +255,9 @@ def test_models_of_transformers_that_are_not_supported_are_named(kind: str, word
     small = {key: torch.zeros([min(size, 2) for size in tensor.shape]) for key, tensor in state.items()}
     with refused(UnsupportedModelError, word):
         load_model(saved(tmp_path / "w.pth", small))
+
+
+def test_a_quantised_module_is_named(tmp_path: Path) -> None:
+    linear = torch.ao.nn.quantized.dynamic.Linear(2, 2)
+    with refused(UnsupportedModelError, "quantised"):
+        load_model(saved(tmp_path / "w.pth", nn.ModuleDict({"patch_embed": nn.Conv2d(3, 2, 2), "fc": linear})))

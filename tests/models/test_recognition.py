@@ -119,7 +119,9 @@ def test_the_best_weights_go_before_the_last(tmp_path: Path) -> None:
     assert "best_model_state taken, model_state_dict left" in loaded.recognised.weights
 
 
-@pytest.mark.parametrize("form", ["masked", "weight norm", "inner wrappers", "parts apart", "flat tokens"])
+@pytest.mark.parametrize(
+    "form", ["masked", "weight norm", "inner wrappers", "module", "slashes", "parts apart", "flat tokens"]
+)
 def test_tensors_in_other_pieces_are_put_together(form: str, tmp_path: Path) -> None:
     model = wide()
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -130,13 +132,15 @@ def test_tensors_in_other_pieces_are_put_together(form: str, tmp_path: Path) -> 
         for layer in layers:
             nn.utils.parametrizations.weight_norm(layer)
     state = model.state_dict()
-    if form == "inner wrappers":
-        inner = r"\1_orig_mod._checkpoint_wrapped_module."
+    if form in ("inner wrappers", "module"):
+        inner = r"\1module." if form == "module" else r"\1_orig_mod._checkpoint_wrapped_module."
         state = {re.sub(r"^(blocks\.\d+\.)", inner, key): tensor for key, tensor in state.items()}
     elif form == "parts apart":
         for key in [key for key in state if "attn.qkv." in key]:
             for letter, part in zip("qkv", state.pop(key).chunk(3), strict=True):
                 state[key.replace("qkv", f"{letter}_proj")] = part
+    elif form == "slashes":
+        state = {f"vit/{key.replace('.', '/')}": tensor for key, tensor in state.items()}
     elif form == "flat tokens":
         state |= {"cls_token": state["cls_token"][0, 0], "pos_embed": state["pos_embed"][0]}
     loaded = load_model(saved(tmp_path / "w.pth", {"model": state}))
@@ -321,6 +325,34 @@ def test_metadata_and_settings_tell_heads_size_and_classes(tmp_path: Path) -> No
         assert loaded.class_names == tuple("abcde")
 
 
+@pytest.mark.parametrize(("sides", "square"), [((8, 32), (16, 16)), ((24, 40), (32, 32)), ((16, 24), None)])
+def test_the_size_of_images_is_told_or_asked_for(
+    sides: tuple[int, int], square: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    model = wide(img_size=sides)
+    path = saved(tmp_path / "w.pth", model.state_dict())
+    if square:
+        told = load_model(path)
+        assert told.shape.img_size == square
+        assert any(f"{square[0]} by {square[1]}" in sentence for sentence in told.recognised.assumptions)
+    else:
+        with refused(CheckpointError, "--img-size"):
+            load_model(path)
+    x, size = torch.randn(2, 3, *sides), ",".join(map(str, sides))
+    for loaded in (load_model(path, img_size=sides), load_model(f"{path}#size={size}")):
+        assert torch.equal(loaded.model(x), model(x))
+        assert not loaded.recognised.size
+    assert CliRunner().invoke(app, ["profile", str(path), "--img-size", size]).exit_code == 0
+    with refused(CheckpointError, "'big'"):
+        load_model(f"{path}#size=big")
+
+
+def test_both_norms_before_the_classifier_are_refused(tmp_path: Path) -> None:
+    state = wide().state_dict() | {"fc_norm.weight": torch.ones(128), "fc_norm.bias": torch.zeros(128)}
+    with refused(CheckpointError, "both norm and fc_norm"):
+        load_model(saved(tmp_path / "w.pth", state))
+
+
 @pytest.mark.parametrize(
     ("settings", "mean", "crop"),
     [
@@ -332,6 +364,8 @@ def test_metadata_and_settings_tell_heads_size_and_classes(tmp_path: Path) -> No
         ({"data": {"norm_mean": np.full(3, 0.25), "norm_std": torch.ones(3)}}, 0.25, 0.875),
         ({"pretrained_cfg": {"mean": "0.25,0.25,0.25", "std": 0.5, "crop_pct": 1}}, 0.25, 1),
         ({"imagenet_default_mean_and_std": False}, 0.5, 0.875),
+        (argparse.Namespace(inception=True, mean=None), 0.5, 0.875),
+        (argparse.Namespace(inception=False), 0.485, 0.875),
     ],
 )
 def test_normalisation_comes_from_the_runs_settings(settings: object, mean: float, crop: float, tmp_path: Path) -> None:
@@ -396,7 +430,8 @@ def test_a_processors_sizes_are_honoured(
 
 
 @pytest.mark.parametrize(
-    "said", [{"hidden_size": 256}, {"num_hidden_layers": 12}, {"patch_size": 16}, {"qkv_bias": False}]
+    "said",
+    [{"hidden_size": 256}, {"num_hidden_layers": 12}, {"patch_size": 16}, {"qkv_bias": False}, {"num_labels": 9}],
 )
 def test_a_config_that_contradicts_the_tensors_is_refused(said: dict[str, object], tmp_path: Path) -> None:
     save_file(transformers_names(wide(), {"head": "classifier"}, "vit.", 4), tmp_path / "model.safetensors")
@@ -460,6 +495,7 @@ def test_what_is_assumed_is_told_by_the_verbs(verb: str, tmp_path: Path) -> None
     [
         ("a.pth", Source("a.pth")), ("a#b.pth", Source("a#b.pth")), ("a.pth#heads=12", Source("a.pth", heads="12")),
         ("a.pth#heads=6,4&weights=model_ema", Source("a.pth", heads="6,4", weights="model_ema")),
+        ("a.pth#size=16,32", Source("a.pth", size="16,32")),
         ("a#b#mean=0.5&std=0.1,0.2,0.3", Source("a#b", mean="0.5", std="0.1,0.2,0.3")),
     ],
 )  # fmt: skip

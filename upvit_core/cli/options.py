@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_type_hints
 import typer
 
 from upvit_core.ranks import rank
-from upvit_core.records.source import Source
+from upvit_core.records.source import Source, sides_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -76,9 +76,9 @@ class ModelOptions:
         typer.Option(help="mean of the pixels (0 to 1): one number, or one per colour; default: the model's"),
     ] = None
     std: Annotated[str | None, typer.Option(help="standard deviation of the pixels, likewise")] = None
-    img_size: Annotated[int | None, typer.Option(min=1, help="side of the images in pixels; default: the model's")] = (
-        None
-    )
+    img_size: Annotated[
+        str | None, typer.Option(help="side of the images in pixels, or height,width; default: the model's")
+    ] = None
     pretrained: Annotated[bool, typer.Option(help="--no-pretrained: random weights, for shapes only")] = True
     device: Annotated[str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1 …")] = None
 
@@ -92,9 +92,14 @@ class ModelOptions:
 
     def source(self, model: str) -> Source:
         """The model's name with what these options say about opening it."""
-        return Source.parse(model).with_flags(
-            num_heads=self.num_heads, head_dim=self.head_dim, weights=self.weights, mean=self.mean, std=self.std
-        )
+        names = ("num_heads", "head_dim", "weights", "mean", "std") + ("img_size",) * (self.side is None)
+        return Source.parse(model).with_flags(**{name: getattr(self, name) for name in names})
+
+    @property
+    def side(self) -> int | None:
+        """The side of square images, where it was asked for; a height and width are part of the source."""
+        sides = sides_of(self.img_size or "")
+        return sides[0] if sides and "," not in str(self.img_size) else None
 
     @property
     def of_another(self) -> ModelOptions:
@@ -106,7 +111,7 @@ class ModelOptions:
         from upvit_core.models.checkpoint import load_model
 
         loaded = load_model(
-            self.source(model), pretrained=self.pretrained, device=self.torch_device, img_size=self.img_size
+            self.source(model), pretrained=self.pretrained, device=self.torch_device, img_size=self.side
         )
         if rank() == 0:
             for sentence in loaded.recognised.assumptions:

@@ -25,7 +25,7 @@ import numpy as np
 from upvit_core.atomic import replaced
 from upvit_core.data.disk import DAMAGED, cache_folder, join, joined, parted
 from upvit_core.data.lists import texts_in
-from upvit_core.data.pictures import LARGEST_FILE
+from upvit_core.data.pictures import LARGEST_FILE, UNREAD
 from upvit_core.data.pictures import SUFFIXES as PICTURES
 from upvit_core.errors import DataError
 from upvit_core.files import digest
@@ -46,6 +46,7 @@ class ArchiveTree:
     folder: Path
     blob: Path
     index: dict[str, tuple[int, int]] = field(repr=False)
+    unread: list[str] = field(repr=False)
 
     @cached_property
     def _names(self) -> list[str]:
@@ -101,42 +102,44 @@ def open_archive(path: Path) -> ArchiveTree:
     blob = path if plain else stem.with_name(f"{stem.name}.images")
     index_file = stem.with_name(f"{stem.name}.index.npz")
     try:
-        index = _read_index(index_file) if blob.is_file() else None
-        if index is None:
+        found = _read_index(index_file) if blob.is_file() else None
+        if found is None:
             _make_index(path, None if plain else blob, index_file)
-            index = _read_index(index_file) or {}
+            found = _read_index(index_file) or ({}, [])
     except (tarfile.TarError, zipfile.BadZipFile, RuntimeError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DataError(f"{path} is a damaged or truncated archive ({error}); download or copy it again.") from error
     except OSError as error:
         raise DataError(
             f"{path} cannot be read by way of the cache {stem.parent} ({error}); make room there."
         ) from error
-    return ArchiveTree(path.name, path.absolute().parent, blob, index)
+    return ArchiveTree(path.name, path.absolute().parent, blob, *found)
 
 
-def _read_index(index_file: Path) -> dict[str, tuple[int, int]] | None:
-    """Offset and bytes by name, sorted; None where there is no index, or a damaged one."""
+def _read_index(index_file: Path) -> tuple[dict[str, tuple[int, int]], list[str]] | None:
+    """Offset and bytes by name, sorted, and pictures not read; None where there is no index, or a damaged one."""
     try:
         with np.load(index_file, allow_pickle=False) as arrays:
             places = zip(arrays["offsets"].tolist(), arrays["sizes"].tolist(), strict=True)
-            return dict(sorted(zip(parted(arrays["names"]), places, strict=True)))
+            return dict(sorted(zip(parted(arrays["names"]), places, strict=True))), parted(arrays["unread"])
     except DAMAGED:
         return None
 
 
 def _make_index(path: Path, blob: Path | None, index_file: Path) -> None:
     index_file.parent.mkdir(parents=True, exist_ok=True)
+    unread: list[str] = []
     if blob is None:
-        rows = _index(path, None)
+        rows = _index(path, None, unread)
     else:
         if (needed := path.stat().st_size) > (free := shutil.disk_usage(blob.parent).free):
             raise OSError(f"{free / 2**30:.1f} GiB are free, at least {needed / 2**30:.1f} GiB are needed")
         with replaced(blob) as temporary, temporary.open("wb") as out:
-            rows = _index_zip(path, out) if zipfile.is_zipfile(path) else _index(path, out)
+            rows = (_index_zip if zipfile.is_zipfile(path) else _index)(path, out, unread)
     with replaced(index_file) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
             file,
             names=joined([name for name, _, _ in rows]),
+            unread=joined(unread),
             offsets=np.array([offset for _, offset, _ in rows], np.int64),
             sizes=np.array([size for _, _, size in rows], np.int64),
         )
@@ -147,7 +150,7 @@ def _is_plain(name: str) -> bool:
     return "\n" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
-def _index_zip(path: Path, out: BinaryIO) -> list[tuple[str, int, int]]:
+def _index_zip(path: Path, out: BinaryIO, unread: list[str]) -> list[tuple[str, int, int]]:
     """(name, offset, bytes) of every image, its bytes copied to `out`."""
     rows = []
     with zipfile.ZipFile(path) as archive:
@@ -157,15 +160,17 @@ def _index_zip(path: Path, out: BinaryIO) -> list[tuple[str, int, int]]:
                 if member.file_size > LARGEST_FILE:
                     raise zipfile.BadZipFile(f"{name[:80]} has {member.file_size / 2**30:.1f} GiB")
                 rows.append((name, out.tell(), out.write(archive.read(member))))
+            elif name.lower().endswith(UNREAD) and _is_plain(name):
+                unread.append(name)
     return rows
 
 
-def _index(path: Path, out: BinaryIO | None) -> list[tuple[str, int, int]]:
+def _index(path: Path, out: BinaryIO | None, unread: list[str]) -> list[tuple[str, int, int]]:
     """(name, offset, bytes) of every image and every link to one, the images' bytes copied to `out` where given."""
     rows: dict[str, tuple[int, int]] = {}
     links: dict[str, str] = {}
     with path.open("rb") as file:
-        _enter(file, out, "", 0, rows, links)
+        _enter(file, out, "", 0, rows, links, unread)
     for name in links:
         target, steps = name, 0
         while target in links and steps < LONGEST_CHAIN:
@@ -182,6 +187,7 @@ def _enter(
     start: int,
     rows: dict[str, tuple[int, int]],
     links: dict[str, str],
+    unread: list[str],
 ) -> None:
     """Collect what an archive holds that begins `start` bytes into the file, under the folder `at`."""
     with tarfile.open(fileobj=source, mode="r|*" if out else "r:") as tar:
@@ -192,9 +198,10 @@ def _enter(
                 continue
             if member.isfile() and name.lower().endswith(".tar") and not at:
                 if inner := tar.extractfile(member):
-                    _enter(inner, out, name[: -len(".tar")], start + member.offset_data, rows, links)
+                    _enter(inner, out, name[: -len(".tar")], start + member.offset_data, rows, links, unread)
                 continue
             if not name.lower().endswith(PICTURES):
+                unread += [name] * name.lower().endswith(UNREAD)
                 continue
             if member.islnk() or member.issym():
                 above = posixpath.dirname(name) if member.issym() else at

@@ -20,7 +20,7 @@ import numpy as np
 
 from upvit_core.atomic import replaced
 from upvit_core.data.lists import texts_in
-from upvit_core.data.pictures import LARGEST_FILE, SUFFIXES
+from upvit_core.data.pictures import LARGEST_FILE, SUFFIXES, UNREAD
 from upvit_core.errors import DataError
 from upvit_core.files import digest
 
@@ -64,6 +64,7 @@ class DiskTree:
     """Images below `root`, those of one folder side by side, with their bytes (-1: no regular file).
 
     `spans` has the first image of every folder and the one after its last; `changed` the folders' times in ns.
+    `unread` are pictures of formats that are not read.
     """
 
     root: Path
@@ -71,6 +72,7 @@ class DiskTree:
     sizes: np.ndarray = field(repr=False)
     spans: dict[str, tuple[int, int]] = field(repr=False)
     changed: list[int] = field(repr=False)
+    unread: list[str] = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -126,7 +128,7 @@ def open_folder(root: Path) -> DiskTree:
         raise DataError(f"{root} cannot be read ({error}); check its permissions.") from error
     # A change within a tick of the clock leaves a folder's time as it was; some file systems count in seconds.
     tick = 20 * TICK_NS if all(when % 1_000_000_000 == 0 for when in tree.changed) else TICK_NS
-    plain = not any("\n" in name for name in (*tree.names, *tree.spans))
+    plain = not any("\n" in name for name in (*tree.names, *tree.spans, *tree.unread))
     if len(tree.names) >= KEPT_FROM and plain and max(tree.changed) < began - tick:
         with suppress(OSError):  # without room for it, every opening scans
             kept.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +136,7 @@ def open_folder(root: Path) -> DiskTree:
                 np.savez(
                     file,
                     names=joined(tree.names),
+                    unread=joined(tree.unread),
                     sizes=tree.sizes,
                     folders=joined(list(tree.spans)[1:]),
                     spans=np.array(list(tree.spans.values()), np.int64),
@@ -150,7 +153,8 @@ def _kept(root: Path, path: Path) -> DiskTree | None:
             if [os.stat(os.path.join(root, place)).st_mtime_ns for place in folders] != changed:
                 return None
             spans = dict(zip(folders, map(tuple, arrays["spans"].tolist()), strict=True))
-            return DiskTree(root, parted(arrays["names"]), arrays["sizes"], spans, changed)
+            unread = parted(arrays["unread"])
+            return DiskTree(root, parted(arrays["names"]), arrays["sizes"], spans, changed, unread)
     except DAMAGED:
         return None
 
@@ -160,6 +164,7 @@ def _scan(root: Path) -> DiskTree:
     sizes: list[int] = []
     spans: dict[str, tuple[int, int]] = {}
     changed: list[int] = []
+    unread: list[str] = []
 
     def enter(at: str, above: tuple[tuple[int, int], ...]) -> None:
         status = os.stat(root / at)
@@ -178,7 +183,9 @@ def _scan(root: Path) -> DiskTree:
             elif entry.name.lower().endswith(SUFFIXES):
                 names.append(join(at, entry.name))
                 sizes.append(entry.stat().st_size if entry.is_file() else -1)
+            elif entry.name.lower().endswith(UNREAD):
+                unread.append(join(at, entry.name))
         spans[at] = first, len(names)
 
     enter("", ())
-    return DiskTree(root, names, np.array(sizes, np.int64), spans, changed)
+    return DiskTree(root, names, np.array(sizes, np.int64), spans, changed, unread)

@@ -14,7 +14,7 @@ from PIL import Image
 from upvit_core.data.disk import join
 from upvit_core.data.images import digest_of
 from upvit_core.data.lists import classes_from_lists
-from upvit_core.data.pictures import SUFFIXES, decode
+from upvit_core.data.pictures import SUFFIXES, decode, passed_over
 from upvit_core.data.splits import FILLERS, IMAGES, LABELS, Part, is_foreign, part_of
 from upvit_core.errors import DataError
 
@@ -32,6 +32,10 @@ class Tree(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def unread(self) -> list[str]:
+        """Paths of pictures of formats that are not read."""
 
     def folders(self, at: str = "") -> list[str]:
         """Names of the folders in `at`, sorted, hidden ones left out."""
@@ -113,6 +117,7 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
     classes = tuple(sorted(own | trained))
     place = {name: label for label, name in enumerate(classes)}
     labels = np.array([place[name] for name in names], np.int64)
+    passed = passed_over(name for name in tree.unread if name.startswith(f"{base}/" if base else ""))
     told = "" if base.rsplit("/", 1)[-1] == split else f"Images are those of {base}/."
     if undivided:
         chosen, told = _divided(tree, base, labels, seed, split, apart)
@@ -133,7 +138,7 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
         digest_of(chain(classes, zip(paths, labels.tolist(), sizes, strict=True))),
         empty=tuple(n for n in tree.folders(base) if n not in own and n not in trained and not is_foreign(n)),
         unknown=unknown,
-        told=" ".join(filter(None, (left_out, told, source))),
+        told=" ".join(filter(None, (left_out, told, source, passed))),
         undivided=undivided,
     )
 
@@ -209,7 +214,9 @@ def _entries(tree: Tree, at: str, labelled: bool) -> tuple[list[str], list[str],
                 f"{tree.name} has no images but the archive {inside[0]}; give the archive itself, or unpack it (for "
                 "training and evaluation those of both, into train/ and val/)."
             )
-        raise DataError(f"{tree.name} has no {what} ({', '.join(SUFFIXES)}); give a folder with {WANTED}.")
+        passed = passed_over(tree.unread)
+        hint = f"{passed[0].lower()}{passed[1:]}" if passed else f"give a folder with {WANTED}."
+        raise DataError(f"{tree.name} has no {what} ({', '.join(SUFFIXES)}); {hint}")
     if not labelled:
         return paths, names, sizes, ""
     found, refused = classes_from_lists(paths, tree.texts(at))

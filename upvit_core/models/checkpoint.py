@@ -52,11 +52,13 @@ from upvit_core.paths import DEMO_FOLDER, place_of
 from upvit_core.records.family import load
 from upvit_core.records.known_shapes import PvtVariant, pvt_shape
 from upvit_core.records.shape import ModelShape
-from upvit_core.records.source import Source
+from upvit_core.records.source import Source, sides_of
 
 __all__ = ["LoadedModel", "build_model", "load_model", "save_model", "shape_of"]
 
 TOKENIZER = "tokenizer.json"
+Size = tuple[int, int] | None
+"""Height and width of images, where somebody gave them."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,14 @@ def load_model(
 
     `num_heads` or `head_dim` (one number or one a block) replace the head counts, which no tensor holds; `weights`
     chooses by name among several state dicts in a file; `mean` and `std` (one number or one a colour) replace those of
-    normalisation. All five may stand in the source too, as `Source` writes them. `img_size` (a side, or height and
+    normalisation. All may stand in the source too, as `Source` writes them. `img_size` (a side, or height and
     width) replaces the image size; timm then resamples the position embedding, bicubic. With `pretrained=False` a timm
     name gets random weights by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence.
     """
     asked = source if isinstance(source, Source) else Source.parse(str(source).strip())
     text = asked.path
-    opened = _open(text, weights or asked.weights or None, pretrained)
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size or sides_of(asked.size)
+    opened = _open(text, weights or asked.weights or None, pretrained, sides_of(asked.size) or size)
     shape, recognised = replace(opened.shape, name=opened.name), opened.recognised
     heads, dims = (
         numbers_of(num_heads or asked.heads or None, "heads"),
@@ -125,8 +128,7 @@ def load_model(
     elif not recognised.heads:
         assumed, why = assumed_heads(shape, text)
         shape, recognised = with_heads(shape, assumed, text), replace(recognised, heads=why, heads_assumed=True)
-    if img_size is not None:
-        size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if size is not None:
         tensors, shape = at_size(opened.tensors, shape, (size[0], size[1]))
         opened = replace(opened, tensors=tensors)
     names = opened.class_names
@@ -156,7 +158,7 @@ def load_model(
     )
 
 
-def _open(text: str, weights: str | None, pretrained: bool) -> _Opened:
+def _open(text: str, weights: str | None, pretrained: bool, size: Size) -> _Opened:
     if not text:
         raise CheckpointError("No model was given; type demo, a timm name, a file, a folder, or hf-hub:owner/name.")
     if text == "demo":
@@ -165,19 +167,19 @@ def _open(text: str, weights: str | None, pretrained: bool) -> _Opened:
                 f"The demo model is missing ({DEMO_FOLDER} has no config.json); restore the folder from the "
                 "repository, or make it again with `python -m upvit_core demo train`."
             )
-        return _open_folder(DEMO_FOLDER, weights)
+        return _open_folder(DEMO_FOLDER, weights, size)
     prefix, _, rest = text.partition(":")
     if prefix in ("hf-hub", "hf_hub"):
-        opened = _open_folder(fetch(rest), weights)
+        opened = _open_folder(fetch(rest), weights, size)
         return replace(opened, name=_human_name(rest.partition("@")[0], opened.shape))
     path = place_of(text)
     if os.path.isdir(path):  # unlike Path's methods, no error for a name that is too long
-        return _open_folder(path, weights)
+        return _open_folder(path, weights, size)
     if os.path.exists(path):
         if is_zipped_folder(path):
             with unzipped(path) as folder:
-                return replace(_open_folder(folder, weights), name=path.stem)
-        return _open_file(path, weights)
+                return replace(_open_folder(folder, weights, size), name=path.stem)
+        return _open_file(path, weights, size)
     if prefix in ("http", "https"):
         of_hub = re.match(r"https?://(?:www\.)?huggingface\.co/([\w.-]+/[\w.-]+)/?$", text)
         advice = f"give hf-hub:{of_hub[1]}" if of_hub else "download it and give the file"
@@ -186,17 +188,17 @@ def _open(text: str, weights: str | None, pretrained: bool) -> _Opened:
         like_hub = text.count("/") == 1 and path.suffix not in SUFFIXES
         hint = f", or hf-hub:{text} if it is on the hub" if like_hub else ""
         raise CheckpointError(f"{path} does not exist; give a file or folder that does{hint}.")
-    return _open_timm(text, weights, pretrained)
+    return _open_timm(text, weights, pretrained, size)
 
 
-def _open_folder(folder: Path, wanted: str | None) -> _Opened:
+def _open_folder(folder: Path, wanted: str | None, given: Size) -> _Opened:
     folder = model_folder(folder)
     weights = weights_of(folder)
     if not (folder / "config.json").is_file():
-        return _open_file(weights, wanted)
+        return _open_file(weights, wanted, given)
     if read_json(folder / "config.json").get("model_type") == "gpt2":
         return _describe_language(folder, weights)
-    return _describe(weights, read_config(folder), wanted, folder.name)
+    return _describe(weights, read_config(folder), wanted, folder.name, given)
 
 
 def _describe_language(folder: Path, weights: Path) -> _Opened:
@@ -217,39 +219,44 @@ def _describe_language(folder: Path, weights: Path) -> _Opened:
     return _Opened(tensors, shape, recognised, cfg, None, str(values.get("upvit_name") or folder.name))
 
 
-def _open_file(path: Path, wanted: str | None) -> _Opened:
+def _open_file(path: Path, wanted: str | None, given: Size) -> _Opened:
     """A file alone; a `config.json` beside it counts only if it describes these tensors, which is told."""
     beside = ""
     if (path.parent / "config.json").is_file():
         try:
             config = read_config(path.parent)
-            opened = _describe(path, config, wanted, path.stem)
+            opened = _describe(path, config, wanted, path.stem, given)
             if opened.tensors is not None:
                 check_tensors(opened.tensors, opened.shape, str(path))
             return opened
         except (CheckpointError, UnsupportedModelError) as error:
             read_json(path.parent / "config.json")  # raises where it is malformed; one about another model is ignored
             beside = f"the config.json beside it was left out, since it does not fit ({str(error).split(';')[0]})"
-    opened = _describe(path, ModelConfig(None), wanted, path.stem.removesuffix(".pth"))
+    opened = _describe(path, ModelConfig(None), wanted, path.stem.removesuffix(".pth"), given)
     return replace(opened, recognised=replace(opened.recognised, config=beside))
 
 
-def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) -> _Opened:
+def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str, given: Size) -> _Opened:
     contents = read_contents(path)
-    found = find_model(contents.tensors, str(path), wanted, known=config.shape is not None)
+    known = config.shape is not None
+    found = find_model(contents.tensors, str(path), wanted, known=known, modules=contents.modules)
     where = str(path) if found.form is FORMS[0] else f"{path} (in {found.form.name})"
     modules = {key: value for key, value in contents.modules.items() if f"{key}.".startswith(found.prefix)}
     settings = {**contents.settings, **plain_values(modules.get(found.prefix.rstrip("."), ("", {}))[1])}
-    size = config.img_size or size_of_run(settings, found.tensors)
+    size = config.img_size or size_of_run(settings, found.tensors) or size_of_run({"img_size": given}, found.tensors)
     shape = config.shape or _shape_of(found, replace(config, img_size=size), where)
     if config.shape is None and config.act is None:
         shape = as_modules_say(shape, modules, settings if found.form is MULTIHEAD else {}, where)
     check_config(config, shape, where)
     run = settings_of_run(settings, modules, shape)
     recognised = replace(Recognition.of(found), config=config.note)
+    if config.shape is None and size is None:
+        sides = " by ".join(map(str, shape.img_size))
+        apart = ", and positions those of patches alone" if shape.no_embed_class and not shape.num_reg_tokens else ""
+        recognised = replace(recognised, size=f"images are taken to be square, {sides}{apart}, since nothing says more")
     if run.average and config.shape is None and found.form is FORMS[0] and shape.head_tokens == 1:
         shape = replace(shape, head_tokens=0)
-        recognised = replace(recognised, assumes="its classifier reads the mean over patches, as the settings say")
+        recognised = recognised.assuming("its classifier reads the mean over patches, as the settings say")
     if config.shape is not None or config.heads is not None:
         recognised = replace(recognised, heads="as config.json says")
     elif found.heads is not None:
@@ -262,10 +269,10 @@ def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str) ->
         recognised = replace(recognised, heads=f"{counted(run.heads)}, {run.heads_said}")
     if config.shape is None and config.act is None and shape.pre_norm:
         said = "GELU, where those of OpenAI's CLIP are QuickGELU, and its features to be the class token's"
-        recognised = replace(recognised, assumes=f"activations are taken to be {said}")
+        recognised = recognised.assuming(f"activations are taken to be {said}")
     if config.shape is None and config.act is None and shape.structure.pool and shape.act == "gelu":
         said = "GELU, where those of SigLIP 2 are its tanh form"
-        recognised = replace(recognised, assumes=f"activations are taken to be {said}")
+        recognised = recognised.assuming(f"activations are taken to be {said}")
     if config.pretrained_cfg is not None:
         cfg, images = config.pretrained_cfg, config.images
     else:
@@ -296,7 +303,7 @@ def _shape_of(found: Found, config: ModelConfig, source: str) -> ModelShape:
     return shape if config.heads is None else with_heads(shape, (config.heads,), source)
 
 
-def _open_timm(name: str, wanted: str | None, pretrained: bool) -> _Opened:
+def _open_timm(name: str, wanted: str | None, pretrained: bool, size: Size) -> _Opened:
     if not timm.is_model(name.split(".")[0]):
         known = [model for module in TIMM_MODULES for model in timm.list_models(module=module)]
         near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
@@ -321,7 +328,7 @@ def _open_timm(name: str, wanted: str | None, pretrained: bool) -> _Opened:
                 folder = fetch(cfg["hf_hub_id"])
             except CheckpointError as error:
                 raise CheckpointError(f"{str(error)[:-1]}; or open {name} without weights, for costs only.") from error
-            return replace(_open_folder(folder, wanted), name=_human_name(name, shape))
+            return replace(_open_folder(folder, wanted, size), name=_human_name(name, shape))
         try:
             with torch.random.fork_rng(devices=[]):
                 tensors = live_tensors(timm.create_model(name, pretrained=True))

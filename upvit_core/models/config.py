@@ -207,10 +207,15 @@ def check_config(config: ModelConfig, shape: ModelShape, source: str) -> None:
         "num_channels": shape.in_chans,
         "qkv_bias": shape.qkv_bias,
         "intermediate_size": block.ffn,
+        "num_labels": shape.num_classes,
     }
     for name, fact in facts.items():
         said = config.stated.get(name)
-        unread = {"qkv_bias": shape.features, "intermediate_size": "mlp_ratio" in config.stated}.get(name)
+        unread = {
+            "qkv_bias": shape.features,
+            "intermediate_size": "mlp_ratio" in config.stated,
+            "num_labels": not shape.classes,
+        }.get(name)
         if isinstance(said, int) and said != fact and not unread:
             raise CheckpointError(
                 f"config.json says {name} {said}, and the tensors of {source} have {fact}; restore the config, or give "

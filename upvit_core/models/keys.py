@@ -30,7 +30,7 @@ EXCHANGED = re.compile(r"^(ema_state_dict\.steps$|current_model_state\.)")
 """Names in files that hold the average as `state_dict`, and the model's own weights apart (MMEngine, Lightning)."""
 BEST = re.compile(r"(^|[._])best([._]|$)")
 USUAL = re.compile(r"(^|\.)(model|state_dict|model_state(_dict)?|student|net|network)\.")
-INNER = re.compile(r"(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)\.")
+INNER = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|module)\.")
 NO_HEAD = re.compile(r"proj|predict|proto|embed|decoder|queue|center|aux|text|word|head\.mlp|last_layer", re.IGNORECASE)
 HEAD = re.compile(
     r"^(?!head\.(probe|attention|layernorm|mlp|last_layer)\b)(heads?|fc|linear|classifier|cls_classifier|distillation_classifier|cls_head|mlp_head|linear_head|visual_projection)\.(\w+\.)*\w+$"
@@ -61,16 +61,28 @@ class Found:
     note: str = ""
 
 
-def find_model(tensors: Mapping[str, Tensor], source: str, wanted: str | None = None, *, known: bool = False) -> Found:
+def find_model(
+    tensors: Mapping[str, Tensor],
+    source: str,
+    wanted: str | None = None,
+    *,
+    known: bool = False,
+    modules: Iterable[str] = (),
+) -> Found:
     """The model in a file, or of several the one called `wanted` (a prefix), else the average, else the plainest.
 
     `known`: a config names the architecture, so names of tensors that belong to others are no reason to refuse.
+    `modules` are the paths of saved modules, which may hold more than tensors.
 
     Raises UnsupportedModelError where no layout is recognised, CheckpointError where `wanted` is not there.
     """
     tensors, note = _whole_weights(tensors)
     forms = _candidates(tensors)
-    if name := foreign_task(tensors):
+    if not forms and len(plain := {INNER.sub("", key.replace("/", ".")): tensors[key] for key in tensors}) == len(
+        tensors
+    ):
+        tensors, forms = plain, _candidates(plain)
+    if name := foreign_task((*tensors, *modules)):
         raise UnsupportedModelError(f"{source} is {name}, which is not supported; give a ViT, DeiT or PVTv2.")
     if not forms:
         if name := foreign_model(tensors):

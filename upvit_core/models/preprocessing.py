@@ -28,7 +28,10 @@ HEADS = ("num_heads", "n_heads", "n_head", "nhead", "num_attention_heads", "atte
 HEAD_DIMS = ("head_dim", "dim_head", "attention_head_dim")
 MEANS = ("mean", "image_mean", "img_mean", "norm_mean", "pixel_mean", "rgb_mean", "dataset_mean")
 POOLS = ("global_pool", "gp", "pool", "pooling", "pool_type")
-SIZES = ("img_size", "image_size", "input_size")
+SIZES = ("img_size", "image_size", "input_size", "resolution", "crop_size")
+SIDES = [
+    [f"{stem}{side}" for side in pair] for stem in ("img_", "image_", "") for pair in (("height", "width"), ("h", "w"))
+]
 ACTIVATIONS = {
     "GELU": "gelu", "GELUActivation": "gelu", "GELUTanh": "gelu_tanh", "PytorchGELUTanh": "gelu_tanh",
     "QuickGELU": "quick_gelu", "QuickGELUActivation": "quick_gelu", "SiLU": "silu",
@@ -90,7 +93,8 @@ def _colours_of_run(settings: Values) -> tuple[Json, str]:
     mean, std = next((pair for pair in map(_pair, pairs) if pair), ((), ()))
     if mean:
         return {"mean": mean, "std": std}, "as the settings in the file say"
-    if isinstance(default := settings.get("imagenet_default_mean_and_std"), bool):  # BEiT's and ConvNeXt's scripts
+    default = settings.get("imagenet_default_mean_and_std")  # BEiT's and ConvNeXt's scripts; the other is old timm's
+    if isinstance(default, bool) or settings.get("inception") is True:
         cfg = DEIT_CFG if default else VIT_CFG
         return {key: cfg[key] for key in ("mean", "std")}, "as the settings in the file say"
     return {}, ""
@@ -138,9 +142,8 @@ def size_of_run(settings: Values, tensors: Mapping[str, Tensor]) -> tuple[int, i
     weight, positions = tensors.get("patch_embed.proj.weight"), tensors.get("pos_embed")
     if weight is None or positions is None or weight.ndim != 4 or positions.ndim != 3:
         return None
-    for name in SIZES:
-        size = settings.get(name)
-        sides = [size, size] if isinstance(size, int) else size[-2:] if isinstance(size, list) else []
+    for size in (*map(settings.get, SIZES), *([settings.get(name) for name in pair] for pair in SIDES)):
+        sides = [size, size] if isinstance(size, int) else size[-2:] if isinstance(size, (list, tuple)) else []
         if len(sides) == 2 and all(type(side) is int and side > 0 for side in sides):
             patches = math.prod(side // part for side, part in zip(sides, weight.shape[2:], strict=True))
             registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from upvit_core.models.keys import Found
 from upvit_core.models.tensors import listed
@@ -13,7 +13,7 @@ class Recognition:
     """The account of one model: the library of its names, prefix, choice among several, heads, images, and reasons.
 
     `heads` and `images` are clauses ("as config.json says"); "" where nothing is known yet. `config` tells of a
-    configuration that was left out.
+    configuration that was left out, `size` of an image size that was assumed.
     """
 
     form: str
@@ -27,6 +27,7 @@ class Recognition:
     images: str = ""
     images_assumed: bool = False
     config: str = ""
+    size: str = ""
     assumes: str = ""
 
     @classmethod
@@ -41,6 +42,10 @@ class Recognition:
             found.left_out,
             assumes="; ".join(filter(None, (found.form.assumes, found.note))),
         )
+
+    def assuming(self, clause: str) -> Recognition:
+        """The account with one more assumption."""
+        return replace(self, assumes="; ".join(filter(None, (self.assumes, clause))))
 
     @property
     def weights(self) -> str:
@@ -57,6 +62,7 @@ class Recognition:
             (self.weights, "--weights NAME takes another"),
             (self.heads_assumed and f"heads: {self.heads}", "--num-heads or --head-dim says otherwise"),
             (self.images_assumed and f"normalisation: {self.images}", "--mean and --std say otherwise"),
+            (self.size, "--img-size HEIGHT,WIDTH says otherwise"),
             (self.left_out and f"left out, as no part of the model: {listed(list(self.left_out))}", ""),
             (self.config, ""),
             (self.assumes, ""),
@@ -72,6 +78,7 @@ class Recognition:
             self.weights,
             self.heads and f"heads {self.heads}",
             self.images and f"normalisation {self.images}",
+            self.size,
             self.left_out and f"left out {listed(list(self.left_out))}",
             self.config,
             self.assumes,

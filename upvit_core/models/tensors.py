@@ -71,6 +71,11 @@ def shape_of_tensors(
     registers = size("reg_token", 1, 3) if "reg_token" in tensors else 0
     positions = size("pos_embed", 1, 3)
     fc_norm = "fc_norm.weight" in tensors
+    if fc_norm and "norm.weight" in tensors:
+        raise CheckpointError(
+            f"{source} has both norm and fc_norm, and its classifier reads one of them; save it without norm "
+            "if that is the mean over patches, without fc_norm if it is the class token."
+        )
     fits = partial(_fits, patch=patch, img_size=img_size)
     class_token = "cls_token" in tensors or distilled or not (fits(positions) or fits(positions - registers))
     prefix = class_token + distilled + registers
@@ -80,7 +85,7 @@ def shape_of_tensors(
         if not _is_square(patches):
             raise CheckpointError(
                 f"{source}: pos_embed has {positions} positions, which is no square grid of patches, with or without "
-                f"{prefix} extra token(s); give a config.json beside it with the image size."
+                f"{prefix} extra token(s); give the images' height and width (--img-size HEIGHT,WIDTH)."
             )
         img_size = (math.isqrt(patches) * patch[0], math.isqrt(patches) * patch[1])
     blocks = []

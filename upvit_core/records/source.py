@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote
 from upvit_core.errors import CheckpointError
 
 MARK, QUOTES = "#", "'\""
-FLAGS = {"heads": "num_heads"}
+FLAGS = {"heads": "num_heads", "size": "img_size"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Source:
     """A path or name for `load_model` with its options, as text `path#heads=12` or `path#heads=6,4,5&weights=model`.
 
     `heads` and `head_dim` are one number or one a block, `weights` names one of a file's state dicts, `mean` and `std`
-    are those of normalisation, one or one a colour; "" leaves each to the file.
+    are those of normalisation, one or one a colour, `size` is that of images, a side or height and width; "" leaves
+    each to the file.
     """
 
     path: str
@@ -27,6 +28,7 @@ class Source:
     weights: str = ""
     mean: str = ""
     std: str = ""
+    size: str = ""
 
     def __str__(self) -> str:
         options = "&".join(f"{name}={quote(value, safe=',._')}" for name, value in self.options.items())
@@ -68,3 +70,15 @@ class Source:
                     "each block with commas between."
                 )
         return cls(path, **options)
+
+
+def sides_of(text: str) -> tuple[int, int] | None:
+    """Height and width of images in pixels from `224` or `224,448`, None from "". Raises CheckpointError."""
+    if not text:
+        return None
+    if not re.fullmatch("0*[1-9][0-9]{0,4}(,0*[1-9][0-9]{0,4})?", text.replace(" ", "")):
+        raise CheckpointError(
+            f"{text[:40]!r} is no size of images; give one side in pixels, or height and width with a comma between."
+        )
+    height, _, width = text.partition(",")
+    return int(height), int(width or height)

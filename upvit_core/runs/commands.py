@@ -50,7 +50,7 @@ def commands(run: Run) -> str:
     verb = "finetune" if spec.kind == "finetune" else "distill"
     lines += [
         command(
-            verb, *arguments, **named, **source.flags, img_size=spec.img_size, data=spec.data,
+            verb, *arguments, **named, **{"img_size": spec.img_size, **source.flags}, data=spec.data,
             root=spec.data_root, epochs=spec.epochs, **options, device="" if spec.device == "auto" else spec.device,
             out=runs,
         ),
@@ -63,7 +63,7 @@ def commands(run: Run) -> str:
 
 def _make_elastic(spec: RunSpec, source: Source) -> str:
     return command(
-        "elastic", source.path, **source.flags, img_size=spec.img_size, data=spec.data, root=spec.data_root,
+        "elastic", source.path, **{"img_size": spec.img_size, **source.flags}, data=spec.data, root=spec.data_root,
         images=spec.calibration_images, seed=spec.settings.seed or None,
         device="" if spec.device == "auto" else spec.device, out="elastic",
     )  # fmt: skip
@@ -76,8 +76,7 @@ def _cut(run: Run, source: Source) -> str:
         "prune",
         source.path,
         run.model / "plan.json",
-        **source.flags,
-        img_size=spec.img_size,
+        **{"img_size": spec.img_size, **source.flags},
         data=spec.data if fits else "",
         root=spec.data_root if fits else "",
         repair=spec.repair,
