@@ -1,5 +1,6 @@
 """A figure on a page: with its alternative text, without the tool bar, and with its table to download."""
 
+from base64 import b64encode
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -7,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import streamlit as st
-from _plotly_utils.utils import to_typed_array_spec
 from plotly.basedatatypes import BaseFigure
 
 from pages.widgets import presenter
@@ -15,6 +15,8 @@ from upvit_core.figures.theme import DARK, LIGHT, Chart, Spec, Theme
 from upvit_core.files import as_csv
 
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
+TYPED = {"float32": "f4", "float64": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "int32": "i4"}
+"""Names in plotly.js of the types of numbers that it reads in binary form."""
 
 
 class _Ready(BaseFigure):  # type: ignore[misc]
@@ -28,11 +30,15 @@ class _Ready(BaseFigure):  # type: ignore[misc]
 
 
 def _packed(node: Any) -> Any:
-    """Arrays as base64, as plotly sends them; everything else as it is."""
+    """Arrays in plotly's binary form, text as lists, everything else as it is."""
     if isinstance(node, dict):
         return {key: _packed(value) for key, value in node.items()}
     if isinstance(node, np.ndarray):
-        return to_typed_array_spec(node)
+        node = node.astype(float) if node.dtype.kind in "iu" and node.dtype.name not in TYPED else node
+        if node.dtype.name not in TYPED or not node.size:
+            return node.tolist()
+        spec = {"dtype": TYPED[node.dtype.name], "bdata": b64encode(node.tobytes()).decode()}
+        return spec if node.ndim == 1 else {**spec, "shape": ", ".join(map(str, node.shape))}
     if isinstance(node, list) and node and isinstance(node[0], dict):
         return [_packed(value) for value in node]
     return node
