@@ -204,7 +204,7 @@ def test_what_is_not_understood_is_named(tmp_path: Path) -> None:
 def test_directions_say_that_they_are_for_plain_vits() -> None:
     loaded = tiny_loaded()
     scores = random_scores(loaded.model, loaded.shape)
-    with pytest.raises(PlanError, match="Directions are defined for plain ViTs"):
+    with pytest.raises(PlanError, match="has no directions: rotation is written for plain ViTs, not for PVTv2"):
         plan_uniform(scores, Ratios(residual=0.5), snap=True, basis="directions")
 
 

@@ -28,14 +28,19 @@ HEADLESS = {
     "features, norm before": ("vit_tiny_patch16_224", {"num_classes": 0, "pre_norm": True, "act_layer": "quick_gelu"}),
 }
 """Without a classifier, in the manner of DINOv2, I-JEPA and CLIP."""
-ROTATED = tuple(name for name, (_, overrides) in VARIANTS.items() if "pre_norm" not in overrides)
+PARTS = {
+    "gated FFN": ("vit_giant_patch14_dinov2", {"mlp_ratio": 4}),
+    "attention pooling": ("vit_base_patch16_siglip_224", {}),
+}
+"""Parts that `tests/oracle/masked.py` removes channels of, and the other oracles do not know."""
+ROTATED = (*(name for name, (_, overrides) in VARIANTS.items() if "pre_norm" not in overrides), *PARTS)
 """Those whose residual can be rotated."""
 
 
 @cache
 def tiny(variant: str = "class token", dtype: torch.dtype = torch.float64) -> tuple[nn.Module, ModelShape]:
     """A model with perturbed weights (norms and biases too) in eval mode, and its shape. Treat as read-only."""
-    name, overrides = (VARIANTS | HEADLESS)[variant]
+    name, overrides = (VARIANTS | HEADLESS | PARTS)[variant]
     arguments = {
         "img_size": 16,
         "patch_size": 8,

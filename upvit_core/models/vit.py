@@ -117,8 +117,16 @@ class ViTAdapter(TransformerAdapter):
 
     def features(self, x: Tensor, norm: Norm = stock_norm) -> Tensor:
         """The stream after the last block to what the heads read: (B, T, D), T = 1 where tokens are pooled."""
+        return self.pooled(self.last_read(x, norm))
+
+    def pooled(self, read: Tensor) -> Tensor:
+        """What the heads read, from what follows the final norm: the same without attention pooling."""
+        return self.vit.attn_pool(read).unsqueeze(1) if self.shape.structure.pool else read
+
+    def last_read(self, x: Tensor, norm: Norm = stock_norm) -> Tensor:
+        """What the linear layers after the final norm read, (B, T, D): those of attention pooling, else the heads."""
         if self.shape.structure.pool:
-            return self.vit.attn_pool(self.read_by_pool(x, norm)).unsqueeze(1)
+            return self.read_by_pool(x, norm)
         before, first = not self.shape.fc_norm, self.shape.num_prefix_tokens
         if self.shape.head_tokens:
             return norm(x[:, : self.shape.head_tokens], self.vit.norm if before else self.vit.fc_norm)

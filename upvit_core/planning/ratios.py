@@ -152,7 +152,7 @@ def plan_groups(
     if scores.basis == Basis.DIRECTIONS != basis:
         raise PlanError("These are scores of directions; plan with basis=directions, or score channels.")
     if basis == Basis.DIRECTIONS and not shape.has_directions:
-        raise PlanError(f"Directions are defined for plain ViTs; {shape.name} is cut by channels.")
+        raise PlanError(f"{shape.name} has no directions: {shape.unrotated}; plan with basis=channels.")
     leading = basis == Basis.DIRECTIONS and scores.basis == Basis.CHANNELS
 
     def best(key: str) -> tuple[int, ...]:

@@ -143,12 +143,24 @@ class ModelShape:
 
     @property
     def has_directions(self) -> bool:
-        """True where the residual can be rotated, and directions cut in place of channels.
+        """True where the residual can be rotated, and directions cut in place of channels."""
+        return not self.unrotated
 
-        A norm before the blocks writes to the residual, so its weights would have to be rotated as well. Models with
-        other parts than a plain ViT's (`structure`) are not rotated either.
-        """
-        return self.architecture.has_directions and not self.pre_norm and self.structure == PLAIN
+    @property
+    def unrotated(self) -> str:
+        """The reason why its residual is not rotated; empty where it is."""
+        own = self.structure
+        if not self.architecture.has_directions:
+            return f"rotation is written for plain ViTs, not for {self.architecture.title}"
+        if self.pre_norm or own.patch_norm:
+            return "a norm writes to its residual, and that norm's weights would not survive a rotation"
+        if own.head_dim:
+            return "positions or norms inside its heads belong to single channels, which factors of a head would mix"
+        if own.rms:
+            return "its norms take no mean away, on which the cut to fewer directions relies"
+        if own.ffn_norm or not own.biases:
+            return "its FFN has a norm inside or no biases, so that the other channels cannot make up for one"
+        return ""
 
     @property
     def one_share(self) -> bool:

@@ -1,5 +1,7 @@
 """Slicing along directions, against a slow forward pass of the source."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -52,7 +54,9 @@ def reference_logits(model, shape, stats, plan, x):
         p = shape.patch_size[0]
         patches = image.unfold(1, p, p).unfold(2, p, p).permute(1, 2, 0, 3, 4).reshape(-1, 3 * p * p)
         stream = patches @ state["patch_embed.proj.weight"].flatten(1).T + state["patch_embed.proj.bias"]
-        stream = (torch.cat([state["cls_token"][0], stream]) + state["pos_embed"][0]) @ onto
+        if shape.class_token:
+            stream = torch.cat([state["cls_token"][0], stream])
+        stream = (stream + state["pos_embed"][0]) @ onto
         for b, (block, maps) in enumerate(zip(plan.blocks, basis.heads, strict=True)):
             q, key, v = linear(f"blocks.{b}.attn.qkv", rms_norm(stream, 2 * b)).chunk(3, -1)
             heads, rank = block.attention.heads, len(block.attention.keep) // block.attention.heads
@@ -64,23 +68,45 @@ def reference_logits(model, shape, stats, plan, x):
                     attention = (logit / rank**0.5).softmax(0)
                     out[i] += maps.output[:, rows] @ (maps.value[rows] @ (attention @ v))
             stream = stream + linear(f"blocks.{b}.attn.proj", out) @ onto
-            hidden = F.gelu(linear(f"blocks.{b}.mlp.fc1", rms_norm(stream, 2 * b + 1)))
+            hidden = linear(f"blocks.{b}.mlp.fc1", rms_norm(stream, 2 * b + 1))
+            if shape.structure.gate:
+                gate, value = hidden.chunk(2, -1)
+                hidden = gate / (1 + torch.exp(-gate)) * value
+            else:
+                hidden = F.gelu(hidden)
             mask = torch.zeros_like(hidden)
             mask[:, list(block.ffn.keep)] = 1
             stream = stream + linear(f"blocks.{b}.mlp.fc2", hidden * mask) @ onto
-        result.append(linear("head", rms_norm(stream, 2 * shape.depth)[0]))
+        read = rms_norm(stream, 2 * shape.depth)
+        result.append(linear("head", pooled_slowly(model.attn_pool, read, linear) if shape.structure.pool else read[0]))
     return torch.stack(result)
 
 
-@pytest.mark.parametrize("heads", [4, 2])
-@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
-def test_slicing_equals_the_slow_way(ratio, heads):
-    model, shape = tiny()
-    stats = statistics_of()
+def pooled_slowly(pool, read, linear):
+    """Attention pooling of the tokens (N, D), head by head, to (D,)."""
+    query = linear("attn_pool.q", pool.latent[0, 0])
+    keys, values = linear("attn_pool.kv", read).chunk(2, -1)
+    out, d = torch.zeros_like(query), len(query) // pool.num_heads
+    for h in range(pool.num_heads):
+        rows = slice(h * d, (h + 1) * d)
+        out[rows] = (keys[:, rows] @ query[rows] / d**0.5).softmax(0) @ values[:, rows]
+    out = linear("attn_pool.proj", out)
+    return out + pool.mlp(pool.norm(out))
+
+
+@pytest.mark.parametrize(
+    ("ratio", "heads", "variant"),
+    [*((ratio, heads, "class token") for ratio in (0.25, 0.5, 0.75) for heads in (4, 2)), (0.5, 2, "gated FFN"),
+     (0.5, 2, "attention pooling")],
+)  # fmt: skip
+def test_slicing_equals_the_slow_way(ratio, heads, variant):
+    model, shape = tiny(variant)
+    stats = statistics_of(variant)
     scores = directions_scores(adapt(model, shape), TensorProxy(images(8)), stats)
     plan = plan_uniform(scores, Ratios.equal(ratio), heads=heads, basis="directions")
     thin = prune_directions(model, shape, plan, stats)
-    assert shape_of(thin, shape.name) == plan.shape_after
+    read, after = shape_of(thin, shape.name), plan.shape_after
+    assert read == replace(after, structure=replace(after.structure, timm=""))
     x = images(3, seed=9)
     with torch.no_grad():
         assert torch.allclose(thin(x), reference_logits(model, shape, stats, plan, x), atol=1e-10)

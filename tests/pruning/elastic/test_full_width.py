@@ -5,7 +5,7 @@ import torch
 
 from tests.support.basis import TOLERANCE
 from tests.support.elastic import full_width, tiny_elastic
-from tests.support.tiny import ROTATED, images
+from tests.support.tiny import PARTS, ROTATED, images
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.build import build_model
 from upvit_core.pruning.basis.heads import head_factors
@@ -107,17 +107,26 @@ def test_gradients_of_a_slice_reach_the_full_width_and_nothing_behind_its_prefix
     assert bool((weight[:, size.embed_dim :] == 0).all())
 
 
-def test_a_model_without_a_classifier_has_every_size_too_and_each_gives_all_features():
-    loaded, made = tiny_elastic("features")
+@pytest.mark.parametrize("variant", ["features", *PARTS])
+def test_models_of_other_ends_and_ffns_have_every_size_too_and_each_gives_all_outputs(variant):
+    loaded, made = tiny_elastic(variant)
     x = images(6, torch.float32)
     assert float((logits(made.model, x) - logits(loaded.model, x)).abs().max()) < 1e-5
-    assert made.shape.features
-    for share, least in ((0.25, 0.95), (0.5, 0.8)):
-        thin = cut_size(made.model, made.elastic, size_of(made.shape, Ratios.equal(share)))
-        assert logits(thin, x).shape == (6, 16)
-        assert float(torch.cosine_similarity(logits(thin, x), logits(loaded.model, x)).mean()) > least
+    assert made.shape.features == (variant == "features")
+    new = images(60, torch.float32, seed=77)
+
+    def change(cut):
+        answers = logits(cut, new), logits(loaded.model, new)
+        first, second = answers if made.shape.features else (each - each.mean(-1, keepdim=True) for each in answers)
+        return float((first - second).square().mean() / second.square().mean())
+
+    for share, most in ((0.25, 0.12), (0.5, 0.2)):
+        size = size_of(made.shape, Ratios.equal(share))
+        thin, prefix = (cut_size(made.model, made.elastic, size, repair=repair) for repair in (None, False))
+        assert logits(thin, x).shape == (6, loaded.shape.outputs)
+        assert change(thin) < min(most, change(prefix))
 
 
 def test_models_whose_residual_cannot_be_rotated_are_refused():
-    with pytest.raises(UnsupportedModelError, match="cannot be rotated"):
+    with pytest.raises(UnsupportedModelError, match="cannot be rotated: a norm writes to its residual"):
         tiny_elastic("norm before the blocks")

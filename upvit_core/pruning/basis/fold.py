@@ -2,9 +2,9 @@
 
 "Beyond the letter", step 1. LayerNorm subtracts the mean of its input anyway, so every writer to the residual (patch
 embedding, tokens, positions, proj, fc2) may be made mean-free over its output channels; and the affine part of a
-LayerNorm is linear, so its reader (qkv, fc1, heads) can carry it. What then stands between writers and readers is
-x ↦ x / RMS(x), which any rotation that keeps the constant vector commutes with. Kin: SliceGPT (Ashkboos et al.,
-ICLR 2024), for RMSNorm.
+LayerNorm is linear, so its reader (qkv, fc1, pooling, heads) can carry it. What then stands between writers and readers
+is x ↦ x / RMS(x), which any rotation that keeps the constant vector commutes with. Kin: SliceGPT (Ashkboos et al., ICLR
+2024), for RMSNorm.
 
 A qkv without bias cannot carry β: it stays in the norm, as β / γ.
 """
@@ -29,7 +29,7 @@ def fold(model: nn.Module, shape: ModelShape) -> nn.Module:
     """
     if not shape.has_directions:
         raise UnsupportedModelError(
-            f"The residual of {shape.name} cannot be rotated, which is done for plain ViTs; take basis=channels."
+            f"The residual of {shape.name} cannot be rotated: {shape.unrotated}; take basis=channels."
         )
     state, linear = linear_features(state_of(model), shape)
     return load(folded_state(state, linear), linear, like=next(model.parameters()))
@@ -59,12 +59,17 @@ def output_heads(shape: ModelShape) -> tuple[str, ...]:
     return ("head", "head_dist") if shape.distilled else ("head",)
 
 
+def last_readers(shape: ModelShape) -> tuple[str, ...]:
+    """Names of the linear layers that read the final norm: attention pooling, else the heads."""
+    return ("attn_pool.kv",) if shape.structure.pool else output_heads(shape)
+
+
 def reading_layers(shape: ModelShape) -> list[tuple[str, tuple[str, ...]]]:
     """Every norm on the residual with the linear layers that read it, in the order of the forward pass."""
     sites: list[tuple[str, tuple[str, ...]]] = []
     for b in range(shape.depth):
         sites += [(f"blocks.{b}.norm1", (f"blocks.{b}.attn.qkv",)), (f"blocks.{b}.norm2", (f"blocks.{b}.mlp.fc1",))]
-    return [*sites, (final_norm(shape), output_heads(shape))]
+    return [*sites, (final_norm(shape), last_readers(shape))]
 
 
 def writing_layers(shape: ModelShape) -> list[str]:

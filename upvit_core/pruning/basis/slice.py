@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from upvit_core.errors import PlanError
-from upvit_core.pruning.basis.fold import State, load, output_heads, token_params
+from upvit_core.pruning.basis.fold import State, last_readers, load, output_heads, token_params
 from upvit_core.pruning.basis.heads import HeadFactors, head_factors
 from upvit_core.pruning.basis.residual import best_directions, embedding
 from upvit_core.pruning.basis.statistics import ProxyStatistics
@@ -104,8 +104,10 @@ def sliced_state(stats: ProxyStatistics, plan: PruningPlan, basis: CutBasis) -> 
         result[f"{to}.attn.proj.weight"] = E.T @ source[f"{a}.attn.proj.weight"] @ factors.output
         result[f"{to}.attn.proj.bias"] = E.T @ source[f"{a}.attn.proj.bias"]
         hidden = torch.tensor(block.ffn.keep)
-        result[f"{to}.mlp.fc1.weight"] = source[f"{f}.mlp.fc1.weight"][hidden] @ E
-        result[f"{to}.mlp.fc1.bias"] = source[f"{f}.mlp.fc1.bias"][hidden]
+        for leaf in ("weight", "bias"):
+            copies = source[f"{f}.mlp.fc1.{leaf}"].unflatten(0, (shape.structure.first_layers, -1))
+            result[f"{to}.mlp.fc1.{leaf}"] = copies[:, hidden].flatten(0, 1)
+        result[f"{to}.mlp.fc1.weight"] = result[f"{to}.mlp.fc1.weight"] @ E
         result[f"{to}.mlp.fc2.weight"] = E.T @ source[f"{f}.mlp.fc2.weight"][:, hidden]
         result[f"{to}.mlp.fc2.bias"] = E.T @ source[f"{f}.mlp.fc2.bias"]
         for norm, site, origin in (("norm1", 2 * block.source, a), ("norm2", 2 * block.ffn_block + 1, f)):
@@ -116,8 +118,8 @@ def sliced_state(stats: ProxyStatistics, plan: PruningPlan, basis: CutBasis) -> 
     norm = "fc_norm" if shape.fc_norm else "norm"
     result[f"{norm}.weight"] = _norm_weight(stats, E, 2 * stats.shape.depth)
     result[f"{norm}.bias"] = E.T @ source[f"{norm}.bias"]
-    for head in output_heads(shape):
-        result[f"{head}.weight"], result[f"{head}.bias"] = source[f"{head}.weight"] @ E, source[f"{head}.bias"]
+    ends = {name: tensor for name, tensor in source.items() if name.startswith(("attn_pool.", *output_heads(shape)))}
+    result |= ends | {f"{last}.weight": ends[f"{last}.weight"] @ E for last in last_readers(shape)}
     return result
 
 

@@ -176,10 +176,10 @@ def _moments_of(
         attention.append(vit.attention(b, x))
         feed_forward.append(vit.feed_forward(b, attention[-1].stream))
         x = feed_forward[-1].stream
-    features = vit.features(x)
-    logits = vit.classify(features)
+    read = vit.last_read(x)
+    logits = vit.classify(vit.pooled(read))
 
-    wanted: dict[str, Tensor] = {f"reader_gradient.{2 * vit.shape.depth}": features}
+    wanted: dict[str, Tensor] = {f"reader_gradient.{2 * vit.shape.depth}": read}
     tokens: dict[str, Tensor] = {}
     for b, (a, f) in enumerate(zip(attention, feed_forward, strict=True)):
         tokens |= {f"q.{b}": a.q, f"k.{b}": a.k, f"v.{b}": a.v, f"proj.{b}": a.written}
@@ -193,7 +193,7 @@ def _moments_of(
         blk = vit.blocks[b]
         sums.add(f"reader.{2 * b}", (a.normed - blk.norm1.bias).double())
         sums.add(f"reader.{2 * b + 1}", (f.normed - blk.norm2.bias).double())
-    sums.add(f"reader.{2 * vit.shape.depth}", features.double())
+    sums.add(f"reader.{2 * vit.shape.depth}", read.double())
 
     outputs = output_of(vit).directions(logits.detach(), "eigenvectors", num_directions, LIKELIEST, generator).vectors
     for r, output in enumerate(outputs):

@@ -55,7 +55,8 @@ def make_elastic(
     """
     if not loaded.shape.has_directions:
         raise UnsupportedModelError(
-            f"An elastic model is made from a plain ViT, and the residual of {loaded.name} cannot be rotated."
+            f"{loaded.name} becomes no elastic model, for it cannot be rotated: {loaded.shape.unrotated}; prune it by "
+            "channels."
         )
     loaded = _with_linear_layers(loaded)
     proxy = draw_proxy(images, min(n, len(images)), seed)

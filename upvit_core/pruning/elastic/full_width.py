@@ -40,7 +40,9 @@ def full_width_state(stats: ProxyStatistics, ffn_order: Mapping[int, Tensor]) ->
     state = sliced_state(stats, plan, CutBasis(nested_embedding(stats.directions), factors))
     for b, order in ffn_order.items():
         for name, axis in (("fc1.weight", 0), ("fc1.bias", 0), ("fc2.weight", 1)):
-            state[f"blocks.{b}.mlp.{name}"] = state[f"blocks.{b}.mlp.{name}"].index_select(axis, order)
+            tensor = state[f"blocks.{b}.mlp.{name}"]
+            copies = tensor.unflatten(axis, (-1, len(order)))
+            state[f"blocks.{b}.mlp.{name}"] = copies.index_select(axis + 1, order).flatten(axis, axis + 1)
     return state
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from upvit_core.importance.criterion import Clock, Proxy, Report, frozen, silent
 from upvit_core.models.vit import ViTAdapter
-from upvit_core.pruning.basis.fold import State, output_heads
+from upvit_core.pruning.basis.fold import State, last_readers
 from upvit_core.pruning.elastic.corrections import correct
 from upvit_core.pruning.elastic.prefix import head_channels, prefix_state, scaled_queries
 from upvit_core.records.elastic import Elastic, moment_widths
@@ -54,7 +54,7 @@ def gather_moments(
                 add(f"normed.{2 * b + 1}", ffn.normed)
                 add(f"hidden.{b}", ffn.hidden)
                 x = ffn.stream
-            add(f"normed.{2 * vit.shape.depth}", vit.features(x))
+            add(f"normed.{2 * vit.shape.depth}", vit.last_read(x))
             clock.advance(len(images), "moments")
     means = {name: (total / rows[name]).cpu().numpy() for name, total in sums.items()}
     return {name: mean[np.tril_indices(len(mean))].astype(np.float32) for name, mean in means.items()}
@@ -101,14 +101,16 @@ class Solver:
                 solve(f"{stem}.attn.qkv", f"normed.{2 * b}", k, three)
                 for leaf in (f"{stem}.attn.qkv.weight", f"{stem}.attn.qkv.bias"):
                     result[leaf] = scaled_queries(result[leaf], full, own)
-                solve(f"{stem}.mlp.fc1", f"normed.{2 * b + 1}", k, torch.arange(own.ffn))
+                hidden = torch.arange(own.ffn) + full.ffn * torch.arange(shape.structure.first_layers)[:, None]
+                solve(f"{stem}.mlp.fc1", f"normed.{2 * b + 1}", k, hidden.flatten())
             if own.attention < full.attention:
                 solve(f"{stem}.attn.proj", f"mixed.{b}", own.attention, stream)
             if own.ffn < full.ffn:
                 solve(f"{stem}.mlp.fc2", f"hidden.{b}", own.ffn, stream)
         if k < shape.embed_dim:
-            for head in output_heads(shape):
-                solve(head, f"normed.{2 * shape.depth}", k, torch.arange(shape.num_classes))
+            for last in last_readers(shape):
+                rows = torch.arange(len(weights[f"{last}.weight"]))
+                solve(last, f"normed.{2 * shape.depth}", k, rows)
         correct(result, shape, after, self.elastic.origin.ladder, self.corrections)
         return result
 

@@ -36,7 +36,8 @@ def prefix_state(
                 heads = tensor.unflatten(number, (axis.repeat * full.num_heads, full.head_dim))
                 tensor = heads.narrow(number + 1, 0, own.head_dim).flatten(number, number + 1)
             elif component:
-                tensor = tensor.narrow(number, 0, axis.size)
+                copies = tensor.unflatten(number, (axis.repeat, -1))
+                tensor = copies.narrow(number + 1, 0, axis.size // axis.repeat).flatten(number, number + 1)
         result[name] = tensor
     for site, norm in enumerate(norms(shape)):
         weight = result[f"{norm}.weight"]
