@@ -1,17 +1,22 @@
 """Timings over Streamlit's own protocol: from a request until the page has been drawn and sent."""
 
+import json
 import random
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import psutil
 import typer
 
 from tests.benchmarks.app.timing import memory, percentile, processor_seconds
+from tests.support import ROOT
 from tests.support.made_runs import made_run
 from tests.support.server import server
 from tests.support.session import Session
@@ -59,6 +64,10 @@ class Visitor:
         for _ in range(moves):
             time.sleep(self.random.uniform(0.5, 1.5) * pause)
             self.move()
+
+    def stay_until(self, end: float, pause: float) -> None:
+        while time.monotonic() < end:
+            self.stay(1, pause)
 
 
 @app.command()
@@ -113,6 +122,52 @@ def visitors(
     wrong = [text for visitor in (first, *others) for text in visitor.wrong]
     print("\n  ".join([f"errors or another's numbers: {len(wrong)}", *(text[:300] for text in wrong[:5])]))
     raise typer.Exit(bool(wrong))
+
+
+@app.command()
+def soak(minutes: float = 60.0, sessions: int = 10, pause: Pause = 4.0) -> None:
+    """People move sliders, and every half minute one opens Runs, while a run trains; memory and open files."""
+    with tempfile.TemporaryDirectory() as folder, server(Path(folder)) as (address, pid):
+        verb("elastic", "demo", "--data", "demo", "--images", "500", "--out", f"{folder}/every")
+        run = verb(
+            "distill", "--teacher", "demo", "--student", f"{folder}/every", "--data", "demo", "--epochs", "500",
+            "--device", "cpu", "--detach", "--out", f"{folder}/runs",
+        )  # fmt: skip
+        end = time.monotonic() + 60 * minutes
+        visitors, guests = [Visitor(address, number) for number in range(sessions)], list[str]()
+        for visitor in visitors:
+            visitor.session.rerun()
+        moving = [threading.Thread(target=visitor.stay_until, args=(end, pause)) for visitor in visitors]
+        for thread in moving:
+            thread.start()
+        parts = max(int(minutes / 5), 1)
+        for part in range(parts + 1):
+            while time.monotonic() < end - 60 * minutes * (1 - part / parts):
+                guest = Session(address, "runs")
+                guest.rerun()
+                guests += guest.errors
+                guest.close()
+                time.sleep(30)
+            reruns = sum(len(visitor.seconds) for visitor in visitors)
+            files = psutil.Process(pid).num_fds()
+            print(f"{reruns} reruns: {memory(pid):.0f} MiB, {files} open files", flush=True)
+        for thread in moving:
+            thread.join()
+        step = json.loads((Path(run["run"]) / "state.json").read_text())["step"]
+        verb("cancel", run["run"])
+        seconds = [value for visitor in visitors for value in visitor.seconds]
+        wrong = [*guests, *(text for visitor in visitors for text in visitor.wrong)]
+        median, p95 = statistics.median(seconds), percentile(seconds, 0.95)
+        print(f"a slider's rerun: median {median:.3f} s, p95 {p95:.3f} s; the run came to step {step}")
+        print("\n  ".join([f"errors or another's numbers: {len(wrong)}", *(text[:300] for text in wrong[:5])]))
+    raise typer.Exit(bool(wrong))
+
+
+def verb(*words: str) -> dict[str, Any]:
+    """The result of a command."""
+    done = subprocess.run([sys.executable, "-m", "upvit_core", *words, "--json"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
 @app.command()
