@@ -111,6 +111,39 @@ def test_of_a_distillation_the_student_is_taken(tmp_path: Path) -> None:
     assert torch.equal(logits(loaded.model), logits(student))
 
 
+def test_of_moco_the_encoder_of_queries_is_taken_without_its_projector(tmp_path: Path) -> None:
+    own, average = wide(num_classes=0), perturbed(wide(num_classes=0), seed=9)
+    parts = {"base_encoder": own, "momentum_encoder": average}
+    state = {f"module.{part}.{key}": value for part, m in parts.items() for key, value in m.state_dict().items()}
+    state |= {
+        f"module.{part}.head.{n}.weight": torch.ones(8, 128)[:, : 128 if n else 1] for part in parts for n in (0, 3)
+    }
+    loaded = load_model(saved(tmp_path / "w.pth", {"arch": "vit_small", "state_dict": state}))
+    assert torch.equal(logits(loaded.model), logits(own))
+    assert loaded.recognised.others == ("state_dict.module.momentum_encoder",)
+
+
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ({"bottleneck.weight": (128,), "bottleneck.running_mean": (128,), "classifier.weight": (5, 128)}, "bottleneck"),
+        ({"fc1.weight": (32, 128), "fc2.weight": (5, 32)}, ""),
+    ],
+)
+def test_layers_between_backbone_and_classifier_are_not_passed_over(
+    beside: dict[str, tuple[int, ...]], said: str, tmp_path: Path
+) -> None:
+    state = {f"backbone.{key}": value for key, value in wide(num_classes=0).state_dict().items()}
+    path = saved(tmp_path / "w.pth", state | {key: torch.ones(size) for key, size in beside.items()})
+    if said:
+        with refused(UnsupportedModelError, said):
+            load_model(path)
+    else:
+        loaded = load_model(path)
+        assert loaded.shape.features
+        assert set(beside) == set(loaded.recognised.left_out)
+
+
 def test_the_best_weights_go_before_the_last(tmp_path: Path) -> None:
     last, best = wide(), perturbed(wide(), seed=9)
     path = saved(tmp_path / "w.pth", {"model_state_dict": last.state_dict(), "best_model_state": best.state_dict()})
@@ -319,7 +352,9 @@ def test_metadata_and_settings_tell_heads_size_and_classes(tmp_path: Path) -> No
     said = {"num_heads": 4, "img_size": [16, 32], "class_to_idx": dict(zip("edcba", range(4, -1, -1), strict=True))}
     save_file(model.state_dict(), tmp_path / "w.safetensors", metadata={"config": json.dumps(said)})
     x = images(4, torch.float32).repeat(1, 1, 1, 2)
-    for path in (tmp_path / "w.safetensors", saved(tmp_path / "w.pth", {"model": model.state_dict(), "args": said})):
+    arrays = said | {"class_to_idx": None, "classes": np.array(list("abcde"))}
+    files = [saved(tmp_path / f"{len(s)}.pth", {"model": model.state_dict(), "args": s}) for s in (said, arrays)]
+    for path in (tmp_path / "w.safetensors", *files):
         loaded = load_model(path)
         assert torch.equal(loaded.model(x), model(x))
         assert loaded.class_names == tuple("abcde")

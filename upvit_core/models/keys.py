@@ -28,6 +28,8 @@ TEACHER = re.compile(
 )
 EXCHANGED = re.compile(r"^(ema_state_dict\.steps$|current_model_state\.)")
 """Names in files that hold the average as `state_dict`, and the model's own weights apart (MMEngine, Lightning)."""
+QUERIES = re.compile(r"(^|\.)(base_encoder|encoder_q|query_encoder)\.")
+"""Names of the encoder by which MoCo is judged, beside its moving average."""
 BEST = re.compile(r"(^|[._])best([._]|$)")
 USUAL = re.compile(r"(^|\.)(model|state_dict|model_state(_dict)?|student|net|network)\.")
 INNER = re.compile(r"(^|(?<=\.))(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|module)\.")
@@ -35,6 +37,7 @@ NO_HEAD = re.compile(r"proj|predict|proto|embed|decoder|queue|center|aux|text|wo
 HEAD = re.compile(
     r"^(?!head\.(probe|attention|layernorm|mlp|last_layer)\b)(heads?|fc|linear|classifier|cls_classifier|distillation_classifier|cls_head|mlp_head|linear_head|visual_projection)\.(\w+\.)*\w+$"
 )
+NECK = re.compile(r"(^|\.)(bottleneck|neck|bn\w*|\w*norm\w*)\.(running_mean|weight)$", re.IGNORECASE)
 UNREAD = re.compile(
     r"(^|\.)(total_ops|total_params|mask_token|position_ids|relative_position_index|num_batches_tracked)$|(^|\.)pooler\.dense\.|"
     r"^(\w+_)?head\.(mlp\.\d|last_layer)\b|^(criterion|loss\w*|metrics?|\w+_metrics?)\."
@@ -99,7 +102,8 @@ def find_model(
         if key.startswith(prefix)
         and not any(other != prefix and other.startswith(prefix) and key.startswith(other) for other in forms)
     }
-    surplus = {key for key in inner if UNREAD.search(key)}
+    projector = re.compile(r"head\.\d+\." if QUERIES.search(prefix) else r"(?!)")  # MoCo v3's
+    surplus = {key for key in inner if UNREAD.search(key) or projector.match(key)}
     own = {INNER.sub("", key): tensor for key, tensor in inner.items() if key not in surplus}
     outer = _heads_beside(prefix, own, tensors, forms)
     if (
@@ -117,6 +121,11 @@ def find_model(
         for key in tensors
         if key not in taken and not BESIDE.match(key) and not any(key.startswith(other) for other in forms if other)
     ]
+    if outer and (norm := next((key for key in beside if NECK.search(key) and not NO_HEAD.search(key)), "")):
+        raise UnsupportedModelError(
+            f"{source} has a norm between backbone and classifier ({norm}), which is not supported; fold it into the "
+            "classifier, or leave both out."
+        )
     translated, heads = forms[prefix].translate(own | {key: tensors[full] for key, full in outer.items()}, source)
     translated = _with_one_head(translated, source)
     if taken_for := next((full for key, full in outer.items() if key == "head.weight" and not HEAD.search(full)), ""):
@@ -202,9 +211,12 @@ def _exact(form: Form, prefix: str, tensors: Iterable[str]) -> Form:
 def _choose(prefixes: list[str], tensors: Mapping[str, Tensor], source: str, wanted: str | None) -> tuple[str, bool]:
     """The prefix of the model to take, and whether it is an average."""
     averages = [prefix for prefix in prefixes if EMA.search(prefix)]
+    queries = [prefix for prefix in prefixes if QUERIES.search(prefix)]
+    averages = (
+        [] if queries else averages or [p for p in prefixes if TEACHER.search(p) and _has_twin(p, prefixes, tensors)]
+    )
     if any(EXCHANGED.match(key) for key in tensors):
         averages = [p for p in prefixes if p.startswith("state_dict.")]
-    averages = averages or [p for p in prefixes if TEACHER.search(p) and _has_twin(p, prefixes, tensors)]
     if wanted is not None:
         named = [p for p in prefixes if p.rstrip("./") == wanted] or [p for p in prefixes if wanted in p.split(".")]
         if not named:
@@ -214,7 +226,7 @@ def _choose(prefixes: list[str], tensors: Mapping[str, Tensor], source: str, wan
             )
         return named[0], named[0] in averages
     students = [prefix for prefix in prefixes if not TEACHER.search(prefix)]
-    pool = averages or students or prefixes
+    pool = averages or queries or students or prefixes
     chosen = next((p for kind in (BEST, USUAL) for p in pool if kind.search(p)), pool[0])
     return chosen, chosen in averages
 
@@ -248,15 +260,16 @@ def _heads_beside(
     if forms[prefix] in TOWERS:
         return {}
     width = next((len(t) for k, t in own.items() if forms[prefix].anchor.search(k) and t.ndim == 4), 0)
+    beside = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if key.endswith(".weight") and not BESIDE.match(key) and not any(key.startswith(other) for other in forms)
+    }
     layers = [
         key.removesuffix(".weight")
-        for key, tensor in tensors.items()
-        if key.endswith(".weight")
-        and tensor.ndim == 2
-        and tensor.shape[1] == width
-        and not any(key.startswith(other) for other in forms)
-        and not BESIDE.match(key)
-        and not NO_HEAD.search(key)
+        for key, tensor in beside.items()
+        if tensor.ndim == 2 and tensor.shape[1] == width and not NO_HEAD.search(key)
     ]
-    names = ("weight", "bias") if len(layers) == 1 else ()
+    ahead = layers and any(t.ndim == 2 and t.shape[1] == len(tensors[f"{layers[0]}.weight"]) for t in beside.values())
+    names = ("weight", "bias") if len(layers) == 1 and not ahead else ()
     return {f"head.{leaf}": f"{layers[0]}.{leaf}" for leaf in names if f"{layers[0]}.{leaf}" in tensors}

@@ -113,7 +113,7 @@ def named_tensors(content: object) -> tuple[dict[str, Tensor], Modules]:
     dicts: list[dict[str, Tensor]] = []
 
     def walk(value: object, path: str) -> None:
-        if isinstance(value, Inert) and (numbers := numpy_of(value)) is not None:
+        if isinstance(value, Inert) and (numbers := numpy_of(value)) is not None and numbers.dtype.kind != "U":
             value = torch.from_numpy(numbers)
         if isinstance(value, Tensor):
             found.setdefault(path, value)
@@ -154,7 +154,7 @@ def numpy_of(value: Inert) -> np.ndarray | None:
     else:
         return None
     code = dtype.arguments[0] if isinstance(dtype, Inert) and dtype.arguments else None
-    if not isinstance(content, bytes) or not re.fullmatch(r"[fiu][1248]", str(code)):
+    if not isinstance(content, bytes) or not re.fullmatch(r"[fiu][1248]|U\d{1,4}", str(code)):
         return None
     order = dtype.state[1] if isinstance(dtype.state, tuple) else "<"
     numbers = np.frombuffer(content, np.dtype(f"{'>' if order == '>' else '<'}{code}"))
