@@ -69,6 +69,9 @@ def test_a_link_out_of_the_root_is_not_followed(store: RunStore, tmp_path: Path)
     run.folder.rename(elsewhere)
     (store.root / "linked").symlink_to(elsewhere)
     assert store.list() == []
+    (tmp_path / "a-model").mkdir()
+    with pytest.raises(RunError, match="no run's folder"):
+        RunStore(tmp_path).get("a-model")
     with pytest.raises(RunError, match="no run linked"):
         store.get("linked")
 

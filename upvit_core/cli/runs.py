@@ -119,7 +119,7 @@ def find_run(run: str, out: Path) -> tuple[RunStore, str]:
     from upvit_core.runs.store import RunStore
 
     folder = Path(run).resolve()
-    if folder.is_dir() and not (RUN_ID.fullmatch(run) and (out / run).is_dir()):
+    if run and folder.is_dir() and not (RUN_ID.fullmatch(run) and (out / run).is_dir()):
         return RunStore(folder.parent), folder.name
     return RunStore(out), run
 

@@ -177,6 +177,8 @@ def changing(folder: Path) -> Iterator[None]:
     """Around changes of a folder of runs, or of one run. Raises RunError where the system refuses them."""
     try:
         yield
+    except (FileExistsError, NotADirectoryError) as error:
+        raise RunError(f"{folder} is a file, or lies below one; give a folder.") from error
     except OSError as error:
         raise RunError(
             f"The folder {folder.name} cannot be changed ({error.strerror or error}); make room on its disk, or allow "

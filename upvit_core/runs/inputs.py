@@ -100,10 +100,13 @@ def _opened(
 
 def _distilling(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Reporter, device: torch.device) -> RunInputs:
     reporter.stage("loading the teacher")
-    size: int | tuple[int, int] | None = spec.img_size
-    if size is None and spec.student is not None:
-        size = load_model(spec.student).shape.img_size
-    teacher = _opened(spec.teacher, device, size)
+    teacher = _opened(spec.teacher, device, spec.img_size)
+    if spec.img_size is None and spec.student is not None:
+        own, wanted = teacher.shape.img_size, load_model(spec.student).shape.img_size
+        if own != wanted:
+            sides = [f"{height} by {width}" for height, width in (own, wanted)]
+            reporter.note(f"The teacher is of images of {sides[0]} and reads those of the student, {sides[1]}.")
+            teacher = _opened(spec.teacher, device, wanted)
     reporter.stage("opening the data")
     train, test = _both_splits(spec, teacher, reporter)
     if saved is None:

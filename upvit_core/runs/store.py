@@ -95,6 +95,8 @@ class RunStore:
     def get(self, run_id: str) -> Run:
         """Raises RunError where there is no such run, or its spec cannot be read."""
         folder = self.folder(run_id)
+        if not (folder / "spec.json").exists():
+            raise RunError(f"{folder} is no run's folder (it has no spec.json); `runs` lists those there are.")
         spec = RunSpec.from_json(read_small(folder / "spec.json"), f"spec.json of run {run_id}")
         name = name_of(folder)
         return Run(folder, spec if name is None else spec.model_copy(update={"name": name}))
