@@ -21,7 +21,7 @@ from upvit_core.records.task import criterion_name, task_of
 def certainty(scores: ImportanceScores, plan: PruningPlan) -> None:
     """A line on how the scores were made, and how many channels their errors leave too close to call."""
     facts = (_images(scores), _near_the_cut(scores, plan), _exactness(scores))
-    line = " · ".join(f"{name} <b>{escape(value)}</b> ({escape(note)})" for name, value, note in facts)
+    line = " · ".join(f"{name}: <b>{escape(value)}</b> ({escape(note)})" for name, value, note in facts)
     st.html(f'<p class="quiet">{line}</p>')
 
 
@@ -41,7 +41,7 @@ def _images(scores: ImportanceScores) -> tuple[str, str, str]:
 def _near_the_cut(scores: ImportanceScores, plan: PruningPlan) -> tuple[str, str, str]:
     undecided = uncertain(scores, plan)
     if not undecided:
-        return "Too close to call at this cut", "not known", "these scores come without standard errors"
+        return "Too close to call at this cut", "unknown", "these scores have no standard errors"
     count, of = (sum(pair[i] for pair in undecided.values()) for i in (0, 1))
     parts = " · ".join(f"{TITLES[component]} {pair[0]:,}" for component, pair in undecided.items())  # type: ignore[index]
     return "Too close to call at this cut", f"{count:,} of {of:,}", f"less than 2 standard errors from the cut: {parts}"

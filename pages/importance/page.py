@@ -6,7 +6,7 @@ from typing import Literal
 import streamlit as st
 
 from pages.importance import channel, confidence, criteria, direction
-from pages.services import block_removals, removal, scoring, slider_state
+from pages.services import block_removals, removal, scoring
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import charts, frame, presenter, scores_panel, sliders, terms
@@ -97,18 +97,13 @@ with frame.page(
         scores_panel.scores_panel(model)
     scores = scoring.current(model)
     if scores is None:
-        step = (
-            "Press **Score…** to make them." if model.has_weights else "Open a model with weights, or published scores."
-        )
-        text = f"Three pictures will be here, one per component, once there are scores. {step}"
+        step = "" if model.has_weights else " Open a model with weights, or published scores."
+        text = f"Three pictures will be here, one per component, once there are scores.{step}"
         frame.awaited(text, icon=":material/grid_on:")
+        if model.has_weights:
+            scores_panel.score_button("score-first", primary=True)
     elif (scores := direction.switch(model, scores)) is not None:
-        keys = slider_state.keys_of(model.shape)
-        cells = dict(zip(keys, st.columns(len(keys), gap="medium" if len(keys) < 5 else "small"), strict=True))
-        what_if = sliders.controls(model, cells)
-        plan = what_if.plan(scores, block_removals.records())
-        confidence.certainty(scores, plan)
-        one, two, _ = st.columns([0.3, 0.2, 0.5], vertical_alignment="bottom")
+        one, two, _, four = st.columns([0.3, 0.2, 0.25, 0.25], vertical_alignment="bottom")
         with one:
             orders = ["By importance", "By position"]
             tip = "By importance: the best of each row comes first, so the cut is a line. By position: as in the model."
@@ -118,6 +113,10 @@ with frame.page(
         with two:
             names = ["All blocks", *(f"Block {b}" for b in range(model.shape.depth))]
             row = st.selectbox("Blocks", names, key="row", bind="query-params")
+        with four, st.popover("Move the cut", icon=":material/tune:", width="stretch"):
+            what_if = sliders.controls(model)
+        plan = what_if.plan(scores, block_removals.records())
+        confidence.certainty(scores, plan)
         block = None if row == names[0] else names.index(row) - 1
         for component in model.shape.components:
             picture(model, scores, component, plan, order, block)

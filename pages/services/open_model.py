@@ -108,10 +108,7 @@ class OpenModel:
 
         Training images are `labelled` where that is asked for, test images always.
         """
-        if not self.dataset:
-            raise DataError(
-                "No images were chosen; give a folder of class folders, an archive of one, or a timm data set name."
-            )
+        check_chosen(self.dataset)
         limits.confine(self.dataset)
 
         def read(divided: bool) -> ImageSet:
@@ -137,6 +134,14 @@ def own_dataset(model: OpenModel) -> str:
         return str(beside) if model.has_weights and os.path.isfile(beside) else ""
     fits = (model.shape.img_size, model.shape.in_chans) == ((28, 28), 1) and model.shape.classes in (10, None)
     return "demo" if model.is_demo or fits else ""
+
+
+def check_chosen(dataset: str) -> None:
+    """Raise DataError where no images were chosen."""
+    if not dataset:
+        raise DataError(
+            "No images were chosen; give a folder of class folders, an archive of one, or a timm data set name."
+        )
 
 
 def choose_dataset(model: OpenModel, dataset: str) -> OpenModel:

@@ -83,7 +83,9 @@ def start_scoring(model: OpenModel, request: Request, what_if: WhatIf | None = N
     """Score in the background, through the same function as the command line; the result is the record's name.
 
     `refine` is exact near the cut of `what_if`, and near 50 and 75 %; its record is there at once and fills in.
+    Raises DataError where no images were chosen.
     """
+    open_model.check_chosen(model.dataset)
     name, seed, criterion = request.name(model.dataset, what_if), request.seed, request.criterion
     path = folder(model) / f"{name}.safetensors"
     estimate_name = replace(request, criterion=CriterionName.FISHER).name(model.dataset)

@@ -1,15 +1,20 @@
 """The scores in use: choose a record, make another, and follow the records that are being made."""
 
+from typing import Literal
+
 import streamlit as st
 
 from pages.services import jobs, open_model, scoring, slider_state
 from pages.services.open_model import OpenModel
 from pages.services.session import session
 from pages.widgets import progress, terms
+from pages.widgets.plain import plain
+from upvit_core.errors import UPViTError
 from upvit_core.records.criteria import CriterionName
 from upvit_core.records.scores import ImportanceScores
 
 WHICH = "which-scores"
+ASKING = "score", ""
 
 
 def scores_panel(model: OpenModel) -> None:
@@ -21,10 +26,22 @@ def scores_panel(model: OpenModel) -> None:
             _choice(model, available)
     with right:
         if model.has_weights:
-            with st.popover("Score…", icon=":material/calculate:", width="stretch"):
-                _form(model)
+            score_button("score")
     for key, name in list(session().scoring.items()):
         _follow(model, key, name)
+    if session().asking == ASKING:
+        st.dialog("Score every channel", on_dismiss=lambda: _ask(None))(_form)(model)
+
+
+def score_button(key: str, *, primary: bool = False) -> None:
+    """Draw a button that opens the form of new scores."""
+    kind: Literal["primary", "secondary"] = "primary" if primary else "secondary"
+    width: Literal["content", "stretch"] = "content" if primary else "stretch"
+    st.button("Score…", key=key, type=kind, width=width, icon=":material/calculate:", on_click=_ask, args=(ASKING,))
+
+
+def _ask(what: tuple[str, str] | None) -> None:
+    session().asking = what
 
 
 def _choice(model: OpenModel, available: dict[str, ImportanceScores]) -> None:
@@ -65,7 +82,7 @@ def _form(model: OpenModel) -> None:
     task = model.task
     with st.form("score", border=False):
         criterion = st.selectbox("Criterion", list(scoring.LABELS), format_func=scoring.LABELS.__getitem__)
-        dataset = st.text_input(task.inputs, value=model.dataset, help=task.source).strip()
+        dataset = st.text_input(task.inputs, value=model.dataset, placeholder=task.source).strip()
         one, two = st.columns(2)
         images = one.number_input(f"Number of {task.batch_items}", 8, 100_000, 500, step=100)
         seed = two.number_input("Seed", 0, 10_000, 0, help=f"Determines which {task.batch_items} are drawn.")
@@ -78,6 +95,11 @@ def _form(model: OpenModel) -> None:
         if st.form_submit_button("Score", type="primary"):
             count = None if stable and criterion is CriterionName.FISHER else int(images)
             request = scoring.Request(criterion, count, int(seed))
-            chosen = open_model.choose_dataset(model, dataset)
-            scoring.start_scoring(chosen, request, slider_state.current(model))
-            st.rerun()
+            try:
+                chosen = open_model.choose_dataset(model, dataset)
+                scoring.start_scoring(chosen, request, slider_state.current(model))
+            except UPViTError as error:
+                st.error(plain(error))
+            else:
+                _ask(None)
+                st.rerun()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import streamlit as st
 
@@ -25,9 +23,6 @@ from pages.services.slider_state import (
 from pages.widgets import terms
 from upvit_core.planning.live_counts import reachable
 from upvit_core.planning.what_if import MAX_REMOVED_PERCENT, WhatIf, head_options, preset_what_ifs
-
-if TYPE_CHECKING:
-    from streamlit.delta_generator import DeltaGenerator
 
 
 @dataclass(frozen=True)
@@ -72,11 +67,8 @@ SLIDERS = {
 }
 
 
-def controls(model: OpenModel, cells: Mapping[str, DeltaGenerator] | None = None) -> WhatIf:
-    """Draw the model's sliders, bound to the link; returns where they stand.
-
-    `cells` holds the container of each slider (default: one under another).
-    """
+def controls(model: OpenModel) -> WhatIf:
+    """Draw the model's sliders one under another, bound to the link; returns where they stand."""
     shape, now, start = model.shape, current(model), start_of(model)
     for key in keys_of(shape):
         value = getattr(now, key)
@@ -95,7 +87,7 @@ def controls(model: OpenModel, cells: Mapping[str, DeltaGenerator] | None = None
             st.session_state[key] = nearest
 
     for key in keys_of(shape):
-        with cells[key] if cells else nullcontext(), st.container(key=f"knob-{key}"):
+        with st.container(key=f"knob-{key}"):
             slider, default = SLIDERS[key], getattr(start, key)
             tip = terms.tip(slider.help, *slider.terms)
             if key != "heads":

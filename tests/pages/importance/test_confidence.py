@@ -24,6 +24,7 @@ Run = Callable[..., AppTest]
 
 
 def score(test: AppTest, criterion: str, images: int) -> None:
+    test.button(key="score").click().run()
     form = {box.label: box for box in test.selectbox}
     form["Criterion"].select(next(o for o in form["Criterion"].options if o.startswith(criterion)))
     next(n for n in test.number_input if n.label == "Number of images").set_value(images)
@@ -31,8 +32,13 @@ def score(test: AppTest, criterion: str, images: int) -> None:
 
 
 def test_the_menu_offers_every_criterion(page: Run) -> None:
-    menu = next(box for box in page(PAGE, **PAPER).selectbox if box.label == "Criterion")
+    test = page(PAGE, **PAPER)
+    test.button(key="score").click().run()
+    menu = next(box for box in test.selectbox if box.label == "Criterion")
     assert menu.options == [f"{name} · {entry.menu}" for name, entry in CRITERIA.items()]
+    next(field for field in test.text_input if field.label == "Images").set_value("")
+    next(b for b in test.button if b.label == "Score").click().run()
+    assert "No images were chosen" in test.error[0].value
 
 
 def test_the_images_are_told_by_the_seed_that_drew_them() -> None:
@@ -49,7 +55,7 @@ def test_undecided_channels_are_told(page: Run) -> None:
 
 
 def test_published_scores_have_no_errors_and_say_so(page: Run, published: Path) -> None:
-    assert "without standard errors" in html_of(page(PAGE, open=f"published:{published}"))
+    assert "no standard errors" in html_of(page(PAGE, open=f"published:{published}"))
 
 
 def test_refine_is_shown_at_once_and_fills_in(page: Run, jobs_at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
