@@ -13,6 +13,8 @@ from pages.services.open_model import OpenModel
 from pages.services.session import session
 from upvit_core.errors import LimitError
 from upvit_core.paths import place_of
+from upvit_core.planning.what_if import ALLOCATIONS
+from upvit_core.records.basis import Basis
 
 SCORES, IMAGES = "scores", "images"
 
@@ -66,6 +68,34 @@ def missing(model: OpenModel) -> list[str]:
             "The link cuts directions or repairs, which needs the model's weights; here are only its scores."
         )
     return sentences
+
+
+def compare(model: OpenModel) -> None:
+    """Note which settings of the first visit's link a page that is drawn did not take, and what it shows instead."""
+    now, asked = slider_state.current(model), session().asked
+    shown = {
+        **{key: getattr(now, key) for key in slider_state.keys_of(model.shape)},
+        slider_state.ROUND_TO: now.round_to,
+        slider_state.WIDTHS: now.widths,
+        "presenter": "on" if session().presenting else "off",
+        **{key: st.session_state[key] for key in asked if key in st.session_state},
+    }
+    if "exercise" in asked:  # that of Workshop counts from 0
+        shown["exercise"] = st.query_params.get("exercise")
+    refused = [key for key in asked if key in shown and not _taken(asked[key], shown[key])]
+    if refused:
+        wrong = ", ".join(f"{key} = {asked[key][:40]}" for key in refused)
+        right = ", ".join(f"{key} = {shown[key] or 'nothing'}" for key in refused)
+        session().notes.append(f"The link asks for {wrong}, which cannot be used here; the page has {right}.")
+    session().asked = {}
+
+
+def _taken(asked: str, value: object) -> bool:
+    """True if a setting has the value that a link asked for, under any of its names."""
+    if value in (slider_state.CHANNELS, slider_state.DIRECTIONS):
+        return asked in (slider_state.CHANNELS, *Basis) or asked in slider_state.DIRECTIONS_WORDS
+    same = asked.casefold() == str(value).casefold() or ALLOCATIONS.get(asked) == value  # type: ignore[call-overload]
+    return bool(same) or not asked or (not isinstance(value, bool) and slider_state.whole(asked) == value)
 
 
 def _lacking(spec: str) -> str:

@@ -45,6 +45,8 @@ class Session:
     presenting: bool | None = None
     page: str = ""  # the title of the page that is open
     greeted: bool = False
+    asked: dict[str, str] = field(default_factory=dict)  # by the link of the first visit, until it was compared
+    notes: list[str] = field(default_factory=list)  # on what of that link could not be used; until dismissed
     owner: str = field(default_factory=lambda: secrets.token_hex(4))  # of the runs started here
     parts: dict[type, object] = field(default_factory=dict)
 

@@ -49,13 +49,13 @@ def current(model: OpenModel) -> WhatIf:
         return resolve(key, getattr(saved, attribute or key) if saved else None)
 
     percents = {key: _percent(setting(key), default) for key, default in start.percents.items()}
-    heads = _whole(setting("heads"))
+    heads = whole(setting("heads"))
     heads = heads if heads in head_options(shape) else start.heads
     asked, repair = setting(BASIS), setting(REPAIR)
     basis = start.basis if asked is None else Basis.DIRECTIONS if asked in DIRECTIONS_WORDS else Basis.CHANNELS
-    depth = _whole(resolve(DEPTH, saved.depth or ALL_BLOCKS if saved else None))
+    depth = whole(resolve(DEPTH, saved.depth or ALL_BLOCKS if saved else None))
     order: Order = next((order for order in ORDERS if setting(ORDER, "order") == order), "together")
-    round_to = _whole(setting(ROUND_TO, "round_to"))
+    round_to = whole(setting(ROUND_TO, "round_to"))
     what_if = start.with_percents(
         percents,
         heads=heads,
@@ -87,7 +87,8 @@ def _spread(asked: object, text: object, shape: ModelShape, sliders: SliderValue
     return allocation, widths
 
 
-def _whole(value: object) -> int | None:
+def whole(value: object) -> int | None:
+    """A setting of a link as a whole number; None where it is none."""
     try:
         return int(float(str(value)))
     except (ValueError, OverflowError):
@@ -95,7 +96,7 @@ def _whole(value: object) -> int | None:
 
 
 def _percent(value: object, default: float) -> float:
-    number = _whole(value)
+    number = whole(value)
     return number if number is not None and 0 <= number <= MAX_REMOVED_PERCENT else default
 
 

@@ -70,7 +70,7 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[Head]:
     # place in the link once the old one is cleared away (Streamlit 1.67).
     with st.container(key="not-found"):
         if not session().greeted:
-            session().greeted = True
+            session().greeted, session().asked = True, st.query_params.to_dict()
             st.html(FIRST_VISIT, unsafe_allow_javascript=True)
             if st.runtime.exists():
                 time.sleep(STYLE_SECONDS)
@@ -87,6 +87,10 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[Head]:
     try:
         yield head
     except UPViTError as error:
+        if session().source is None and st.query_params.get(open_model.KEY):
+            session().notes.append(f"The link's model cannot be opened: {error} The demo is open instead.")
+            _open_demo()
+            st.rerun()
         st.error(plain(error), icon=":material/error:")
         with st.container(horizontal=True):
             if (job := jobs.find(open_model.loading_key(_source()))) is not None and job.error:
@@ -103,9 +107,14 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[Head]:
     _strip(place)
     with lacking:
         if (now := session().shown) is not None:
+            if session().asked:
+                link.compare(now[0])
             for sentence in link.missing(now[0]):
                 st.warning(plain(sentence), icon=":material/link_off:")
-    with lacking:
+        for note in session().notes:
+            with st.container(horizontal=True, vertical_alignment="center"):
+                st.warning(plain(note), icon=":material/link_off:", width="stretch")
+                st.button("Dismiss", key=f"dismiss {note}", on_click=session().notes.remove, args=(note,))
         news.follow(title)
     imports.freeze_once()
 

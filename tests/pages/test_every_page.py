@@ -25,12 +25,11 @@ def test_page_shows_what_the_sliders_leave(
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_what_cannot_be_opened_is_told_in_one_sentence(path: str, page: Run) -> None:
-    test = page(path, open="published:/no/such/folder")
-    assert not test.exception
-    assert [e.value for e in test.error] == [
-        "There is no folder /no/such/folder; give the folder that holds the published score files."
-    ]
+def test_a_link_to_no_model_opens_the_demo_and_says_so(path: str, page: Run) -> None:
+    test = page(path, open="published:/no/such/folder", basis="directions", residual="50", order="By position")
+    check(test)
+    why = "There is no folder /no/such/folder; give the folder that holds the published score files."
+    assert_dismissed(test, f"The link's model cannot be opened: {why} The demo is open instead.")
 
 
 def test_link_carries_the_what_if_and_commands_give_its_widths(page: Run, published: Path) -> None:
@@ -64,3 +63,17 @@ def test_nonsense_in_a_link_is_ignored(page: Run, published: Path) -> None:
     test = page(PAGES[2], open=f"published:{published}", residual="abc", attention="400", heads="5", ffn="-3")
     check(test)
     assert "22.05 M" in html_of(test)
+    wrong = "residual = abc, attention = 400, heads = 5, ffn = -3"
+    assert_dismissed(test, wrong, "residual = 50, attention = 50, heads = 6, ffn = 50")
+
+
+def test_an_exercise_that_there_is_not_is_told(page: Run) -> None:
+    assert_dismissed(page("pages/workshop/page.py", exercise="99"), "exercise = 99", "exercise = 8")
+
+
+def assert_dismissed(test: AppTest, *words: str) -> None:
+    """Its one note has these words, and goes when that is asked for."""
+    assert len(test.warning) == 1
+    assert all(word in test.warning[0].value.replace("\\", "") for word in words), test.warning[0].value
+    next(button for button in test.button if button.label == "Dismiss").click().run()
+    assert not test.warning

@@ -80,7 +80,7 @@ def test_a_visitor_opens_the_demo_and_what_the_host_offers(
     upload.touch()
     for refused in (place, str(upload)):
         test = page("pages/glossary/page.py", open=refused)
-        assert "may not be read here" in test.error[0].value
+        assert "may not be read here" in test.warning[0].value
     monkeypatch.setenv("UPVIT_ROOTS", str(tmp_path))
     limits.confine(str(tmp_path / "offered"))
 
