@@ -53,16 +53,10 @@ def choices(curves: Sequence[RunCurve], expected: dict[str, tuple[float, float]]
     return live_charts.View(published, expected, of)
 
 
-def tables(drawn: Sequence[RunCurve], *names: Quantity | str) -> None:
-    """Buttons that download what a chart shows."""
-    with st.container(horizontal=True):
-        for name in names:
-            if name == "speed":
-                charts.table_button(speed_table(drawn), "speed", "Speed (CSV)")
-            else:
-                quantity: Quantity = name  # type: ignore[assignment]
-                titles = {"loss": "Loss", "features": "Last feature", "top1": "Top-1", "perplexity": "Perplexity"}
-                charts.table_button(step_table(drawn, quantity), name, f"{titles[name]} (CSV)")
+def step_button(drawn: Sequence[RunCurve], name: Quantity) -> None:
+    """A button that downloads what a chart over steps shows."""
+    titles = {"loss": "Loss", "features": "Last feature", "top1": "Top-1", "perplexity": "Perplexity"}
+    charts.table_button(step_table(drawn, name), name, f"{titles[name]} (CSV)")
 
 
 def pictures(store: RunStore, summaries: Sequence[RunSummary], chosen: Sequence[RunSummary]) -> live_charts.View:
@@ -81,13 +75,14 @@ def pictures(store: RunStore, summaries: Sequence[RunSummary], chosen: Sequence[
     live_charts.send(store, curves)
     live_charts.chart("task", 400)
     drawn = [curve for curve in curves if not view.of or curve.data == view.of]
-    tables(drawn, task.key)
-    left, right = st.columns([0.46, 0.54], gap="medium")
+    step_button(drawn, task.key)
+    with st.container(key="speed-and-images"):
+        left, right = st.columns([0.46, 0.54], gap="medium")
     with left:
         name = "Accuracy" if task is IMAGES else task.name
         st.html(f'<h3 class="part">{name} against speed</h3>')
         live_charts.chart("speed", 320)
-        tables(drawn, "speed")
+        charts.table_button(speed_table(drawn), "speed", "Speed (CSV)")
     with right:
         examples(store, chosen, run_data.names(summaries))
     return view
@@ -131,7 +126,7 @@ def losses(curves: Sequence[RunCurve]) -> None:
     for place, name in zip(st.columns(len(names)), names, strict=True):
         with place:
             live_charts.chart(name, 240)
-            tables(curves, name)
+            step_button(curves, name)
 
 
 def log(store: RunStore, run_id: str) -> None:

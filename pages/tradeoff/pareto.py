@@ -151,10 +151,11 @@ def _chart(model: OpenModel, scores: ImportanceScores, now: WhatIf, points: list
             axes.loss, task.axis
         ),
         log_y=not axes.of_model or not task.more_is_better,
-        height=262,
-        low_legend=axes.of_model and task.more_is_better and axes.cost != "Speed-up",
+        height=240,
+        shares=axes.of_model and task.more_is_better and axes.cost != "Speed-up",
     )
     data = charts.clicked_data(charts.show(chart, "front", on_select="rerun"))
+    charts.legend(chart)
     if data in {point.data for point in points if point.data}:
         target = WhatIf(*json.loads(str(data)))
         if state().clicked != target:

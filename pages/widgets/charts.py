@@ -4,6 +4,7 @@ from base64 import b64encode
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from html import escape
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,6 +15,9 @@ from pages.widgets import presenter
 from upvit_core.figures.theme import DARK, LIGHT, Chart, Spec, Theme
 from upvit_core.files import as_csv
 
+GLYPHS = {
+    "solid": "━", "dash": "╍", "dot": "┈", "circle": "●", "circle-open": "○", "diamond-open": "◇", "star": "★",
+}  # fmt: skip
 CONFIG = {"displaylogo": False, "displayModeBar": False, "scrollZoom": False, "responsive": True}
 TYPED = {"float32": "f4", "float64": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "int32": "i4"}
 """Names in plotly.js of the types of numbers that it reads in binary form."""
@@ -116,6 +120,17 @@ def _enlarge(node: object, factor: float, marks: bool) -> None:
             _enlarge(value, factor, marks)
 
 
+def legend(chart: Chart) -> None:
+    """Draw the names of a chart's lines and marks under it, where they cover no point."""
+    entries = []
+    for trace in chart.spec["data"]:
+        if trace.get("showlegend", True):
+            style = trace["marker"] if "markers" in trace["mode"] else trace["line"]
+            glyph = GLYPHS[str(style.get("symbol") or style.get("dash", "solid"))]
+            entries.append(f'<span><i style="color: {style["color"]}">{glyph}</i> {escape(trace["name"])}</span>')
+    st.html(f'<p class="key">{"".join(entries)}</p>')
+
+
 def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:
     """A button that writes the chart's table when it is pressed, not before."""
     st.download_button(
@@ -127,4 +142,5 @@ def table_button(chart: HasTable, key: str, label: str = "Table (CSV)") -> None:
         type="tertiary",
         icon=":material/download:",
         on_click="ignore",
+        help=label,
     )

@@ -348,5 +348,5 @@ def test_names_stay_inside_the_front(log_y: bool) -> None:
 def test_front_of_a_model_that_is_seldom_right_fills_its_picture() -> None:
     points = [Point(name, x, y, "measured") for name, x, y in (("whole", 2, 30.0), ("thin", 1, 20.0))]
     best = Line("original", np.array([0.0, 2.0]), np.array([40.0, 40.0]))
-    chart = plot_pareto(points, [best], LIGHT, x_title="", y_title="", low_legend=True)
-    assert chart.spec["layout"]["yaxis"]["range"] == pytest.approx([0, 48])
+    chart = plot_pareto(points, [best], LIGHT, x_title="", y_title="", shares=True)
+    assert chart.spec["layout"]["yaxis"]["range"] == pytest.approx([0, 50])

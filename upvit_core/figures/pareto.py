@@ -16,7 +16,6 @@ from upvit_core.figures.theme import (
     accent,
     axis,
     drawn,
-    legend,
     lines,
     markers,
 )
@@ -74,11 +73,11 @@ def plot_pareto(
     y_title: str,
     log_y: bool = False,
     height: int = 420,
-    low_legend: bool = False,
+    shares: bool = False,
 ) -> Chart:
     """Scatter of plans; points with a name are labelled, the current one is ringed.
 
-    low_legend: for shares in percent, whose lower right corner is free.
+    shares: y is a share in percent; its axis begins at 0.
     """
     every = np.array([p.y for p in points], float)
     every = np.log10(every[every > 0]) if log_y else every
@@ -103,19 +102,14 @@ def plot_pareto(
         places = [p.x for p in here], [p.y for p in here]
         traces.append(markers(*places, ring, name="now", showlegend=False, hoverinfo="skip"))
     best = max([*every.tolist(), *(curve.y.max() for curve in curves if len(curve.y))], default=0.0)
-    scale: Spec = {"range": [0, min(114, 1.2 * best or 114)]} if low_legend else {}  # with room for a name on top
-    pale = f"{theme.surface}99"  # keeps the legend readable over lines
+    scale: Spec = {"range": [0, min(120, 1.25 * best or 120)]} if shares else {}  # with room for a name on top
     layout: Spec = {
         "xaxis": axis(theme, x_title),
         "yaxis": axis(theme, y_title, **_log(log_y), **scale),
-        "showlegend": True,
-        "legend": legend(theme, 11, x=0.99, y=0.02, xanchor="right", yanchor="bottom", bgcolor=pale, orientation="v")
-        if low_legend
-        else legend(theme, 12, y=1.01, bgcolor=pale),
         "hovermode": "closest",
         "clickmode": "event+select",
     }
-    figure = drawn(traces, layout, theme, height=height, margin=(64, 16, 18 if low_legend else 62, 48))
+    figure = drawn(traces, layout, theme, height=height, margin=(64, 16, 18, 48))
     counts = ", ".join(f"{sum(p.kind == kind for p in points)} {MEANING[kind]}" for kind in SYMBOLS)
     now = f" Under the sliders: {here[0].detail}." if here else ""
     return Chart(figure, "The front", f"{y_title} against {x_title}: {counts}.{now}", lambda: _table(points))
@@ -132,6 +126,7 @@ def _plans(points: Sequence[Point], kind: Kind, high: Sequence[bool], edge: floa
         symbol,
         mode="markers+text",
         name=MEANING[kind],
+        showlegend=kind != "teacher",
         text=[_name(p, below) for p, below in zip(points, high, strict=True)],
         textposition=[
             f"{'bottom' if below else 'top'} {'left' if p.x > edge else 'center'}"
