@@ -1,14 +1,13 @@
-"""Everything follows the pointer while a slider is dragged; nothing jumps or comes from elsewhere on loading."""
+"""Everything follows the pointer while a slider is dragged."""
 
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from pages.services import open_model
 from tests.support.browser import Visit, settle
@@ -110,25 +109,3 @@ def test_the_first_screen_follows_the_pointer(visit: Visit) -> None:
             label, _ = tour["ways"][way]["answers"][percent][0]
             expect(page.locator('[data-at="answer-0"]')).to_contain_text(tour["classes"][label])
             expect(page.locator('[data-at="answer-0"]')).to_have_class("" if label == tour["labels"][0] else "wrong")
-
-
-@pytest.mark.parametrize("name", ["", "tradeoff"])
-def test_nothing_jumps_while_a_page_loads_and_nothing_comes_from_elsewhere(
-    browser: Browser, address: str, name: str
-) -> None:
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    page = context.new_page()
-    page.add_init_script(SHIFTS)
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{address}/{name}")
-    settle(page, 120)
-    shifts = page.evaluate("window.shifts")
-    print(f"{name or 'start'}: {sum(value for _, value in shifts):.3f}")
-    assert sum(value for _, value in shifts) <= 0.1  # 0.05 is the aim on a machine that does nothing else
-    hosts = {urlsplit(url).hostname for url in asked if url.startswith("http")}
-    assert hosts == {"localhost"}
-    icon = page.locator('link[rel*="icon"]').first.get_attribute("href")
-    assert icon is not None
-    assert urlsplit(icon).hostname in (None, "localhost")
-    context.close()

@@ -26,7 +26,7 @@ from tests.support.server import server
 
 ARTEFACTS = ROOT / "tests" / "artifacts"
 Visit = Callable[..., Page]
-PAGES = ("model", "importance", "tradeoff", "runs", "method", "workshop", "glossary")
+PAGES = ("", "importance", "tradeoff", "runs", "method", "workshop", "glossary")
 
 
 @contextmanager
@@ -137,7 +137,7 @@ def main() -> None:
                         )
                         page.set_viewport_size({"width": width, "height": int(height) + 20})
                         settle(page)
-                    page.screenshot(path=arguments.out / f"{name}-{theme}-{width}.png")
+                    page.screenshot(path=arguments.out / f"{name or 'start'}-{theme}-{width}.png")
                     page.set_viewport_size({"width": width, "height": 900})
                 context.close()
 
