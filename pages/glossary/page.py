@@ -7,7 +7,7 @@ import streamlit as st
 
 from pages.widgets import frame
 from pages.widgets.plain import plain
-from pages.widgets.terms import PAGES, TERMS, Term
+from pages.widgets.terms import PAGES, TERMS, Term, defined
 
 SEARCH = "glossary-search"  # key of the widget, and of the link
 
@@ -15,7 +15,7 @@ SEARCH = "glossary-search"  # key of the widget, and of the link
 def entry(term: Term) -> str:
     return (
         f"<div><dt>{escape(term.name)}</dt><dd>{escape(term.plain)}"
-        f'<span class="exact">{escape(term.exact)}</span></dd></div>'
+        f'<span class="exact">{defined(term)}</span></dd></div>'
     )
 
 

@@ -92,7 +92,7 @@ def one_block(model: OpenModel) -> None:
             "reduction": f"The <b class='reduction'>reduction</b> makes a smaller map of the {task.units}, from "
             "which attention takes its keys and values. A channel here is one channel of that map.",
         }[component]
-        say(f"<p>{about}</p><p>Without half of these channels: <b>{saved:.0%}</b> fewer parameters.</p>")
+        say(f"<p>{about}</p><p>Without half of these channels: <b>{units.percent(saved)}</b> fewer parameters.</p>")
     with picture:
         show(draw_model(model.shape, charts.theme(), emphasis=component, height=TALL), "block")
 

@@ -100,13 +100,18 @@ LEADING = re.compile(
 )
 
 
+def defined(term: Term) -> str:
+    """The exact definition as HTML, with indices below the line."""
+    return re.sub(r"_(\w)", r"<sub>\1</sub>", escape(term.exact))
+
+
 def link(key: str, text: str = "", name: str = "") -> str:
     """A term as an HTML button that opens its definition in place; `name` sets it apart from others on the page."""
     term, place = BY_KEY[key], f"term-{key}-{digest(name or text or key, 6)}"
     return (
         f'<button type="button" class="term" popovertarget="{place}">{escape(text or term.name)}</button>'
         f'<span popover="auto" id="{place}" class="definition"><b>{escape(term.name)}</b>'
-        f"<span>{escape(term.plain)}</span><i>{escape(term.exact)}</i></span>"
+        f"<span>{escape(term.plain)}</span><i>{defined(term)}</i></span>"
     )
 
 

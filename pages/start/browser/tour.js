@@ -48,8 +48,8 @@ export default function ({ data, parentElement, setStateValue }) {
     }
     way.answers[percent].forEach(([label, sure], number) => {
       const [before, surely] = tour.ways.paper.answers[0][number];
-      put(`answer-${number}`, `${tour.classes[label]} ${Math.round(sure)} %`);
-      put(`was-${number}`, `was ${tour.classes[before]} ${Math.round(surely)} %`);
+      put(`answer-${number}`, `${tour.classes[label]} ${Math.round(sure)}\u00a0%`);
+      put(`was-${number}`, `was ${tour.classes[before]} ${Math.round(surely)}\u00a0%`);
       find(`answer-${number}`).classList.toggle("wrong", label !== tour.labels[number]);
       find(`answer-${number}`).title = `It is: ${tour.classes[tour.labels[number]]}`;
     });
