@@ -115,6 +115,22 @@ def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
     assert opened(root, "val", apart=True).digest == val.digest
 
 
+def test_parts_may_lie_in_each_class_and_twins_of_other_names_are_told(tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        fill(tmp_path / "whole" / name, {"train": 3, "val": 2})
+        fill(tmp_path / "odd" / ("seen" if name == "ant" else "unseen"), {"x": 2, "y": 2})
+    train, val = opened(tmp_path / "whole"), opened(tmp_path / "whole", "val")
+    assert (np.bincount(train.labels()).tolist(), np.bincount(val.labels()).tolist()) == ([3, 3], [2, 2])
+    assert all("/val/" in name for name in files(val))
+    assert "in each class" in val.told
+    assert "seen and unseen hold folders of the same names (x, y)" in opened(tmp_path / "odd").told
+
+
+def test_a_class_that_is_empty_in_training_counts_in_evaluation(folder: Path) -> None:
+    (folder / "train" / "eel").mkdir()
+    assert [opened(folder, part, num_classes=4).class_names[3] for part in ("train", "val")] == ["eel", "eel"]
+
+
 def test_classes_that_are_called_train_and_test_are_classes(tmp_path: Path) -> None:
     root = fill(tmp_path / "vehicles", {"car": 3, "test": 3, "train": 3})
     assert opened(root).class_names == ("car", "test", "train")

@@ -107,8 +107,16 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
     if labelled and len(parts) == 2 and _has_no_classes(tree, parts["val"]):
         left_out = f"{parts.pop('val')}/ has images without classes and is left out."
     undivided = len(parts) < len(ORDER)  # one part alone must not be trained on and judged by too
+    inside = {} if parts else {name: tree.folders(join(root, name)) for name in content(tree, root)}
+    same = inside if len(inside) > 1 and len({tuple(names) for names in inside.values()}) == 1 else {}
+    within = {name: _parts_among(tree, join(root, name), below) for name, below in same.items()}
+    by_class = bool(same) and all(len(found) == len(ORDER) for found in within.values())
+    undivided = undivided and not by_class
     base = _inner(tree, parts.get(split) or next(iter(parts.values()), root))
     paths, names, sizes, source = _entries(tree, base, labelled)
+    if by_class:
+        kept = [i for i, name in enumerate(names) if paths[i].startswith(f"{within[name][split]}/")]
+        paths, names, sizes = [paths[i] for i in kept], [names[i] for i in kept], [sizes[i] for i in kept]
     own = set(names)
     both = labelled and split == "val" and len(parts) == 2
     trained = set(content(tree, _inner(tree, parts["train"]))) if both else set()
@@ -117,8 +125,14 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
     classes = tuple(sorted(own | trained))
     place = {name: label for label, name in enumerate(classes)}
     labels = np.array([place[name] for name in names], np.int64)
+    beside = tree.folders(base) + (tree.folders(_inner(tree, parts["train"])) if both else [])
+    if same and not by_class and (below := next(iter(same.values()))):
+        twins = f"{' and '.join(list(same)[:2])} hold folders of the same names ({', '.join(below[:3])})"
+        source = " ".join(filter(None, (source, f"{twins}: if those are the classes, name these train and val.")))
     passed = passed_over(name for name in tree.unread if name.startswith(f"{base}/" if base else ""))
     told = "" if base.rsplit("/", 1)[-1] == split else f"Images are those of {base}/."
+    if by_class:
+        told = f"Images are those of {next(iter(within.values()))[split].rsplit('/', 1)[-1]}/ in each class."
     if undivided:
         chosen, told = _divided(tree, base, labels, seed, split, apart)
         paths, sizes, labels = [paths[i] for i in chosen], [sizes[i] for i in chosen], labels[chosen]
@@ -136,7 +150,7 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
         labels,
         classes,
         digest_of(chain(classes, zip(paths, labels.tolist(), sizes, strict=True))),
-        empty=tuple(n for n in tree.folders(base) if n not in own and n not in trained and not is_foreign(n)),
+        empty=tuple(n for n in dict.fromkeys(beside) if n not in own and n not in trained and not is_foreign(n)),
         unknown=unknown,
         told=" ".join(filter(None, (left_out, told, source, passed))),
         undivided=undivided,
