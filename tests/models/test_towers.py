@@ -84,6 +84,25 @@ def test_siglips_tower_of_transformers_alone_and_beside_one_of_texts(tmp_path: P
     assert_equal_features(tmp_path / "ours", lambda x: stock(x))
 
 
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_siglip_2_of_transformers_at_the_size_of_its_grid(kind: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    widths = {key: value for key, value in SMALL.items() if key != "image_size"} | {"intermediate_size": 48}
+    config = transformers.Siglip2VisionConfig(**widths, num_patches=4)
+    tower = perturbed(transformers.Siglip2VisionModel(config)).eval()
+    path = tmp_path if kind == "folder" else saved(tmp_path / "w.pth", tower.state_dict())
+    if kind == "folder":
+        tower.save_pretrained(path)
+
+    def features(x: Tensor) -> Tensor:
+        patches = x.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 4, 5, 1).reshape(len(x), 4, -1)
+        mask, grid = torch.ones(len(x), 4, dtype=torch.long), torch.tensor([[2, 2]] * len(x))
+        return tower(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=grid).pooler_output
+
+    assert_equal_features(path, features, num_heads=4)
+    assert ("keep their shape" in load_model(path, num_heads=4).recognised.config) is (kind == "folder")
+
+
 def test_clips_tower_of_open_clip(tmp_path: Path) -> None:
     of = pytest.importorskip("open_clip.transformer", reason="open_clip is not installed")
     widths = {"image_size": 16, "patch_size": 8, "width": 32, "layers": 2, "heads": 4, "mlp_ratio": 2, "output_dim": 24}

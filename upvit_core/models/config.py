@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -54,12 +55,21 @@ TRANSFORMERS = {
     "dinov2_with_registers": DEIT_CFG,
     "clip_vision_model": CLIP_CFG,
     "siglip_vision_model": VIT_CFG,
+    "siglip2_vision_model": VIT_CFG,
 }
 """Preprocessing of the image models of transformers, by type, for folders that do not say theirs."""
 BASE = {"num_attention_heads": 12, "image_size": 224}
 TOWER_DEFAULTS: dict[str, Json] = {
     "clip_vision_model": BASE | {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5},
     "siglip_vision_model": BASE | {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6},
+    "siglip2_vision_model": BASE
+    | {
+        "image_size": None,
+        "num_patches": 256,
+        "patch_size": 16,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+    },
     "dinov2": BASE | {"layer_norm_eps": 1e-6},
     "dinov2_with_registers": BASE | {"layer_norm_eps": 1e-6},
 }
@@ -166,20 +176,20 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
         raise UnsupportedModelError(
             f"{folder} has the activation {act!r}, which is not understood; only {', '.join(ACTIVATIONS)} are."
         )
-    size = values["image_size"]
+    size = values["image_size"] or math.isqrt(values["num_patches"]) * values["patch_size"]
     size = (size, size) if isinstance(size, int) else tuple(map(int, size))
     if len(size) != 2:
         raise ValueError(f"image_size is {values['image_size']}")
     cfg = dict(TRANSFORMERS[values["model_type"]])
     found = next((folder / name for name in PROCESSORS if (folder / name).is_file()), None)
-    note = ""
+    note = "" if values.get("num_patches") is None else "images are squares here, and keep their shape in transformers"
     if found is None:
         images = f"assumed as usual for a {values['model_type']} of transformers, since {PROCESSORS[0]} is missing"
     else:
         processor = read_json(found)
         prepared, crop = _hugging_face_preprocessing(processor.get("image_processor") or processor, size, cfg)
         cfg, images = cfg | prepared, f"as {found.name} says"
-        if crop != size:
+        if crop != size and not note:
             sizes = [f"{height}x{width}" for height, width in (crop, size)]
             note = f"{found.name} prepares images of {sizes[0]}, and config.json says {sizes[1]}, which is taken"
     return ModelConfig(

@@ -9,7 +9,7 @@ from torch import Tensor
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.files import Json
 from upvit_core.models.config import CLIP_CFG, VIT_CFG
-from upvit_core.models.names import HALVES, NEVER, Form, Tensors, Translated, anchored, joined, renamed
+from upvit_core.models.names import HALVES, NEVER, Form, Tensors, Translated, anchored, joined, renamed, unfolded
 
 CLIPS = "mean and standard deviation of CLIP"
 HF_BLOCK = r"^encoder\.layers\.(\d+)\."
@@ -57,7 +57,7 @@ def _shaped(tensors: Tensors) -> Tensors:
 
 
 def from_transformers_tower(tensors: Tensors, source: str) -> Translated:
-    """transformers' vision towers of CLIP, whose projection is kept where there is one, and of SigLIP.
+    """transformers' vision towers of CLIP, whose projection is kept where there is one, and of SigLIP 1 and 2.
 
     A classifier reads the mean over patches: of CLIP before the last norm, which nothing reads then, of SigLIP after
     it.
@@ -76,7 +76,11 @@ def from_transformers_tower(tensors: Tensors, source: str) -> Translated:
             rest |= {f"attn_pool.q.{leaf}": q, f"attn_pool.kv.{leaf}": kv}
         else:
             rest[key] = tensor
-    return _shaped(renamed(rest, HF_RULES) | joined(apart, source)), None
+    out = _shaped(renamed(rest, HF_RULES) | joined(apart, source))
+    weight = out.get("patch_embed.proj.weight")
+    if weight is not None and weight.ndim == 2:  # SigLIP 2, here at the size of its own grid
+        out["patch_embed.proj.weight"] = unfolded(weight, source)
+    return out, None
 
 
 def from_clip(tensors: Tensors, source: str) -> Translated:
