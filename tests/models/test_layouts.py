@@ -245,6 +245,7 @@ def test_what_is_not_supported_is_named(name: str, kind: str, prefix: str, tmp_p
         ("SegformerForSemanticSegmentation", "segmentation"), ("PoolFormerModel", "PoolFormer"),
         ("FocalNetModel", "FocalNet"), ("HieraModel", "Hiera"), ("Aimv2VisionModel", "AIMv2"),
         ("VJEPA2Model", "V-JEPA"), ("PvtForImageClassification", "PVT"),
+        ("PvtV2ForImageClassification", "PVTv2 in transformers' names"),
     ],
 )  # fmt: skip
 def test_models_of_transformers_that_are_not_supported_are_named(kind: str, word: str, tmp_path: Path) -> None:
