@@ -57,6 +57,7 @@ def commands(model: OpenModel, scores: ImportanceScores | None, what_if: WhatIf,
             preset=training.preset(model, what_if),
             feature_weight=training.feature_weight or None,
             workers=training.workers,
+            compile=training.compile,
             out="runs",
         ),
     ]

@@ -36,12 +36,14 @@ class Training:
     feature_weight: float = 0.0
     answers_kept: bool = False
     workers: int | None = None
+    compile: bool = False
 
     def preset(self, model: OpenModel, what_if: WhatIf) -> str:
         return usual(model, what_if) if self.recipe == USUAL else self.recipe
 
     def settings(self, model: OpenModel, what_if: WhatIf) -> DistillSettings:
-        changes: dict[str, object] = {"feature_weight": self.feature_weight, "workers": self.workers}
+        names = ("feature_weight", "workers", "compile")
+        changes: dict[str, object] = {name: getattr(self, name) for name in names}
         if self.answers_kept:
             changes["teacher_top_k"] = min(model.shape.num_classes, MOST_ANSWERS)
         return PRESETS[self.preset(model, what_if)].model_copy(update=changes)
@@ -65,6 +67,7 @@ class TrainingKeys:
     recipe = "distil-recipe"
     features = "distil-features"
     workers = "distil-workers"
+    compile = "distil-compile"
 
     @property
     def images(self) -> str:
@@ -85,6 +88,7 @@ def requested_training(model: OpenModel) -> Training:
         str(state.get(keys.recipe, start.recipe)),
         float(state.get(keys.features, start.feature_weight)),
         workers=state.get(keys.workers),
+        compile=bool(state.get(keys.compile)),
     )
 
 

@@ -179,6 +179,8 @@ def training_form(model: OpenModel, chosen: list[WhatIf]) -> Training:
         st.number_input(label, 0.0, 1000.0, 0.0, 0.5, key=keys.features, persist_state="session", help=tip)
         if model.task is not TEXT:
             workers_field(keys.workers)
+        tip = DistillSettings.model_fields["compile"].description
+        st.checkbox("Compile", key=keys.compile, persist_state="session", help=tip)
     training = requested_training(model)
     settings = [training.settings(model, what_if) for what_if in chosen]
     same = len(settings) > 1 and settings.count(settings[0]) == len(settings)

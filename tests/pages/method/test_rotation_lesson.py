@@ -154,6 +154,7 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
             test.segmented_control(key="distil-what").set_value(query["what"]).run()
         if "workers" in query:
             test.number_input(key="distil-workers").set_value(0).run()
+            test.checkbox(key="distil-compile").check().run()
         if "once" in query:
             test.toggle(key="distil-answers").set_value(True).run()
         said = next(c.value for c in test.code if "upvit_core plan" in c.value)
@@ -166,8 +167,8 @@ def test_the_form_the_run_and_the_command_line_take_one_recipe(
     assert plain.settings == PRESETS["demo"]
     assert "--epochs 4 --preset demo" in said
     (alone,), said = started(basis="Cut as in the paper", workers="none")
-    assert alone.settings == PRESETS["demo"].model_copy(update={"workers": 0})
-    assert "--preset demo --workers 0 --out" in said
+    assert alone.settings == PRESETS["demo"].model_copy(update={"workers": 0, "compile": True})
+    assert "--preset demo --workers 0 --compile --out" in said
     (every,), _ = started(what="Every size")
     assert (every.kind, every.plan, every.student, every.settings) == ("elastic", None, None, PRESETS["repaired"])
     (ours,), said = started()

@@ -28,7 +28,7 @@ READ_BY_HAND = """
 importance/channel.py: member_word(scores, component).capitalize() | method/distill_lesson.py: state.progress
 method/distill_lesson.py: model.task.name.lower() | tradeoff/measurements.py: model.task.name.lower()
 method/page.py: task.sample.capitalize() | method/page.py: PAGES[SEE_ON[number]] | tradeoff/page.py: reports.HELP
-runs/page.py: speed_table(drawn) | runs/page.py: step_table(drawn, quantity) | glossary/page.py: page
+runs/page.py: speed_table(drawn) | runs/page.py: step_table(drawn, name) | glossary/page.py: page
 tradeoff/budget.py: label | tradeoff/budget.py: _limit_words(result.limits) | tradeoff/pareto.py: label
 tradeoff/budget.py: family_name(model, result.chosen) | tradeoff/depth.py: name.capitalize() | tradeoff/depth.py: text
 tradeoff/depth.py: order.capitalize() | tradeoff/depth.py: ORDERS[order] | tradeoff/undo.py: label
@@ -41,6 +41,7 @@ runs/new_run.py: training.epochs | runs/page.py: RunStore(folders.runs()) | runs
 method/distill_lesson.py: limits.room_words(store) | runs/new_run.py: limits.room_words(store)
 tradeoff/distill.py: limits.room_words(RunStore(folders.runs()))
 services/recipes.py: DistillSettings.model_fields['workers'].description
+tradeoff/distill.py: DistillSettings.model_fields['compile'].description
 widgets/news.py: PATHS.get(end.page, PATHS[news.RUNS])
 widgets/onnx_files.py: kind.label | start/open_panel.py: label | start/open_panel.py: name
 start/open_panel.py: now.hint | start/page.py: LESSON | start/page.py: label | tradeoff/save.py: reports.HELP
