@@ -152,7 +152,7 @@ def the_cut(model: OpenModel, scores: ImportanceScores) -> None:
         kept, held = plan_share(scores, plan, component, block or 0)
         say(
             f"<p>Score every channel, rank them, and cut{where}. Channels right of the line are removed.</p>"
-            f"<p><b>{kept:.0%}</b> of the channels hold <b>{held:.0%}</b> of the score.</p>"
+            f"<p><b>{units.percent(kept)}</b> of the channels hold <b>{units.percent(held)}</b> of the score.</p>"
             "<p>A flat tail means many channels that hardly matter. Pruning removes those.</p>"
         )
     with picture:

@@ -70,13 +70,13 @@ def draw_guesses(guesses: Sequence[evaluation.ClassGuess], *, pictures: bool) ->
             Tile(
                 guess.shown,
                 f"{guess.label}, taken for {guess.likeliest}",
-                (answer, f"{guess.probability:.0%}{'' if guess.right else f', is {guess.label}'}"),
+                (answer, f"{units.percent(guess.probability)}{'' if guess.right else f', is {guess.label}'}"),
             )
             for guess, answer in zip(guesses, answers, strict=True)
         )
     else:
         rows = [
-            (f"… {guess.shown}", guess.label, f"{answer} {guess.probability:.0%}")
+            (f"… {guess.shown}", guess.label, f"{answer} {units.percent(guess.probability)}")
             for guess, answer in zip(guesses, answers, strict=True)
         ]
         table(("after", "comes", "answer"), rows)

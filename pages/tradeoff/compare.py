@@ -61,7 +61,7 @@ def compare_panel(model: OpenModel, scores: ImportanceScores, now: WhatIf, plan:
         now = st.session_state
         now[PLAN_A], now[PLAN_B] = now[PLAN_B], now[PLAN_A]
 
-    left, middle, right = st.columns([0.44, 0.12, 0.44], vertical_alignment="bottom")
+    left, middle, right = st.columns([0.39, 0.22, 0.39], vertical_alignment="bottom")
     a = plans[left.selectbox("A", names, key=PLAN_A)]
     middle.button("Swap", icon=":material/swap_horiz:", on_click=swap, key="swap", width="stretch")
     b = plans[right.selectbox("B", names, key=PLAN_B)]

@@ -76,16 +76,16 @@ def _account(known: maps.Known) -> str:
     if not record.errors:
         return f"{told}."
     last, task = record.errors[-1], known.surrogate.task
-    value = f"{last.value:.1f} points" if task.in_percent else f"{last.value:.1%}"
+    value = f"{last.value:.1f} points" if task.in_percent else units.percent(last.value, 1)
     return (
-        f"{told}. Estimated from the others, the KL of each is off by {last.kl:.0%} and its {task.name.lower()} by "
-        f"{value} (medians; 95 in 100 of the KLs by at most {last.kl_95:.0%})."
+        f"{told}. Estimated from the others, the KL of each is off by {units.percent(last.kl)} and its "
+        f"{task.name.lower()} by {value} (medians; 95 in 100 of the KLs by at most {units.percent(last.kl_95)})."
     )
 
 
 def _picture(model: OpenModel, scores: ImportanceScores, now: WhatIf, known: maps.Known) -> None:
     task, components = model.task, model.shape.components
-    one, two, three = st.columns(3)
+    one, two, three = st.columns([0.44, 0.31, 0.25])
     with one:
         x = _choose("Across", components, components[0])
     with two:

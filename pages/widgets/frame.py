@@ -111,8 +111,8 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[Head]:
                 link.compare(now[0])
             for sentence in link.missing(now[0]):
                 st.warning(plain(sentence), icon=":material/link_off:")
-        for note in session().notes:
-            with st.container(horizontal=True, vertical_alignment="center"):
+        for number, note in enumerate(session().notes):
+            with st.container(horizontal=True, vertical_alignment="center", key=f"note-{number}"):
                 st.warning(plain(note), icon=":material/link_off:", width="stretch")
                 st.button("Dismiss", key=f"dismiss {note}", on_click=session().notes.remove, args=(note,))
         news.follow(title)

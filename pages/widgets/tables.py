@@ -13,6 +13,7 @@ import streamlit as st
 
 from pages.services import evaluation
 from pages.services.open_model import OpenModel
+from upvit_core import units
 from upvit_core.tables import html_table
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _likeliest(effect: Effect, number: int) -> list[str]:
     if len(effect.names) < 2:
         return ["", ""]
     rows = (effect.before[number], effect.after[number])
-    return [f"{effect.names[int(row.argmax())]} {row.max():.0%}" for row in rows]
+    return [f"{effect.names[int(row.argmax())]} {units.percent(row.max())}" for row in rows]
 
 
 def _passages(model: OpenModel, effect: Effect, chosen: Sequence[int]) -> Iterator[tuple[str, ...]]:

@@ -9,6 +9,7 @@ import streamlit as st
 from pages.services import folders, host, jobs, limits
 from pages.widgets.plain import plain
 from pages.workshop.room import Room
+from upvit_core import units
 from upvit_core.runs.store import RunStore
 
 
@@ -76,8 +77,8 @@ def _queue() -> None:
     def draw() -> None:
         busy = [job for job in jobs.workers().all() if job.active]
         runs = [run for run in RunStore(folders.runs()).list() if run.state.is_active]
-        lines = [f"- {plain(job.title)} · {job.state} {job.share:.0%}" for job in busy[:8]]
-        lines += [f"- {plain(run.name)} · {run.state.state} {run.state.progress:.0%}" for run in runs[:8]]
+        lines = [f"- {plain(job.title)} · {job.state} {units.percent(job.share)}" for job in busy[:8]]
+        lines += [f"- {plain(run.name)} · {run.state.state} {units.percent(run.state.progress)}" for run in runs[:8]]
         more = len(busy) + len(runs) - len(lines)
         counts = (f"{n} {word}{'s' * (n != 1)}" for n, word in ((len(busy), "measurement"), (len(runs), "run")))
         st.markdown(f"**Queue: {', '.join(counts)}**")

@@ -51,7 +51,7 @@ def test_model_shows_what_it_says_comes_next(page: Page, folder: Path) -> None:
         best = int(chances.argmax())
         mark = "✓" if best == block[-1] else "✗"
         before = "… " + " ".join(LETTERS[i] for i in block[:-1])
-        said[before, text.token(block[-1])] = f"{mark} {text.token(best)} {chances[best]:.0%}"
+        said[before, text.token(block[-1])] = f"{mark} {text.token(best)} {100 * chances[best]:.0f} %"
     assert all(said[before, comes] == says for before, comes, says in rows)
 
 
