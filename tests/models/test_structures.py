@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.oracle.masked import without
+from tests.oracle.masked import parts, without
 from tests.support.shrunk import shrunk
 from tests.support.tiny import TensorProxy
 from upvit_core.errors import UnsupportedModelError
@@ -38,6 +38,7 @@ STRUCTURES = {
     "RMSNorm, gated FFN in two layers, no biases": "aimv2_1b_patch14_224",
     "norms inside attention and FFN": "beit3_base_patch16_224",
     "no final norm": "vit_huge_patch16_radio_v3",
+    "parallel attentions and FFNs": "vit_small_patch16_18x2_224",
     "EVA without rotary positions": "eva_giant_patch14_224",
     "rotary positions": "vit_base_patch16_rope_reg1_gap_256",
     "rotary positions by halves": "vit_base_patch16_dinov3_qkvb",
@@ -190,14 +191,15 @@ def test_removed_half_blocks_write_nothing(structure: str) -> None:
     for candidate in remove_blocks(adapter, TensorProxy(x), 1).steps[0].candidates:
         silent = copy.deepcopy(stock)
         for block, is_ffn in (divmod(half, 2) for half in candidate.halves):
-            part = silent.blocks[block]
-            for parameter in (part.mlp.fc2 if is_ffn else part.attn.proj).parameters():
-                parameter.zero_()
+            for part in parts(silent.blocks[block], "ffn" if is_ffn else "attention"):
+                for parameter in (part.fc2 if is_ffn else part.proj).parameters():
+                    parameter.zero_()
         expected = output.kl(output.reference(stock(x)), silent(x)).sum()
         assert candidate.kl == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_a_live_model_of_timms_eva_is_not_run() -> None:
-    stock = shrunk("vit_base_patch16_rope_reg1_gap_256")
+@pytest.mark.parametrize("name", ["vit_base_patch16_rope_reg1_gap_256", "vit_small_patch16_18x2_224"])
+def test_a_live_model_of_other_modules_is_not_run(name: str) -> None:
+    stock = shrunk(name)
     with pytest.raises(UnsupportedModelError, match="load it with load_model"):
         adapt(stock, shape_of(stock, "it"))

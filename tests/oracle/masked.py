@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 
 class KeptNorm(nn.Module):
-    """A LayerNorm or RMSNorm over some of its channels; the others come out as zero."""
+    """A LayerNorm or RMSNorm over some of its channels; the others come out as zero, or as their `constant`."""
 
-    def __init__(self, norm: Any, gone: Sequence[int]):
+    def __init__(self, norm: Any, gone: Sequence[int], constant: bool = False):
         super().__init__()
+        self.constant = constant
         self.norm, self.kept = norm, [c for c in range(norm.weight.numel()) if c not in set(gone)]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ class KeptNorm(nn.Module):
         if bias is not None:
             part = part - part.mean(-1, keepdim=True)
         part = part / (part.square().mean(-1, keepdim=True) + self.norm.eps).sqrt() * self.norm.weight[self.kept]
-        out = torch.zeros_like(x)
+        out = self.norm.bias.expand(x.shape).clone() if self.constant else torch.zeros_like(x)
         out[..., self.kept] = part if bias is None else part + bias[self.kept]
         return out
 
@@ -37,27 +38,34 @@ def without(model: Any, gone: dict[str, Sequence[int]], head_dim: int = 0) -> An
         component, _, place = key.partition(".")
         if component == "residual":
             _residual(masked, channels)
-        elif component == "ffn":
-            mlp = masked.blocks[int(place)].mlp
-            _zero(mlp.fc2.weight, 1, channels)
-            _keep(mlp, "norm", channels)
-        else:
-            attn = masked.blocks[int(place)].attn
-            wide = [head * head_dim + c for head in channels for c in range(head_dim)] if head_dim else channels
-            _zero(attn.proj.weight, 1, wide)
-            _keep(attn, "norm", wide)
-            if not head_dim:
-                width = attn.proj.in_features
-                _zero(attn.qkv.weight, 0, [part * width + c for part in range(3) for c in wide])
-                if attn.qkv.bias is not None:
-                    _zero(attn.qkv.bias, 0, [part * width + c for part in range(3) for c in wide])
+            continue
+        wide = list(channels)
+        if head_dim and component == "attention":
+            wide = [head * head_dim + c for head in channels for c in range(head_dim)]
+        for part in parts(masked.blocks[int(place)], component):
+            last = part.fc2 if component == "ffn" else part.proj
+            width = last.in_features
+            own, wide = [c for c in wide if c < width], [c - width for c in wide if c >= width]
+            _zero(last.weight, 1, own)
+            _keep(part, "norm", own)
+            if component == "attention" and not head_dim:
+                for tensor in filter(lambda tensor: tensor is not None, (part.qkv.weight, part.qkv.bias)):
+                    _zero(tensor, 0, [copy * width + c for copy in range(3) for c in own])
     return masked
+
+
+def parts(block: Any, component: str) -> list[Any]:
+    """The attentions or FFNs of a block: one, or several in parallel, whose channels lie side by side."""
+    several, name = {"attention": ("attns", "attn"), "ffn": ("ffns", "mlp")}[component]
+    return [getattr(each, name) for each in getattr(block, several, [block])]
 
 
 def _residual(model: Any, channels: Sequence[int]) -> None:
     if not any(hasattr(getattr(model, name), "weight") for name in ("norm", "fc_norm")):
         model.norm = Without(channels)
     _keep(model.patch_embed, "norm", channels)
+    for branch in (part for b in model.blocks for part in (*getattr(b, "attns", ()), *getattr(b, "ffns", ()))):
+        branch.norm = KeptNorm(branch.norm, channels, constant=True)  # our plain block has it in the layer that reads
     for owner, names in [(model, ("norm_pre", "norm", "fc_norm"))] + [(b, ("norm1", "norm2")) for b in model.blocks]:
         for name in names:
             _keep(owner, name, channels)
@@ -82,4 +90,4 @@ def _keep(owner: Any, name: str, channels: Sequence[int]) -> None:
 
 @torch.no_grad()
 def _zero(tensor: Tensor, axis: int, channels: Sequence[int]) -> None:
-    tensor.index_fill_(axis, torch.tensor(list(channels)), 0.0)
+    tensor.index_fill_(axis, torch.tensor(list(channels), dtype=torch.long), 0.0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.adapter import Adapter
 from upvit_core.models.layout import layout
+from upvit_core.models.parallel import side_by_side
 from upvit_core.records.family import FAMILIES, load
 from upvit_core.records.shape import ModelShape
 
@@ -94,11 +95,12 @@ def canonical(tensors: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Ten
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join EVA's and BEiT's queries, keys and values in one layer, with a bias of zeros for keys without one.
+    """Join what our model has in one layer, and split what it has by block. Others stay as they are.
 
-    Learned rotary frequencies, one tensor (2, blocks, heads, d/2) in timm, are split by block. Others stay as they are.
+    Joined are parallel attentions and FFNs, and EVA's and BEiT's queries, keys and values, with a bias of zeros for
+    keys without one. Learned rotary frequencies, one tensor (2, blocks, heads, d/2) in timm, are split.
     """
-    out = dict(tensors)
+    out = side_by_side(tensors)
     if "rope.freqs" in out:
         out |= {f"blocks.{b}.attn.freqs": each for b, each in enumerate(out.pop("rope.freqs").unbind(1))}
     for key in tensors:
@@ -125,6 +127,19 @@ def mlp_ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
+AT_ONCE = "attention and FFN read one norm and are added at once, so that neither is there without the other"
+AFTER = "norms stand after attention and FFN, so that a channel's removal changes all that they write"
+TWICE = "differential attention: a head is the difference of two softmaxes, under a norm of its own"
+UNLIKE = {
+    "ParallelScalingBlock": AT_ONCE,
+    "DiffParallelScalingBlock": f"{AT_ONCE}; {TWICE}",
+    "ResPostBlock": AFTER,
+    "EvaBlockPostNorm": AFTER,
+    "DiffAttention": TWICE,
+}
+"""Structures of timm's modules that no adapter has, by class, in words."""
+
+
 class Reader:
     """Checks of a live model called `name`; each raises UnsupportedModelError that names the part."""
 
@@ -136,7 +151,9 @@ class Reader:
 
     def check(self, part: str, module: object, *kinds: type) -> None:
         if type(module) not in kinds:
-            self.refuse(part, type(module).__name__, " or ".join(dict.fromkeys(kind.__name__ for kind in kinds)))
+            found = type(module).__name__
+            told = f"{found} ({UNLIKE[found]})" if found in UNLIKE else found
+            self.refuse(part, told, " or ".join(dict.fromkeys(kind.__name__ for kind in kinds)))
 
     def one(self, part: str, found: Iterable[Value]) -> Value:
         """The one value in `found`. Raises UnsupportedModelError, naming `part`, where there are several."""

@@ -247,7 +247,11 @@ def _check(vit: Untyped, read: Reader) -> None:
         read.check(f"blocks.{b}.attn", block.attn, *OURS, EvaAttention, beit.Attention)
         read.check(f"blocks.{b}.attn.gate", getattr(block.attn, "gate", None), type(None))
         if getattr(block.attn, "num_kv_groups", 1) > 1:
-            read.refuse(f"blocks.{b}.attn", "attention of fewer keys than queries", "as many of both")
+            read.refuse(
+                f"blocks.{b}.attn",
+                "attention of fewer keys than queries (grouped: several heads share keys and cannot leave alone)",
+                "as many of both",
+            )
         if (block.gamma_1 is None) != (block.gamma_2 is None):
             read.refuse(f"blocks.{b}.gamma_2", "absent", "layer scale of both halves")
 

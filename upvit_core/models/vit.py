@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from upvit_core.errors import UnsupportedModelError
 from upvit_core.models.transformer import BlockTrace, Keep, Norm, TransformerAdapter, keep_nothing, stock_norm
 from upvit_core.records.shape import ModelShape
 
@@ -32,6 +33,8 @@ class ViTAdapter(TransformerAdapter):
 
     def __init__(self, model: nn.Module, shape: ModelShape):
         vit: Any = model
+        if not hasattr(vit.blocks[0], "attn"):
+            raise UnsupportedModelError(f"{shape.name} is timm's own model; load it with load_model before it is run.")
         super().__init__(model, shape, list(vit.blocks), [block.attn.scale for block in vit.blocks])
         self.vit = vit
         self.inner_norms: dict[nn.Module, str] = {}

@@ -17,6 +17,7 @@ from torch import nn
 
 from upvit_core.files import Json
 from upvit_core.models.build import Reader, Untyped, mlp_ratio
+from upvit_core.models.parallel import plain_blocks
 from upvit_core.models.parts import (
     NORMS,
     NormedPixels,
@@ -144,9 +145,9 @@ def shape_of_vit(model: nn.Module, name: str) -> ModelShape:
 
     Raises UnsupportedModelError, naming the part, where the model has anything that a `ModelShape` cannot say.
     """
-    vit: Untyped = model
-    distilled = type(model) is VisionTransformerDistilled
     read = Reader(name)
+    vit: Untyped = plain_blocks(model, read)
+    distilled = type(model) is VisionTransformerDistilled
     _check_ends(vit, distilled, read)
     layer_scale = {type(getattr(block, "ls1", None)) is LayerScale for block in vit.blocks} == {True}
     for b, block in enumerate(vit.blocks):

@@ -150,8 +150,6 @@ class ModelShape:
     def unrotated(self) -> str:
         """The reason why its residual is not rotated; empty where it is."""
         own = self.structure
-        if not self.architecture.has_directions:
-            return f"rotation is written for plain ViTs, not for {self.architecture.title}"
         if self.pre_norm or own.patch_norm:
             return "a norm writes to its residual, and that norm's weights would not survive a rotation"
         if own.head_dim:
@@ -160,6 +158,8 @@ class ModelShape:
             return "its norms take no mean away, on which the cut to fewer directions relies"
         if own.ffn_norm or not own.biases:
             return "its FFN has a norm inside or no biases, so that the other channels cannot make up for one"
+        if not self.architecture.has_directions:
+            return f"rotation is written for plain ViTs, not for {self.architecture.title}"
         return ""
 
     @property
