@@ -33,7 +33,7 @@ def _first_of_group(store: RunStore, run: RunSummary, every: Sequence[RunSummary
     if run.spec is None or not run.spec.group or run.spec.kind != "finetune":
         return None
     first = next(s for s in reversed(every) if s.spec is not None and s.spec.group == run.spec.group)
-    return next((row["top1"] for row in run_data.rows().points(store, first.id).evals[::-1]), None)
+    return next((row.get("top1") for row in run_data.rows().points(store, first.id).evals[::-1]), None)
 
 
 def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSummary]) -> None:
@@ -52,7 +52,7 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
         of_text = task_of_rows(rows) is TEXT
         top1, now = None if of_text else last.get("top1"), summary.state
         fresh = [] if scratch is None else run_data.rows().points(store, scratch.id).evals[-1:]
-        baseline = fresh[0]["top1"] if fresh and fresh[0].get("images") == last.get("images") else None
+        baseline = fresh[0].get("top1") if fresh and fresh[0].get("images") == last.get("images") else None
         against = teacher.get("top1", _first_of_group(store, summary, every))
         lines.append(
             {
@@ -72,7 +72,7 @@ def table(store: RunStore, chosen: Sequence[RunSummary], every: Sequence[RunSumm
                 "Speed, × original": surgery.get("speedup"),
                 "Test images": None if of_text else last.get("images"),
                 "Test tokens": last.get("images") if of_text else None,
-                "Top-1 on all, %": None if of_text or whole is None else whole["top1"],
+                "Top-1 on all, %": None if of_text or whole is None else whole.get("top1"),
                 "Perplexity on all": None if whole is None else whole.get("perplexity"),
                 "All": None if whole is None else whole["images"],
                 "Epochs": round(last.get("epoch", now.epoch), 2),

@@ -3,13 +3,17 @@
 import json
 import math
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.made_runs import ladder
+from upvit_core.atomic import read_lines
 from upvit_core.figures.evaluations import Points
 from upvit_core.figures.live import COLUMNS, MOST, PHASES, counts, published, since, titles
+from upvit_core.runs.folder import Run
+from upvit_core.runs.spec import RunSpec
 
 
 def evaluation(step: int, phase: str = "eval", **more: Any) -> dict[str, Any]:
@@ -65,6 +69,14 @@ def test_nonsense_is_left_out_and_everything_is_json() -> None:
     part = json.loads(json.dumps(since(points, "train", 0), allow_nan=False))
     assert part[2]["loss"] == [None, None, 2]
     assert "features" not in part[2]
+
+
+def test_evaluations_without_labels_are_rows_without_top1(tmp_path: Path) -> None:
+    run = Run(tmp_path, RunSpec.model_construct())
+    run.append_metrics({"phase": "eval", "step": 3, "top1": math.nan, "top5": math.nan, "cosine": 0.5})
+    rows = read_lines(run.metrics)[0]
+    assert rows == [{"phase": "eval", "step": 3, "cosine": 0.5}]
+    assert since(Points(rows), "evals", 0)[2]["cosine"] == [0.5]
 
 
 def test_every_size_of_an_elastic_evaluation_is_sent_and_nonsense_is_not() -> None:

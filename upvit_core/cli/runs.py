@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from upvit_core.runs.store import RunStore
 
 app = typer.Typer()
+REACHED = {
+    "perplexity": "perplexity {:.3f}", "top1": "top-1 {:.2f} %", "cosine": "mean cosine to the original {:.4f}"
+}  # fmt: skip
+"""An evaluation in words, by the first of these that it has."""
 
 Runs = Annotated[Path, typer.Option("--out", help="folder of runs")]
 RunName = Annotated[str, typer.Argument(metavar="RUN", help="id of a run in --out, or the run's folder")]
@@ -99,18 +103,16 @@ def follow(store: RunStore, run_id: str, as_json: bool) -> None:
             noted = state.note
         rows, offset = store.read_metrics(run_id, offset)
         for row in rows:
-            if "top1" in row:
-                last = row
-                text = row.get("perplexity")
-                reached = f"top-1 {row['top1']:.2f} %" if text is None else f"perplexity {text:.3f}"
+            if key := next((name for name in REACHED if name in row), None):
+                last = {key: row[key]}
+                reached = REACHED[key].format(row[key])
                 typer.echo(f"step {row['step']:>7}  {row['phase']:<9} {reached}", err=True)
         if not state.is_active:
             break
         time.sleep(0.5)
     if state.state != "done":
         raise RunError(f"The run {run_id} is {state.state}. {reason_of(state)}")
-    key = "perplexity" if "perplexity" in last else "top1"
-    emit({"run": str(store.folder(run_id)), key: last.get(key), "state": state.state}, as_json)
+    emit({"run": str(store.folder(run_id)), **last, "state": state.state}, as_json)
 
 
 def find_run(run: str, out: Path) -> tuple[RunStore, str]:

@@ -10,6 +10,7 @@ from math import inf
 from typing import Any
 
 EVALUATED = ("surgery", "start", "eval", "final")
+MEASURED = ("top1", "cosine")
 PACED = 20
 Row = Mapping[str, Any]
 
@@ -71,9 +72,9 @@ class Points:
             phase = row.get("phase")
             if phase == "train" and has_numbers(row, "step"):
                 self.train.append(row)
-            elif phase == "teacher" and has_numbers(row, "top1"):
+            elif phase == "teacher" and has_numbers(row, "step"):
                 self.teacher, self.marks = row, self.marks + 1
-            elif phase in EVALUATED and has_numbers(row, "step", "top1"):
+            elif phase in EVALUATED and has_numbers(row, "step") and any(has_numbers(row, name) for name in MEASURED):
                 if not self.evals or row.get("images") == self.evals[0].get("images"):
                     self.evals.append(row)
                 elif phase == "final":

@@ -59,10 +59,10 @@ def run_report(store: RunStore, run_id: str, scores: ImportanceScores | None = N
         for row in speeds
     ]
     page.pairs([*numbers, ("Training", f"{state.step:,} of {state.total_steps:,} steps, {state.seconds:,.0f} s")])
-    if seen:
-        goal = teacher[task.key] if teacher else None if task is TEXT else state.teacher_top1
-        values = [row[task.key] for row in seen]
-        page.chart(plot_learning_curve([row["step"] for row in seen], values, goal, LIGHT, task=task, height=320))
+    if judged := [row for row in seen if task.key in row]:
+        goal = teacher.get(task.key) if teacher else None if task is TEXT else state.teacher_top1
+        values = [row[task.key] for row in judged]
+        page.chart(plot_learning_curve([row["step"] for row in judged], values, goal, LIGHT, task=task, height=320))
     trained = [row for row in points.train if row.get("loss") is not None]
     if trained:
         page.chart(losses(trained))
@@ -104,7 +104,7 @@ def _phase(row: Row) -> str:
 
 
 def _evaluation(row: Row, task: Task) -> str:
-    text = task.format(row[task.key], 2)
+    text = task.format(row[task.key], 2) if task.key in row else "no labels"
     if row.get("images"):
         text += f" {'of' if task is IMAGES else 'on'} {row['images']:,} test {task.samples}"
     kl, cosine = row.get("kl_teacher"), row.get("cosine")

@@ -146,7 +146,8 @@ class Run:
         write_atomically(self.folder / "state.json", state.model_dump_json(indent=1).encode())
 
     def append_metrics(self, row: dict[str, object]) -> None:
-        append_line(self.metrics, row)
+        """Without numbers that are NaN, such as the top-1 of images without labels: JSON has none."""
+        append_line(self.metrics, {key: value for key, value in row.items() if value == value})
 
 
 @dataclass(frozen=True)

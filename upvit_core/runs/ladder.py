@@ -1,6 +1,7 @@
 """The sizes at which an elastic run is measured, from whole to the narrowest."""
 
 from collections.abc import Callable
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,6 @@ class Ladder:
         for share, after, thin, speed in zip(self.shares, self.shapes, self.cut(model), self.speeds, strict=True):
             result = evaluate(thin) if share else whole
             costs = {"params": count_parameters(after), "macs": count_macs(after)}
-            row = {"removed": share, **costs, "images_per_s": speed, "top1": result.top1}
-            rows.append(row | {"kl_teacher": result.kl})
+            row = {"removed": share, **costs, "images_per_s": speed, "kl_teacher": result.kl}
+            rows.append(row if isnan(result.top1) else row | {"top1": result.top1})
         return rows

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -322,14 +323,16 @@ class TrainingRun:
         self.reporter.row(self.row(phase, result) | extra)
         perplexity = result.perplexity if self.reads_text else None
         cosine = "" if result.cosine is None else f", mean cosine to the teacher {result.cosine:.4f}"
-        reached = f"{task_of(self.student.shape).name} {result.top1:.2f} % of {result.images} images{cosine}"
+        top1 = None if isnan(result.top1) else result.top1
+        right = "no labels" if top1 is None else f"{task_of(self.student.shape).name} {top1:.2f} %"
+        reached = f"{right} of {result.images} images{cosine}"
         if perplexity is not None:
             reached = f"perplexity {perplexity:.3f} of {result.images} tokens"
         kl = "" if result.kl is None else f", KL {result.kl:.4f} nats"
         self.reporter.log(f"{phase} at step {self.training.step}: {reached}{kl}")
         begins = phase in ("surgery", "start")
         self.ask_examples(phase if begins else "now", self.training.student if begins else self.training.result)
-        self.reporter.update(now=True, top1=result.top1, top1_images=result.images, perplexity=perplexity)
+        self.reporter.update(now=True, top1=top1, top1_images=result.images, perplexity=perplexity)
 
     def save_checkpoint(self) -> None:
         state = self.training.state_dict()  # all processes call it
