@@ -47,16 +47,17 @@ def chromium() -> str | None:
 def main() -> int:
     tools = Path(sys.executable).parent
     pytest = (sys.executable, "-m", "pytest", *sys.argv[1:])
-    workers = ("-n", str(os.cpu_count() or 1), "--dist", "loadfile")
+    cores = os.cpu_count() or 1
+    by_file = ("--dist", "loadfile", "-n")
     steps = [
         run("style", str(tools / "ruff"), "check", "."),
         run("format", str(tools / "ruff"), "format", "--check", "."),
         run("types", str(tools / "mypy"), "upvit_core", "pages", "app.py"),
         run("imports", str(tools / "lint-imports")),
-        run("tests", *pytest, "-m", "not browser and not slow and not gpu", *workers),
+        run("tests", *pytest, "-m", "not browser and not slow and not gpu", *by_file, str(cores)),
     ]
     if chromium():
-        steps.append(run("browser tests", *pytest, "-m", "browser and not slow"))
+        steps.append(run("browser tests", *pytest, "-m", "browser and not slow", *by_file, str(min(cores, 2))))
     else:
         print("NOT RUN: the browser tests (tests/browser), since there is no Chromium and it could not be installed.")
         steps.append(Step("browser tests", failed=bool(os.environ.get("CI")), seconds=0.0))
