@@ -120,7 +120,7 @@ def draw_kept_strips(
     orders: list[Order] = ["position" if own else order for own in turned]
     pictures = [picture(scores, c, plan, o, columns=800) for c, o in zip(components, orders, strict=True)]
     heights = [46.0 if len(p.blocks) == 1 else 90.0 if p.component == "residual" else 116.0 for p in pictures]
-    gap, top, bottom = 70.0, 30.0, 42.0
+    gap, top, bottom = 78.0, 30.0, 42.0
     inner = sum(heights) + (len(heights) - 1) * gap
     words = ["strongest first" if own else _order_words(o) for own, o in zip(turned, orders, strict=True)]
     names = [axis_words(scores, p.component) for p in pictures]
