@@ -98,7 +98,7 @@ with frame.page(
     scores = scoring.current(model)
     if scores is None:
         step = "" if model.has_weights else " Open a model with weights, or published scores."
-        text = f"Three pictures will be here, one per component, once there are scores.{step}"
+        text = f"The pictures will be here, one for each component, once there are scores.{step}"
         frame.awaited(text, icon=":material/grid_on:")
         if model.has_weights:
             scores_panel.score_button("score-first", primary=True)

@@ -103,20 +103,21 @@ def watch(store: RunStore, run_id: str, height: int) -> None:
         rows, _ = store.read_metrics(run_id)
         task = task_of_rows(rows)
         points = Points(rows)
-        seen, whole, teacher = points.evals, points.whole, points.teacher
+        whole, teacher = points.whole or {}, points.teacher or {}
+        seen = [row for row in points.evals if task.key in row]
         left = units.duration(state.seconds_left)
         doing = [state.stage or state.state, f"{left} left" if left else "", state.error]
         st.progress(state.progress, text=plain(" · ".join(filter(None, doing))))
         chart = plot_learning_curve(
             [row["step"] for row in seen],
             [row[task.key] for row in seen],
-            teacher[task.key] if teacher else None,
+            teacher.get(task.key),
             charts.theme(),
             task=task,
             height=height - 70,
         )
         charts.show(charts.enlarged(chart), f"lesson-learning-{len(seen)}")
-        if whole is not None and seen:
+        if task.key in whole and seen:
             st.caption(
                 f"The line is of {seen[0]['images']:,} test {task.samples}; on all {whole['images']:,} the end is "
                 f"{task.format(whole[task.key])}."

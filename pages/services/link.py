@@ -71,7 +71,7 @@ def missing(model: OpenModel) -> list[str]:
 
 
 def compare(model: OpenModel) -> None:
-    """Note which settings of the first visit's link a page that is drawn did not take, and what it shows instead."""
+    """Add a note on the settings of the first link that the drawn page did not take, with the values it has."""
     now, asked = slider_state.current(model), session().asked
     shown = {
         **{key: getattr(now, key) for key in slider_state.keys_of(model.shape)},
@@ -80,7 +80,7 @@ def compare(model: OpenModel) -> None:
         "presenter": "on" if session().presenting else "off",
         **{key: st.session_state[key] for key in asked if key in st.session_state},
     }
-    if "exercise" in asked:  # that of Workshop counts from 0
+    if "exercise" in asked:  # the widget of Workshop counts from 0
         shown["exercise"] = st.query_params.get("exercise")
     refused = [key for key in asked if key in shown and not _taken(asked[key], shown[key])]
     if refused:
@@ -93,9 +93,10 @@ def compare(model: OpenModel) -> None:
 def _taken(asked: str, value: object) -> bool:
     """True if a setting has the value that a link asked for, under any of its names."""
     if value in (slider_state.CHANNELS, slider_state.DIRECTIONS):
-        return asked in (slider_state.CHANNELS, *Basis) or asked in slider_state.DIRECTIONS_WORDS
-    same = asked.casefold() == str(value).casefold() or ALLOCATIONS.get(asked) == value  # type: ignore[call-overload]
-    return bool(same) or not asked or (not isinstance(value, bool) and slider_state.whole(asked) == value)
+        turned = asked in slider_state.DIRECTIONS_WORDS
+        return (turned or asked in (slider_state.CHANNELS, *Basis)) and turned == (value == slider_state.DIRECTIONS)
+    same = asked.casefold() == str(value).casefold() or (asked, value) in ALLOCATIONS.items()
+    return same or not asked or (not isinstance(value, bool) and slider_state.whole(asked) == value)
 
 
 def _lacking(spec: str) -> str:

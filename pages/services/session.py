@@ -37,7 +37,7 @@ class Session:
     widths: tuple[str, SliderValues] | None = None  # block by block, and the sliders at which they were set
     move_to: WhatIf | None = None  # where the sliders go on the next run
     lessons: dict[str, str] = field(default_factory=dict)  # runs started on Method
-    asking: tuple[str, str] | None = None  # what a dialog is to ask ("cancel", "delete", "new"), and of which run
+    asking: tuple[str, str] | None = None  # the open dialog ("cancel", "delete", "new", "score") and its run
     message: str = ""  # an error of the last action, shown once
     active_runs: bool = False  # when Runs was last drawn
     unlocked: bool = False  # by the host's code
@@ -45,8 +45,8 @@ class Session:
     presenting: bool | None = None
     page: str = ""  # the title of the page that is open
     greeted: bool = False
-    asked: dict[str, str] = field(default_factory=dict)  # by the link of the first visit, until it was compared
-    notes: list[str] = field(default_factory=list)  # on what of that link could not be used; until dismissed
+    asked: dict[str, str] = field(default_factory=dict)  # settings of the first visit's link, until they are compared
+    notes: list[str] = field(default_factory=list)  # sentences on settings that could not be used, until dismissed
     owner: str = field(default_factory=lambda: secrets.token_hex(4))  # of the runs started here
     parts: dict[type, object] = field(default_factory=dict)
 
@@ -70,6 +70,7 @@ def resolve(key: str, saved: object = None) -> object:
 
     Widgets forget their values on a page switch; `saved` is what the session remembers.
     """
+    # The link comes last and is read only where it counts, since reading it is slow.
     for look in (lambda: st.session_state.get(key), lambda: saved, lambda: st.query_params.get(key)):
         if (value := look()) is not None and value != "":
             return value

@@ -64,6 +64,8 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[Head]:
     st.html(STYLE)
     surface = st.get_option(f"theme.{st.context.theme.type or 'light'}.backgroundColor")
     st.html(f"<style>:root {{ --st-background-color: {surface}; }}</style>")  # Streamlit sets it inside components only
+    if session().page not in ("", title):
+        session().asked, session().asking = {}, None
     session().page = title
     _admit()
     # Always there, so that nothing below it moves after the first run: a slider that is drawn anew elsewhere loses its
@@ -87,13 +89,14 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[Head]:
     try:
         yield head
     except UPViTError as error:
-        if session().source is None and st.query_params.get(open_model.KEY):
+        job = jobs.find(open_model.loading_key(_source()))
+        if session().source is None and st.query_params.get(open_model.KEY) and not (job is not None and job.error):
             session().notes.append(f"The link's model cannot be opened: {error} The demo is open instead.")
             _open_demo()
             st.rerun()
         st.error(plain(error), icon=":material/error:")
         with st.container(horizontal=True):
-            if (job := jobs.find(open_model.loading_key(_source()))) is not None and job.error:
+            if job is not None and job.error:
                 st.button("Try again", on_click=jobs.restart, args=(job,), icon=":material/replay:")
             if session().source not in (None, "demo") or st.query_params.get(open_model.KEY):
                 st.button("Open the demo", on_click=_open_demo, icon=":material/home:")
@@ -114,9 +117,13 @@ def page(title: str, line: str, help_text: str = "") -> Iterator[Head]:
         for number, note in enumerate(session().notes):
             with st.container(horizontal=True, vertical_alignment="center", key=f"note-{number}"):
                 st.warning(plain(note), icon=":material/link_off:", width="stretch")
-                st.button("Dismiss", key=f"dismiss {note}", on_click=session().notes.remove, args=(note,))
+                st.button("Dismiss", key=f"dismiss {note}", on_click=_dismiss, args=(note,))
         news.follow(title)
     imports.freeze_once()
+
+
+def _dismiss(note: str) -> None:
+    session().notes = [other for other in session().notes if other != note]
 
 
 def _admit() -> None:
@@ -146,6 +153,7 @@ def current() -> open_model.OpenModel:
             st.stop()
     if (now := session()).shown is not None and now.shown[0].source != model.source:
         now.what_if = now.widths = None  # a plan is of one model
+        now.notes.clear()
     open_model.remember(model)
     link.follow(model)
     model = open_model.with_dataset(model)

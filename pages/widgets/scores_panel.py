@@ -95,10 +95,12 @@ def _form(model: OpenModel) -> None:
         if st.form_submit_button("Score", type="primary"):
             count = None if stable and criterion is CriterionName.FISHER else int(images)
             request = scoring.Request(criterion, count, int(seed))
+            before = dict(session().datasets)
             try:
                 chosen = open_model.choose_dataset(model, dataset)
                 scoring.start_scoring(chosen, request, slider_state.current(model))
             except UPViTError as error:
+                session().datasets = before
                 st.error(plain(error))
             else:
                 _ask(None)

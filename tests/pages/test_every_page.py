@@ -72,7 +72,7 @@ def test_an_exercise_that_there_is_not_is_told(page: Run) -> None:
 
 
 def assert_dismissed(test: AppTest, *words: str) -> None:
-    """Its one note has these words, and goes when that is asked for."""
+    """Assert that the page's one note has these words and goes once it is dismissed."""
     assert len(test.warning) == 1
     assert all(word in test.warning[0].value.replace("\\", "") for word in words), test.warning[0].value
     next(button for button in test.button if button.label == "Dismiss").click().run()

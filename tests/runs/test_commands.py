@@ -80,7 +80,9 @@ def flat(spec: RunSpec) -> dict[str, object]:
 
 
 def test_a_plan_is_cut_by_a_line_of_its_own(tmp_path: Path) -> None:
-    spec = any_spec(teacher="x;y", student=None, plan={"basis": "directions"}, data="d e", data_root="r", img_size=40)
+    spec = any_spec(
+        teacher="x;y#size=8,16", student=None, plan={"basis": "directions"}, data="d e", data_root="r", img_size=40
+    )
     run = Run(tmp_path / "a-run", spec.model_copy(update={"calibration_images": 9}))
     line = shlex.split(commands(run).splitlines()[0])
     assert line[3:] == ["prune", "x;y", str(tmp_path / "a-run" / "model" / "plan.json"), "--img-size", "40", "--data",

@@ -105,7 +105,7 @@ def speed_table(curves: Sequence[RunCurve]) -> Table:
 def _points_of(row: Row, speedup: float, quantity: str) -> list[tuple[Any, ...]]:
     """Percent removed, x, y, images/s and KL in nats of an evaluation, or of each size of an elastic run's."""
     sizes = [(removed, x, y, speed, kl) for removed, x, y, speed, _, kl in sizes_of(row)]
-    return sizes or [(None, speedup, row[quantity], row.get("images_per_s"), row.get("kl_teacher"))]
+    return sizes or [(None, speedup, row.get(quantity), row.get("images_per_s"), row.get("kl_teacher"))]
 
 
 TESTED: dict[str, str] = {task.key: task.samples for task in (IMAGES, TEXT)}

@@ -109,9 +109,9 @@ def load_model(
 
     `num_heads` or `head_dim` (one number or one a block) replace the head counts, which no tensor holds; `weights`
     chooses by name among several state dicts in a file; `mean` and `std` (one number or one a colour) replace those of
-    normalisation. All may stand in the source too, as `Source` writes them. `img_size` (a side, or height and
-    width) replaces the image size; timm then resamples the position embedding, bicubic. With `pretrained=False` a timm
-    name gets random weights by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence.
+    normalisation. `img_size` (a side, or height and width) replaces the image size; timm then resamples the position
+    embedding, bicubic. Each of these may stand in the source too, as `Source` writes them. With `pretrained=False` a
+    timm name gets random weights by `seed`. Raises CheckpointError or UnsupportedModelError with one sentence.
     """
     asked = source if isinstance(source, Source) else Source.parse(str(source).strip())
     text = asked.path
@@ -253,7 +253,9 @@ def _describe(path: Path, config: ModelConfig, wanted: str | None, name: str, gi
     if config.shape is None and size is None:
         sides = " by ".join(map(str, shape.img_size))
         apart = ", and positions those of patches alone" if shape.no_embed_class and not shape.num_reg_tokens else ""
-        recognised = replace(recognised, size=f"images are taken to be square, {sides}{apart}, since nothing says more")
+        recognised = replace(
+            recognised, size=f"images are taken to be square, {sides}{apart}, since the file does not say"
+        )
     if run.average and config.shape is None and found.form is FORMS[0] and shape.head_tokens == 1:
         shape = replace(shape, head_tokens=0)
         recognised = recognised.assuming("its classifier reads the mean over patches, as the settings say")

@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, quote
 from upvit_core.errors import CheckpointError
 
 MARK, QUOTES = "#", "'\""
+LARGEST_SIDE = 2048
 FLAGS = {"heads": "num_heads", "size": "img_size"}
 
 
@@ -76,9 +77,11 @@ def sides_of(text: str) -> tuple[int, int] | None:
     """Height and width of images in pixels from `224` or `224,448`, None from "". Raises CheckpointError."""
     if not text:
         return None
-    if not re.fullmatch("0*[1-9][0-9]{0,4}(,0*[1-9][0-9]{0,4})?", text.replace(" ", "")):
+    sides = text.replace(" ", "").split(",")
+    numbers = [int(side) for side in sides if re.fullmatch("[0-9]{1,5}", side) and 0 < int(side) <= LARGEST_SIDE]
+    if len(numbers) != len(sides) or len(sides) > 2:
         raise CheckpointError(
-            f"{text[:40]!r} is no size of images; give one side in pixels, or height and width with a comma between."
+            f"{text[:40]!r} is no size of images; give one side in pixels, at most {LARGEST_SIDE:,}, or height and "
+            "width with a comma between."
         )
-    height, _, width = text.partition(",")
-    return int(height), int(width or height)
+    return numbers[0], numbers[-1]

@@ -104,9 +104,11 @@ def _phase(row: Row) -> str:
 
 
 def _evaluation(row: Row, task: Task) -> str:
-    text = task.format(row[task.key], 2) if task.key in row else "no labels"
-    if row.get("images"):
-        text += f" {'of' if task is IMAGES else 'on'} {row['images']:,} test {task.samples}"
+    text, where = "", f"{row['images']:,} test {task.samples}" if row.get("images") else ""
+    if task.key not in row:
+        text = f"{where or task.samples} without labels"
+    else:
+        text = task.format(row[task.key], 2) + (f" {'of' if task is IMAGES else 'on'} {where}" if where else "")
     kl, cosine = row.get("kl_teacher"), row.get("cosine")
     text += f"; mean cosine to the teacher {cosine:.3f}" if cosine is not None else ""
     return text + (f"; KL to the teacher {kl:.4g} {task.nats}" if kl is not None else "")

@@ -50,7 +50,7 @@ def commands(run: Run) -> str:
     verb = "finetune" if spec.kind == "finetune" else "distill"
     lines += [
         command(
-            verb, *arguments, **named, **{"img_size": spec.img_size, **source.flags}, data=spec.data,
+            verb, *arguments, **named, **_opening(spec, source), data=spec.data,
             root=spec.data_root, epochs=spec.epochs, **options, device="" if spec.device == "auto" else spec.device,
             out=runs,
         ),
@@ -61,9 +61,14 @@ def commands(run: Run) -> str:
     return "\n".join(lines)
 
 
+def _opening(spec: RunSpec, source: Source) -> dict[str, object]:
+    """Options of the model; the run's own image size goes before that of the source."""
+    return {**source.flags, **({"img_size": spec.img_size} if spec.img_size else {})}
+
+
 def _make_elastic(spec: RunSpec, source: Source) -> str:
     return command(
-        "elastic", source.path, **{"img_size": spec.img_size, **source.flags}, data=spec.data, root=spec.data_root,
+        "elastic", source.path, **_opening(spec, source), data=spec.data, root=spec.data_root,
         images=spec.calibration_images, seed=spec.settings.seed or None,
         device="" if spec.device == "auto" else spec.device, out="elastic",
     )  # fmt: skip
@@ -76,7 +81,7 @@ def _cut(run: Run, source: Source) -> str:
         "prune",
         source.path,
         run.model / "plan.json",
-        **{"img_size": spec.img_size, **source.flags},
+        **_opening(spec, source),
         data=spec.data if fits else "",
         root=spec.data_root if fits else "",
         repair=spec.repair,

@@ -146,7 +146,7 @@ class Run:
         write_atomically(self.folder / "state.json", state.model_dump_json(indent=1).encode())
 
     def append_metrics(self, row: dict[str, object]) -> None:
-        """Without numbers that are NaN, such as the top-1 of images without labels: JSON has none."""
+        """Append a row, but for numbers that are NaN (top-1 without labels): JSON has none."""
         append_line(self.metrics, {key: value for key, value in row.items() if value == value})
 
 
@@ -178,9 +178,9 @@ def changing(folder: Path) -> Iterator[None]:
     """Around changes of a folder of runs, or of one run. Raises RunError where the system refuses them."""
     try:
         yield
-    except (FileExistsError, NotADirectoryError) as error:
-        raise RunError(f"{folder} is a file, or lies below one; give a folder.") from error
     except OSError as error:
+        if any(place.is_file() for place in (folder, *folder.parents)):
+            raise RunError(f"{folder} is a file, or lies below one; give a folder.") from error
         raise RunError(
             f"The folder {folder.name} cannot be changed ({error.strerror or error}); make room on its disk, or allow "
             "this account to write there."

@@ -105,7 +105,7 @@ def _distilling(spec: RunSpec, saved: Mapping[str, Any] | None, reporter: Report
         own, wanted = teacher.shape.img_size, load_model(spec.student).shape.img_size
         if own != wanted:
             sides = [f"{height} by {width}" for height, width in (own, wanted)]
-            reporter.note(f"The teacher is of images of {sides[0]} and reads those of the student, {sides[1]}.")
+            reporter.note(f"The teacher was made for images of {sides[0]} and reads the student's, of {sides[1]}.")
             teacher = _opened(spec.teacher, device, wanted)
     reporter.stage("opening the data")
     train, test = _both_splits(spec, teacher, reporter)

@@ -324,8 +324,9 @@ class TrainingRun:
         perplexity = result.perplexity if self.reads_text else None
         cosine = "" if result.cosine is None else f", mean cosine to the teacher {result.cosine:.4f}"
         top1 = None if isnan(result.top1) else result.top1
-        right = "no labels" if top1 is None else f"{task_of(self.student.shape).name} {top1:.2f} %"
-        reached = f"{right} of {result.images} images{cosine}"
+        reached = f"{result.images} images without labels{cosine}"
+        if top1 is not None:
+            reached = f"{task_of(self.student.shape).name} {top1:.2f} % of {result.images} images{cosine}"
         if perplexity is not None:
             reached = f"perplexity {perplexity:.3f} of {result.images} tokens"
         kl = "" if result.kl is None else f", KL {result.kl:.4f} nats"
