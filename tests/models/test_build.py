@@ -59,7 +59,6 @@ def test_a_hidden_width_that_no_ratio_gives_exactly_is_met() -> None:
         ("deit_tiny_patch16_224", {"attn_layer": "diff"}, "blocks.0.attn"),
         ("vit_tiny_patch16_224", {"global_pool": "max"}, "global_pool"),
         ("vit_tiny_patch16_224", {"global_pool": "avg", "pool_include_prefix": True}, "pool_include_prefix"),
-        ("vit_small_patch16_18x2_224", {}, "ParallelThingsBlock"),
         ("vit_base_patch16_xp_224", {}, "ParallelScalingBlock"),
         ("resnet10t", {}, "ResNet"),
     ],

@@ -176,7 +176,9 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
         raise UnsupportedModelError(
             f"{folder} has the activation {act!r}, which is not understood; only {', '.join(ACTIVATIONS)} are."
         )
-    size = values["image_size"] or math.isqrt(values["num_patches"]) * values["patch_size"]
+    size = values["image_size"]
+    if size is None and "num_patches" in values:
+        size = math.isqrt(values["num_patches"]) * values["patch_size"]
     size = (size, size) if isinstance(size, int) else tuple(map(int, size))
     if len(size) != 2:
         raise ValueError(f"image_size is {values['image_size']}")
