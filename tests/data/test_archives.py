@@ -38,11 +38,12 @@ def pack(folder: Path, archive: Path, mode: str, top: str) -> Path:
 )
 @pytest.mark.parametrize("top", [".", "images/inner"])
 def test_an_archive_is_read_like_its_folder(ending: str, mode: str, top: str, folder: Path, tmp_path: Path) -> None:
-    (folder / "train" / ".hidden.png").write_bytes(b"x")
+    for name in (".hidden.png", "._x.heic"):
+        (folder / "train" / name).write_bytes(b"x")
     archive = pack(folder, tmp_path / f"set{ending}", mode, top)
     for split in ("train", "val"):
         ours, plain = opened(archive, split), opened(folder, split)
-        assert ours.class_names == plain.class_names
+        assert (ours.class_names, ours.told) == (plain.class_names, plain.told)
         assert ours.labels().tolist() == plain.labels().tolist()
         for (x, _), (wanted, _) in zip(ours.batches(5), plain.batches(5), strict=True):
             assert torch.equal(x, wanted)

@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -115,15 +116,35 @@ def test_one_folder_is_split_by_seed(tmp_path: Path) -> None:
     assert opened(root, "val", apart=True).digest == val.digest
 
 
-def test_parts_may_lie_in_each_class_and_twins_of_other_names_are_told(tmp_path: Path) -> None:
-    for name in ("ant", "bee"):
-        fill(tmp_path / "whole" / name, {"train": 3, "val": 2})
-        fill(tmp_path / "odd" / ("seen" if name == "ant" else "unseen"), {"x": 2, "y": 2})
-    train, val = opened(tmp_path / "whole"), opened(tmp_path / "whole", "val")
-    assert (np.bincount(train.labels()).tolist(), np.bincount(val.labels()).tolist()) == ([3, 3], [2, 2])
+@pytest.mark.parametrize(
+    ("bee", "seen", "judged", "lost"),
+    [
+        ({"train": 3, "val": 2}, 3, 2, ""),
+        ({"train": 3}, 3, 0, ""),
+        ({"train": 3, "val": 2, "more": 1}, 3, 2, "1 images in neither part of their class are left out, as bee/more/"),
+    ],
+)
+def test_parts_may_lie_in_each_class(bee: dict[str, int], seen: int, judged: int, lost: str, tmp_path: Path) -> None:
+    fill(tmp_path / "ant", {"train": 3, "val": 2})
+    fill(tmp_path / "bee", bee)
+    train, val = opened(tmp_path), opened(tmp_path, "val")
+    assert np.bincount(train.labels(), minlength=2).tolist() == [3, seen]
+    assert np.bincount(val.labels(), minlength=2).tolist() == [2, judged]
     assert all("/val/" in name for name in files(val))
+    assert val.class_names == train.class_names == ("ant", "bee")
     assert "in each class" in val.told
-    assert "seen and unseen hold folders of the same names (x, y)" in opened(tmp_path / "odd").told
+    assert lost in val.told
+    assert ("neither" in val.told) is bool(lost)
+
+
+@pytest.mark.parametrize(
+    ("names", "below", "told"),
+    [("su", "xy", True), ("su", "01", True), ("su", ("images",), False), ("stuv", "xy", False)],
+)
+def test_twins_of_other_names_are_told(names: str, below: Sequence[str], told: bool, tmp_path: Path) -> None:
+    for name in names:
+        fill(tmp_path / name, dict.fromkeys(below, 2))
+    assert (f"s and u hold folders of the same names ({', '.join(below)})" in opened(tmp_path).told) is told
 
 
 def test_a_class_that_is_empty_in_training_counts_in_evaluation(folder: Path) -> None:

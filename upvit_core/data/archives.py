@@ -150,6 +150,11 @@ def _is_plain(name: str) -> bool:
     return "\n" not in name and not {"", ".", ".."} & set(name.split("/"))
 
 
+def _is_unread(name: str) -> bool:
+    """True for a picture of a format that is not read, but for hidden ones."""
+    return name.lower().endswith(UNREAD) and not any(part.startswith(".") for part in name.split("/"))
+
+
 def _index_zip(path: Path, out: BinaryIO, unread: list[str]) -> list[tuple[str, int, int]]:
     """(name, offset, bytes) of every image, its bytes copied to `out`."""
     rows = []
@@ -160,7 +165,7 @@ def _index_zip(path: Path, out: BinaryIO, unread: list[str]) -> list[tuple[str, 
                 if member.file_size > LARGEST_FILE:
                     raise zipfile.BadZipFile(f"{name[:80]} has {member.file_size / 2**30:.1f} GiB")
                 rows.append((name, out.tell(), out.write(archive.read(member))))
-            elif name.lower().endswith(UNREAD) and _is_plain(name):
+            elif _is_unread(name) and _is_plain(name):
                 unread.append(name)
     return rows
 
@@ -201,7 +206,7 @@ def _enter(
                     _enter(inner, out, name[: -len(".tar")], start + member.offset_data, rows, links, unread)
                 continue
             if not name.lower().endswith(PICTURES):
-                unread += [name] * name.lower().endswith(UNREAD)
+                unread += [name] * _is_unread(name)
                 continue
             if member.islnk() or member.issym():
                 above = posixpath.dirname(name) if member.issym() else at

@@ -107,32 +107,41 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
     if labelled and len(parts) == 2 and _has_no_classes(tree, parts["val"]):
         left_out = f"{parts.pop('val')}/ has images without classes and is left out."
     undivided = len(parts) < len(ORDER)  # one part alone must not be trained on and judged by too
-    inside = {} if parts else {name: tree.folders(join(root, name)) for name in content(tree, root)}
-    same = inside if len(inside) > 1 and len({tuple(names) for names in inside.values()}) == 1 else {}
-    within = {name: _parts_among(tree, join(root, name), below) for name, below in same.items()}
-    by_class = bool(same) and all(len(found) == len(ORDER) for found in within.values())
+    inside = {} if parts else {name: content(tree, join(root, name)) for name in content(tree, root)}
+    within = {name: _parts_among(tree, join(root, name), [*filter(part_of, inside[name])]) for name in inside}
+    whole = [found for found in within.values() if len(found) == len(ORDER)]
+    by_class = len(inside) > 1 and 2 * len(whole) >= len(inside)
     undivided = undivided and not by_class
     base = _inner(tree, parts.get(split) or next(iter(parts.values()), root))
     paths, names, sizes, source = _entries(tree, base, labelled)
-    if by_class:
-        kept = [i for i, name in enumerate(names) if paths[i].startswith(f"{within[name][split]}/")]
-        paths, names, sizes = [paths[i] for i in kept], [names[i] for i in kept], [sizes[i] for i in kept]
     own = set(names)
+    if by_class:
+        own = {name for name in names if within[name]}
+        places = [
+            next((part for part, at in within[name].items() if path.startswith(f"{at}/")), "")
+            for path, name in zip(paths, names, strict=True)
+        ]
+        if lost := places.count(""):
+            source = f"{lost:,} images in neither part of their class are left out, as {paths[places.index('')]}."
+        kept = [i for i, place in enumerate(places) if place == split]
+        paths, names, sizes = [paths[i] for i in kept], [names[i] for i in kept], [sizes[i] for i in kept]
     both = labelled and split == "val" and len(parts) == 2
     trained = set(content(tree, _inner(tree, parts["train"]))) if both else set()
     if all(name.isdecimal() for name in own) and not any(name.isdecimal() for name in trained):
         trained = set()  # a list of numbers: the model's own, not the folders'
     classes = tuple(sorted(own | trained))
-    place = {name: label for label, name in enumerate(classes)}
-    labels = np.array([place[name] for name in names], np.int64)
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.array([number[name] for name in names], np.int64)
     beside = tree.folders(base) + (tree.folders(_inner(tree, parts["train"])) if both else [])
-    if same and not by_class and (below := next(iter(same.values()))):
-        twins = f"{' and '.join(list(same)[:2])} hold folders of the same names ({', '.join(below[:3])})"
+    below = next(iter(inside.values()), [])
+    same = not by_class and 1 < len(inside) <= 3 and all(below == names for names in inside.values())
+    if same and any(name.isdecimal() or not FILLERS.fullmatch(name.lower()) for name in below):
+        twins = f"{' and '.join(list(inside)[:2])} hold folders of the same names ({', '.join(below[:3])})"
         source = " ".join(filter(None, (source, f"{twins}: if those are the classes, name these train and val.")))
     passed = passed_over(name for name in tree.unread if name.startswith(f"{base}/" if base else ""))
     told = "" if base.rsplit("/", 1)[-1] == split else f"Images are those of {base}/."
     if by_class:
-        told = f"Images are those of {next(iter(within.values()))[split].rsplit('/', 1)[-1]}/ in each class."
+        told = f"Images are those of {whole[0][split].rsplit('/', 1)[-1]}/ in each class."
     if undivided:
         chosen, told = _divided(tree, base, labels, seed, split, apart)
         paths, sizes, labels = [paths[i] for i in chosen], [sizes[i] for i in chosen], labels[chosen]
@@ -166,8 +175,12 @@ def _parts(tree: Tree) -> tuple[str, dict[str, str]]:
         parts = _parts_among(tree, root, inside)
         named = [join(root, name) for name in inside if any(map(part_of, tree.folders(join(root, name))))]
         whole = [at for at in named if len(_parts_among(tree, at, content(tree, at))) == len(ORDER)]
-        if parts or len(whole) != 1:
-            return root, parts
+        if (
+            parts
+            or len(whole) != 1
+            or (named[1:] and not any(content(tree, join(whole[0], n)) for n in content(tree, whole[0])))
+        ):
+            return root, parts  # with parts of loose images in several folders, these are classes
         root = whole[0]
 
 

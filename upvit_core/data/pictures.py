@@ -14,8 +14,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM")
 SUFFIXES = (*IMG_EXTENSIONS, ".jfif", ".jpe", ".gif")
 UNREAD = (
-    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".tga", ".ico", ".eps", ".exr", ".hdr", ".raw",
-    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".dicom", ".nii", ".npy",
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".tga", ".ico", ".eps", ".exr", ".dng", ".cr2",
+    ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".dicom",
 )  # fmt: skip
 """Suffixes of pictures that are not read, which is told."""
 MOST_PIXELS = 64_000_000
