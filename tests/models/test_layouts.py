@@ -253,7 +253,7 @@ def test_models_of_transformers_that_are_not_supported_are_named(kind: str, word
     made = getattr(transformers, kind)
     with torch.device("meta"):
         state = made(made.config_class()).state_dict()
-    small = {key: torch.zeros([min(size, 2) for size in tensor.shape]) for key, tensor in state.items()}
+    small = {f"net.{key}": torch.zeros([min(size, 2) for size in tensor.shape]) for key, tensor in state.items()}
     with refused(UnsupportedModelError, word):
         load_model(saved(tmp_path / "w.pth", small))
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from tests.support.checkpoints import CFG, logits, perturbed, saved, transformers_names, wide
 from tests.support.errors import refused
+from tests.support.shrunk import shrunk
 from tests.support.tiny import images, tiny
 from upvit_core.cli import app
 from upvit_core.errors import CheckpointError, UnsupportedModelError
@@ -84,6 +85,8 @@ AVERAGES: dict[str, Callable[[State, State], object]] = {
         "ema_state_dict": {f"module.{k}": v for k, v in own.items()} | {"steps": torch.tensor(3)},
     },
     "a pair": lambda own, ema: [{"model": own, "polyak_model": ema}, 3],
+    "DINO of an encoder": lambda own, ema: {"student": {"base_encoder": own}, "teacher": {"base_encoder": ema}},
+    "average of an encoder": lambda own, ema: {"model": {"base_encoder": own}, "model_ema": {"base_encoder": ema}},
     "SWA": lambda own, ema: {"state_dict": own, "averaged_model": {f"module.{k}": v for k, v in ema.items()}},
 }
 
@@ -153,10 +156,10 @@ def test_the_best_weights_go_before_the_last(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["masked", "weight norm", "inner wrappers", "module", "slashes", "parts apart", "flat tokens"]
+    "form", ["masked", "weight norm", "inner wrappers", "module", "slashes", "parts apart", "flat tokens", "parallel"]
 )
 def test_tensors_in_other_pieces_are_put_together(form: str, tmp_path: Path) -> None:
-    model = wide()
+    model = shrunk("vit_small_patch16_18x2_224") if form == "parallel" else wide()
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if form == "masked":
         for layer in layers:
@@ -176,7 +179,7 @@ def test_tensors_in_other_pieces_are_put_together(form: str, tmp_path: Path) -> 
         state = {f"vit/{key.replace('.', '/')}": tensor for key, tensor in state.items()}
     elif form == "flat tokens":
         state |= {"cls_token": state["cls_token"][0, 0], "pos_embed": state["pos_embed"][0]}
-    loaded = load_model(saved(tmp_path / "w.pth", {"model": state}))
+    loaded = load_model(saved(tmp_path / "w.pth", {"model": state}), num_heads=8 if form == "parallel" else None)
     torch.testing.assert_close(logits(loaded.model), logits(model), rtol=1e-5, atol=1e-5)
     assert ("masks" in loaded.recognised.assumes) is (form == "masked")
 
@@ -185,11 +188,12 @@ def test_tensors_in_other_pieces_are_put_together(form: str, tmp_path: Path) -> 
     ("head", "words"),
     [
         ("head.1", None), ("heads.head.0", None), ("classification_head", None), ("output", None), ("fc_out", None),
+        ("square", None),
         ("head.0", ("several parts", "head.2.weight")), ("linear_head", ("5 features",)),
     ],
 )  # fmt: skip
 def test_a_classifier_of_any_name(head: str, words: tuple[str, ...] | None, tmp_path: Path) -> None:
-    model = wide()
+    model = wide(num_classes=128 if head == "square" else 5)
     state = {f"backbone.{key}": tensor for key, tensor in model.state_dict().items()}
     weight, state[f"{head}.bias"] = state.pop("backbone.head.weight"), state.pop("backbone.head.bias")
     state[f"{head}.weight"] = weight.repeat(1, 5) if head == "linear_head" else weight

@@ -100,7 +100,7 @@ def test_siglip_2_of_transformers_at_the_size_of_its_grid(kind: str, tmp_path: P
         return tower(pixel_values=patches, pixel_attention_mask=mask, spatial_shapes=grid).pooler_output
 
     assert_equal_features(path, features, num_heads=4)
-    assert ("keep their shape" in load_model(path, num_heads=4).recognised.config) is (kind == "folder")
+    assert ("keeps their shape" in load_model(path, num_heads=4).recognised.config) is (kind == "folder")
 
 
 def test_clips_tower_of_open_clip(tmp_path: Path) -> None:

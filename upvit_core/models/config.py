@@ -184,7 +184,8 @@ def _hugging_face(values: Json, folder: Path) -> ModelConfig:
         raise ValueError(f"image_size is {values['image_size']}")
     cfg = dict(TRANSFORMERS[values["model_type"]])
     found = next((folder / name for name in PROCESSORS if (folder / name).is_file()), None)
-    note = "" if values.get("num_patches") is None else "images are squares here, and keep their shape in transformers"
+    square = values["model_type"] == "siglip2_vision_model"
+    note = "images are resized to squares here; transformers keeps their shape" if square else ""
     if found is None:
         images = f"assumed as usual for a {values['model_type']} of transformers, since {PROCESSORS[0]} is missing"
     else:

@@ -16,13 +16,15 @@ TASKS = (
 )  # fmt: skip
 """Things that whole files hold, with a backbone in them or not."""
 MODELS = (
-    (r"(^|\.)poolformer\.|^encoder\.block\.\d+\.\d+\.output\.conv1\.", "a PoolFormer"),
-    (r"(^|\.)layers\.\d+\.patch_embedding\.proj\.", "a PVTv2 in transformers' names, not timm's or its authors'"),
+    (r"(^|\.)poolformer\.|(^|\.)encoder\.block\.\d+\.\d+\.output\.conv1\.", "a PoolFormer"),
+    (r"(^|\.)layers\.\d+\.patch_embedding\.proj\.",
+     "a PVTv2 in transformers' names (only those of timm and of its authors are read)"),
     (r"\.modulation\.(projection_in|f|h)\.", "a FocalNet"),
-    (r"^encoder\.stages\.\d+\.layers\.\d+\.attn\.qkv\.", "a Hiera"),
+    (r"(^|\.)encoder\.stages\.\d+\.layers\.\d+\.attn\.qkv\.", "a Hiera"),
     (r"(^|\.)embeddings\.rms_norm\.", "an AIMv2 as transformers names it"),
     (r"(^|\.)predictor\.embeddings\.|encoder\.embeddings\.patch_embeddings\.proj\.", "a V-JEPA 2 (a model of videos)"),
-    (r"(^|\.)(pvt|encoder)\.(encoder\.)?patch_embeddings\.\d+\.position_embeddings$|^pos_embed1$", "a PVT (version 1)"),
+    (r"(^|\.)(pvt|encoder)\.(encoder\.)?patch_embeddings\.\d+\.position_embeddings$|(^|\.)pos_embed1$",
+     "a PVT (version 1)"),
     (r"(^|\.)state\.\d+\.(exp_avg|momentum_buffer)$", "the state of an optimizer"),
     (r"blocks_token_only\.", "a CaiT"),
     (r"\.local_mp\.|cls_attn_blocks\.", "an XCiT"),

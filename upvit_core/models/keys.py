@@ -212,9 +212,8 @@ def _choose(prefixes: list[str], tensors: Mapping[str, Tensor], source: str, wan
     """The prefix of the model to take, and whether it is an average."""
     averages = [prefix for prefix in prefixes if EMA.search(prefix)]
     queries = [prefix for prefix in prefixes if QUERIES.search(prefix)]
-    averages = (
-        [] if queries else averages or [p for p in prefixes if TEACHER.search(p) and _has_twin(p, prefixes, tensors)]
-    )
+    averages = averages or [p for p in prefixes if TEACHER.search(p) and _has_twin(p, prefixes, tensors)]
+    averages = [prefix for prefix in averages if prefix in (queries or averages)]
     if any(EXCHANGED.match(key) for key in tensors):
         averages = [p for p in prefixes if p.startswith("state_dict.")]
     if wanted is not None:
@@ -225,8 +224,7 @@ def _choose(prefixes: list[str], tensors: Mapping[str, Tensor], source: str, wan
                 f"{', '.join(p.rstrip('./') or 'one state dict' for p in prefixes)}."
             )
         return named[0], named[0] in averages
-    students = [prefix for prefix in prefixes if not TEACHER.search(prefix)]
-    pool = averages or queries or students or prefixes
+    pool = averages or [p for p in queries or prefixes if not TEACHER.search(p)] or prefixes
     chosen = next((p for kind in (BEST, USUAL) for p in pool if kind.search(p)), pool[0])
     return chosen, chosen in averages
 
@@ -270,6 +268,7 @@ def _heads_beside(
         for key, tensor in beside.items()
         if tensor.ndim == 2 and tensor.shape[1] == width and not NO_HEAD.search(key)
     ]
-    ahead = layers and any(t.ndim == 2 and t.shape[1] == len(tensors[f"{layers[0]}.weight"]) for t in beside.values())
+    first = beside.pop(f"{layers[0]}.weight", None) if layers else None
+    ahead = first is not None and any(t.ndim == 2 and t.shape[1] == len(first) for t in beside.values())
     names = ("weight", "bias") if len(layers) == 1 and not ahead else ()
     return {f"head.{leaf}": f"{layers[0]}.{leaf}" for leaf in names if f"{layers[0]}.{leaf}" in tensors}

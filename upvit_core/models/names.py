@@ -17,6 +17,7 @@ from torch import Tensor
 from upvit_core.errors import CheckpointError, UnsupportedModelError
 from upvit_core.files import Json
 from upvit_core.models.config import DEIT_CFG, VIT_CFG
+from upvit_core.models.parallel import side_by_side
 from upvit_core.models.pvt_build import from_authors, is_pvt
 from upvit_core.models.tensors import listed
 
@@ -93,6 +94,7 @@ def from_timm(tensors: Tensors, source: str) -> Translated:
     """timm's own names, DeiT's, MAE's and DINOv2's; PVTv2's authors'."""
     if is_pvt(tensors):
         return from_authors(tensors), None
+    tensors = side_by_side(tensors)
     apart: dict[str, dict[str, str]] = {}
     for key in tensors:
         if match := TIMM_QKV.match(key):
