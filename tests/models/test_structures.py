@@ -201,5 +201,5 @@ def test_removed_half_blocks_write_nothing(structure: str) -> None:
 @pytest.mark.parametrize("name", ["vit_base_patch16_rope_reg1_gap_256", "vit_small_patch16_18x2_224"])
 def test_a_live_model_of_other_modules_is_not_run(name: str) -> None:
     stock = shrunk(name)
-    with pytest.raises(UnsupportedModelError, match="load it with load_model"):
+    with pytest.raises(UnsupportedModelError, match="open it with load_model"):
         adapt(stock, shape_of(stock, "it"))

@@ -65,7 +65,8 @@ def _residual(model: Any, channels: Sequence[int]) -> None:
         model.norm = Without(channels)
     _keep(model.patch_embed, "norm", channels)
     for branch in (part for b in model.blocks for part in (*getattr(b, "attns", ()), *getattr(b, "ffns", ()))):
-        branch.norm = KeptNorm(branch.norm, channels, constant=True)  # our plain block has it in the layer that reads
+        # our plain block keeps the norm's bias in the layer after it
+        branch.norm = KeptNorm(branch.norm, channels, constant=True)
     for owner, names in [(model, ("norm_pre", "norm", "fc_norm"))] + [(b, ("norm1", "norm2")) for b in model.blocks]:
         for name in names:
             _keep(owner, name, channels)

@@ -95,10 +95,10 @@ def canonical(tensors: Mapping[str, Tensor], shape: ModelShape) -> dict[str, Ten
 
 
 def _joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join what our model has in one layer, and split what it has by block. Others stay as they are.
+    """Join layers that are one in our model, and split tensors that it has by block; others stay.
 
-    Joined are parallel attentions and FFNs, and EVA's and BEiT's queries, keys and values, with a bias of zeros for
-    keys without one. Learned rotary frequencies, one tensor (2, blocks, heads, d/2) in timm, are split.
+    Parallel attentions and FFNs are joined, and so are EVA's and BEiT's queries, keys and values, with zeros as the
+    bias of keys that have none. Learned rotary frequencies, one tensor (2, blocks, heads, d/2) in timm, are split.
     """
     out = side_by_side(tensors)
     if "rope.freqs" in out:
@@ -127,8 +127,8 @@ def mlp_ratio(hidden: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
-AT_ONCE = "attention and FFN read one norm and are added at once, so that neither is there without the other"
-AFTER = "norms stand after attention and FFN, so that a channel's removal changes all that they write"
+AT_ONCE = "attention and FFN share one norm and one sum, so they cannot be cut apart"
+AFTER = "the norms come after attention and FFN, so removing one channel changes all the others"
 TWICE = "differential attention: a head is the difference of two softmaxes, under a norm of its own"
 UNLIKE = {
     "ParallelScalingBlock": AT_ONCE,

@@ -249,7 +249,8 @@ def _check(vit: Untyped, read: Reader) -> None:
         if getattr(block.attn, "num_kv_groups", 1) > 1:
             read.refuse(
                 f"blocks.{b}.attn",
-                "attention of fewer keys than queries (grouped: several heads share keys and cannot leave alone)",
+                "attention of fewer keys than queries "
+                "(several heads share their keys, so no head can be removed alone)",
                 "as many of both",
             )
         if (block.gamma_1 is None) != (block.gamma_2 is None):
@@ -298,7 +299,9 @@ class EvaAdapter(ViTAdapter):
         if {type(block.attn) for block in self.vit.blocks} - set(OURS) or shape.structure.learns_angles != any(
             isinstance(block.attn, MixedAttention) for block in self.vit.blocks
         ):
-            raise UnsupportedModelError(f"{shape.name} is timm's own model; load it with load_model before it is run.")
+            raise UnsupportedModelError(
+                f"{shape.name} has blocks of other modules than ours; open it with load_model to run it."
+            )
 
     def positioned(self, patches: Tensor) -> Tensor:
         x: Tensor = self.vit._pos_embed(patches)[0]

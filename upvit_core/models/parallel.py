@@ -1,8 +1,8 @@
 """timm's blocks of parallel attentions and parallel FFNs, as plain blocks with their heads and channels side by side.
 
 All of them read the same stream, and what they write is added up. With norms and layer scales folded into the layers
-beside them that is one attention of all heads and one FFN of all hidden channels, which computes the same. A removed
-residual channel leaves what the norms' biases added behind, as a constant.
+beside them that is one attention of all heads and one FFN of all hidden channels, which computes the same. The biases
+of the norms are part of those layers, so they stay as a constant when a residual channel is removed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 LEAVES = ("weight", "bias")
 HALVES = (("attns", "attn", "qkv", "proj", 3), ("ffns", "mlp", "fc1", "fc2", 1))
-"""Of attention and FFN: the list of parallel ones, the part of a plain block, its first and last layer, and how many
-equal parts the first layer's outputs have."""
+"""For attention and for FFN: the list of parallel ones, the name in a plain block, first and last layer, and the number
+of equal parts in the first layer's output."""
 
 
 def plain_blocks(vit: Any, read: Reader) -> Any:

@@ -93,7 +93,8 @@ def _colours_of_run(settings: Values) -> tuple[Json, str]:
     mean, std = next((pair for pair in map(_pair, pairs) if pair), ((), ()))
     if mean:
         return {"mean": mean, "std": std}, "as the settings in the file say"
-    default = settings.get("imagenet_default_mean_and_std")  # BEiT's and ConvNeXt's scripts; the other is old timm's
+    # `imagenet_default_mean_and_std` is from BEiT's and ConvNeXt's scripts; `inception` is from old timm
+    default = settings.get("imagenet_default_mean_and_std")
     if isinstance(default, bool) or settings.get("inception") is True:
         cfg = DEIT_CFG if default else VIT_CFG
         return {key: cfg[key] for key in ("mean", "std")}, "as the settings in the file say"

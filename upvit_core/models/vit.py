@@ -34,7 +34,9 @@ class ViTAdapter(TransformerAdapter):
     def __init__(self, model: nn.Module, shape: ModelShape):
         vit: Any = model
         if not hasattr(vit.blocks[0], "attn"):
-            raise UnsupportedModelError(f"{shape.name} is timm's own model; load it with load_model before it is run.")
+            raise UnsupportedModelError(
+                f"{shape.name} has blocks of other modules than ours; open it with load_model to run it."
+            )
         super().__init__(model, shape, list(vit.blocks), [block.attn.scale for block in vit.blocks])
         self.vit = vit
         self.inner_norms: dict[nn.Module, str] = {}
@@ -123,11 +125,11 @@ class ViTAdapter(TransformerAdapter):
         return self.pooled(self.last_read(x, norm))
 
     def pooled(self, read: Tensor) -> Tensor:
-        """What the heads read, from what follows the final norm: the same without attention pooling."""
+        """The features for the heads, from the output of the final norm; without attention pooling, that output."""
         return self.vit.attn_pool(read).unsqueeze(1) if self.shape.structure.pool else read
 
     def last_read(self, x: Tensor, norm: Norm = stock_norm) -> Tensor:
-        """What the linear layers after the final norm read, (B, T, D): those of attention pooling, else the heads."""
+        """The input (B, T, D) of the linear layers after the final norm: attention pooling's, else the heads'."""
         if self.shape.structure.pool:
             return self.read_by_pool(x, norm)
         before, first = not self.shape.fc_norm, self.shape.num_prefix_tokens

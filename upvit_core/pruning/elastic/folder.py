@@ -55,8 +55,8 @@ def make_elastic(
     """
     if not loaded.shape.has_directions:
         raise UnsupportedModelError(
-            f"{loaded.name} becomes no elastic model, for it cannot be rotated: {loaded.shape.unrotated}; prune it by "
-            "channels."
+            f"{loaded.name} cannot be made elastic, since its residual cannot be rotated: {loaded.shape.unrotated}; "
+            "prune it by channels."
         )
     loaded = _with_linear_layers(loaded)
     proxy = draw_proxy(images, min(n, len(images)), seed)
