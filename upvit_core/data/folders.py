@@ -122,7 +122,7 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
             for path, name in zip(paths, names, strict=True)
         ]
         if lost := places.count(""):
-            source = f"{lost:,} images in neither part of their class are left out, as {paths[places.index('')]}."
+            source = f"Images in neither part of their class are left out ({lost:,}, as {paths[places.index('')]})."
         kept = [i for i, place in enumerate(places) if place == split]
         paths, names, sizes = [paths[i] for i in kept], [names[i] for i in kept], [sizes[i] for i in kept]
     both = labelled and split == "val" and len(parts) == 2
@@ -159,7 +159,7 @@ def _open(tree: Tree, split: str, seed: int, apart: bool, labelled: bool) -> Fil
         labels,
         classes,
         digest_of(chain(classes, zip(paths, labels.tolist(), sizes, strict=True))),
-        empty=tuple(n for n in dict.fromkeys(beside) if n not in own and n not in trained and not is_foreign(n)),
+        empty=tuple(n for n in dict.fromkeys(beside) if not (n in own or n in trained or n in inside or is_foreign(n))),
         unknown=unknown,
         told=" ".join(filter(None, (left_out, told, source, passed))),
         undivided=undivided,
